@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: MIT
+#
+# A front for Meson, so that "make" does all there is to do here; the build
+# itself is described in meson.build.
+#
+#   make            build/hmm, build/libhmm.so, build/libhmm-preload.so
+#   make test       all tests; the last line says how many passed
+#   make demo       a real program on a third of the RAM it needs
+#   make bench      measurements
+#   make install    PREFIX=/usr/local, DESTDIR=
+#   make format     clang-format over all C files
+#   make clean
+#
+# BUILD=DIR builds elsewhere; MESONFLAGS go to "meson setup".
+
+BUILD ?= build
+PREFIX ?= /usr/local
+DESTDIR ?=
+MESONFLAGS ?=
+
+.DEFAULT_GOAL := build
+.PHONY: build deps test demo bench install format clean
+
+deps:
+	@scripts/deps
+
+# A setup that was interrupted leaves a directory without build.ninja.
+$(BUILD)/build.ninja: | deps
+	@meson setup --prefix '$(PREFIX)' $(MESONFLAGS) '$(BUILD)' >'$(BUILD).setup.log' 2>&1 || \
+		{ cat '$(BUILD).setup.log'; rm -f '$(BUILD).setup.log'; exit 1; }
+	@rm -f '$(BUILD).setup.log'
+
+build: deps $(BUILD)/build.ninja
+	@ninja -C '$(BUILD)' --quiet
+
+# The log of an earlier run must not be taken for this one's.
+test: build
+	@rm -f '$(BUILD)/meson-logs/testlog.json'
+	@meson test -C '$(BUILD)' --no-rebuild --timeout-multiplier 4 || :
+	@scripts/testsum '$(BUILD)/meson-logs/testlog.json' '$(BUILD)/test-summary'
+
+demo: build
+	@examples/demo/demo --hmm '$(BUILD)/hmm' --out '$(BUILD)/demo'
+
+bench: build
+	@meson test -C '$(BUILD)' --no-rebuild --benchmark --verbose
+
+install: build
+	@meson configure '$(BUILD)' --prefix '$(PREFIX)'
+	@ninja -C '$(BUILD)' --quiet
+	@DESTDIR='$(DESTDIR)' meson install -C '$(BUILD)' --no-rebuild
+
+format:
+	@git ls-files '*.c' '*.h' | xargs clang-format -i
+
+clean:
+	@rm -rf '$(BUILD)'
