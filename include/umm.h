@@ -154,24 +154,23 @@ struct umm_notifier_ops {
 
 /** Interest in [start, end) of a space.  The driver embeds it; fields are umm's. */
 struct umm_notifier {
-	const struct umm_notifier_ops *ops;
-	struct umm_space *space;
+	/* interval tree: what a search reads comes first, within one cache line */
 	uint64_t start, end;
-	uint64_t seq;
-	/* interval tree */
-	struct umm_notifier *left, *right, *parent;
 	uint64_t subtree_end;
-	uint32_t priority;
-	/* list of what waits until no invalidation runs */
-	struct umm_notifier *deferred_next;
-	uint32_t state;
+	struct umm_notifier *left, *right, *parent;
+	uint32_t height; /* of the subtree; 0: not in the tree */
+	uint64_t seq;
+	struct umm_space *space; /* NULL: on none */
+	const struct umm_notifier_ops *ops;
 };
 
 /**
  * umm_notifier_insert() - be told of changes in [@start, @start + @len).
  * @n: the caller's, until umm_notifier_remove() has returned or release() ran.
  *
- * Returns 0, -EINVAL (unaligned, empty, wrapping or above the user half), -ENOMEM.
+ * Returns 0, or -EINVAL (unaligned, empty, wrapping or above the user half).
+ * May be called while an invalidation runs, also from a callback: then @n
+ * counts as invalidated until that has ended.
  */
 int umm_notifier_insert(struct umm_notifier *n, struct umm_space *space, uint64_t start, uint64_t len,
 			const struct umm_notifier_ops *ops);
@@ -179,7 +178,10 @@ int umm_notifier_insert(struct umm_notifier *n, struct umm_space *space, uint64_
 /**
  * umm_notifier_remove() - no more callbacks for @n once it has returned.
  *
- * Waits for one that runs now, except when called from inside @n's own callback.
+ * Waits for one that runs now, except when called from inside @n's own callback;
+ * so no lock that the callback takes may be held.  Does not wait for the end of
+ * the invalidation.  Once it has returned @n may be freed, also in its callback.
+ * Nothing happens when @n is on no space (zeroed, removed, or released).
  */
 void umm_notifier_remove(struct umm_notifier *n);
 
