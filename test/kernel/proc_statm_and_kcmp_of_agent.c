@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Fact: /proc/AGENT/statm is the RSS of the address space that a CLONE_VM task
+ * stands in, also when the program has called execve; kcmp(KCMP_VM) tells
+ * whether both still share one.
+ */
+#include "probe.h"
+
+#include <linux/kcmp.h>
+
+#define PAGES 4096
+
+struct agent {
+	int sock, step;
+};
+
+static int agent_main(void *p)
+{
+	struct agent *a = p;
+
+	say(a->sock, (uint64_t)getpid());
+	flag_set(&a->step, 1);
+	hear(a->sock);
+	_exit(0);
+}
+
+static int program(int sock)
+{
+	struct agent a = {.sock = sock};
+	char num[16];
+
+	map_filled(PAGES * PAGE, 1);
+	agent_clone(agent_main, &a);
+	flag_wait(&a.step, 1);
+	hear(sock);
+	fcntl(sock, F_SETFD, 0);
+	snprintf(num, sizeof(num), "%d", sock);
+	execl("/proc/self/exe", "second", num, NULL);
+	return 1;
+}
+
+static long rss(pid_t pid)
+{
+	char path[64];
+	long size, n;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/statm", pid);
+	f = fopen(path, "r");
+	CHECK(f && fscanf(f, "%ld %ld", &size, &n) == 2, "statm can be read");
+	fclose(f);
+	return n;
+}
+
+/* The socket is heard by two: the second word goes to whoever is left. */
+int main(int argc, char **argv)
+{
+	struct peer prog;
+	pid_t agent;
+	long rc;
+
+	probe_start();
+	if (argc == 2) {
+		say(atoi(argv[1]), 1);
+		pause();
+		return 0;
+	}
+	prog = peer_start(program);
+	agent = (pid_t)hear(prog.sock);
+
+	rc = syscall(SYS_kcmp, agent, prog.pid, KCMP_VM, 0ul, 0ul);
+	if (rc < 0 && (errno == ENOSYS || errno == EPERM))
+		printf("no kcmp here: not probed\n");
+	else
+		CHECK(rc == 0, "kcmp says that agent and program share an address space (%ld)", rc);
+	CHECK(rss(agent) >= PAGES, "statm of the agent is that of the address space");
+	kill(agent, SIGSTOP); /* so that the program hears */
+	while (true) {
+		char path[64], st = 0;
+		FILE *f;
+
+		snprintf(path, sizeof(path), "/proc/%d/stat", agent);
+		f = fopen(path, "r");
+		CHECK(f && fscanf(f, "%*d (%*[^)]) %c", &st) == 1, "stat can be read");
+		fclose(f);
+		if (st == 'T')
+			break;
+	}
+	say(prog.sock, 1);
+	CHECK(hear(prog.sock) == 1, "the program has called execve");
+	if (rc >= 0)
+		CHECK(syscall(SYS_kcmp, agent, prog.pid, KCMP_VM, 0ul, 0ul) > 0,
+		      "kcmp says that they share no address space after execve");
+	CHECK(rss(agent) >= PAGES, "statm of the agent is that of the old address space");
+	CHECK(rss(prog.pid) < PAGES, "statm of the program is that of the new image");
+	kill(agent, SIGKILL);
+	kill(prog.pid, SIGKILL);
+	reap(prog.pid);
+	return 0;
+}
