@@ -1,0 +1,8 @@
+/* SPDX-License-Identifier: MIT */
+/* The subcommands of hmm.  Each gets its own argv[0] and returns an exit status. */
+#ifndef HMM_CLI_CLI_H
+#define HMM_CLI_CLI_H
+
+int hmm_doctor_main(int argc, char **argv);
+
+#endif

@@ -1,0 +1,51 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+# What scripts/testsum makes of a test log.  Usage: testsum.sh TESTSUM
+set -eu
+
+testsum=$1
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+
+fail() {
+	echo "FAIL: $*"
+	cat "$tmp/out"
+	exit 1
+}
+
+# expect STATUS LAST-LINE, on $tmp/log
+expect() {
+	rc=0
+	"$testsum" "$tmp/log" "$tmp/sum" >"$tmp/out" 2>&1 || rc=$?
+	[ "$rc" -eq "$1" ] || fail "exit status $rc, not $1"
+	[ "$(tail -n 1 "$tmp/out")" = "$2" ] || fail "the last line is not '$2'"
+	[ "$(cat "$tmp/sum")" = "$2" ] || fail "the summary file is not '$2'"
+}
+
+: >"$tmp/out"
+ok='{"name": "a", "result": "OK", "returncode": 0, "stdout": "fine"}'
+skip='{"name": "b", "result": "SKIP", "returncode": 77, "stdout": "SKIP: needs root\n"}'
+bad='{"name": "c", "result": "FAIL", "returncode": 1, "stdout": "it broke\n", "stderr": "badly\n"}'
+slow='{"name": "d", "result": "TIMEOUT", "returncode": -15}'
+err='{"name": "e", "result": "ERROR", "returncode": 99}'
+
+echo "$ok" >"$tmp/log"
+expect 0 "1 passed, 0 failed, 0 skipped"
+
+printf '%s\n' "$ok" "$skip" "$ok" >"$tmp/log"
+expect 0 "2 passed, 0 failed, 1 skipped"
+grep -q '^skipped: b: SKIP: needs root$' "$tmp/out" || fail "not said why b was skipped"
+
+printf '%s\n' "$ok" "$bad" "$slow" "$err" >"$tmp/log"
+expect 1 "1 passed, 3 failed, 0 skipped"
+grep -q '^it broke$' "$tmp/out" || fail "what c said is not shown"
+grep -q '^badly$' "$tmp/out" || fail "what c said to stderr is not shown"
+grep -q '^---- failed: c, d, e$' "$tmp/out" || fail "the failed ones are not named"
+
+# No test at all, no log, and half a log: none of them is a success.
+: >"$tmp/log"
+expect 1 "0 passed, 0 failed, 0 skipped"
+rm "$tmp/log"
+expect 1 "0 passed, 0 failed, 0 skipped"
+printf '%s\n{"name": "x", "res' "$ok" >"$tmp/log"
+expect 1 "0 passed, 0 failed, 0 skipped"
