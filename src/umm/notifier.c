@@ -1,0 +1,234 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Who is told before an address space changes.
+ *
+ * DOC: the sequence
+ *
+ * A space has one sequence number.  It is odd while at least one invalidation
+ * runs that found somebody, else even; it moves on when the last one ends.
+ * Each notifier carries the number of the invalidation that it saw last, put
+ * there by its callback under the driver's lock.  So
+ *
+ *	n->seq == space's	n is being invalidated: umm_read_begin() sleeps
+ *	n->seq != what umm_read_begin() gave
+ *				n was invalidated since: umm_read_retry()
+ *
+ * umm_read_begin() may run between the moment in which the number becomes odd
+ * and the callback, and then does not sleep.  That is fine: the driver's lock
+ * decides.  If the callback got it first, umm_read_retry() sees the new number;
+ * if the reader did, the callback drops what the reader has just put in.
+ *
+ * A number, once odd, stays while any invalidation runs, so a reader of n may
+ * sleep a little longer than the invalidation of n lasts, until none runs.
+ *
+ * DOC: insertion and removal while an invalidation runs
+ *
+ * Callbacks run without the lock, and begin finds its way by the key (start,
+ * address) of the notifier that it told last, never through it.  So the tree
+ * may change at any time, also from inside a callback.  One that is inserted
+ * meanwhile carries the odd number: its readers sleep until no invalidation
+ * runs, whether or not it was told.  One that is removed is told no more, and
+ * removal waits only for callbacks of that same notifier in other threads: the
+ * list of running callbacks, which lives on the stacks of those that run them,
+ * says whether there are any.
+ *
+ * No memory is allocated here.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <unistd.h>
+
+#include "umm/itree.h"
+#include "umm/notifier_internal.h"
+
+/* Above every user address on the machines there are (five-level page tables). */
+#define USER_END ((uint64_t)1 << 56)
+
+struct umm_notifier_call {
+	const struct umm_notifier *n;
+	pthread_t thread;
+	struct umm_notifier_call *next;
+};
+
+void umm_notifiers_init(struct umm_notifiers *nots)
+{
+	*nots = (struct umm_notifiers){.seq = 2};
+	/* With default attributes neither can fail. */
+	pthread_mutex_init(&nots->lock, NULL);
+	pthread_cond_init(&nots->changed, NULL);
+}
+
+static void end_locked(struct umm_notifiers *nots)
+{
+	assert(nots->active);
+	if (--nots->active || !(nots->seq & 1))
+		return;
+	nots->seq++;
+	pthread_cond_broadcast(&nots->changed);
+}
+
+static int begin(struct umm_notifiers *nots, const struct umm_change *change)
+{
+	struct umm_notifier_call call, **link;
+	struct umm_notifier *n;
+	int rc = 0;
+
+	pthread_mutex_lock(&nots->lock);
+	nots->active++;
+	n = umm_itree_first(nots->root, change->start, change->end);
+	if (!n)
+		goto out;
+
+	nots->seq |= 1;
+	call.thread = pthread_self();
+	call.next = nots->calls;
+	nots->calls = &call;
+	while (n && !rc) {
+		const struct umm_notifier *key = n;
+		uint64_t key_start = n->start, seq = nots->seq;
+		bool done;
+
+		call.n = n;
+		pthread_mutex_unlock(&nots->lock);
+		done = n->ops->invalidate(n, change, seq);
+		/* From here on n may be gone. */
+		pthread_mutex_lock(&nots->lock);
+		call.n = NULL;
+		if (nots->removing)
+			pthread_cond_broadcast(&nots->changed);
+		/* Only a change that is not blockable may be refused; else it goes on all the same. */
+		if (!done && !change->blockable)
+			rc = -EAGAIN;
+		n = umm_itree_next(nots->root, change->start, change->end, key_start, key);
+	}
+	for (link = &nots->calls; *link != &call;)
+		link = &(*link)->next;
+	*link = call.next;
+	if (rc)
+		end_locked(nots);
+out:
+	pthread_mutex_unlock(&nots->lock);
+	return rc;
+}
+
+static void end(struct umm_notifiers *nots)
+{
+	pthread_mutex_lock(&nots->lock);
+	end_locked(nots);
+	pthread_mutex_unlock(&nots->lock);
+}
+
+int umm_invalidate_begin(struct umm_space *space, const struct umm_change *change)
+{
+	return begin(umm_space_notifiers(space), change);
+}
+
+void umm_invalidate_end(struct umm_space *space, const struct umm_change *change)
+{
+	end(umm_space_notifiers(space));
+}
+
+static bool called_elsewhere(const struct umm_notifiers *nots, const struct umm_notifier *n)
+{
+	for (const struct umm_notifier_call *c = nots->calls; c; c = c->next)
+		if (c->n == n && !pthread_equal(c->thread, pthread_self()))
+			return true;
+	return false;
+}
+
+/* Under the lock, which is dropped while waiting. */
+static void detach(struct umm_notifiers *nots, struct umm_notifier *n)
+{
+	umm_itree_remove(&nots->root, n);
+	nots->removing++;
+	while (called_elsewhere(nots, n))
+		pthread_cond_wait(&nots->changed, &nots->lock);
+	nots->removing--;
+	n->space = NULL;
+}
+
+int umm_notifier_insert(struct umm_notifier *n, struct umm_space *space, uint64_t start, uint64_t len,
+			const struct umm_notifier_ops *ops)
+{
+	uint64_t unaligned = (uint64_t)sysconf(_SC_PAGESIZE) - 1;
+	struct umm_notifiers *nots;
+
+	if (!n || !space || !ops || !ops->invalidate)
+		return -EINVAL;
+	if (!len || ((start | len) & unaligned) || start > USER_END || len > USER_END - start)
+		return -EINVAL;
+
+	nots = umm_space_notifiers(space);
+	*n = (struct umm_notifier){.start = start, .end = start + len, .space = space, .ops = ops};
+	pthread_mutex_lock(&nots->lock);
+	if (nots->active) {
+		/* What runs may concern n and will not tell it. */
+		nots->seq |= 1;
+		n->seq = nots->seq;
+	} else {
+		n->seq = nots->seq - 1;
+	}
+	umm_itree_insert(&nots->root, n);
+	pthread_mutex_unlock(&nots->lock);
+	return 0;
+}
+
+void umm_notifier_remove(struct umm_notifier *n)
+{
+	struct umm_notifiers *nots;
+
+	if (!n->space)
+		return;
+	nots = umm_space_notifiers(n->space);
+	pthread_mutex_lock(&nots->lock);
+	detach(nots, n);
+	pthread_mutex_unlock(&nots->lock);
+}
+
+uint64_t umm_read_begin(struct umm_notifier *n)
+{
+	struct umm_notifiers *nots;
+	uint64_t seq;
+
+	if (!n->space)
+		return __atomic_load_n(&n->seq, __ATOMIC_RELAXED);
+	nots = umm_space_notifiers(n->space);
+	pthread_mutex_lock(&nots->lock);
+	seq = __atomic_load_n(&n->seq, __ATOMIC_RELAXED);
+	while (seq == nots->seq)
+		pthread_cond_wait(&nots->changed, &nots->lock);
+	pthread_mutex_unlock(&nots->lock);
+	return seq;
+}
+
+bool umm_read_retry(const struct umm_notifier *n, uint64_t seq)
+{
+	return __atomic_load_n(&n->seq, __ATOMIC_RELAXED) != seq;
+}
+
+void umm_notifier_set_seq(struct umm_notifier *n, uint64_t seq)
+{
+	__atomic_store_n(&n->seq, seq, __ATOMIC_RELAXED);
+}
+
+void umm_notifiers_destroy(struct umm_notifiers *nots)
+{
+	const struct umm_change all = {.event = UMM_EVENT_RELEASE, .end = USER_END, .blockable = true};
+
+	begin(nots, &all);
+	pthread_mutex_lock(&nots->lock);
+	while (nots->root) {
+		struct umm_notifier *n = nots->root;
+		const struct umm_notifier_ops *ops = n->ops;
+
+		detach(nots, n);
+		pthread_mutex_unlock(&nots->lock);
+		if (ops->release)
+			ops->release(n);
+		pthread_mutex_lock(&nots->lock);
+	}
+	end_locked(nots);
+	pthread_mutex_unlock(&nots->lock);
+	pthread_cond_destroy(&nots->changed);
+	pthread_mutex_destroy(&nots->lock);
+}

@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: MIT */
+/* What a space keeps of its notifiers; see notifier.c. */
+#ifndef UMM_NOTIFIER_INTERNAL_H
+#define UMM_NOTIFIER_INTERNAL_H
+
+#include <pthread.h>
+
+#include "umm.h"
+
+struct umm_notifier_call;
+
+struct umm_notifiers {
+	pthread_mutex_t lock;            /* all below; taken last, never held across a callback */
+	pthread_cond_t changed;          /* seq moved on, or a callback that is being waited for has returned */
+	struct umm_notifier *root;       /* umm_itree_* */
+	uint64_t seq;                    /* odd while an invalidation that found somebody runs */
+	uint64_t active;                 /* invalidations begun and not ended */
+	struct umm_notifier_call *calls; /* callbacks that run now */
+	unsigned removing;               /* threads that wait for a callback to return */
+};
+
+void umm_notifiers_init(struct umm_notifiers *nots);
+
+/** umm_notifiers_destroy() - the space ends: RELEASE to all, then each gets its release(). */
+void umm_notifiers_destroy(struct umm_notifiers *nots);
+
+/** umm_space_notifiers() - those of @space. */
+struct umm_notifiers *umm_space_notifiers(struct umm_space *space);
+
+#endif
