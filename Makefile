@@ -32,6 +32,10 @@ $(BUILD)/build.ninja: | deps
 
 build: deps $(BUILD)/build.ninja
 	@ninja -C '$(BUILD)' --quiet
+	@for f in hmm libhmm.so libhmm-preload.so; do \
+		at=$$(cd '$(BUILD)' && find src -name $$f); \
+		[ -e '$(BUILD)'/$$f ] || [ -z "$$at" ] || ln -sf "$$at" '$(BUILD)'/$$f; \
+	done
 
 # The log of an earlier run must not be taken for this one's.
 test: build
