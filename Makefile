@@ -24,9 +24,13 @@ MESONFLAGS ?=
 deps:
 	@scripts/deps
 
+# Meson asks dpkg-dev for the place of libraries, which need not be installed;
+# the compiler knows it too.  Asked late: it may be deps that installs it.
+LIBDIR = $(shell m=$$(gcc -print-multiarch 2>/dev/null); echo $${m:+--libdir lib/$$m})
+
 # A setup that was interrupted leaves a directory without build.ninja.
 $(BUILD)/build.ninja: | deps
-	@meson setup --prefix '$(PREFIX)' $(MESONFLAGS) '$(BUILD)' >'$(BUILD).setup.log' 2>&1 || \
+	@meson setup --prefix '$(PREFIX)' $(LIBDIR) $(MESONFLAGS) '$(BUILD)' >'$(BUILD).setup.log' 2>&1 || \
 		{ cat '$(BUILD).setup.log'; rm -f '$(BUILD).setup.log'; exit 1; }
 	@rm -f '$(BUILD).setup.log'
 
