@@ -122,6 +122,17 @@ struct hmm_device {
  */
 int hmm_device_open(const char *spec, struct hmm_device **devp, char *err, size_t errlen);
 
+/**
+ * hmm_chain_next() - the next device specification of a chain "lz4:1G,raw,file:/var/tmp".
+ * @chain: in and out; set behind what was read.
+ * @spec, @len: room for the specification.
+ *
+ * Arguments may hold commas, so one ends a specification only where a known
+ * driver's name follows.  Returns 1, 0 at the end, -EINVAL for an empty or too
+ * long one.
+ */
+int hmm_chain_next(const char **chain, char *spec, size_t len);
+
 /** hmm_device_close() - end a device; NULL is fine. */
 void hmm_device_close(struct hmm_device *dev);
 

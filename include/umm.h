@@ -64,6 +64,24 @@ int umm_space_open_pid(pid_t pid, struct umm_space **spacep);
 /** umm_space_close() - end a space; notifiers still on it get their release() first.  NULL is fine. */
 void umm_space_close(struct umm_space *space);
 
+/**
+ * umm_space_watch() - have raw system calls that change [@start, @start + @len) reported.
+ * @start, @len: whole mappings; a partly watched mapping breaks mremap().
+ *
+ * Registers the range with the space's userfaultfd (write-protect mode,
+ * asynchronous), which works on anonymous, shared, file and hugetlb mappings.
+ * From then on munmap, mremap, MADV_DONTNEED and their like reach the notifiers
+ * before the calling thread goes on, whoever called them and how.  mprotect
+ * sends nothing: see umm_range_fault().
+ *
+ * Returns 0; -EBUSY another userfaultfd has the range; -EINVAL; -ENOMEM;
+ * -EPERM no right to a userfaultfd; -EOPNOTSUPP not the caller's own space.
+ */
+int umm_space_watch(struct umm_space *space, uint64_t start, uint64_t len);
+
+/** umm_space_unwatch() - undo umm_space_watch().  Returns 0 or -EINVAL. */
+int umm_space_unwatch(struct umm_space *space, uint64_t start, uint64_t len);
+
 /* ----------------------------------------------------------------- queries */
 
 #define UMM_VMA_READ 0x01u
@@ -156,7 +174,7 @@ struct umm_notifier_ops {
 struct umm_notifier {
 	/* interval tree: what a search reads comes first, within one cache line */
 	uint64_t start, end;
-	uint64_t subtree_end;
+	uint64_t subtree_end; /* the greatest end in the subtree */
 	struct umm_notifier *left, *right, *parent;
 	uint32_t height; /* of the subtree; 0: not in the tree */
 	uint64_t seq;
@@ -246,6 +264,7 @@ int umm_range_snapshot(struct umm_range *range);
  * -EPERM write is asked for where the mapping does not allow it; -EBUSY the
  * range changed meanwhile: begin again; -ENOMEM; -EINTR; -ETIME the deadline
  * passed; -EOPNOTSUPP another process's space without an agent; -ESRCH.
+ * On error the requests stand in entries again, as they came.
  */
 int umm_range_fault(struct umm_range *range);
 

@@ -1,0 +1,260 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Keeping a tree of processes within its budget of RAM.
+ *
+ * DOC: what is counted
+ *
+ * Anonymous memory of every space (statm: resident less shared), the windows,
+ * and all that this process itself has resident and anonymous: its records and
+ * what devices keep in RAM.  Pages shared by fork would be counted once a
+ * space: from time to time the proportional share (Pss_Anon) tells by how much.
+ * Between two measurements faults add to an estimate what they place.
+ *
+ * DOC: when something happens
+ *
+ *   arm	at 15/16 of the budget everything is registered, so that growth
+ *		shows as faults, which can be held back.  Before: nothing at all.
+ *   high	above it pages are moved out, down to low
+ *   budget	above it faults wait for room, for a bounded time
+ *
+ * How long to sleep between measurements follows from what could be allocated
+ * meanwhile: first touch of fresh memory is not faster than GROWTH.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "hmm/internal.h"
+
+#define GROWTH 2000000000ull /* bytes a second */
+#define SLEEP_MIN_NS 2000000ull
+#define SLEEP_MAX_NS 200000000ull
+#define SLEEP_ARMED_NS 10000000ull
+#define CREDIT_EVERY_NS 250000000ull
+#define HOLD_NS 20000000ull
+#define HOLD_MAX 10u
+
+static uint64_t arm_at(const struct hmm *h)
+{
+	return h->opt.budget - h->opt.budget / 16;
+}
+
+static uint64_t high_at(const struct hmm *h)
+{
+	return h->opt.budget - h->opt.budget / 64;
+}
+
+static uint64_t low_at(const struct hmm *h)
+{
+	return h->opt.budget - h->opt.budget / 32;
+}
+
+/* Resident less shared, in pages; 0 when the task is gone. */
+static uint64_t statm_anon(int fd)
+{
+	char buf[128];
+	ssize_t n = fd >= 0 ? pread(fd, buf, sizeof(buf) - 1, 0) : -1;
+	unsigned long size, resident, shared;
+
+	if (n <= 0)
+		return 0;
+	buf[n] = 0;
+	if (sscanf(buf, "%lu %lu %lu", &size, &resident, &shared) != 3 || resident < shared)
+		return 0;
+	return resident - shared;
+}
+
+static uint64_t pss_anon_pages(int fd)
+{
+	char buf[2048];
+	ssize_t n = fd >= 0 ? pread(fd, buf, sizeof(buf) - 1, 0) : -1;
+	unsigned long kib;
+	char *p;
+
+	if (n <= 0)
+		return 0;
+	buf[n] = 0;
+	p = strstr(buf, "Pss_Anon:");
+	return p && sscanf(p + 9, "%lu", &kib) == 1 ? kib / 4 : 0;
+}
+
+static uint64_t measure_mm(struct hmm_mm *mm, uint64_t now)
+{
+	uint64_t anon = statm_anon(mm->statm_fd), window = 0;
+	struct stat st;
+
+	if (atomic_load(&mm->forked) && now - mm->credit_at_ns > CREDIT_EVERY_NS) {
+		uint64_t pss = pss_anon_pages(mm->rollup_fd);
+
+		mm->credit_at_ns = now;
+		mm->shared_credit = pss && pss < anon ? anon - pss : 0;
+	}
+	mm->anon_pages = anon > mm->shared_credit ? anon - mm->shared_credit : 0;
+	if (mm->window_fd >= 0 && !fstat(mm->window_fd, &st))
+		window = (uint64_t)st.st_blocks * 512;
+	return mm->anon_pages * UMM_PAGE + window;
+}
+
+uint64_t hmm_budget_measure(struct hmm *h)
+{
+	uint64_t now = hmm_now_ns(), sum = 0, peak;
+
+	pthread_mutex_lock(&h->lock);
+	for (struct hmm_mm *mm = h->mms; mm; mm = mm->next)
+		sum += measure_mm(mm, now);
+	sum += statm_anon(h->self_statm_fd) * UMM_PAGE;
+	pthread_mutex_unlock(&h->lock);
+	atomic_store(&h->estimate, sum);
+	peak = atomic_load(&h->peak);
+	while (sum > peak && !atomic_compare_exchange_weak(&h->peak, &peak, sum))
+		;
+	return sum;
+}
+
+void hmm_budget_charge(struct hmm_mm *mm, uint64_t pages)
+{
+	struct hmm *h = mm->h;
+
+	if (!h->budget_started || !h->opt.budget)
+		return;
+	for (unsigned i = 0; i < HOLD_MAX; i++) {
+		uint64_t total = atomic_load(&h->estimate) + pages * UMM_PAGE;
+		struct timespec ts;
+
+		if (total > high_at(h) && !atomic_load(&h->want_set)) {
+			pthread_mutex_lock(&h->wait_lock);
+			atomic_store(&h->want_set, true);
+			pthread_cond_signal(&h->want);
+			pthread_mutex_unlock(&h->wait_lock);
+		}
+		if (total <= h->opt.budget || atomic_load(&h->full) || atomic_load(&h->stop) ||
+		    atomic_load(&h->resting))
+			return;
+		umm_monitor_yield(mm->space);
+		clock_gettime(CLOCK_MONOTONIC, &ts);
+		ts.tv_nsec += (long)HOLD_NS;
+		if (ts.tv_nsec >= 1000000000) {
+			ts.tv_nsec -= 1000000000;
+			ts.tv_sec++;
+		}
+		pthread_mutex_lock(&h->wait_lock);
+		pthread_cond_timedwait(&h->room, &h->wait_lock, &ts);
+		pthread_mutex_unlock(&h->wait_lock);
+	}
+}
+
+static void arm_all(struct hmm *h)
+{
+	struct hmm_mm *list[256];
+	unsigned n = 0;
+
+	atomic_store(&h->armed, true);
+	pthread_mutex_lock(&h->lock);
+	for (struct hmm_mm *mm = h->mms; mm && n < 256; mm = mm->next)
+		if (mm->inside && !atomic_load(&mm->dead) && !atomic_load(&mm->rest)) {
+			umm_space_get(mm->space);
+			list[n++] = mm;
+		}
+	pthread_mutex_unlock(&h->lock);
+	for (unsigned i = 0; i < n; i++) {
+		if (!atomic_load(&list[i]->armed) && !list[i]->inside->arm(list[i]->inside_priv)) {
+			atomic_store(&list[i]->armed, true);
+			atomic_store(&list[i]->space->ctl->armed, 1);
+		}
+		if (atomic_load(&list[i]->armed))
+			hmm_discover(list[i]);
+		umm_space_put(list[i]->space);
+	}
+}
+
+static void room_made(struct hmm *h)
+{
+	pthread_mutex_lock(&h->wait_lock);
+	pthread_cond_broadcast(&h->room);
+	pthread_mutex_unlock(&h->wait_lock);
+}
+
+static void shrink(struct hmm *h, uint64_t total)
+{
+	while (total > low_at(h) && !atomic_load(&h->stop) && !atomic_load(&h->resting)) {
+		uint64_t over = (total - low_at(h)) / UMM_PAGE + 1;
+		uint64_t failed = atomic_load(&h->out_failed);
+		uint64_t went = hmm_reclaim(h, over < 4 * UMM_BATCH_PAGES ? over : 4 * UMM_BATCH_PAGES);
+
+		total = hmm_budget_measure(h);
+		room_made(h);
+		if (went)
+			continue;
+		atomic_store(&h->full, true);
+		if (atomic_load(&h->out_failed) > failed && !atomic_exchange(&h->full_said, true))
+			hmm_say(h, "all devices are full: nothing more is moved out, the program goes on above its budget");
+		return;
+	}
+	atomic_store(&h->full, false);
+}
+
+static uint64_t pause_ns(struct hmm *h, uint64_t total)
+{
+	uint64_t at = arm_at(h), ns;
+
+	if (atomic_load(&h->armed))
+		return atomic_load(&h->full) ? 5 * SLEEP_ARMED_NS : SLEEP_ARMED_NS;
+	ns = total < at ? (at - total) * 1000 / (GROWTH / 1000000) : 0;
+	return ns < SLEEP_MIN_NS ? SLEEP_MIN_NS : ns > SLEEP_MAX_NS ? SLEEP_MAX_NS : ns;
+}
+
+static void *budget_main(void *arg)
+{
+	struct hmm *h = arg;
+
+	while (!atomic_load(&h->stop)) {
+		uint64_t total = hmm_budget_measure(h);
+		struct timespec ts;
+
+		if (!atomic_load(&h->resting)) {
+			if (total > arm_at(h))
+				arm_all(h);
+			if (total > high_at(h))
+				shrink(h, total);
+		}
+		room_made(h);
+		uint64_t ns = pause_ns(h, atomic_load(&h->estimate));
+		clock_gettime(CLOCK_MONOTONIC, &ts);
+		ts.tv_sec += (time_t)((ts.tv_nsec + (long)ns) / 1000000000);
+		ts.tv_nsec = (ts.tv_nsec + (long)ns) % 1000000000;
+		pthread_mutex_lock(&h->wait_lock);
+		if (!atomic_load(&h->want_set) && !atomic_load(&h->stop))
+			pthread_cond_timedwait(&h->want, &h->wait_lock, &ts);
+		atomic_store(&h->want_set, false);
+		pthread_mutex_unlock(&h->wait_lock);
+	}
+	return NULL;
+}
+
+int hmm_budget_start(struct hmm *h)
+{
+	int rc;
+
+	h->budget_started = true;
+	rc = -pthread_create(&h->budget_thread, NULL, budget_main, h);
+	if (rc)
+		h->budget_started = false;
+	return rc;
+}
+
+void hmm_budget_stop(struct hmm *h)
+{
+	if (!h->budget_started)
+		return;
+	pthread_mutex_lock(&h->wait_lock);
+	atomic_store(&h->stop, true);
+	pthread_cond_broadcast(&h->want);
+	pthread_cond_broadcast(&h->room);
+	pthread_mutex_unlock(&h->wait_lock);
+	pthread_join(h->budget_thread, NULL);
+	h->budget_started = false;
+}

@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: MIT */
+/* A chain of devices: a page goes to the first that takes it. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "hmm/internal.h"
+
+int hmm_chain_open(const char *spec, uint64_t budget, struct hmm_chain *c, char *err, size_t errlen)
+{
+	int rc = -EINVAL;
+
+	*c = (struct hmm_chain){0};
+	for (;;) {
+		const char *at = spec;
+		char one[160];
+
+		rc = hmm_chain_next(&spec, one, sizeof(one) - 32);
+		if (!rc)
+			break;
+		if (rc < 0 || c->n == HMM_TIERS_MAX) {
+			snprintf(err, errlen, "\"%s\": a chain is 1 to %u devices, separated by commas", at, HMM_TIERS_MAX);
+			rc = -EINVAL;
+			goto fail;
+		}
+		/* Compressed memory is part of the budget: left alone it would crowd out what it is there to serve. */
+		if (!strcmp(one, "lz4") && budget)
+			snprintf(one, sizeof(one), "lz4:%llu%s", (unsigned long long)(budget / 2), *spec ? "" : ",raw");
+		rc = hmm_device_open(one, &c->dev[c->n], err, errlen);
+		if (rc)
+			goto fail;
+		c->n++;
+	}
+	if (c->n)
+		return 0;
+	snprintf(err, errlen, "no device given");
+	rc = -EINVAL;
+fail:
+	hmm_chain_close(c);
+	return rc;
+}
+
+void hmm_chain_close(struct hmm_chain *c)
+{
+	for (unsigned i = 0; i < c->n; i++)
+		hmm_device_close(c->dev[i]);
+	c->n = 0;
+}
+
+unsigned hmm_chain_in(struct hmm *h, const void *const src[], hmm_handle_t handle[], uint8_t tier[], unsigned n)
+{
+	struct hmm_chain *c = &h->chain;
+	const void *left[UMM_BATCH_PAGES];
+	hmm_handle_t got[UMM_BATCH_PAGES];
+	uint16_t index[UMM_BATCH_PAGES];
+	unsigned taken = 0;
+
+	for (unsigned i = 0; i < n; i++)
+		handle[i] = HMM_HANDLE_NONE;
+	for (unsigned t = 0; t < c->n && taken < n; t++) {
+		unsigned m = 0;
+
+		for (unsigned i = 0; i < n; i++) {
+			if (handle[i] != HMM_HANDLE_NONE)
+				continue;
+			left[m] = src[i];
+			got[m] = HMM_HANDLE_NONE;
+			index[m++] = (uint16_t)i;
+		}
+		int rc = c->dev[t]->ops->copy_in(c->dev[t], left, got, m);
+		if (rc <= 0)
+			continue; /* full, or failing: the next one, and in the end nobody */
+		for (unsigned i = 0; i < m; i++) {
+			if (got[i] == HMM_HANDLE_NONE)
+				continue;
+			handle[index[i]] = got[i];
+			tier[index[i]] = (uint8_t)t;
+			taken++;
+		}
+	}
+	return taken;
+}

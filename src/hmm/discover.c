@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Which memory is managed: found by looking, whatever made it.
+ *
+ * Every private anonymous mapping is registered as a whole, also those that
+ * are not moved from (read-only, executable), because a mapping of which only a
+ * part is registered breaks mremap().  Quarantine: after MADV_DONTNEED and its
+ * like the caller drops the pages some time *after* its event was read; moved
+ * out in between, they would come back with old contents.
+ */
+#include <errno.h>
+
+#include "hmm/internal.h"
+
+static bool manageable(const struct umm_vma *v)
+{
+	return !(v->flags & (UMM_VMA_SHARED | UMM_VMA_FILE | UMM_VMA_SPECIAL | UMM_VMA_STACK | UMM_VMA_HUGETLB));
+}
+
+static int register_piece(struct hmm_mm *mm, uint64_t start, uint64_t end)
+{
+	int rc = umm_uffd_register(mm->space->uffd, start, end - start, UFFDIO_REGISTER_MODE_MISSING);
+
+	pthread_mutex_lock(&mm->lock);
+	if (!rc) {
+		rc = hmm_iset_add(&mm->registered, start, end);
+		atomic_fetch_add(&mm->h->registrations, 1);
+		atomic_fetch_add(&mm->registrations, 1);
+	} else if (rc == -EBUSY) {
+		hmm_iset_add(&mm->foreign, start, end);
+	}
+	pthread_mutex_unlock(&mm->lock);
+	return rc;
+}
+
+int hmm_discover(struct hmm_mm *mm)
+{
+	struct umm_vma v;
+	uint64_t at = 0;
+
+	while (!umm_vma_next(mm->space, at, &v)) {
+		bool known;
+
+		at = v.end;
+		if (!manageable(&v) || (v.start < mm->keep_end && v.end > mm->keep_start))
+			continue;
+		pthread_mutex_lock(&mm->lock);
+		known = hmm_iset_covers(&mm->registered, v.start, v.end) || hmm_iset_meets(&mm->foreign, v.start, v.end);
+		pthread_mutex_unlock(&mm->lock);
+		if (known)
+			continue;
+		umm_evlock_shared(&mm->space->ctl->evlock);
+		int rc = register_piece(mm, v.start, v.end);
+		umm_evlock_unshared(&mm->space->ctl->evlock);
+		if (rc == -ESRCH)
+			return rc;
+	}
+	return 0;
+}
+
+void hmm_forget(struct hmm_mm *mm, uint64_t start, uint64_t end)
+{
+	pthread_mutex_lock(&mm->lock);
+	hmm_iset_del(&mm->registered, start, end);
+	hmm_iset_del(&mm->foreign, start, end);
+	hmm_iset_del(&mm->stuck, start, end);
+	pthread_mutex_unlock(&mm->lock);
+}
+
+void hmm_quarantine(struct hmm_mm *mm, uint64_t start, uint64_t end)
+{
+	uint64_t now = hmm_now_ns(), until = now + HMM_QUARANTINE_NS;
+	unsigned n = 0;
+
+	pthread_mutex_lock(&mm->lock);
+	for (unsigned i = 0; i < mm->nquarantine; i++) {
+		if (mm->quarantine[i].until_ns <= now)
+			continue;
+		if (start <= mm->quarantine[i].end && end >= mm->quarantine[i].start) {
+			/* One that touches the new one becomes part of it. */
+			if (mm->quarantine[i].start < start)
+				start = mm->quarantine[i].start;
+			if (mm->quarantine[i].end > end)
+				end = mm->quarantine[i].end;
+			continue;
+		}
+		mm->quarantine[n++] = mm->quarantine[i];
+	}
+	if (n == HMM_QUARANTINES) {
+		/* Too many to tell apart: one that spans the last. */
+		n--;
+		if (mm->quarantine[n].start < start)
+			start = mm->quarantine[n].start;
+		if (mm->quarantine[n].end > end)
+			end = mm->quarantine[n].end;
+	}
+	mm->quarantine[n].start = start;
+	mm->quarantine[n].end = end;
+	mm->quarantine[n].until_ns = until;
+	mm->nquarantine = n + 1;
+	pthread_mutex_unlock(&mm->lock);
+}
+
+bool hmm_quarantined(struct hmm_mm *mm, uint64_t start, uint64_t end)
+{
+	uint64_t now = hmm_now_ns();
+
+	for (unsigned i = 0; i < mm->nquarantine; i++)
+		if (mm->quarantine[i].until_ns > now && start < mm->quarantine[i].end && end > mm->quarantine[i].start)
+			return true;
+	return false;
+}

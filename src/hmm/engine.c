@@ -1,0 +1,235 @@
+/* SPDX-License-Identifier: MIT */
+/* The one engine object, and the spaces that it manages. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "hmm/internal.h"
+
+uint64_t hmm_now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
+}
+
+void hmm_say(struct hmm *h, const char *fmt, ...)
+{
+	char line[512];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(line, sizeof(line), fmt, ap);
+	va_end(ap);
+	if (h->opt.say)
+		h->opt.say(h->opt.priv, line);
+}
+
+int hmm_create(const struct hmm_options *opt, struct hmm **hp, char *err, size_t errlen)
+{
+	struct hmm *h = calloc(1, sizeof(*h));
+	pthread_condattr_t attr;
+	int rc;
+
+	if (!h)
+		return -ENOMEM;
+	h->opt = *opt;
+	h->start_ns = hmm_now_ns();
+	pthread_mutex_init(&h->lock, NULL);
+	pthread_mutex_init(&h->wait_lock, NULL);
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&h->want, &attr);
+	pthread_cond_init(&h->room, &attr);
+	pthread_condattr_destroy(&attr);
+	h->self_statm_fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
+	rc = hmm_chain_open(opt->chain, opt->budget, &h->chain, err, errlen);
+	if (rc)
+		goto fail;
+	rc = umm_monitor_create(opt->threads ? opt->threads : (unsigned)sysconf(_SC_NPROCESSORS_ONLN) + 1, &h->monitor);
+	if (rc) {
+		snprintf(err, errlen, "cannot start the threads that serve faults: error %d", -rc);
+		goto fail;
+	}
+	*hp = h;
+	return 0;
+fail:
+	hmm_destroy(h);
+	return rc;
+}
+
+void hmm_destroy(struct hmm *h)
+{
+	if (!h)
+		return;
+	hmm_budget_stop(h);
+	while (h->mms)
+		hmm_mm_del(h->mms);
+	if (h->monitor)
+		umm_monitor_destroy(h->monitor);
+	hmm_chain_close(&h->chain);
+	if (h->self_statm_fd >= 0)
+		close(h->self_statm_fd);
+	pthread_cond_destroy(&h->room);
+	pthread_cond_destroy(&h->want);
+	pthread_mutex_destroy(&h->wait_lock);
+	pthread_mutex_destroy(&h->lock);
+	free(h);
+}
+
+static void mm_change(void *priv, const struct umm_change *c)
+{
+	struct hmm_mm *mm = priv;
+	uint64_t len = c->end - c->start;
+
+	switch (c->event) {
+	case UMM_EVENT_UNMAP:
+		hmm_residency_drop(mm, c->start, c->end);
+		hmm_forget(mm, c->start, c->end);
+		break;
+	case UMM_EVENT_CLEAR:
+		hmm_residency_drop(mm, c->start, c->end);
+		hmm_quarantine(mm, c->start, c->end);
+		break;
+	case UMM_EVENT_REMAP:
+		if (hmm_residency_remap(mm, c->start, c->new_start, len))
+			mm->h->opt.fatal(mm->h->opt.priv, mm, "no memory to follow mremap()");
+		/* The old range: unmapped by an event of its own, or left registered by MREMAP_DONTUNMAP. */
+		hmm_forget(mm, c->new_start, c->new_start + len);
+		pthread_mutex_lock(&mm->lock);
+		hmm_iset_add(&mm->registered, c->new_start, c->new_start + len);
+		pthread_mutex_unlock(&mm->lock);
+		umm_uffd_wake(mm->space->uffd, c->new_start, len);
+		break;
+	default:
+		break;
+	}
+	/* Who waits for a page that is no longer what it was must look again. */
+	umm_uffd_wake(mm->space->uffd, c->start, len);
+}
+
+static void child_copy_parked(struct hmm_mm *mm, struct hmm_mm *child)
+{
+	for (unsigned b = 0; b < UMM_BATCHES; b++) {
+		for (unsigned s = 0; s < mm->batch_pages[b]; s++) {
+			uint64_t addr = mm->slot[b][s].addr, bytes;
+			struct hmm_leaf *leaf = addr ? hmm_leaf_find(mm, addr) : NULL;
+
+			if (!leaf || hmm_entry_state(leaf->e[hmm_leaf_index(addr)]) != HMM_PARKED)
+				continue;
+			const char *page = mm->window + ((size_t)b * UMM_BATCH_PAGES + s) * UMM_PAGE;
+			int rc = umm_uffd_copy(child->space->uffd, addr, page, UMM_PAGE, &bytes);
+			if (!bytes && rc != -ESRCH)
+				mm->h->opt.fatal(mm->h->opt.priv, child, "a page could not be given to a forked child");
+		}
+	}
+}
+
+static void mm_forked(void *priv, int uffd)
+{
+	struct hmm_mm *mm = priv, *child = NULL;
+
+	hmm_out_sync(mm);
+	atomic_store(&mm->forked, true);
+	if (mm->h->opt.forked(mm->h->opt.priv, mm, uffd, &child))
+		return;
+	atomic_store(&child->forked, true);
+	pthread_mutex_lock(&mm->lock);
+	for (unsigned i = 0; i < mm->registered.n; i++)
+		hmm_iset_add(&child->registered, mm->registered.v[i].start, mm->registered.v[i].end);
+	for (unsigned i = 0; i < mm->foreign.n; i++)
+		hmm_iset_add(&child->foreign, mm->foreign.v[i].start, mm->foreign.v[i].end);
+	pthread_mutex_unlock(&mm->lock);
+	if (hmm_residency_clone(mm, child))
+		mm->h->opt.fatal(mm->h->opt.priv, child, "no memory for the records of a forked child");
+	child_copy_parked(mm, child);
+	int rc = umm_monitor_add(mm->h->monitor, child->space);
+	if (rc)
+		mm->h->opt.fatal(mm->h->opt.priv, child, "cannot serve a forked child");
+}
+
+static int mm_fault(void *priv, const struct umm_fault *f)
+{
+	return hmm_fault(priv, f);
+}
+
+static const struct umm_space_ops mm_ops = {.fault = mm_fault, .change = mm_change, .forked = mm_forked};
+
+static void mm_free(void *priv)
+{
+	struct hmm_mm *mm = priv;
+
+	hmm_radix_destroy(mm);
+	hmm_iset_clear(&mm->registered);
+	hmm_iset_clear(&mm->foreign);
+	hmm_iset_clear(&mm->stuck);
+	if (mm->statm_fd >= 0)
+		close(mm->statm_fd);
+	if (mm->rollup_fd >= 0)
+		close(mm->rollup_fd);
+	if (mm->gone)
+		mm->gone(mm->gone_priv);
+	pthread_mutex_destroy(&mm->out_lock);
+	pthread_mutex_destroy(&mm->lock);
+	pthread_mutex_destroy(&mm->stream_lock);
+	free(mm);
+}
+
+int hmm_mm_add(struct hmm *h, struct umm_space *space, char *window, const struct hmm_inside_ops *inside, void *priv,
+	       struct hmm_mm **mmp)
+{
+	struct hmm_mm *mm = calloc(1, sizeof(*mm));
+
+	if (!mm) {
+		umm_space_put(space);
+		return -ENOMEM;
+	}
+	mm->h = h;
+	mm->space = space;
+	mm->window = window;
+	mm->inside = inside;
+	mm->inside_priv = priv;
+	mm->statm_fd = mm->rollup_fd = mm->window_fd = -1;
+	hmm_radix_init(&mm->radix);
+	pthread_mutex_init(&mm->out_lock, NULL);
+	pthread_mutex_init(&mm->lock, NULL);
+	pthread_mutex_init(&mm->stream_lock, NULL);
+	space->ops = &mm_ops;
+	space->priv = mm;
+	space->destroy = mm_free;
+	pthread_mutex_lock(&h->lock);
+	mm->id = ++h->next_id;
+	mm->next = h->mms;
+	h->mms = mm;
+	mm->listed = true;
+	pthread_mutex_unlock(&h->lock);
+	*mmp = mm;
+	return 0;
+}
+
+void hmm_mm_del(struct hmm_mm *mm)
+{
+	struct hmm *h = mm->h;
+	bool listed = false;
+
+	atomic_store(&mm->dead, true);
+	pthread_mutex_lock(&h->lock);
+	for (struct hmm_mm **p = &h->mms; *p; p = &(*p)->next) {
+		if (*p != mm)
+			continue;
+		*p = mm->next;
+		listed = true;
+		break;
+	}
+	mm->listed = false;
+	pthread_mutex_unlock(&h->lock);
+	if (!listed)
+		return;
+	umm_monitor_del(mm->space);
+	umm_space_put(mm->space);
+}

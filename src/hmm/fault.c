@@ -1,0 +1,360 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Bringing pages back: on a fault, or because they are asked for.
+ *
+ * DOC: one fault
+ *
+ *	again:	event lock shared, leaf lock: look the page up
+ *		SYSTEM	nothing of ours is away: fill with zeros
+ *		PARKING	it may be on its way out: note that somebody waits, who
+ *			commits the batch wakes it
+ *		PARKED	copy it back from the window; the device's result is discarded
+ *		DEVICE	take references to a run of pages from here on; unlock all;
+ *			have the device copy them out; lock again; if the entries are
+ *			no longer the same, drop the references and go to again;
+ *			place them; the rest of the run keeps its state
+ *
+ * Every way out either places the page (the kernel wakes who waits), wakes
+ * explicitly, or returns -EAGAIN to be called again: who waits always learns.
+ */
+#include <errno.h>
+#include <sched.h>
+#include <string.h>
+
+#include "hmm/internal.h"
+
+static const char zeros[HMM_PLACE_MAX * UMM_PAGE] __attribute__((aligned(4096)));
+
+/* How many pages to bring in from @page on: more while the faults walk forward. */
+static unsigned stream_size(struct hmm_mm *mm, uint64_t page, unsigned *which)
+{
+	struct hmm_stream *old = &mm->stream[0], *s = NULL;
+	unsigned size;
+
+	pthread_mutex_lock(&mm->stream_lock);
+	for (unsigned i = 0; i < HMM_STREAMS; i++) {
+		struct hmm_stream *c = &mm->stream[i];
+
+		if (c->size && page >= c->next && page - c->next < 4) {
+			s = c;
+			break;
+		}
+		if (c->used < old->used)
+			old = c;
+	}
+	uint32_t score = atomic_load(&mm->seq_score);
+	if (s) {
+		s->size = s->size * 2 < HMM_PLACE_MAX ? s->size * 2 : HMM_PLACE_MAX;
+		score += (256 - score) / 16;
+	} else {
+		s = old;
+		score -= score / 16;
+		s->size = score > 128 ? 8 : 1;
+	}
+	atomic_store(&mm->seq_score, score);
+	size = s->size;
+	s->next = page + 1;
+	s->used = ++mm->stream_clock;
+	*which = (unsigned)(s - mm->stream);
+	pthread_mutex_unlock(&mm->stream_lock);
+	return size;
+}
+
+static void stream_advance(struct hmm_mm *mm, unsigned which, uint64_t page, uint64_t placed)
+{
+	pthread_mutex_lock(&mm->stream_lock);
+	if (mm->stream[which].next == page + 1)
+		mm->stream[which].next = page + placed;
+	pthread_mutex_unlock(&mm->stream_lock);
+}
+
+static void wake(struct hmm_mm *mm, uint64_t addr, uint64_t len)
+{
+	umm_uffd_wake(mm->space->uffd, addr, len);
+}
+
+/* An entry whose page is back; how soon after it went says how hot it is. */
+static hmm_entry_t entry_back(struct hmm_mm *mm, hmm_entry_t e, bool touched)
+{
+	unsigned distance = (atomic_load(&mm->lap) - hmm_entry_lap(e)) & (HMM_LAPS - 1);
+	unsigned heat = touched && distance < HMM_HEAT_MAX ? HMM_HEAT_MAX - distance : 0;
+
+	return hmm_entry(HMM_SYSTEM, 0, 0, heat);
+}
+
+static void account_in(struct hmm_mm *mm, uint64_t n)
+{
+	atomic_fetch_add(&mm->pages_in, n);
+	atomic_fetch_add(&mm->h->pages_in, n);
+	atomic_fetch_add(&mm->h->estimate, n * UMM_PAGE);
+}
+
+/* Event lock shared.  What a place that did not succeed means for who waits. */
+static int place_failed(struct hmm_mm *mm, uint64_t addr, int rc)
+{
+	if (rc == -EAGAIN || rc == -ESRCH)
+		return rc;
+	if (rc == -ENOMEM)
+		sched_yield();
+	/* EEXIST: somebody was faster.  ENOENT: no mapping any more.  Either way they look again. */
+	wake(mm, addr, UMM_PAGE);
+	return 0;
+}
+
+static int fill_zero(struct hmm_mm *mm, uint64_t addr, unsigned n, bool write, uint64_t *placed)
+{
+	uint64_t bytes = 0;
+	int rc;
+
+	if (!write)
+		rc = umm_uffd_zeropage(mm->space->uffd, addr, UMM_PAGE, &bytes);
+	else
+		rc = umm_uffd_copy(mm->space->uffd, addr, zeros, n * UMM_PAGE, &bytes);
+	*placed = bytes / UMM_PAGE;
+	if (bytes) {
+		atomic_fetch_add(&mm->zero_filled, *placed);
+		atomic_fetch_add(&mm->h->zero_filled, *placed);
+		if (write)
+			atomic_fetch_add(&mm->h->estimate, bytes);
+		return 0;
+	}
+	return place_failed(mm, addr, rc);
+}
+
+/* A page that no device can give back: whoever touches it gets SIGBUS, never something else. */
+static int poison(struct hmm_mm *mm, struct hmm_leaf *leaf, unsigned i, int why)
+{
+	hmm_entry_t e = leaf->e[i];
+	uint64_t addr = leaf->base + i * UMM_PAGE;
+	hmm_handle_t handle = hmm_entry_payload(e);
+	struct hmm_device *d = mm->h->chain.dev[hmm_entry_tier(e)];
+	int rc = umm_uffd_poison(mm->space->uffd, addr, UMM_PAGE);
+
+	if (rc == -EAGAIN || rc == -ESRCH)
+		return rc;
+	hmm_entry_set(mm, leaf, i, hmm_entry(HMM_POISONED, 0, 0, 0));
+	d->ops->put(d, &handle, 1);
+	atomic_fetch_add(&mm->h->poisoned, 1);
+	hmm_say(mm->h, "page %#llx of process %d is lost: device %s %s; an access gets SIGBUS",
+		(unsigned long long)addr, (int)mm->space->pid, d->spec,
+		why == -EBADMSG ? "returned data with a wrong checksum" : "could not read it");
+	if (rc && rc != -EEXIST)
+		mm->h->opt.fatal(mm->h->opt.priv, mm, "a lost page could not be poisoned");
+	wake(mm, addr, UMM_PAGE);
+	return 0;
+}
+
+struct run {
+	unsigned first, n;
+	hmm_entry_t e[HMM_PLACE_MAX];
+	hmm_handle_t handle[HMM_PLACE_MAX];
+	int status[HMM_PLACE_MAX];
+};
+
+/* Neighbouring pages of one tier from @i on.  Leaf lock held. */
+static void run_take(struct hmm_mm *mm, struct hmm_leaf *leaf, unsigned i, unsigned max, struct run *r)
+{
+	unsigned tier = hmm_entry_tier(leaf->e[i]);
+	struct hmm_device *d = mm->h->chain.dev[tier];
+
+	r->first = i;
+	r->n = 0;
+	while (r->n < max && i + r->n < HMM_LEAF_PAGES) {
+		hmm_entry_t e = leaf->e[i + r->n];
+
+		if (hmm_entry_state(e) != HMM_DEVICE || hmm_entry_tier(e) != tier)
+			break;
+		r->e[r->n] = e;
+		r->handle[r->n++] = hmm_entry_payload(e);
+	}
+	d->ops->get(d, r->handle, r->n);
+}
+
+/*
+ * Bring back what is away at @addr and up to @max pages from there.
+ * Returns pages placed, 0 when nothing was away or who waits was woken,
+ * -EAGAIN, -ESRCH.  @system: the page was found to be SYSTEM.
+ */
+static int bring_back(struct hmm_mm *mm, uint64_t addr, unsigned max, bool touched, bool *system)
+{
+	char buf[HMM_PLACE_MAX * UMM_PAGE] __attribute__((aligned(4096)));
+	struct umm_evlock *evlock = &mm->space->ctl->evlock;
+	unsigned i = hmm_leaf_index(addr);
+	struct hmm_leaf *leaf;
+	struct run r;
+	int rc = 0;
+
+	*system = false;
+again:
+	umm_evlock_shared(evlock);
+	leaf = hmm_leaf_find(mm, addr);
+	if (!leaf) {
+		*system = true;
+		umm_evlock_unshared(evlock);
+		return 0;
+	}
+	pthread_mutex_lock(&leaf->lock);
+	hmm_entry_t e = leaf->e[i];
+	switch (hmm_entry_state(e)) {
+	case HMM_SYSTEM:
+		*system = true;
+		break;
+	case HMM_PARKING:
+		mm->slot[hmm_entry_payload(e) >> 16 & (UMM_BATCHES - 1)][hmm_entry_payload(e) & 0xffff].wake = true;
+		break;
+	case HMM_PARKED: {
+		unsigned b = hmm_entry_payload(e) >> 16 & (UMM_BATCHES - 1), s = hmm_entry_payload(e) & 0xffff;
+		uint64_t bytes;
+
+		rc = umm_uffd_copy(mm->space->uffd, addr, mm->window + ((size_t)b * UMM_BATCH_PAGES + s) * UMM_PAGE,
+				   UMM_PAGE, &bytes);
+		if (bytes || rc == -EEXIST) {
+			mm->slot[b][s].addr = 0;
+			hmm_entry_set(mm, leaf, i, entry_back(mm, e, touched));
+			account_in(mm, 1);
+		}
+		rc = bytes ? 1 : place_failed(mm, addr, rc);
+		break;
+	}
+	case HMM_POISONED:
+		wake(mm, addr, UMM_PAGE);
+		break;
+	case HMM_DEVICE:
+		run_take(mm, leaf, i, max, &r);
+		pthread_mutex_unlock(&leaf->lock);
+		umm_evlock_unshared(evlock);
+		goto device;
+	}
+	pthread_mutex_unlock(&leaf->lock);
+	umm_evlock_unshared(evlock);
+	return rc;
+
+device:;
+	struct hmm_device *d = mm->h->chain.dev[hmm_entry_tier(r.e[0])];
+	void *dst[HMM_PLACE_MAX];
+	unsigned good, same;
+	uint64_t bytes = 0;
+
+	for (unsigned k = 0; k < r.n; k++)
+		dst[k] = buf + k * UMM_PAGE;
+	if (d->ops->caps & HMM_DEV_MAYBLOCK)
+		umm_monitor_yield(mm->space);
+	d->ops->copy_out(d, r.handle, dst, r.status, r.n);
+	for (good = 0; good < r.n && !r.status[good];)
+		good++;
+
+	umm_evlock_shared(evlock);
+	leaf = hmm_leaf_find(mm, addr); /* an event may have freed or moved what was there */
+	if (leaf)
+		pthread_mutex_lock(&leaf->lock);
+	for (same = 0; leaf && same < r.n && leaf->e[i + same] == r.e[same];)
+		same++;
+	if (same && r.status[0]) {
+		rc = poison(mm, leaf, i, r.status[0]);
+	} else if (same) {
+		unsigned n = good < same ? good : same;
+
+		rc = umm_uffd_copy(mm->space->uffd, addr, buf, n * UMM_PAGE, &bytes);
+		n = (unsigned)(bytes / UMM_PAGE);
+		for (unsigned k = 0; k < n; k++)
+			hmm_entry_set(mm, leaf, i + k, entry_back(mm, r.e[k], touched && !k));
+		if (n) {
+			d->ops->put(d, r.handle, n);
+			account_in(mm, n);
+			rc = (int)n;
+		} else if (rc == -EEXIST) {
+			/* Present, against our record: what is there is newer. */
+			hmm_entry_set(mm, leaf, i, 0);
+			d->ops->put(d, r.handle, 1);
+			wake(mm, addr, UMM_PAGE);
+			rc = 0;
+		} else {
+			rc = place_failed(mm, addr, rc);
+		}
+	}
+	if (leaf)
+		pthread_mutex_unlock(&leaf->lock);
+	umm_evlock_unshared(evlock);
+	d->ops->put(d, r.handle, r.n); /* the references taken for the copy */
+	if (!same)
+		goto again;
+	return rc;
+}
+
+int hmm_fault(void *priv, const struct umm_fault *f)
+{
+	struct hmm_mm *mm = priv;
+	bool write = f->flags & UFFD_PAGEFAULT_FLAG_WRITE, system;
+	unsigned which, n = stream_size(mm, f->addr >> UMM_PAGE_SHIFT, &which);
+	uint64_t placed = 0;
+	int rc;
+
+	atomic_fetch_add(&mm->faults, 1);
+	atomic_fetch_add(&mm->h->faults, 1);
+	hmm_budget_charge(mm, n);
+	rc = bring_back(mm, f->addr, n, true, &system);
+	if (rc > 0)
+		placed = (uint64_t)rc;
+	if (rc < 0)
+		return rc == -EAGAIN ? rc : 0;
+	if (system) {
+		struct umm_evlock *evlock = &mm->space->ctl->evlock;
+		struct hmm_leaf *leaf;
+		unsigned i = hmm_leaf_index(f->addr), k = 0;
+
+		/* Under the lock, look again: only pages that are not away may be filled with zeros. */
+		umm_evlock_shared(evlock);
+		leaf = hmm_leaf_get(mm, f->addr);
+		if (!leaf) {
+			umm_evlock_unshared(evlock);
+			wake(mm, f->addr, UMM_PAGE);
+			return 0;
+		}
+		pthread_mutex_lock(&leaf->lock);
+		while (k < n && i + k < HMM_LEAF_PAGES && hmm_entry_state(leaf->e[i + k]) == HMM_SYSTEM)
+			k++;
+		if (k)
+			rc = fill_zero(mm, f->addr, k, write, &placed);
+		pthread_mutex_unlock(&leaf->lock);
+		umm_evlock_unshared(evlock);
+		if (!k || rc == -EAGAIN)
+			return -EAGAIN; /* it went away in between: from the look-up */
+	}
+	if (placed > 1)
+		stream_advance(mm, which, f->addr >> UMM_PAGE_SHIFT, placed);
+	return 0;
+}
+
+int hmm_restore(struct hmm_mm *mm, uint64_t start, uint64_t end)
+{
+	struct hmm_leaf *leaf;
+
+	for (uint64_t at = start; (leaf = hmm_leaf_next(mm, at, end)) && !atomic_load(&mm->dead);) {
+		uint64_t a = leaf->base > start ? leaf->base : start;
+		uint64_t z = leaf->base + (1ull << HMM_LEAF_SHIFT);
+
+		at = z;
+		if (z > end)
+			z = end;
+		while (a < z && leaf->away) {
+			enum hmm_page_state st = hmm_entry_state(leaf->e[hmm_leaf_index(a)]);
+			uint64_t left = (z - a) / UMM_PAGE;
+			bool system;
+
+			if (st == HMM_SYSTEM || st == HMM_POISONED) {
+				a += UMM_PAGE;
+				continue;
+			}
+			int rc = bring_back(mm, a, left < HMM_PLACE_MAX ? (unsigned)left : HMM_PLACE_MAX, false, &system);
+			if (rc == -EAGAIN) {
+				umm_space_drain(mm->space);
+				sched_yield();
+				continue;
+			}
+			if (rc == -ESRCH)
+				return rc;
+			a += rc > 0 ? (uint64_t)rc * UMM_PAGE : UMM_PAGE;
+		}
+	}
+	return 0;
+}

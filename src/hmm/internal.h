@@ -1,0 +1,326 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The engine's own structures.
+ *
+ * DOC: states of a page
+ *
+ *   SYSTEM   where the kernel has it: present, or never populated
+ *   PARKING  the inside has been asked to move it to staging; it may have happened
+ *   PARKED   in a slot of the window; a device may be copying it from there
+ *   DEVICE   in a device's memory, by handle; absent from the CPU's page table
+ *   POISONED lost: the page table has a poison marker, an access gets SIGBUS
+ *
+ *   SYSTEM -> PARKING -> PARKED -> DEVICE -> SYSTEM
+ *             PARKING -> SYSTEM    (it was not there, or would not go)
+ *                        PARKED -> SYSTEM    (touched, or no device takes it)
+ *                                  DEVICE -> POISONED (the device cannot give it back)
+ *   anything -> SYSTEM when its mapping is unmapped or its contents dropped
+ *
+ * hmm_entry_set() refuses every other step in debug builds.
+ *
+ * DOC: locking
+ *
+ * The event lock of the space (umm/evlock.h) is the outer one: events are
+ * applied under it exclusively; PARKING is entered, pages are placed, results
+ * committed with it shared.  An entry changes under its leaf's lock, which is
+ * held across the system call that places the page, so that record and page
+ * table change together.  Devices copy with no lock held: who reads a page from
+ * a device holds a reference to its handle, and looks again whether the entry
+ * is still the same before it places anything.
+ *
+ *   out_lock (one migration out of a space at a time) -> event lock -> mm lock -> leaf lock -> device locks
+ */
+#ifndef HMM_INTERNAL_H
+#define HMM_INTERNAL_H
+
+#include <assert.h>
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "hmm.h"
+#include "umm/internal.h"
+#include "hmm/iset.h"
+
+#define HMM_LEAF_SHIFT 21
+#define HMM_LEAF_PAGES 512u
+#define HMM_TIERS_MAX 8u
+#define HMM_PLACE_MAX 64u /* most pages that one fault brings back */
+#define HMM_STREAMS 8u
+#define HMM_QUARANTINES 64u
+#define HMM_QUARANTINE_NS 500000000ull
+
+enum hmm_page_state {
+	HMM_SYSTEM = 0,
+	HMM_PARKING,
+	HMM_PARKED,
+	HMM_DEVICE,
+	HMM_POISONED,
+};
+
+/*
+ * An entry: payload 48 bits (handle, or batch and slot), tier 4, state 4, heat 3,
+ * lap 5.  Heat: how many more laps of the clock the page is passed over.  Lap:
+ * of the clock, when the page went out; how soon it comes back sets its heat.
+ */
+typedef uint64_t hmm_entry_t;
+#define HMM_ENTRY_PAYLOAD 0xffffffffffffull
+#define HMM_HEAT_MAX 3u
+#define HMM_LAPS 32u
+
+static inline hmm_entry_t hmm_entry(enum hmm_page_state st, unsigned tier, uint64_t payload, unsigned heat)
+{
+	return (payload & HMM_ENTRY_PAYLOAD) | (uint64_t)tier << 48 | (uint64_t)st << 52 | (uint64_t)heat << 56;
+}
+
+static inline enum hmm_page_state hmm_entry_state(hmm_entry_t e)
+{
+	return (enum hmm_page_state)(e >> 52 & 0xf);
+}
+
+static inline unsigned hmm_entry_tier(hmm_entry_t e)
+{
+	return e >> 48 & 0xf;
+}
+
+static inline unsigned hmm_entry_heat(hmm_entry_t e)
+{
+	return e >> 56 & 0x7;
+}
+
+static inline unsigned hmm_entry_lap(hmm_entry_t e)
+{
+	return e >> 59 & (HMM_LAPS - 1);
+}
+
+static inline hmm_entry_t hmm_entry_with_lap(hmm_entry_t e, unsigned lap)
+{
+	return (e & ~((uint64_t)(HMM_LAPS - 1) << 59)) | (uint64_t)(lap & (HMM_LAPS - 1)) << 59;
+}
+
+static inline uint64_t hmm_entry_payload(hmm_entry_t e)
+{
+	return e & HMM_ENTRY_PAYLOAD;
+}
+
+struct hmm_leaf {
+	pthread_mutex_t lock;
+	uint64_t base; /* address of its first page */
+	uint32_t away; /* entries that are not SYSTEM */
+	hmm_entry_t e[HMM_LEAF_PAGES];
+};
+
+/* Three levels: 512 GiB, 1 GiB and 2 MiB of address space an entry. */
+struct hmm_mid {
+	_Atomic(struct hmm_leaf *) leaf[512];
+};
+
+struct hmm_top {
+	_Atomic(struct hmm_mid *) mid[512];
+};
+
+struct hmm_radix {
+	_Atomic(struct hmm_top *) top[256];
+	pthread_mutex_t lock;		    /* adding */
+	_Atomic uint64_t away;		    /* pages that are not SYSTEM */
+	_Atomic uint64_t leaves;
+};
+
+/* Where a page of a batch is now; mm->slot[batch][i]. */
+struct hmm_slot {
+	uint64_t addr; /* 0: cancelled, the result is not wanted */
+	bool wake;     /* somebody faulted on it while it was PARKING */
+};
+
+/* What the engine asks of whoever stands in the space. */
+struct hmm_inside_ops {
+	/** go: have batch @b carried out (umm_inside_move()).  Does not wait.  0 or -errno. */
+	int (*go)(void *priv, unsigned b);
+	/** wait: until batch @b is done.  0, or -ESRCH: the inside is gone. */
+	int (*wait)(void *priv, unsigned b);
+	/** arm: get ready to move; called once, before the first go.  0 or -errno. */
+	int (*arm)(void *priv);
+};
+
+struct hmm_stream {
+	uint64_t next; /* page number that the stream is expected to ask for */
+	uint32_t size; /* pages brought in last time */
+	uint32_t used;
+};
+
+struct hmm_mm {
+	struct hmm *h;
+	struct umm_space *space;
+	uint32_t id;
+	bool listed; /* on h->mms */
+	struct hmm_radix radix;
+	char *window;
+	const struct hmm_inside_ops *inside; /* NULL: nothing can be moved out */
+	void *inside_priv;
+	_Atomic bool armed;
+	_Atomic bool dead;
+	_Atomic unsigned rest; /* > 0: nothing is moved out for now */
+
+	pthread_mutex_t out_lock;
+	struct hmm_slot slot[UMM_BATCHES][UMM_BATCH_PAGES];
+	uint32_t batch_pages[UMM_BATCHES]; /* slots in use */
+	bool run_committed[UMM_BATCHES][UMM_BATCH_RUNS];
+	bool batch_live[UMM_BATCHES]; /* asked for and not yet committed; changed with the event lock held shared */
+
+	pthread_mutex_t lock; /* what follows */
+	struct hmm_iset registered;
+	struct hmm_iset foreign; /* somebody else's userfaultfd: hands off */
+	struct hmm_iset stuck;	 /* cannot be moved; looked at again when emptied from time to time */
+	struct {
+		uint64_t start, end, until_ns;
+	} quarantine[HMM_QUARANTINES];
+	unsigned nquarantine;
+	uint64_t keep_start, keep_end; /* the engine's own arena in there */
+
+	uint64_t hand; /* the clock's; out_lock */
+	_Atomic uint32_t lap;
+	pthread_mutex_t stream_lock;
+	struct hmm_stream stream[HMM_STREAMS];
+	uint32_t stream_clock;
+	_Atomic uint32_t seq_score; /* 0..256: how sequential faults were of late */
+
+	/* accounting, the budget thread's */
+	int statm_fd;
+	int rollup_fd;
+	int window_fd;	     /* its memory counts too; -1: none */
+	uint64_t anon_pages; /* as measured */
+	uint64_t shared_credit; /* of these: counted in another space already */
+	uint64_t credit_at_ns;
+	_Atomic bool forked; /* shares pages with another space */
+	_Atomic uint64_t registrations;
+	struct hmm_mm *next; /* h->mms */
+	void (*gone)(void *priv); /* the last reference has been dropped */
+	void *gone_priv;
+	_Atomic uint64_t faults, pages_in, pages_out, zero_filled;
+};
+
+struct hmm_chain {
+	unsigned n;
+	struct hmm_device *dev[HMM_TIERS_MAX];
+};
+
+struct hmm_options {
+	uint64_t budget;   /* bytes; 0: none */
+	const char *chain; /* device specifications, comma-separated */
+	void (*say)(void *priv, const char *line); /* one line for the user, without newline */
+	void (*fatal)(void *priv, struct hmm_mm *mm, const char *why); /* the space must die: its records are lost */
+	/**
+	 * A managed space was forked.  Make a space for the child, whose
+	 * userfaultfd is @uffd (the callee's from now on), and hmm_mm_add() it.
+	 * Runs under the parent's event lock.  0 or -errno: the child must die.
+	 */
+	int (*forked)(void *priv, struct hmm_mm *parent, int uffd, struct hmm_mm **child);
+	void *priv;
+	unsigned threads; /* that serve faults; 0: as many as CPUs + 1 */
+};
+
+struct hmm {
+	struct hmm_options opt;
+	struct hmm_chain chain;
+	struct umm_monitor *monitor;
+	pthread_mutex_t lock; /* mms */
+	struct hmm_mm *mms;
+	uint32_t next_id;
+
+	_Atomic uint64_t estimate; /* bytes that the tree costs, between measurements too */
+	_Atomic uint64_t peak;
+	_Atomic bool armed; /* some space was armed */
+	_Atomic bool full_said;
+	_Atomic bool full;
+	_Atomic bool stop;
+	_Atomic bool resting; /* everything was asked back */
+	pthread_t budget_thread;
+	bool budget_started;
+	pthread_mutex_t wait_lock; /* with the two conditions */
+	pthread_cond_t want; /* the budget thread has work */
+	pthread_cond_t room; /* it has made room */
+	_Atomic bool want_set;
+	int self_statm_fd;
+
+	_Atomic uint64_t faults, pages_in, pages_out, zero_filled, poisoned, out_failed;
+	_Atomic uint64_t registrations;
+	uint64_t start_ns;
+};
+
+/* engine.c */
+int hmm_create(const struct hmm_options *opt, struct hmm **hp, char *err, size_t errlen);
+void hmm_destroy(struct hmm *h);
+/**
+ * hmm_mm_add() - manage a space.
+ * @space: one reference becomes the mm's, also on error; its uffd has agreed on features.
+ * @window: UMM_BATCHES * UMM_BATCH_PAGES pages that the inside fills; the caller's.
+ */
+int hmm_mm_add(struct hmm *h, struct umm_space *space, char *window, const struct hmm_inside_ops *inside, void *priv,
+	       struct hmm_mm **mmp);
+/** The space has ended: its pages are let go.  The mm is freed with the space's last reference. */
+void hmm_mm_del(struct hmm_mm *mm);
+void hmm_say(struct hmm *h, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+uint64_t hmm_now_ns(void);
+
+/* residency.c */
+int hmm_radix_init(struct hmm_radix *r);
+void hmm_radix_destroy(struct hmm_mm *mm);
+struct hmm_leaf *hmm_leaf_find(struct hmm_mm *mm, uint64_t addr);
+struct hmm_leaf *hmm_leaf_get(struct hmm_mm *mm, uint64_t addr); /* adds it; NULL: no memory */
+/** The first leaf that ends above @addr and begins below @end; NULL: none. */
+struct hmm_leaf *hmm_leaf_next(struct hmm_mm *mm, uint64_t addr, uint64_t end);
+void hmm_entry_set(struct hmm_mm *mm, struct hmm_leaf *leaf, unsigned i, hmm_entry_t e); /* leaf lock held */
+/* The three below: event lock held exclusively. */
+void hmm_residency_drop(struct hmm_mm *mm, uint64_t start, uint64_t end);
+int hmm_residency_remap(struct hmm_mm *mm, uint64_t from, uint64_t to, uint64_t len);
+int hmm_residency_clone(struct hmm_mm *mm, struct hmm_mm *child);
+
+static inline unsigned hmm_leaf_index(uint64_t addr)
+{
+	return addr >> UMM_PAGE_SHIFT & (HMM_LEAF_PAGES - 1);
+}
+
+/* chain.c */
+int hmm_chain_open(const char *spec, uint64_t budget, struct hmm_chain *c, char *err, size_t errlen);
+void hmm_chain_close(struct hmm_chain *c);
+/** Pages that no tier took keep HMM_HANDLE_NONE.  Returns how many were taken. */
+unsigned hmm_chain_in(struct hmm *h, const void *const src[], hmm_handle_t handle[], uint8_t tier[], unsigned n);
+
+/* fault.c */
+int hmm_fault(void *priv, const struct umm_fault *f);
+/** Bring back what is away in [start, end).  0, -EINTR when stopped. */
+int hmm_restore(struct hmm_mm *mm, uint64_t start, uint64_t end);
+
+/* migrate.c */
+struct hmm_victim {
+	uint64_t addr;
+	uint32_t npages;
+};
+/** Move out; runs of at most UMM_RUN_PAGES in one leaf each, UMM_BATCH_PAGES in all.  Returns pages that are away now, or -errno. */
+int hmm_migrate_out(struct hmm_mm *mm, const struct hmm_victim *v, unsigned n);
+/** Pipelined form: each call stores the batch before. */
+int hmm_out_begin(struct hmm_mm *mm, unsigned b, const struct hmm_victim *v, unsigned n);
+int hmm_out_finish(struct hmm_mm *mm, unsigned b); /* wait and commit; pages parked */
+int hmm_out_store(struct hmm_mm *mm, unsigned b);  /* pages stored */
+/** Event lock held exclusively: what the inside has done shows in the records. */
+void hmm_out_sync(struct hmm_mm *mm);
+
+/* discover.c */
+int hmm_discover(struct hmm_mm *mm); /* register what is not yet */
+void hmm_forget(struct hmm_mm *mm, uint64_t start, uint64_t end); /* unmapped */
+void hmm_quarantine(struct hmm_mm *mm, uint64_t start, uint64_t end);
+/** Is any of [start, end) in quarantine?  mm->lock held. */
+bool hmm_quarantined(struct hmm_mm *mm, uint64_t start, uint64_t end);
+
+/* reclaim.c */
+/** Move about @pages out of the tree's spaces.  Returns pages that went, 0 when nothing would go. */
+uint64_t hmm_reclaim(struct hmm *h, uint64_t pages);
+
+/* budget.c */
+int hmm_budget_start(struct hmm *h);
+void hmm_budget_stop(struct hmm *h);
+/** A fault in @mm is about to place @pages: wait for room, within reason.  No lock held. */
+void hmm_budget_charge(struct hmm_mm *mm, uint64_t pages);
+/** Measure now.  Returns bytes that the tree costs. */
+uint64_t hmm_budget_measure(struct hmm *h);
+
+#endif

@@ -1,0 +1,292 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Moving pages out of a space, in batches.
+ *
+ * DOC: one batch
+ *
+ *	begin	event lock shared: victims that are still SYSTEM, in mappings that
+ *		are registered and not in quarantine, become PARKING; the runs and
+ *		the epoch go into the control block; the inside is told to go
+ *	finish	wait for the inside; event lock shared: what it moved becomes
+ *		PARKED, the rest SYSTEM again; faults that came meanwhile are woken
+ *	store	the devices copy from the window, no lock held; event lock shared:
+ *		pages still PARKED become DEVICE; of those that were touched or
+ *		dropped meanwhile the device's copy is let go; what no device
+ *		takes is put back
+ *
+ * While one batch is stored, the inside can work on the other.  out_lock lets
+ * one thread at a time do this to a space.
+ *
+ * An event that meets a PARKING page bumps the epoch: a run that the inside has
+ * not reached yet is then refused by it (umm/ctl.h).
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "hmm/internal.h"
+
+static hmm_entry_t parking(unsigned b, unsigned slot)
+{
+	return hmm_entry(HMM_PARKING, 0, (uint64_t)b << 16 | slot, 0);
+}
+
+static void change_of(struct umm_change *c, struct hmm_mm *mm, uint64_t start, uint64_t len)
+{
+	*c = (struct umm_change){
+		.event = UMM_EVENT_MIGRATE, .start = start, .end = start + len, .owner = mm->h, .blockable = true};
+}
+
+/* Make the pages of @v that may go PARKING, as runs of the batch.  Event lock shared. */
+static void take_victim(struct hmm_mm *mm, unsigned b, const struct hmm_victim *v, unsigned *slot)
+{
+	struct umm_batch *batch = &mm->space->ctl->batch[b];
+	uint64_t end = v->addr + v->npages * UMM_PAGE;
+	struct hmm_leaf *leaf;
+	bool fit;
+
+	pthread_mutex_lock(&mm->lock);
+	fit = hmm_iset_covers(&mm->registered, v->addr, end) && !hmm_quarantined(mm, v->addr, end);
+	pthread_mutex_unlock(&mm->lock);
+	leaf = fit ? hmm_leaf_get(mm, v->addr) : NULL;
+	if (!leaf)
+		return;
+	pthread_mutex_lock(&leaf->lock);
+	for (unsigned i = 0; i < v->npages && batch->nr < UMM_BATCH_RUNS;) {
+		struct umm_move_run *run = &batch->run[batch->nr];
+		unsigned at = hmm_leaf_index(v->addr) + i, n = 0;
+
+		while (i + n < v->npages && n < UMM_RUN_PAGES && *slot + n < UMM_BATCH_PAGES &&
+		       hmm_entry_state(leaf->e[at + n]) == HMM_SYSTEM)
+			n++;
+		if (!n) {
+			if (*slot == UMM_BATCH_PAGES)
+				break;
+			i++;
+			continue;
+		}
+		for (unsigned k = 0; k < n; k++) {
+			mm->slot[b][*slot + k] = (struct hmm_slot){.addr = v->addr + (i + k) * UMM_PAGE};
+			hmm_entry_set(mm, leaf, at + k, parking(b, *slot + k));
+		}
+		*run = (struct umm_move_run){.addr = v->addr + i * UMM_PAGE, .npages = n, .slot = *slot};
+		mm->run_committed[b][batch->nr] = false;
+		batch->nr++;
+		*slot += n;
+		i += n;
+	}
+	pthread_mutex_unlock(&leaf->lock);
+}
+
+int hmm_out_begin(struct hmm_mm *mm, unsigned b, const struct hmm_victim *v, unsigned n)
+{
+	struct umm_batch *batch = &mm->space->ctl->batch[b];
+	struct umm_change c;
+	unsigned slot = 0;
+	int rc;
+
+	for (unsigned i = 0; i < n; i++) {
+		change_of(&c, mm, v[i].addr, v[i].npages * UMM_PAGE);
+		umm_invalidate_begin(mm->space, &c);
+	}
+	umm_evlock_shared(&mm->space->ctl->evlock);
+	batch->nr = 0;
+	batch->flags = mm->forked ? UMM_BATCH_UNSHARE : 0;
+	batch->epoch = atomic_load(&mm->space->ctl->epoch);
+	atomic_store(&batch->done, 0);
+	for (unsigned i = 0; i < n; i++)
+		take_victim(mm, b, &v[i], &slot);
+	mm->batch_pages[b] = slot;
+	mm->batch_live[b] = true;
+	umm_evlock_unshared(&mm->space->ctl->evlock);
+	rc = slot ? mm->inside->go(mm->inside_priv, b) : 0;
+	for (unsigned i = 0; i < n; i++) {
+		change_of(&c, mm, v[i].addr, v[i].npages * UMM_PAGE);
+		umm_invalidate_end(mm->space, &c);
+	}
+	return rc;
+}
+
+/* What the inside did to run @r shows in the records.  Event lock held, shared or exclusively. */
+static unsigned commit_run(struct hmm_mm *mm, unsigned b, unsigned r)
+{
+	struct umm_move_run *run = &mm->space->ctl->batch[b].run[r];
+	unsigned parked = 0;
+
+	mm->run_committed[b][r] = true;
+	for (unsigned k = 0; k < run->npages; k++) {
+		struct hmm_slot *slot = &mm->slot[b][run->slot + k];
+		bool moved = run->mask >> k & 1;
+		struct hmm_leaf *leaf;
+
+		if (!slot->addr)
+			continue; /* its mapping or its contents went: so does this copy */
+		leaf = hmm_leaf_find(mm, slot->addr);
+		pthread_mutex_lock(&leaf->lock);
+		if (leaf->e[hmm_leaf_index(slot->addr)] == parking(b, run->slot + k)) {
+			unsigned i = hmm_leaf_index(slot->addr);
+			hmm_entry_t parked_e = hmm_entry(HMM_PARKED, 0, (uint64_t)b << 16 | (run->slot + k), 0);
+
+			hmm_entry_set(mm, leaf, i, moved ? hmm_entry_with_lap(parked_e, atomic_load(&mm->lap)) : 0);
+			parked += moved;
+			if (slot->wake)
+				umm_uffd_wake(mm->space->uffd, slot->addr, UMM_PAGE);
+		}
+		pthread_mutex_unlock(&leaf->lock);
+		if (!moved)
+			slot->addr = 0;
+	}
+	return parked;
+}
+
+void hmm_out_sync(struct hmm_mm *mm)
+{
+	for (unsigned b = 0; b < UMM_BATCHES; b++) {
+		struct umm_batch *batch = &mm->space->ctl->batch[b];
+
+		for (unsigned r = 0; mm->batch_live[b] && r < batch->nr; r++) {
+			struct umm_move_run *run = &batch->run[r];
+
+			if (atomic_load_explicit(&run->state, memory_order_acquire) == UMM_RUN_PENDING)
+				break; /* runs go in order, and none goes while we hold the lock */
+			/* Moved: the copy to the window follows without any lock. */
+			for (unsigned spin = 0;
+			     atomic_load_explicit(&run->state, memory_order_acquire) != UMM_RUN_FILLED; spin++)
+				if (spin > 1000)
+					sched_yield();
+			if (!mm->run_committed[b][r])
+				commit_run(mm, b, r);
+		}
+	}
+}
+
+int hmm_out_finish(struct hmm_mm *mm, unsigned b)
+{
+	struct umm_batch *batch = &mm->space->ctl->batch[b];
+	unsigned parked = 0;
+	int rc = 0;
+
+	if (mm->batch_pages[b])
+		rc = mm->inside->wait(mm->inside_priv, b);
+	umm_evlock_shared(&mm->space->ctl->evlock);
+	mm->batch_live[b] = false;
+	for (unsigned r = 0; r < batch->nr && !rc; r++) {
+		struct umm_move_run *run = &batch->run[r];
+
+		if (!mm->run_committed[b][r])
+			parked += commit_run(mm, b, r);
+		if (run->err == -EINVAL && !run->mask) {
+			pthread_mutex_lock(&mm->lock);
+			hmm_iset_add(&mm->stuck, run->addr, run->addr + run->npages * UMM_PAGE);
+			pthread_mutex_unlock(&mm->lock);
+		}
+	}
+	umm_evlock_unshared(&mm->space->ctl->evlock);
+	return rc ? rc : (int)parked;
+}
+
+/* A page that no device took goes back where it was.  Event lock shared, leaf lock held. */
+static int put_back(struct hmm_mm *mm, struct hmm_leaf *leaf, uint64_t addr, const void *page)
+{
+	uint64_t bytes;
+	int rc = umm_uffd_copy(mm->space->uffd, addr, page, UMM_PAGE, &bytes);
+
+	if (rc == -EAGAIN)
+		return rc;
+	if (rc && rc != -ESRCH) {
+		/* Not there any more for a reason that an event will tell, or present: who waits looks again. */
+		umm_uffd_wake(mm->space->uffd, addr, UMM_PAGE);
+		if (rc == -ENOMEM)
+			return -EAGAIN;
+	}
+	hmm_entry_set(mm, leaf, hmm_leaf_index(addr), 0);
+	return 0;
+}
+
+/* Slot @s has been stored, or not.  Returns -EAGAIN when events must be drained first. */
+static int settle(struct hmm_mm *mm, unsigned b, unsigned s, const void *page, hmm_handle_t *handle, unsigned tier,
+		  bool *stored)
+{
+	struct hmm_slot *slot = &mm->slot[b][s];
+	struct hmm_leaf *leaf;
+	int rc = 0;
+
+	umm_evlock_shared(&mm->space->ctl->evlock);
+	leaf = slot->addr ? hmm_leaf_find(mm, slot->addr) : NULL;
+	if (leaf)
+		pthread_mutex_lock(&leaf->lock);
+	/* slot->addr is cleared under the leaf lock by who brings the page back: look again. */
+	if (leaf && slot->addr) {
+		unsigned i = hmm_leaf_index(slot->addr);
+
+		if (*handle == HMM_HANDLE_NONE) {
+			rc = put_back(mm, leaf, slot->addr, page);
+		} else {
+			hmm_entry_t e = hmm_entry(HMM_DEVICE, tier, *handle, 0);
+
+			hmm_entry_set(mm, leaf, i, hmm_entry_with_lap(e, hmm_entry_lap(leaf->e[i])));
+			*handle = HMM_HANDLE_NONE;
+			*stored = true;
+		}
+		if (!rc)
+			slot->addr = 0;
+	}
+	if (leaf)
+		pthread_mutex_unlock(&leaf->lock);
+	umm_evlock_unshared(&mm->space->ctl->evlock);
+	return rc;
+}
+
+int hmm_out_store(struct hmm_mm *mm, unsigned b)
+{
+	const void *src[UMM_BATCH_PAGES];
+	hmm_handle_t handle[UMM_BATCH_PAGES];
+	uint16_t index[UMM_BATCH_PAGES];
+	uint8_t tier[UMM_BATCH_PAGES];
+	char *window = mm->window + (size_t)b * UMM_BATCH_PAGES * UMM_PAGE;
+	unsigned n = 0, stored = 0;
+
+	for (unsigned s = 0; s < mm->batch_pages[b]; s++) {
+		if (!mm->slot[b][s].addr)
+			continue;
+		src[n] = window + s * UMM_PAGE;
+		index[n++] = (uint16_t)s;
+	}
+	if (!n)
+		return 0;
+	hmm_chain_in(mm->h, src, handle, tier, n);
+	for (unsigned k = 0; k < n; k++) {
+		hmm_handle_t got = handle[k];
+		bool ok = false;
+
+		while (settle(mm, b, index[k], src[k], &handle[k], tier[k], &ok) == -EAGAIN)
+			umm_space_drain(mm->space);
+		stored += ok;
+		if (handle[k] != HMM_HANDLE_NONE) {
+			struct hmm_device *d = mm->h->chain.dev[tier[k]];
+
+			d->ops->put(d, &handle[k], 1); /* touched or dropped meanwhile */
+		} else if (got == HMM_HANDLE_NONE) {
+			atomic_fetch_add(&mm->h->out_failed, 1);
+		}
+	}
+	atomic_fetch_add(&mm->pages_out, stored);
+	atomic_fetch_add(&mm->h->pages_out, stored);
+	return (int)stored;
+}
+
+int hmm_migrate_out(struct hmm_mm *mm, const struct hmm_victim *v, unsigned n)
+{
+	int rc;
+
+	if (!mm->inside)
+		return -EOPNOTSUPP;
+	pthread_mutex_lock(&mm->out_lock);
+	rc = hmm_out_begin(mm, 0, v, n);
+	if (!rc) {
+		rc = hmm_out_finish(mm, 0);
+		if (rc >= 0)
+			rc = hmm_out_store(mm, 0);
+	}
+	pthread_mutex_unlock(&mm->out_lock);
+	return rc;
+}

@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Choosing what goes: a clock over the managed mappings of each space.
+ *
+ * The page table's accessed bits are not to be had, so a page is taken to be
+ * hot when it faulted back soon after it went (entry_back() in fault.c): it is
+ * passed over for as many laps as its heat says.
+ */
+#include <errno.h>
+
+#include "hmm/internal.h"
+
+#define SCAN_RUNS 128u
+#define LEAF_BYTES (1ull << HMM_LEAF_SHIFT)
+
+struct collect {
+	struct hmm_victim v[UMM_BATCH_RUNS];
+	unsigned n, pages;
+};
+
+/* Pages of [start, end), in one leaf, that are present.  Returns where to go on. */
+static uint64_t collect_present(struct hmm_mm *mm, uint64_t start, uint64_t end, struct collect *c)
+{
+	struct hmm_leaf *leaf = hmm_leaf_find(mm, start);
+	uint64_t at = start;
+
+	if (leaf)
+		pthread_mutex_lock(&leaf->lock);
+	for (; at < end; at += UMM_PAGE) {
+		struct hmm_victim *v = c->n ? &c->v[c->n - 1] : NULL;
+		hmm_entry_t e = leaf ? leaf->e[hmm_leaf_index(at)] : 0;
+
+		if (hmm_entry_state(e) != HMM_SYSTEM)
+			continue;
+		if (hmm_entry_heat(e)) {
+			leaf->e[hmm_leaf_index(at)] = hmm_entry(HMM_SYSTEM, 0, 0, hmm_entry_heat(e) - 1);
+			continue;
+		}
+		if (c->pages == UMM_BATCH_PAGES)
+			break;
+		if (v && v->addr + v->npages * UMM_PAGE == at && v->npages < UMM_RUN_PAGES &&
+		    at % (UMM_RUN_PAGES * UMM_PAGE)) {
+			v->npages++;
+		} else {
+			if (c->n == UMM_BATCH_RUNS)
+				break;
+			c->v[c->n++] = (struct hmm_victim){at, 1};
+		}
+		c->pages++;
+	}
+	if (leaf)
+		pthread_mutex_unlock(&leaf->lock);
+	return at;
+}
+
+/* Advance the hand through [start, end), in one leaf and one mapping. */
+static uint64_t collect_piece(struct hmm_mm *mm, uint64_t start, uint64_t end, struct collect *c)
+{
+	struct umm_page_run runs[SCAN_RUNS];
+	uint64_t walked;
+	int n = umm_page_scan(mm->space, start, end, runs, SCAN_RUNS, &walked);
+
+	if (n < 0)
+		return end;
+	for (int i = 0; i < n; i++) {
+		if ((runs[i].flags & (UMM_PAGE_PRESENT | UMM_PAGE_ZERO | UMM_PAGE_FILE)) != UMM_PAGE_PRESENT)
+			continue;
+		uint64_t at = collect_present(mm, runs[i].start, runs[i].end, c);
+		if (at < runs[i].end)
+			return at; /* the batch is full */
+	}
+	return walked > start ? walked : end;
+}
+
+static bool movable(const struct umm_vma *v)
+{
+	return (v->flags & (UMM_VMA_READ | UMM_VMA_WRITE | UMM_VMA_EXEC | UMM_VMA_SHARED | UMM_VMA_FILE)) ==
+	       (UMM_VMA_READ | UMM_VMA_WRITE);
+}
+
+/* Fill a batch from where the hand is; out_lock held.  Returns false when two laps found nothing. */
+static bool collect(struct hmm_mm *mm, struct collect *c)
+{
+	unsigned laps = 0;
+
+	c->n = c->pages = 0;
+	while (c->pages < UMM_BATCH_PAGES && c->n < UMM_BATCH_RUNS && !atomic_load(&mm->dead)) {
+		const struct hmm_interval *next;
+		struct hmm_interval in = {0};
+		struct umm_vma vma;
+		bool skip;
+
+		pthread_mutex_lock(&mm->lock);
+		next = hmm_iset_next(&mm->registered, mm->hand);
+		if (next)
+			in = *next;
+		pthread_mutex_unlock(&mm->lock);
+		if (!next) {
+			mm->hand = 0;
+			if (c->n && laps)
+				break;
+			if (++laps > HMM_HEAT_MAX + 1)
+				break;
+			if (!(atomic_fetch_add(&mm->lap, 1) % 8)) {
+				pthread_mutex_lock(&mm->lock);
+				hmm_iset_clear(&mm->stuck);
+				pthread_mutex_unlock(&mm->lock);
+			}
+			continue;
+		}
+		uint64_t a = in.start > mm->hand ? in.start : mm->hand;
+		uint64_t z = (a & ~(LEAF_BYTES - 1)) + LEAF_BYTES;
+		if (umm_vma_next(mm->space, a, &vma))
+			vma = (struct umm_vma){.start = in.end, .end = in.end};
+		if (vma.start > a)
+			a = vma.start;
+		if (!movable(&vma) || a >= in.end) {
+			mm->hand = vma.end < in.end && vma.end > a ? vma.end : in.end;
+			continue;
+		}
+		z = (a & ~(LEAF_BYTES - 1)) + LEAF_BYTES;
+		if (z > in.end)
+			z = in.end;
+		if (z > vma.end)
+			z = vma.end;
+		pthread_mutex_lock(&mm->lock);
+		skip = hmm_quarantined(mm, a, z) || hmm_iset_covers(&mm->stuck, a, z);
+		pthread_mutex_unlock(&mm->lock);
+		mm->hand = skip ? z : collect_piece(mm, a, z, c);
+	}
+	return c->n > 0;
+}
+
+static uint64_t reclaim_mm(struct hmm_mm *mm, uint64_t pages)
+{
+	struct collect c;
+	uint64_t stored = 0, asked = 0;
+	int prev = -1;
+	unsigned b = 0, barren = 0;
+
+	pthread_mutex_lock(&mm->out_lock);
+	while (asked < pages && !atomic_load(&mm->dead) && !atomic_load(&mm->rest)) {
+		bool some = collect(mm, &c);
+		int rc = some ? hmm_out_begin(mm, b, c.v, c.n) : 0;
+
+		if (prev >= 0) {
+			int n = hmm_out_store(mm, (unsigned)prev);
+
+			prev = -1;
+			if (n > 0) {
+				stored += (uint64_t)n;
+				barren = 0;
+				atomic_fetch_sub(&mm->h->estimate, (uint64_t)n * UMM_PAGE);
+				hmm_budget_measure(mm->h);
+			} else {
+				barren++;
+			}
+		}
+		if (!some || rc)
+			break;
+		rc = hmm_out_finish(mm, b);
+		if (rc < 0)
+			break;
+		asked += c.pages;
+		prev = (int)b;
+		b ^= 1;
+		if (barren > 4)
+			break;
+	}
+	if (prev >= 0) {
+		int n = hmm_out_store(mm, (unsigned)prev);
+
+		if (n > 0) {
+			stored += (uint64_t)n;
+			atomic_fetch_sub(&mm->h->estimate, (uint64_t)n * UMM_PAGE);
+		}
+	}
+	pthread_mutex_unlock(&mm->out_lock);
+	return stored;
+}
+
+uint64_t hmm_reclaim(struct hmm *h, uint64_t pages)
+{
+	struct hmm_mm *list[256];
+	uint64_t all = 0, stored = 0;
+	unsigned n = 0;
+
+	pthread_mutex_lock(&h->lock);
+	for (struct hmm_mm *mm = h->mms; mm && n < 256; mm = mm->next) {
+		if (!mm->inside || !atomic_load(&mm->armed) || atomic_load(&mm->dead) || atomic_load(&mm->rest))
+			continue;
+		umm_space_get(mm->space);
+		list[n++] = mm;
+		all += mm->anon_pages;
+	}
+	pthread_mutex_unlock(&h->lock);
+	/* Each gives by what it has; a share too small for a batch is a whole batch. */
+	for (unsigned i = 0; i < n; i++) {
+		uint64_t share = all ? pages * list[i]->anon_pages / all : pages;
+
+		if (list[i]->anon_pages * 64 >= all || n == 1)
+			stored += reclaim_mm(list[i], share ? share : 1);
+		umm_space_put(list[i]->space);
+	}
+	return stored;
+}

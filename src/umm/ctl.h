@@ -1,0 +1,144 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The control block of a space: what the engine and the inside of the space
+ * both see.  For hmm run it lies in shared memory; in the linked library it is
+ * ordinary memory.  No libc.
+ *
+ * DOC: moving out, seen from the control block
+ *
+ * The engine marks pages PARKING in its records, writes up to UMM_BATCH_RUNS
+ * runs into a batch, notes the epoch and tells the inside to go.  For each run
+ * the inside takes the event lock shared, compares the epoch (an event that
+ * touched a PARKING page since has bumped it: the run is then stale), moves
+ * the pages to staging, publishes which ones went (MOVED), drops the lock,
+ * copies them to the window and publishes that (FILLED).  So whoever holds the
+ * event lock exclusively sees of every run whether it happened, and a run that
+ * it has made stale never happens.
+ *
+ * DOC: pins
+ *
+ * Pages that the kernel writes behind the program's back while a thread ends
+ * (thread control blocks with their robust lists, rseq areas and tid words)
+ * must not be away.  A thread enters the pages of its own block into the pin
+ * table before it runs anything of the program's; the inside looks a page up
+ * and moves it under the same lock, so a page is either moved before it is
+ * entered (then the thread's first touch brings it back for good), or never.
+ */
+#ifndef UMM_CTL_H
+#define UMM_CTL_H
+
+#include "umm/evlock.h"
+
+#define UMM_CTL_MAGIC 0x314c5443u /* "CTL1" */
+#define UMM_PAGE 4096ul
+#define UMM_PAGE_SHIFT 12
+
+#define UMM_RUN_PAGES 64u    /* most pages in a run */
+#define UMM_BATCH_RUNS 128u  /* most runs in a batch */
+#define UMM_BATCH_PAGES 512u /* most pages in a batch */
+#define UMM_BATCHES 2u	     /* one is filled while the other is stored */
+#define UMM_PIN_SLOTS 65536u
+#define UMM_CALL_SLOTS 32u
+
+enum umm_run_state {
+	UMM_RUN_PENDING = 0,
+	UMM_RUN_MOVED, /* mask says which pages are in staging */
+	UMM_RUN_FILLED, /* and they have been copied to the window */
+};
+
+struct umm_move_run {
+	uint64_t addr;
+	uint64_t mask; /* out: bit i: page i was moved */
+	uint32_t npages;
+	uint32_t slot; /* first page of the run in the batch's part of staging and window */
+	_Atomic uint32_t state;
+	int32_t err; /* out: the last error met, 0 if none */
+};
+
+#define UMM_BATCH_UNSHARE 1u /* pages that are shared after fork are to be copied first */
+
+struct umm_batch {
+	uint32_t nr;
+	uint32_t epoch;
+	uint32_t flags;
+	_Atomic uint32_t done; /* the inside has let go of the batch */
+	struct umm_move_run run[UMM_BATCH_RUNS];
+};
+
+/* A request from a hook in the program to the engine; see src/run/doorbell.h. */
+struct umm_call {
+	_Atomic uint32_t state;
+	uint32_t op;
+	uint64_t arg[3];
+	int64_t ret;
+};
+
+struct umm_ctl {
+	uint32_t magic;
+	uint32_t space_id;	    /* the engine's name for the space */
+	_Atomic uint32_t armed;	    /* the engine moves pages of this space */
+	_Atomic uint32_t no_fork_events; /* the kernel withholds them: pages come back before fork */
+	_Atomic uint32_t epoch;
+	struct umm_evlock evlock;
+	_Atomic uint32_t pin_lock;
+	_Atomic uint32_t pin_used;
+	struct umm_call call[UMM_CALL_SLOTS];
+	struct umm_batch batch[UMM_BATCHES];
+	_Atomic uint64_t pin[UMM_PIN_SLOTS]; /* page number, 0: free */
+};
+
+static inline void umm_pin_lock(struct umm_ctl *c)
+{
+	uint32_t zero = 0;
+
+	for (unsigned spin = 0; !atomic_compare_exchange_weak(&c->pin_lock, &zero, 1); zero = 0) {
+		if (++spin < 100) {
+			sys_relax();
+			continue;
+		}
+		struct timespec ts = {.tv_nsec = 1000000};
+		atomic_uint *word = (atomic_uint *)&c->pin_lock;
+		sys_futex_wait(word, 1, &ts);
+	}
+}
+
+static inline void umm_pin_unlock(struct umm_ctl *c)
+{
+	atomic_store(&c->pin_lock, 0);
+}
+
+static inline uint32_t umm_pin_hash(uint64_t pfn)
+{
+	return (uint32_t)((pfn * 0x9e3779b97f4a7c15ull) >> 48) & (UMM_PIN_SLOTS - 1);
+}
+
+/* Under the pin lock, as is umm_pin_add(). */
+static inline bool umm_pin_has(struct umm_ctl *c, uint64_t pfn)
+{
+	for (uint32_t i = umm_pin_hash(pfn), n = 0; n < UMM_PIN_SLOTS; n++, i = (i + 1) & (UMM_PIN_SLOTS - 1)) {
+		uint64_t p = atomic_load_explicit(&c->pin[i], memory_order_relaxed);
+
+		if (p == pfn)
+			return true;
+		if (!p)
+			return false;
+	}
+	return true; /* a full table pins everything: slow, never wrong */
+}
+
+static inline void umm_pin_add(struct umm_ctl *c, uint64_t pfn)
+{
+	for (uint32_t i = umm_pin_hash(pfn), n = 0; n < UMM_PIN_SLOTS; n++, i = (i + 1) & (UMM_PIN_SLOTS - 1)) {
+		uint64_t p = atomic_load_explicit(&c->pin[i], memory_order_relaxed);
+
+		if (p == pfn)
+			return;
+		if (!p) {
+			atomic_store_explicit(&c->pin[i], pfn, memory_order_relaxed);
+			atomic_fetch_add(&c->pin_used, 1);
+			return;
+		}
+	}
+}
+
+#endif

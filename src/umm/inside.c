@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What must be done from inside an address space: UFFDIO_MOVE and letting
+ * staging go.  See ctl.h for the protocol; no libc here, and no stack of more
+ * than a page.
+ */
+#include "umm/inside.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+
+#include "hmm_uapi.h"
+
+static void copy_page(void *to, const void *from)
+{
+	unsigned long n = UMM_PAGE / 8;
+
+	__asm__ volatile("rep movsq" : "+D"(to), "+S"(from), "+c"(n) : : "memory");
+}
+
+int umm_inside_uffd(void)
+{
+	int fd = (int)sys1(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+
+	if (fd >= 0)
+		return fd;
+	int dev = (int)sys3(SYS_open, "/dev/userfaultfd", O_RDWR | O_CLOEXEC, 0);
+	if (dev < 0)
+		return fd;
+	fd = sys_ioctl(dev, USERFAULTFD_IOC_NEW, (void *)(O_CLOEXEC | O_NONBLOCK));
+	sys_close(dev);
+	return fd;
+}
+
+static int move(int uffd, char *dst, uint64_t src, unsigned npages, unsigned *moved)
+{
+	struct uffdio_move mv = {.dst = (uintptr_t)dst, .src = src, .len = npages * UMM_PAGE};
+	int rc = sys_ioctl(uffd, UFFDIO_MOVE, &mv);
+
+	*moved = mv.move > 0 ? (unsigned)(mv.move / (long)UMM_PAGE) : 0;
+	if (*moved)
+		return 0; /* go on behind what went; what stopped it shows again, by itself */
+	if (rc == -EAGAIN && mv.move == 0)
+		return -EBUSY; /* the page is locked by somebody: not now */
+	return rc;
+}
+
+/*
+ * Under event and pin lock.  Returns -EAGAIN when a change of the space is
+ * under way, -EINVAL when the mapping cannot be moved from at all, else 0.
+ */
+static int move_run(struct umm_inside *in, struct umm_move_run *run, char *staging, unsigned *from)
+{
+	unsigned i = *from, n, moved;
+
+	while (i < run->npages) {
+		uint64_t pfn = (run->addr >> UMM_PAGE_SHIFT) + i;
+
+		if (umm_pin_has(in->ctl, pfn)) {
+			i++;
+			continue;
+		}
+		for (n = 1; i + n < run->npages && !umm_pin_has(in->ctl, pfn + n);)
+			n++;
+		int rc = move(in->uffd, staging + i * UMM_PAGE, run->addr + i * UMM_PAGE, n, &moved);
+		for (unsigned k = 0; k < moved; k++)
+			run->mask |= 1ull << (i + k);
+		i += moved;
+		*from = i;
+		if (!rc)
+			continue;
+		run->err = rc;
+		if (rc == -EAGAIN || rc == -EINVAL || rc == -ESRCH)
+			return rc;
+		if (rc == -EBUSY)
+			return rc;
+		i++; /* a hole, or something that stays */
+		*from = i;
+	}
+	return 0;
+}
+
+static void run_batch_entry(struct umm_inside *in, struct umm_batch *batch, struct umm_move_run *run, char *staging,
+			    char *window)
+{
+	struct umm_ctl *c = in->ctl;
+	unsigned from = 0;
+	bool unshared = false;
+	int rc;
+
+	run->mask = 0;
+	run->err = 0;
+again:
+	umm_evlock_shared(&c->evlock);
+	if (atomic_load(&c->epoch) != batch->epoch) {
+		run->err = -ESTALE;
+		rc = 0;
+	} else {
+		umm_pin_lock(c);
+		rc = move_run(in, run, staging, &from);
+		umm_pin_unlock(c);
+	}
+	if (rc == -EBUSY && from < run->npages) {
+		if (!(batch->flags & UMM_BATCH_UNSHARE) || unshared) {
+			from++; /* pinned for I/O, or shared and to stay so */
+			unshared = false;
+			umm_evlock_unshared(&c->evlock);
+			goto again;
+		}
+		/*
+		 * Shared since a fork: make it ours, then it can go.  Not under
+		 * the lock: should the page have gone meanwhile, this faults, and
+		 * who serves the fault needs the lock.
+		 */
+		umm_evlock_unshared(&c->evlock);
+		unsigned left = run->npages - from;
+		rc = (int)sys3(SYS_madvise, run->addr + from * UMM_PAGE, left * UMM_PAGE, MADV_POPULATE_WRITE);
+		unshared = true;
+		goto again;
+	}
+	/* Under the lock still: who takes it exclusively sees what happened. */
+	atomic_store_explicit(&run->state, UMM_RUN_MOVED, memory_order_release);
+	umm_evlock_unshared(&c->evlock);
+
+	for (unsigned i = 0; i < run->npages; i++)
+		if (run->mask & (1ull << i))
+			copy_page(window + i * UMM_PAGE, staging + i * UMM_PAGE);
+	atomic_store_explicit(&run->state, UMM_RUN_FILLED, memory_order_release);
+}
+
+/*
+ * Staging is registered, as a destination of MOVE must be; dropping its pages
+ * as they are would send an event that somebody must read while we sleep.
+ */
+static void release_staging(struct umm_inside *in, char *staging, size_t len)
+{
+	struct uffdio_range r = {.start = (uintptr_t)staging, .len = len};
+	struct uffdio_register reg = {.range = r, .mode = UFFDIO_REGISTER_MODE_MISSING};
+
+	sys_ioctl(in->uffd, UFFDIO_UNREGISTER, &r);
+	sys3(SYS_madvise, staging, len, MADV_DONTNEED);
+	sys_ioctl(in->uffd, UFFDIO_REGISTER, &reg);
+}
+
+void umm_inside_move(struct umm_inside *in, unsigned b)
+{
+	struct umm_batch *batch = &in->ctl->batch[b % UMM_BATCHES];
+	size_t base = (size_t)(b % UMM_BATCHES) * UMM_BATCH_PAGES * UMM_PAGE;
+	unsigned nr = batch->nr < UMM_BATCH_RUNS ? batch->nr : UMM_BATCH_RUNS;
+	size_t used = 0;
+
+	for (unsigned i = 0; i < nr; i++) {
+		struct umm_move_run *run = &batch->run[i];
+
+		if (!run->npages || run->npages > UMM_RUN_PAGES || run->slot + run->npages > UMM_BATCH_PAGES) {
+			run->err = -EINVAL;
+			run->mask = 0;
+			atomic_store_explicit(&run->state, UMM_RUN_FILLED, memory_order_release);
+			continue;
+		}
+		run_batch_entry(in, batch, run, in->staging + base + run->slot * UMM_PAGE,
+				in->window + base + run->slot * UMM_PAGE);
+		if ((run->slot + run->npages) * UMM_PAGE > used && run->mask)
+			used = (run->slot + run->npages) * UMM_PAGE;
+	}
+	if (used)
+		release_staging(in, in->staging + base, UMM_BATCH_PAGES * UMM_PAGE);
+	atomic_store_explicit(&batch->done, 1, memory_order_release);
+}

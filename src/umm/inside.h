@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: MIT */
+/* What must be done from inside an address space.  No libc: the agent links this. */
+#ifndef UMM_INSIDE_H
+#define UMM_INSIDE_H
+
+#include "umm/ctl.h"
+
+/** Where the inside puts what it takes. */
+struct umm_inside {
+	int uffd;
+	struct umm_ctl *ctl;
+	char *staging; /* UMM_BATCHES * UMM_BATCH_PAGES pages, registered with uffd, empty */
+	char *window;  /* as many pages that the engine reads */
+};
+
+/**
+ * umm_inside_move() - carry out batch @b of the control block.
+ *
+ * Publishes the result of each run as it goes; when it returns, staging is
+ * empty again and the batch is done.
+ */
+void umm_inside_move(struct umm_inside *in, unsigned b);
+
+/** umm_inside_uffd() - a userfaultfd of the caller's address space, features not yet agreed; or -errno. */
+int umm_inside_uffd(void);
+
+#endif

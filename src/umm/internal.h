@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What umm's own files and its user hmm share.
+ *
+ * DOC: lock order
+ *
+ *   monitor leader -> event lock of a space (evlock.h) -> notifiers' lock
+ *   -> residency leaf locks (hmm) -> device locks
+ *
+ * Nothing that can fault in a managed space runs under the event lock.
+ */
+#ifndef UMM_INTERNAL_H
+#define UMM_INTERNAL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "hmm_uapi.h"
+#include "umm.h"
+#include "umm/ctl.h"
+#include "umm/inside.h"
+#include "umm/notifier_internal.h"
+
+/** A page fault as it came from the userfaultfd. */
+struct umm_fault {
+	uint64_t addr; /* of the page */
+	uint32_t flags; /* UFFD_PAGEFAULT_FLAG_* */
+	uint32_t tid;	/* 0: unknown */
+};
+
+/** Who keeps records of a space's pages (hmm) hangs on here. */
+struct umm_space_ops {
+	/**
+	 * A fault on a registered page.  No lock held.  Returns 0 when whoever
+	 * waits for the page has been or will be woken, -EAGAIN to be called
+	 * again after pending events have been read.
+	 */
+	int (*fault)(void *priv, const struct umm_fault *f);
+	/** A change was reported.  Event lock held exclusively. */
+	void (*change)(void *priv, const struct umm_change *change);
+	/** The space was forked; @uffd is the child's, the callee's to close.  Event lock held exclusively. */
+	void (*forked)(void *priv, int uffd);
+};
+
+struct umm_monitor;
+
+struct umm_space {
+	_Atomic unsigned refs;
+	bool self;
+	pid_t pid; /* a task that lives in it, for messages */
+	int uffd;  /* -1: none */
+	int pagemap_fd;
+	int maps_fd;
+	bool maps_text; /* the kernel has no PROCMAP_QUERY */
+	uint64_t features;
+	struct umm_ctl *ctl;
+	struct umm_notifiers notifiers;
+	struct umm_monitor *monitor;
+	uint64_t monitor_key;
+	bool own_monitor;
+	const struct umm_space_ops *ops;
+	void *priv;
+	void (*destroy)(void *priv); /* when the last reference goes */
+	pthread_mutex_t lock;
+};
+
+/* space.c */
+/**
+ * umm_space_adopt() - a space whose descriptors somebody else has opened.
+ * @uffd, @pagemap_fd, @maps_fd: the space's from now on, also on error; @pagemap_fd and @maps_fd may be -1.
+ * @ctl: the caller's, to outlive the space.
+ */
+int umm_space_adopt(pid_t pid, int uffd, int pagemap_fd, int maps_fd, struct umm_ctl *ctl, struct umm_space **spacep);
+void umm_space_get(struct umm_space *space);
+void umm_space_put(struct umm_space *space);
+struct umm_notifiers *umm_space_notifiers(struct umm_space *space);
+int umm_space_pagemap_fd(struct umm_space *space);
+int umm_space_populate(struct umm_space *space, uint64_t start, uint64_t len, bool write);
+
+/* uffd.c: 0 or -errno throughout */
+#define UMM_UFFD_BASE                                                                                                  \
+	(UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_THREAD_ID |     \
+	 UFFD_FEATURE_MOVE | UFFD_FEATURE_POISON)
+/** Agree on features; EVENT_FORK is asked for and done without when the kernel withholds it. */
+int umm_uffd_api(int uffd, uint64_t want, uint64_t optional, uint64_t *got);
+int umm_uffd_register(int uffd, uint64_t start, uint64_t len, uint64_t mode);
+int umm_uffd_unregister(int uffd, uint64_t start, uint64_t len);
+/** @copied: bytes that went in before an error; never NULL.  Wakes who waits for them. */
+int umm_uffd_copy(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *copied);
+int umm_uffd_zeropage(int uffd, uint64_t dst, uint64_t len, uint64_t *zeroed);
+int umm_uffd_poison(int uffd, uint64_t dst, uint64_t len);
+int umm_uffd_wake(int uffd, uint64_t start, uint64_t len);
+
+/* monitor.c */
+int umm_monitor_create(unsigned nthreads, struct umm_monitor **mp);
+void umm_monitor_destroy(struct umm_monitor *m);
+int umm_monitor_add(struct umm_monitor *m, struct umm_space *space);
+/** No thread of the monitor starts on @space any more once it has returned; one may still be busy with it. */
+void umm_monitor_del(struct umm_space *space);
+/** Read what is pending without blocking: events are applied, faults go to the monitor's threads. */
+void umm_space_drain(struct umm_space *space);
+/** Called by who serves a fault, before it sleeps: another thread takes over the waiting. */
+void umm_monitor_yield(struct umm_space *space);
+
+#endif

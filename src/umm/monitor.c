@@ -1,0 +1,415 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Reads the userfaultfds of many spaces and sees to it that every message is
+ * acted on in the one order that is right.
+ *
+ * DOC: the monitor
+ *
+ * A few threads take turns: one, the leader, sleeps in epoll; the others wait
+ * for the lead.  The leader takes the event lock of the space exclusively,
+ * reads, applies all *events* of what it read in their order, drops the lock,
+ * and only then serves the *faults* (the kernel delivers faults first, though
+ * they may have happened after the events).  It keeps the lead while it serves
+ * a single quick fault, because handing over costs a wake-up; it gives it away
+ * when there is more to do, or when who serves the fault is about to sleep
+ * (umm_monitor_yield).
+ *
+ * A fault whose placing meets EAGAIN has a change under way: pending events
+ * are read and applied, and the fault is served again *from its look-up*.
+ *
+ * Spaces are named by key in epoll, never by pointer: a key that is gone is a
+ * message that came too late.
+ *
+ * Locking: leader, then table, then a space's event lock.  The table lock is
+ * never held while anything sleeps.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "umm/internal.h"
+
+#define MONITOR_THREADS_MAX 16u
+#define READ_MAX 32u
+#define KEY_STOP 0
+
+struct backlog {
+	struct backlog *next;
+	struct umm_space *space; /* with a reference */
+	struct umm_fault fault;
+};
+
+struct umm_monitor {
+	int epfd;
+	int kick; /* eventfd: stop, or look at the backlog */
+	_Atomic bool stop;
+	pthread_mutex_t leader;
+	pthread_mutex_t table;
+	uint64_t next_key;
+	unsigned nspaces, room;
+	struct umm_space **spaces; /* each with a reference */
+	struct backlog *backlog;
+	unsigned nthreads;
+	pthread_t thread[MONITOR_THREADS_MAX];
+};
+
+/* What a monitor thread is doing, for umm_monitor_yield(). */
+static __thread struct umm_monitor *leading;
+
+static struct umm_space *space_by_key(struct umm_monitor *m, uint64_t key)
+{
+	struct umm_space *found = NULL;
+
+	pthread_mutex_lock(&m->table);
+	for (unsigned i = 0; i < m->nspaces && !found; i++)
+		if (m->spaces[i]->monitor_key == key)
+			found = m->spaces[i];
+	if (found)
+		umm_space_get(found);
+	pthread_mutex_unlock(&m->table);
+	return found;
+}
+
+static void kick(struct umm_monitor *m)
+{
+	uint64_t one = 1;
+
+	while (write(m->kick, &one, sizeof(one)) < 0 && errno == EINTR)
+		;
+}
+
+static void change(struct umm_space *s, const struct umm_change *c)
+{
+	/* The change has happened, or will whatever we say: nobody may refuse. */
+	umm_invalidate_begin(s, c);
+	if (s->ops && s->ops->change)
+		s->ops->change(s->priv, c);
+	umm_invalidate_end(s, c);
+}
+
+static void apply_event(struct umm_space *s, const struct uffd_msg *msg)
+{
+	struct umm_change c = {.blockable = true};
+
+	switch (msg->event) {
+	case UFFD_EVENT_UNMAP:
+		c.event = UMM_EVENT_UNMAP;
+		c.start = msg->arg.remove.start;
+		c.end = msg->arg.remove.end;
+		break;
+	case UFFD_EVENT_REMOVE:
+		c.event = UMM_EVENT_CLEAR;
+		c.start = msg->arg.remove.start;
+		c.end = msg->arg.remove.end;
+		break;
+	case UFFD_EVENT_REMAP:
+		c.event = UMM_EVENT_REMAP;
+		c.start = msg->arg.remap.from;
+		c.end = msg->arg.remap.from + msg->arg.remap.len;
+		c.new_start = msg->arg.remap.to;
+		break;
+	case UFFD_EVENT_FORK:
+		c.event = UMM_EVENT_FORK;
+		c.start = 0;
+		c.end = 1ull << 47;
+		umm_invalidate_begin(s, &c);
+		umm_invalidate_end(s, &c);
+		if (s->ops && s->ops->forked)
+			s->ops->forked(s->priv, (int)msg->arg.fork.ufd);
+		else
+			close((int)msg->arg.fork.ufd);
+		return;
+	default:
+		return;
+	}
+	change(s, &c);
+}
+
+/* Read once.  Events are applied; faults go to @faults.  Returns how many, and whether there may be more. */
+static unsigned space_read(struct umm_space *s, struct umm_fault *faults, bool *more)
+{
+	struct uffd_msg msg[READ_MAX];
+	unsigned n = 0, nfaults = 0;
+
+	*more = false;
+	umm_evlock_excl(&s->ctl->evlock);
+	ssize_t got = read(s->uffd, msg, sizeof(msg));
+	if (got > 0) {
+		n = (unsigned)((size_t)got / sizeof(msg[0]));
+		*more = n == READ_MAX;
+	}
+	for (unsigned i = 0; i < n; i++) {
+		if (msg[i].event != UFFD_EVENT_PAGEFAULT) {
+			apply_event(s, &msg[i]);
+			continue;
+		}
+		faults[nfaults++] = (struct umm_fault){
+			.addr = msg[i].arg.pagefault.address & ~(UMM_PAGE - 1),
+			.flags = (uint32_t)msg[i].arg.pagefault.flags,
+			.tid = msg[i].arg.pagefault.feat.ptid,
+		};
+	}
+	umm_evlock_unexcl(&s->ctl->evlock);
+	return nfaults;
+}
+
+static int space_fault(struct umm_space *s, const struct umm_fault *f)
+{
+	if (s->ops && s->ops->fault)
+		return s->ops->fault(s->priv, f);
+	/* Nobody keeps pages away: an absent page is a page of zeros. */
+	uint64_t done;
+	int rc = umm_uffd_zeropage(s->uffd, f->addr, UMM_PAGE, &done);
+	if (rc == -EAGAIN)
+		return rc;
+	if (rc)
+		umm_uffd_wake(s->uffd, f->addr, UMM_PAGE);
+	return 0;
+}
+
+static void backlog_push(struct umm_space *s, const struct umm_fault *f)
+{
+	struct umm_monitor *m = s->monitor;
+	struct backlog *b = m ? malloc(sizeof(*b)) : NULL;
+
+	if (!b) {
+		/* Whoever faulted comes again and is read again. */
+		umm_uffd_wake(s->uffd, f->addr, UMM_PAGE);
+		return;
+	}
+	b->space = s;
+	b->fault = *f;
+	umm_space_get(s);
+	pthread_mutex_lock(&m->table);
+	b->next = m->backlog;
+	m->backlog = b;
+	pthread_mutex_unlock(&m->table);
+	kick(m);
+}
+
+void umm_space_drain(struct umm_space *s)
+{
+	struct umm_fault faults[READ_MAX];
+	bool more;
+
+	do {
+		unsigned n = space_read(s, faults, &more);
+
+		for (unsigned i = 0; i < n; i++)
+			backlog_push(s, &faults[i]);
+	} while (more);
+}
+
+static void lead_drop(void)
+{
+	struct umm_monitor *m = leading;
+
+	if (!m)
+		return;
+	leading = NULL;
+	pthread_mutex_unlock(&m->leader);
+}
+
+void umm_monitor_yield(struct umm_space *space)
+{
+	(void)space;
+	lead_drop();
+}
+
+/* Serve until nothing is left; a change under way is drained in between. */
+static void serve(struct umm_space *s, struct umm_fault *faults, unsigned n)
+{
+	struct umm_fault again[READ_MAX];
+	unsigned nagain = 0;
+
+	for (;;) {
+		for (unsigned i = 0; i < n; i++)
+			if (space_fault(s, &faults[i]) == -EAGAIN)
+				again[nagain++] = faults[i];
+		if (!nagain)
+			return;
+		umm_space_drain(s);
+		for (unsigned i = 0; i < nagain; i++)
+			faults[i] = again[i];
+		n = nagain;
+		nagain = 0;
+	}
+}
+
+static void serve_backlog(struct umm_monitor *m)
+{
+	for (;;) {
+		struct backlog *b;
+
+		pthread_mutex_lock(&m->table);
+		b = m->backlog;
+		if (b)
+			m->backlog = b->next;
+		pthread_mutex_unlock(&m->table);
+		if (!b)
+			return;
+		serve(b->space, &b->fault, 1);
+		umm_space_put(b->space);
+		free(b);
+	}
+}
+
+static void *monitor_thread(void *arg)
+{
+	struct umm_monitor *m = arg;
+	struct umm_fault faults[READ_MAX];
+	struct epoll_event ev;
+	sigset_t all;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_BLOCK, &all, NULL);
+	for (;;) {
+		if (!leading) {
+			pthread_mutex_lock(&m->leader);
+			leading = m;
+		}
+		int n = epoll_wait(m->epfd, &ev, 1, -1);
+
+		if (atomic_load(&m->stop))
+			break;
+		if (n <= 0)
+			continue;
+		if (ev.data.u64 == KEY_STOP) {
+			uint64_t count;
+
+			if (read(m->kick, &count, sizeof(count)) < 0 && errno != EAGAIN)
+				continue;
+			lead_drop();
+			serve_backlog(m);
+			continue;
+		}
+		struct umm_space *s = space_by_key(m, ev.data.u64);
+		if (!s)
+			continue;
+		bool more;
+		unsigned nf = space_read(s, faults, &more);
+		if (nf > 1 || more)
+			lead_drop();
+		serve(s, faults, nf);
+		umm_space_put(s);
+	}
+	lead_drop();
+	return NULL;
+}
+
+int umm_monitor_create(unsigned nthreads, struct umm_monitor **mp)
+{
+	struct umm_monitor *m = calloc(1, sizeof(*m));
+	struct epoll_event ev = {.events = EPOLLIN, .data.u64 = KEY_STOP};
+	int rc;
+
+	if (!m)
+		return -ENOMEM;
+	if (nthreads < 1)
+		nthreads = 1;
+	if (nthreads > MONITOR_THREADS_MAX)
+		nthreads = MONITOR_THREADS_MAX;
+	pthread_mutex_init(&m->leader, NULL);
+	pthread_mutex_init(&m->table, NULL);
+	m->next_key = 1;
+	m->kick = -1;
+	m->epfd = epoll_create1(EPOLL_CLOEXEC);
+	if (m->epfd >= 0)
+		m->kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (m->kick < 0 || epoll_ctl(m->epfd, EPOLL_CTL_ADD, m->kick, &ev)) {
+		rc = -errno;
+		goto fail;
+	}
+	for (; m->nthreads < nthreads; m->nthreads++) {
+		rc = -pthread_create(&m->thread[m->nthreads], NULL, monitor_thread, m);
+		if (rc)
+			goto fail;
+	}
+	*mp = m;
+	return 0;
+fail:
+	umm_monitor_destroy(m);
+	return rc;
+}
+
+void umm_monitor_destroy(struct umm_monitor *m)
+{
+	atomic_store(&m->stop, true);
+	if (m->kick >= 0)
+		kick(m);
+	for (unsigned i = 0; i < m->nthreads; i++)
+		pthread_join(m->thread[i], NULL);
+	for (unsigned i = 0; i < m->nspaces; i++)
+		umm_space_put(m->spaces[i]);
+	while (m->backlog) {
+		struct backlog *b = m->backlog;
+
+		m->backlog = b->next;
+		umm_space_put(b->space);
+		free(b);
+	}
+	free(m->spaces);
+	if (m->kick >= 0)
+		close(m->kick);
+	if (m->epfd >= 0)
+		close(m->epfd);
+	pthread_mutex_destroy(&m->table);
+	pthread_mutex_destroy(&m->leader);
+	free(m);
+}
+
+int umm_monitor_add(struct umm_monitor *m, struct umm_space *s)
+{
+	int rc = 0;
+
+	pthread_mutex_lock(&m->table);
+	if (m->nspaces == m->room) {
+		unsigned room = m->room ? 2 * m->room : 8;
+		struct umm_space **p = realloc(m->spaces, room * sizeof(*p));
+
+		if (!p) {
+			rc = -ENOMEM;
+			goto out;
+		}
+		m->spaces = p;
+		m->room = room;
+	}
+	s->monitor_key = m->next_key++;
+	struct epoll_event ev = {.events = EPOLLIN, .data.u64 = s->monitor_key};
+	if (epoll_ctl(m->epfd, EPOLL_CTL_ADD, s->uffd, &ev)) {
+		rc = -errno;
+		goto out;
+	}
+	s->monitor = m;
+	umm_space_get(s);
+	m->spaces[m->nspaces++] = s;
+out:
+	pthread_mutex_unlock(&m->table);
+	return rc;
+}
+
+void umm_monitor_del(struct umm_space *s)
+{
+	struct umm_monitor *m = s->monitor;
+	bool found = false;
+
+	if (!m)
+		return;
+	pthread_mutex_lock(&m->table);
+	for (unsigned i = 0; i < m->nspaces; i++) {
+		if (m->spaces[i] != s)
+			continue;
+		m->spaces[i] = m->spaces[--m->nspaces];
+		found = true;
+		break;
+	}
+	if (found)
+		epoll_ctl(m->epfd, EPOLL_CTL_DEL, s->uffd, NULL);
+	pthread_mutex_unlock(&m->table);
+	if (found)
+		umm_space_put(s);
+}

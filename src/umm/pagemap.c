@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: MIT */
+/* The state of a space's pages, from PAGEMAP_SCAN. */
+#include <errno.h>
+#include <sys/ioctl.h>
+
+#include "umm/internal.h"
+
+#define SCAN_CHUNK 64u
+
+static uint32_t flags_of(uint64_t categories)
+{
+	return (categories & PAGE_IS_PRESENT ? UMM_PAGE_PRESENT : 0) | (categories & PAGE_IS_PFNZERO ? UMM_PAGE_ZERO : 0) |
+	       (categories & PAGE_IS_HUGE ? UMM_PAGE_HUGE : 0) | (categories & PAGE_IS_FILE ? UMM_PAGE_FILE : 0) |
+	       (categories & PAGE_IS_SWAPPED ? UMM_PAGE_SWAPPED : 0);
+}
+
+int umm_page_scan(struct umm_space *space, uint64_t start, uint64_t end, struct umm_page_run *runs, unsigned nr,
+		  uint64_t *walk_end)
+{
+	struct page_region vec[SCAN_CHUNK];
+	unsigned out = 0;
+
+	if (start % UMM_PAGE || end % UMM_PAGE || start > end)
+		return -EINVAL;
+	*walk_end = start;
+	while (out < nr && *walk_end < end) {
+		unsigned room = nr - out < SCAN_CHUNK ? nr - out : SCAN_CHUNK;
+		struct pm_scan_arg a = {
+			.size = sizeof(a),
+			.start = *walk_end,
+			.end = end,
+			.vec = (uintptr_t)vec,
+			.vec_len = room,
+			.category_anyof_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+			.return_mask =
+				PAGE_IS_PRESENT | PAGE_IS_PFNZERO | PAGE_IS_HUGE | PAGE_IS_FILE | PAGE_IS_SWAPPED,
+		};
+		int n = ioctl(space->pagemap_fd, PAGEMAP_SCAN, &a);
+
+		if (n < 0)
+			return -errno;
+		for (int i = 0; i < n; i++)
+			runs[out++] = (struct umm_page_run){vec[i].start, vec[i].end, flags_of(vec[i].categories)};
+		if (a.walk_end <= *walk_end)
+			break;
+		*walk_end = a.walk_end;
+	}
+	return (int)out;
+}

@@ -1,0 +1,209 @@
+/* SPDX-License-Identifier: MIT */
+/* An address space: its descriptors and its life. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "umm/internal.h"
+
+static int proc_open(pid_t pid, const char *what)
+{
+	char path[64];
+
+	if (pid)
+		snprintf(path, sizeof(path), "/proc/%d/%s", (int)pid, what);
+	else
+		snprintf(path, sizeof(path), "/proc/self/%s", what);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd >= 0)
+		return fd;
+	return errno == ENOENT && pid ? -ESRCH : -errno;
+}
+
+static struct umm_space *space_alloc(void)
+{
+	struct umm_space *s = calloc(1, sizeof(*s));
+
+	if (!s)
+		return NULL;
+	s->refs = 1;
+	s->uffd = s->pagemap_fd = s->maps_fd = -1;
+	pthread_mutex_init(&s->lock, NULL);
+	umm_notifiers_init(&s->notifiers);
+	return s;
+}
+
+static int space_open(pid_t pid, struct umm_space **spacep)
+{
+	struct umm_space *s = space_alloc();
+	int rc;
+
+	if (!s)
+		return -ENOMEM;
+	s->pid = pid ? pid : getpid();
+	s->self = !pid;
+	rc = s->pagemap_fd = proc_open(pid, "pagemap");
+	if (rc < 0)
+		goto fail;
+	rc = s->maps_fd = proc_open(pid, "maps");
+	if (rc < 0)
+		goto fail;
+	*spacep = s;
+	return 0;
+fail:
+	umm_space_put(s);
+	return rc;
+}
+
+int umm_space_open_self(struct umm_space **spacep)
+{
+	return space_open(0, spacep);
+}
+
+int umm_space_open_pid(pid_t pid, struct umm_space **spacep)
+{
+	if (pid <= 0)
+		return -ESRCH;
+	return space_open(pid, spacep);
+}
+
+int umm_space_adopt(pid_t pid, int uffd, int pagemap_fd, int maps_fd, struct umm_ctl *ctl, struct umm_space **spacep)
+{
+	struct umm_space *s = space_alloc();
+
+	if (!s) {
+		close(uffd);
+		if (pagemap_fd >= 0)
+			close(pagemap_fd);
+		if (maps_fd >= 0)
+			close(maps_fd);
+		return -ENOMEM;
+	}
+	s->pid = pid;
+	s->uffd = uffd;
+	s->pagemap_fd = pagemap_fd;
+	s->maps_fd = maps_fd;
+	s->ctl = ctl;
+	*spacep = s;
+	return 0;
+}
+
+void umm_space_get(struct umm_space *space)
+{
+	atomic_fetch_add(&space->refs, 1);
+}
+
+void umm_space_put(struct umm_space *s)
+{
+	if (atomic_fetch_sub(&s->refs, 1) != 1)
+		return;
+	if (s->destroy)
+		s->destroy(s->priv);
+	umm_notifiers_destroy(&s->notifiers);
+	pthread_mutex_destroy(&s->lock);
+	if (s->uffd >= 0)
+		close(s->uffd);
+	if (s->pagemap_fd >= 0)
+		close(s->pagemap_fd);
+	if (s->maps_fd >= 0)
+		close(s->maps_fd);
+	if (s->self)
+		free(s->ctl);
+	free(s);
+}
+
+void umm_space_close(struct umm_space *space)
+{
+	struct umm_monitor *own;
+
+	if (!space)
+		return;
+	own = space->own_monitor ? space->monitor : NULL;
+	if (space->monitor)
+		umm_monitor_del(space);
+	if (own)
+		umm_monitor_destroy(own);
+	umm_space_put(space);
+}
+
+struct umm_notifiers *umm_space_notifiers(struct umm_space *space)
+{
+	return &space->notifiers;
+}
+
+int umm_space_pagemap_fd(struct umm_space *space)
+{
+	return space->pagemap_fd;
+}
+
+int umm_space_populate(struct umm_space *space, uint64_t start, uint64_t len, bool write)
+{
+	if (!space->self)
+		return -EOPNOTSUPP;
+	if (!madvise((void *)(uintptr_t)start, len, write ? MADV_POPULATE_WRITE : MADV_POPULATE_READ))
+		return 0;
+	return -errno;
+}
+
+/* The descriptor and the monitor of a linked space come with the first range that somebody wants watched. */
+static int space_watch_begin(struct umm_space *s)
+{
+	int rc = 0;
+
+	if (!s->self)
+		return -EOPNOTSUPP;
+	pthread_mutex_lock(&s->lock);
+	if (s->own_monitor)
+		goto out;
+	if (!s->ctl) {
+		s->ctl = calloc(1, sizeof(*s->ctl));
+		if (!s->ctl) {
+			rc = -ENOMEM;
+			goto out;
+		}
+	}
+	if (s->uffd < 0) {
+		rc = umm_inside_uffd();
+		if (rc < 0)
+			goto out;
+		s->uffd = rc;
+		rc = umm_uffd_api(s->uffd, UMM_UFFD_BASE | UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED,
+				  0, &s->features);
+		if (rc) {
+			close(s->uffd);
+			s->uffd = -1;
+			goto out;
+		}
+	}
+	if (!s->monitor) {
+		struct umm_monitor *m;
+
+		rc = umm_monitor_create(1, &m);
+		if (rc)
+			goto out;
+		rc = umm_monitor_add(m, s);
+		if (rc) {
+			umm_monitor_destroy(m);
+			goto out;
+		}
+	}
+	s->own_monitor = true;
+out:
+	pthread_mutex_unlock(&s->lock);
+	return rc;
+}
+
+int umm_space_watch(struct umm_space *space, uint64_t start, uint64_t len)
+{
+	int rc = space_watch_begin(space);
+
+	return rc ? rc : umm_uffd_register(space->uffd, start, len, UFFDIO_REGISTER_MODE_WP);
+}
+
+int umm_space_unwatch(struct umm_space *space, uint64_t start, uint64_t len)
+{
+	return space->uffd < 0 ? -EINVAL : umm_uffd_unregister(space->uffd, start, len);
+}

@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: MIT */
+/* The userfaultfd calls, with the kernel's way of reporting partial success made uniform. */
+#include <errno.h>
+#include <sys/ioctl.h>
+
+#include "umm/internal.h"
+
+static int uffd_ioctl(int fd, unsigned long req, void *arg)
+{
+	return ioctl(fd, req, arg) ? -errno : 0;
+}
+
+int umm_uffd_api(int uffd, uint64_t want, uint64_t optional, uint64_t *got)
+{
+	struct uffdio_api api = {.api = UFFD_API, .features = want | optional};
+	int rc = uffd_ioctl(uffd, UFFDIO_API, &api);
+
+	if (rc && optional) {
+		api = (struct uffdio_api){.api = UFFD_API, .features = want};
+		rc = uffd_ioctl(uffd, UFFDIO_API, &api);
+		optional = 0;
+	}
+	if (!rc)
+		*got = want | optional;
+	return rc;
+}
+
+int umm_uffd_register(int uffd, uint64_t start, uint64_t len, uint64_t mode)
+{
+	struct uffdio_register reg = {.range = {start, len}, .mode = mode};
+
+	return uffd_ioctl(uffd, UFFDIO_REGISTER, &reg);
+}
+
+int umm_uffd_unregister(int uffd, uint64_t start, uint64_t len)
+{
+	struct uffdio_range r = {start, len};
+
+	return uffd_ioctl(uffd, UFFDIO_UNREGISTER, &r);
+}
+
+int umm_uffd_copy(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *copied)
+{
+	*copied = 0;
+	while (*copied < len) {
+		struct uffdio_copy c = {
+			.dst = dst + *copied, .src = (uintptr_t)src + *copied, .len = len - *copied, .mode = 0};
+		int rc = uffd_ioctl(uffd, UFFDIO_COPY, &c);
+
+		if (c.copy > 0)
+			*copied += (uint64_t)c.copy;
+		else if (rc)
+			return rc;
+	}
+	return 0;
+}
+
+int umm_uffd_zeropage(int uffd, uint64_t dst, uint64_t len, uint64_t *zeroed)
+{
+	*zeroed = 0;
+	while (*zeroed < len) {
+		struct uffdio_zeropage z = {.range = {dst + *zeroed, len - *zeroed}, .mode = 0};
+		int rc = uffd_ioctl(uffd, UFFDIO_ZEROPAGE, &z);
+
+		if (z.zeropage > 0)
+			*zeroed += (uint64_t)z.zeropage;
+		else if (rc)
+			return rc;
+	}
+	return 0;
+}
+
+int umm_uffd_poison(int uffd, uint64_t dst, uint64_t len)
+{
+	struct uffdio_poison p = {.range = {dst, len}, .mode = 0};
+
+	return uffd_ioctl(uffd, UFFDIO_POISON, &p);
+}
+
+int umm_uffd_wake(int uffd, uint64_t start, uint64_t len)
+{
+	struct uffdio_range r = {start, len};
+
+	return uffd_ioctl(uffd, UFFDIO_WAKE, &r);
+}
