@@ -1,0 +1,414 @@
+/* SPDX-License-Identifier: MIT */
+/* Ranges of the caller's own space: what a snapshot says, what a fault brings in and what it refuses. */
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#include "hmm_uapi.h"
+#include "umm.h"
+
+#define PAGE 4096ul
+#define NR 16u
+
+static bool drop(struct umm_notifier *n, const struct umm_change *change, uint64_t seq)
+{
+	umm_notifier_set_seq(n, seq);
+	return true;
+}
+
+static const struct umm_notifier_ops ops = {.invalidate = drop};
+
+struct fixture {
+	struct umm_space *space;
+	struct umm_notifier n;
+	char *mem; /* NR pages, read and write, untouched */
+	uint64_t entries[NR];
+	struct umm_range range;
+};
+
+static char *map(unsigned npages, int prot)
+{
+	char *p = mmap(NULL, npages * PAGE, prot, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	assert_true(p != MAP_FAILED);
+	assert_int_equal(madvise(p, npages * PAGE, MADV_NOHUGEPAGE), 0);
+	return p;
+}
+
+static int setup(void **state)
+{
+	struct fixture *f = calloc(1, sizeof(*f));
+
+	if (umm_space_open_self(&f->space))
+		return -1;
+	/* A page on either side that is nobody's, so that mappings do not merge. */
+	f->mem = map(NR + 2, PROT_READ | PROT_WRITE) + PAGE;
+	munmap(f->mem - PAGE, PAGE);
+	munmap(f->mem + NR * PAGE, PAGE);
+	if (umm_notifier_insert(&f->n, f->space, (uintptr_t)f->mem, NR * PAGE, &ops))
+		return -1;
+	f->range = (struct umm_range){
+		.space = f->space,
+		.notifier = &f->n,
+		.start = (uintptr_t)f->mem,
+		.end = (uintptr_t)f->mem + NR * PAGE,
+		.entries = f->entries,
+	};
+	f->range.notifier_seq = umm_read_begin(&f->n);
+	*state = f;
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	struct fixture *f = *state;
+
+	umm_notifier_remove(&f->n);
+	umm_space_close(f->space);
+	munmap(f->mem, NR * PAGE);
+	free(f);
+	return 0;
+}
+
+static bool present(const void *p)
+{
+	uint64_t e;
+	int fd = open("/proc/self/pagemap", O_RDONLY);
+
+	assert_int_equal(pread(fd, &e, 8, (off_t)((uintptr_t)p / PAGE * 8)), 8);
+	close(fd);
+	return e >> 63;
+}
+
+static void assert_entries(const struct fixture *f, unsigned from, unsigned to, uint64_t value)
+{
+	for (unsigned i = from; i < to; i++)
+		assert_int_equal(f->entries[i], value);
+}
+
+static void bad_ranges(void **state)
+{
+	struct fixture *f = *state;
+	struct umm_range r = f->range;
+
+	r.end = r.start;
+	assert_int_equal(umm_range_snapshot(&r), -EINVAL);
+	assert_int_equal(umm_range_fault(&r), -EINVAL);
+	r = f->range;
+	r.start += 8;
+	assert_int_equal(umm_range_snapshot(&r), -EINVAL);
+	r = f->range;
+	r.start = 1ull << 63;
+	r.end = r.start + PAGE;
+	assert_int_equal(umm_range_snapshot(&r), -EINVAL);
+	r = f->range;
+	r.notifier = NULL;
+	assert_int_equal(umm_range_snapshot(&r), 0);
+	assert_int_equal(umm_range_fault(&r), -EINVAL);
+}
+
+static void snapshot_faults_nothing(void **state)
+{
+	struct fixture *f = *state;
+	volatile char *mem = f->mem;
+
+	memset(f->entries, 0xff, sizeof(f->entries));
+	mem[2 * PAGE] = 1;   /* written */
+	(void)mem[4 * PAGE]; /* read: the zero page */
+	mem[6 * PAGE] = 1;
+	assert_int_equal(mprotect(f->mem + 6 * PAGE, PAGE, PROT_READ), 0);
+	mem[8 * PAGE] = 1;
+	assert_int_equal(mprotect(f->mem + 8 * PAGE, PAGE, PROT_NONE), 0);
+	assert_int_equal(munmap(f->mem + 10 * PAGE, PAGE), 0);
+	assert_int_equal(umm_range_snapshot(&f->range), 0);
+	assert_entries(f, 0, 2, 0);
+	assert_entries(f, 2, 3, UMM_PFN_VALID | UMM_PFN_WRITE);
+	assert_entries(f, 3, 4, 0);
+	assert_entries(f, 4, 5, UMM_PFN_VALID | UMM_PFN_ZERO);
+	assert_entries(f, 5, 6, 0);
+	assert_entries(f, 6, 7, UMM_PFN_VALID);
+	assert_entries(f, 7, 8, 0);
+	assert_entries(f, 8, 9, UMM_PFN_ERROR);
+	assert_entries(f, 9, 10, 0);
+	assert_entries(f, 10, 11, UMM_PFN_ERROR);
+	assert_entries(f, 11, NR, 0);
+	assert_false(present(f->mem));
+}
+
+static void a_hole_at_the_end(void **state)
+{
+	struct fixture *f = *state;
+
+	/* From the last mapping below the user half's end into nothing. */
+	f->range.start = (1ull << 47) - PAGE;
+	f->range.end = f->range.start + 3 * PAGE;
+	assert_int_equal(umm_range_snapshot(&f->range), 0);
+	assert_entries(f, 0, 3, UMM_PFN_ERROR);
+}
+
+static void after_fork_pages_are_shared(void **state)
+{
+	struct fixture *f = *state;
+	int pipefd[2];
+	pid_t pid;
+	char c;
+
+	memset(f->mem, 1, NR * PAGE);
+	assert_int_equal(pipe(pipefd), 0);
+	pid = fork();
+	if (!pid) {
+		close(pipefd[1]);
+		_exit(read(pipefd[0], &c, 1) != 0);
+	}
+	close(pipefd[0]);
+	assert_int_equal(umm_range_snapshot(&f->range), 0);
+	assert_entries(f, 0, NR, UMM_PFN_VALID);
+	/* Asking for write makes them ours. */
+	f->range.default_flags = UMM_PFN_REQ_WRITE;
+	assert_int_equal(umm_range_fault(&f->range), 0);
+	assert_entries(f, 0, NR, UMM_PFN_VALID | UMM_PFN_WRITE);
+	close(pipefd[1]);
+	waitpid(pid, NULL, 0);
+}
+
+static void files_and_shared_memory(void **state)
+{
+	struct fixture *f = *state;
+	int fd = memfd_create("range", MFD_CLOEXEC);
+	volatile char *p;
+
+	assert_int_equal(ftruncate(fd, 8 * PAGE), 0);
+	/* A private mapping of a file: what is read is not ours, what was written is. */
+	p = mmap(f->mem, 8 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, fd, 0);
+	(void)p[0];
+	p[PAGE] = 1;
+	assert_int_equal(umm_range_snapshot(&f->range), 0);
+	assert_entries(f, 0, 1, UMM_PFN_VALID);
+	assert_entries(f, 1, 2, UMM_PFN_VALID | UMM_PFN_WRITE);
+	/* A shared one is written in place. */
+	p = mmap(f->mem, 8 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
+	f->range.end = f->range.start + 8 * PAGE;
+	f->range.default_flags = UMM_PFN_REQ_WRITE;
+	assert_int_equal(umm_range_fault(&f->range), 0);
+	assert_entries(f, 0, 8, UMM_PFN_VALID | UMM_PFN_WRITE);
+	/* Beyond the file's end there is nothing to bring in. */
+	assert_int_equal(ftruncate(fd, 4 * PAGE), 0);
+	assert_int_equal(umm_range_fault(&f->range), -EFAULT);
+	close(fd);
+}
+
+static void fault_brings_in(void **state)
+{
+	struct fixture *f = *state;
+
+	f->range.default_flags = UMM_PFN_REQ_FAULT;
+	assert_int_equal(umm_range_fault(&f->range), 0);
+	assert_entries(f, 0, NR, UMM_PFN_VALID | UMM_PFN_ZERO);
+	f->range.default_flags = UMM_PFN_REQ_FAULT | UMM_PFN_REQ_WRITE;
+	assert_int_equal(umm_range_fault(&f->range), 0);
+	assert_entries(f, 0, NR, UMM_PFN_VALID | UMM_PFN_WRITE);
+	/* Contents stay. */
+	memset(f->mem, 7, NR * PAGE);
+	assert_int_equal(umm_range_fault(&f->range), 0);
+	for (unsigned i = 0; i < NR * PAGE; i++)
+		assert_int_equal(f->mem[i], 7);
+}
+
+static void what_is_asked_of_each_page(void **state)
+{
+	struct fixture *f = *state;
+
+	f->entries[1] = UMM_PFN_REQ_FAULT;
+	f->entries[3] = UMM_PFN_REQ_WRITE;
+	f->entries[4] = UMM_PFN_REQ_WRITE | UMM_PFN_REQ_FAULT;
+	f->range.flags_mask = UMM_PFN_REQ_FAULT | UMM_PFN_REQ_WRITE;
+	assert_int_equal(umm_range_fault(&f->range), 0);
+	assert_entries(f, 0, 1, 0);
+	assert_entries(f, 1, 2, UMM_PFN_VALID | UMM_PFN_ZERO);
+	assert_entries(f, 2, 3, 0);
+	assert_entries(f, 3, 5, UMM_PFN_VALID | UMM_PFN_WRITE);
+	assert_entries(f, 5, NR, 0);
+	/* The mask hides what entries ask for. */
+	f->entries[7] = UMM_PFN_REQ_FAULT;
+	f->range.flags_mask = 0;
+	assert_int_equal(umm_range_fault(&f->range), 0);
+	assert_entries(f, 5, NR, 0);
+	assert_false(present(f->mem + 7 * PAGE));
+}
+
+static void fault_refuses(void **state)
+{
+	struct fixture *f = *state;
+
+	f->range.flags_mask = UMM_PFN_REQ_FAULT | UMM_PFN_REQ_WRITE;
+	assert_int_equal(mprotect(f->mem + 4 * PAGE, PAGE, PROT_READ), 0);
+	assert_int_equal(mprotect(f->mem + 6 * PAGE, PAGE, PROT_NONE), 0);
+	assert_int_equal(munmap(f->mem + 8 * PAGE, PAGE), 0);
+	f->entries[4] = UMM_PFN_REQ_WRITE;
+	f->entries[12] = UMM_PFN_REQ_FAULT;
+	assert_int_equal(umm_range_fault(&f->range), -EPERM);
+	/* Requests are as they were: with one of them gone, the rest is done. */
+	assert_int_equal(f->entries[4], UMM_PFN_REQ_WRITE);
+	assert_int_equal(f->entries[12], UMM_PFN_REQ_FAULT);
+	f->entries[4] = UMM_PFN_REQ_FAULT;
+	assert_int_equal(umm_range_fault(&f->range), 0);
+	assert_entries(f, 4, 5, UMM_PFN_VALID | UMM_PFN_ZERO);
+	assert_entries(f, 5, 6, 0);
+	assert_entries(f, 6, 7, UMM_PFN_ERROR);
+	assert_entries(f, 8, 9, UMM_PFN_ERROR);
+	assert_entries(f, 12, 13, UMM_PFN_VALID | UMM_PFN_ZERO);
+
+	memset(f->entries, 0, sizeof(f->entries));
+	f->entries[6] = UMM_PFN_REQ_FAULT;
+	assert_int_equal(umm_range_fault(&f->range), -EFAULT);
+	f->entries[6] = 0;
+	f->entries[8] = UMM_PFN_REQ_WRITE;
+	assert_int_equal(umm_range_fault(&f->range), -EFAULT);
+	/* Not readable at all is a worse fault than not writable. */
+	f->entries[8] = 0;
+	f->entries[6] = UMM_PFN_REQ_WRITE;
+	assert_int_equal(umm_range_fault(&f->range), -EFAULT);
+}
+
+static void mappings_are_spanned(void **state)
+{
+	struct fixture *f = *state;
+	int fd = memfd_create("range", MFD_CLOEXEC);
+
+	assert_int_equal(ftruncate(fd, 4 * PAGE), 0);
+	assert_true(mmap(f->mem + 4 * PAGE, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) !=
+		    MAP_FAILED);
+	assert_int_equal(mprotect(f->mem + 10 * PAGE, 2 * PAGE, PROT_READ), 0);
+	f->range.default_flags = UMM_PFN_REQ_FAULT;
+	assert_int_equal(umm_range_fault(&f->range), 0);
+	assert_entries(f, 0, 4, UMM_PFN_VALID | UMM_PFN_ZERO);
+	for (unsigned i = 4; i < 8; i++)
+		assert_int_equal(f->entries[i] & ~UMM_PFN_ORDER_MASK, UMM_PFN_VALID | UMM_PFN_WRITE);
+	assert_entries(f, 8, NR, UMM_PFN_VALID | UMM_PFN_ZERO);
+	close(fd);
+}
+
+static void a_change_makes_it_busy(void **state)
+{
+	struct fixture *f = *state;
+	struct umm_change c = {
+		.event = UMM_EVENT_CLEAR, .start = f->range.start, .end = f->range.end, .blockable = true};
+
+	f->range.flags_mask = UMM_PFN_REQ_FAULT;
+	f->entries[3] = UMM_PFN_REQ_FAULT;
+	umm_invalidate_begin(f->space, &c);
+	umm_invalidate_end(f->space, &c);
+	assert_int_equal(umm_range_fault(&f->range), -EBUSY);
+	assert_int_equal(f->entries[3], UMM_PFN_REQ_FAULT);
+	f->range.notifier_seq = umm_read_begin(&f->n);
+	assert_int_equal(umm_range_fault(&f->range), 0);
+	assert_entries(f, 3, 4, UMM_PFN_VALID | UMM_PFN_ZERO);
+}
+
+static void the_deadline_is_kept(void **state)
+{
+	struct fixture *f = *state;
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	f->range.default_flags = UMM_PFN_REQ_FAULT;
+	f->range.deadline_ns = (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+	assert_int_equal(umm_range_fault(&f->range), -ETIME);
+	assert_false(present(f->mem));
+	f->range.deadline_ns += 3600ull * 1000000000u;
+	assert_int_equal(umm_range_fault(&f->range), 0);
+}
+
+static void huge_pages(void **state)
+{
+	enum { HUGE = 512 };
+	struct fixture *f = *state;
+	size_t size = HUGE * PAGE;
+	char *raw = map(3 * HUGE, PROT_READ | PROT_WRITE);
+	char *p = (char *)(((uintptr_t)raw + size - 1) & -size);
+	uint64_t *entries = calloc(HUGE, sizeof(*entries));
+	struct umm_range r = {.space = f->space, .start = (uintptr_t)p, .end = (uintptr_t)p + size, .entries = entries};
+
+	madvise(p, size, MADV_HUGEPAGE);
+	p[0] = 1;
+	if (!present(p + size - PAGE)) {
+		munmap(raw, 3 * size);
+		free(entries);
+		skip();
+	}
+	assert_int_equal(umm_range_snapshot(&r), 0);
+	for (unsigned i = 0; i < HUGE; i++)
+		assert_int_equal(entries[i], UMM_PFN_VALID | UMM_PFN_WRITE | (uint64_t)9 << UMM_PFN_ORDER_SHIFT);
+	/* A part of one. */
+	r.start += 3 * PAGE;
+	r.end -= 5 * PAGE;
+	memset(entries, 0, HUGE * sizeof(*entries));
+	assert_int_equal(umm_range_snapshot(&r), 0);
+	assert_int_equal(entries[HUGE - 9], UMM_PFN_VALID | UMM_PFN_WRITE | (uint64_t)9 << UMM_PFN_ORDER_SHIFT);
+	assert_int_equal(entries[HUGE - 8], 0);
+	munmap(raw, 3 * size);
+	free(entries);
+}
+
+static void another_process(void **state)
+{
+	struct fixture *f = *state;
+	struct umm_space *other;
+	int pipefd[2];
+	pid_t pid;
+	char c;
+
+	memset(f->mem, 1, 2 * PAGE);
+	assert_int_equal(pipe(pipefd), 0);
+	pid = fork();
+	if (!pid) {
+		close(pipefd[1]);
+		_exit(read(pipefd[0], &c, 1) != 0);
+	}
+	close(pipefd[0]);
+	assert_int_equal(umm_space_open_pid(pid, &other), 0);
+	f->range.space = other;
+	assert_int_equal(umm_range_snapshot(&f->range), 0);
+	assert_entries(f, 0, 2, UMM_PFN_VALID);
+	assert_entries(f, 2, NR, 0);
+	f->range.default_flags = UMM_PFN_REQ_FAULT;
+	assert_int_equal(umm_range_fault(&f->range), -EOPNOTSUPP);
+	close(pipefd[1]);
+	waitpid(pid, NULL, 0);
+	assert_int_equal(umm_range_snapshot(&f->range), -ESRCH);
+	umm_space_close(other);
+}
+
+#define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		TEST(bad_ranges),
+		TEST(snapshot_faults_nothing),
+		TEST(a_hole_at_the_end),
+		TEST(after_fork_pages_are_shared),
+		TEST(files_and_shared_memory),
+		TEST(fault_brings_in),
+		TEST(what_is_asked_of_each_page),
+		TEST(fault_refuses),
+		TEST(mappings_are_spanned),
+		TEST(a_change_makes_it_busy),
+		TEST(the_deadline_is_kept),
+		TEST(huge_pages),
+		TEST(another_process),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
