@@ -3,6 +3,8 @@
 #ifndef HMM_CLI_CLI_H
 #define HMM_CLI_CLI_H
 
+int hmm_run_main(int argc, char **argv);
+int hmm_stat_main(int argc, char **argv);
 int hmm_doctor_main(int argc, char **argv);
 
 #endif

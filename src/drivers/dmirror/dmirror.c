@@ -13,8 +13,8 @@
  * Memory can go away without anybody being told in time (a raw munmap of a
  * range that is not watched, mprotect).  The device is in software and copies
  * through the kernel (process_vm_readv and _writev on ourselves), which checks
- * every access: such an entry is found out when it is used, dropped, and
- * faulted again, which then gives the caller the error.
+ * every access: such an entry is found out when it is used, and its page is
+ * faulted again, which renews the entry or gives the caller the error.
  *
  * Nodes of the table are mapped before the lock is taken and are never taken
  * out, so that neither the callback nor who holds the lock allocates.
@@ -239,7 +239,7 @@ static uint64_t copy_checked(struct dmirror *dm, void *local, uint64_t remote, u
 	return done;
 }
 
-/* The device at work: copy from @pos on, as far as its table goes.  Returns where it stopped. */
+/* The device at work: copy from @pos on, as far as its table goes and the kernel lets it.  Returns where it stopped. */
 static uint64_t copy_through_table(struct dmirror *dm, char *buf, uint64_t addr, uint64_t pos, uint64_t end, bool write)
 {
 	uint64_t need = UMM_PFN_VALID | (write ? UMM_PFN_WRITE : 0);
@@ -251,9 +251,6 @@ static uint64_t copy_through_table(struct dmirror *dm, char *buf, uint64_t addr,
 		while (stop < end && stop - pos < COPY_BYTES && (e = table_entry(dm, stop)) && (*e & need) == need)
 			stop += PAGE_SIZE;
 		got = copy_checked(dm, buf + (pos - addr), pos, stop - pos, write) & -PAGE_SIZE;
-		/* The page that the kernel refused has changed behind our back. */
-		if (got < stop - pos)
-			*table_entry(dm, pos + got) = 0;
 		pthread_mutex_unlock(&dm->lock);
 		if (!got)
 			break;

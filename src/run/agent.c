@@ -1,0 +1,360 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * DOC: the agent
+ *
+ * A task of its own that shares nothing with the program but memory: not in
+ * its thread group (so exit_group, seccomp TSYNC, setuid and unshare of the
+ * program leave it alone), own descriptors, own session (signals to the
+ * program's group do not reach it), exit signal 0 (the program's wait() does
+ * not see it), own stack and own thread block.  It uses no libc, allocates
+ * nothing, and touches nothing that is the program's, except by UFFDIO_MOVE.
+ *
+ * It holds a second reference to the userfaultfd: if the supervisor dies, what
+ * touches an absent page hangs, instead of reading zeros, until the agent has
+ * killed the program.  The other way round the supervisor does.  Therefore the
+ * agent must not exit while anybody else lives in the address space, unless
+ * the supervisor says so.
+ */
+#include "run/agent.h"
+
+#include <fcntl.h>
+#include <linux/close_range.h>
+#include <linux/kcmp.h>
+#include <linux/sched.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include "umm/inside.h"
+
+struct agent_fds {
+	int sock, pidfd, pagemap, maps, ctl;
+};
+
+static void zero(void *p, unsigned long n)
+{
+	__asm__ volatile("rep stosb" : "+D"(p), "+c"(n) : "a"(0) : "memory");
+}
+
+static void copy(void *to, const void *from, unsigned long n)
+{
+	__asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(n) : : "memory");
+}
+
+static int connect_to(const char *name)
+{
+	struct sockaddr_un sa;
+	unsigned len = 0;
+	int fd = (int)sys3(SYS_socket, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+
+	if (fd < 0)
+		return fd;
+	zero(&sa, sizeof(sa));
+	sa.sun_family = AF_UNIX;
+	while (name[len] && len < sizeof(sa.sun_path) - 2) {
+		sa.sun_path[1 + len] = name[len];
+		len++;
+	}
+	int rc = (int)sys3(SYS_connect, fd, &sa, offsetof(struct sockaddr_un, sun_path) + 1 + len);
+	if (!rc)
+		return fd;
+	sys_close(fd);
+	return rc;
+}
+
+/* CMSG_* without their header's surprises: one SCM_RIGHTS block. */
+struct rights {
+	struct cmsghdr head;
+	int fd[4];
+};
+
+static int say_hello(struct agent *a, struct agent_fds *f, int uffd)
+{
+	struct wire_hello hello;
+	struct rights r;
+	struct iovec iov = {&hello, sizeof(hello)};
+	struct msghdr msg;
+
+	zero(&hello, sizeof(hello));
+	zero(&r, sizeof(r));
+	zero(&msg, sizeof(msg));
+	hello.magic = WIRE_MAGIC;
+	hello.parent = a->parent;
+	hello.pid = a->pid;
+	hello.arena = (uintptr_t)a->arena.base;
+	copy(hello.token, a->token, WIRE_TOKEN);
+	r.head.cmsg_len = CMSG_LEN(4 * sizeof(int));
+	r.head.cmsg_level = SOL_SOCKET;
+	r.head.cmsg_type = SCM_RIGHTS;
+	r.fd[0] = uffd;
+	r.fd[1] = f->pagemap;
+	r.fd[2] = f->maps;
+	r.fd[3] = f->pidfd;
+	msg.msg_iov = &iov;
+	msg.msg_iovlen = 1;
+	msg.msg_control = &r;
+	msg.msg_controllen = CMSG_SPACE(4 * sizeof(int));
+	int rc = (int)sys3(SYS_sendmsg, f->sock, &msg, MSG_NOSIGNAL);
+	return rc < 0 ? rc : 0;
+}
+
+/* Returns the number of descriptors that came, or -errno. */
+static int hear_welcome(struct agent_fds *f, int fd[2])
+{
+	struct wire_welcome w;
+	struct rights r;
+	struct iovec iov = {&w, sizeof(w)};
+	struct msghdr msg;
+
+	zero(&r, sizeof(r));
+	zero(&msg, sizeof(msg));
+	msg.msg_iov = &iov;
+	msg.msg_iovlen = 1;
+	msg.msg_control = &r;
+	msg.msg_controllen = sizeof(r);
+	int n = (int)sys3(SYS_recvmsg, f->sock, &msg, MSG_CMSG_CLOEXEC);
+	if (n < 0)
+		return n;
+	if (n != sizeof(w) || w.magic != WIRE_MAGIC)
+		return -EPROTO;
+	if (msg.msg_controllen < CMSG_LEN(sizeof(int)) || r.head.cmsg_type != SCM_RIGHTS)
+		return -EACCES;
+	fd[0] = r.fd[0];
+	if (r.head.cmsg_len < CMSG_LEN(2 * sizeof(int)))
+		return 1;
+	fd[1] = r.fd[1];
+	return 2;
+}
+
+static int map_arena(struct agent *a, int ctl_fd)
+{
+	struct arena *ar = &a->arena;
+	long p = sys6(SYS_mmap, ar->ctl, ARENA_CTL + ARENA_WINDOW, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+		      ctl_fd, 0);
+
+	if (p < 0 && p > -4096)
+		return (int)p;
+	sys3(SYS_madvise, ar->ctl, ARENA_CTL + ARENA_WINDOW, MADV_DONTDUMP);
+	if (a->parent)
+		return 0; /* the rest came with the fork, empty */
+	unsigned long len = ARENA_STAGING + ARENA_BELLS + ARENA_IDENT;
+	p = sys6(SYS_mmap, ar->staging, len, PROT_READ | PROT_WRITE,
+		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+	if (p < 0 && p > -4096)
+		return (int)p;
+	sys3(SYS_madvise, ar->staging, len, MADV_WIPEONFORK);
+	sys3(SYS_madvise, ar->staging, len, MADV_DONTDUMP);
+	sys3(SYS_madvise, ar->staging, len, MADV_NOHUGEPAGE);
+	return 0;
+}
+
+static int sign_on(struct agent *a, struct agent_fds *f, struct umm_inside *in)
+{
+	int fd[2], rc, uffd;
+
+	rc = f->sock = connect_to(a->name);
+	if (rc < 0)
+		return rc;
+	rc = f->pidfd = (int)sys2(SYS_pidfd_open, a->pid, 0);
+	if (rc < 0)
+		return rc;
+	rc = f->pagemap = (int)sys3(SYS_open, "/proc/self/pagemap", O_RDONLY | O_CLOEXEC, 0);
+	if (rc < 0)
+		return rc;
+	rc = f->maps = (int)sys3(SYS_open, "/proc/self/maps", O_RDONLY | O_CLOEXEC, 0);
+	if (rc < 0)
+		return rc;
+	rc = uffd = umm_inside_uffd();
+	if (rc < 0)
+		return rc;
+	if (a->parent) /* what may have been there in the parent must not be mistaken for a sign to us */
+		sys3(SYS_madvise, a->arena.ident, ARENA_IDENT, MADV_DONTNEED);
+	rc = say_hello(a, f, uffd);
+	if (rc < 0)
+		return rc;
+	rc = hear_welcome(f, fd);
+	if (rc < 0)
+		return rc;
+	if (rc == 2) {
+		sys_close(uffd);
+		uffd = fd[1];
+	}
+	f->ctl = fd[0];
+	rc = map_arena(a, f->ctl);
+	sys_close(f->ctl);
+	sys_close(f->pagemap);
+	sys_close(f->maps);
+	in->uffd = uffd;
+	in->ctl = a->arena.ctl;
+	in->staging = a->arena.staging;
+	in->window = a->arena.window;
+	return rc;
+}
+
+static bool program_is_gone(struct agent_fds *f)
+{
+	struct pollfd p = {.fd = f->pidfd, .events = POLLIN};
+
+	return sys3(SYS_poll, &p, 1, 0) == 1;
+}
+
+struct dirent64 {
+	uint64_t ino;
+	int64_t off;
+	uint16_t reclen;
+	uint8_t type;
+	char name[];
+};
+
+/* Kill every process that shares this address space with us. */
+static void kill_all_inside(void)
+{
+	char buf[1024] __attribute__((aligned(8)));
+	int me = (int)sys0(SYS_getpid);
+	int dir = (int)sys3(SYS_open, "/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+
+	if (dir < 0)
+		return;
+	for (;;) {
+		long n = sys3(SYS_getdents64, dir, buf, sizeof(buf));
+
+		if (n <= 0)
+			break;
+		for (long at = 0; at < n;) {
+			struct dirent64 *d = (struct dirent64 *)(buf + at);
+			int pid = 0;
+
+			at += d->reclen;
+			for (const char *c = d->name; *c >= '0' && *c <= '9'; c++)
+				pid = pid * 10 + (*c - '0');
+			if (d->name[0] < '0' || d->name[0] > '9' || pid == me)
+				continue;
+			if (sys5(SYS_kcmp, me, pid, KCMP_VM, 0, 0) == 0)
+				sys2(SYS_kill, pid, SIGKILL);
+		}
+	}
+	sys_close(dir);
+}
+
+static void supervisor_died(struct agent_fds *f)
+{
+	struct timespec ts = {.tv_nsec = 20000000};
+
+	/* Only when the last of them is gone may the userfaultfd go, too. */
+	if (!program_is_gone(f))
+		sys4(SYS_pidfd_send_signal, f->pidfd, SIGKILL, 0, 0);
+	for (unsigned i = 0; i < 50; i++) {
+		kill_all_inside();
+		if (program_is_gone(f) && i > 2)
+			return;
+		sys2(SYS_nanosleep, &ts, 0);
+	}
+}
+
+static void serve(struct agent_fds *f, struct umm_inside *in)
+{
+	struct pollfd p[2] = {{.fd = f->sock, .events = POLLIN}, {.fd = f->pidfd, .events = POLLIN}};
+
+	for (;;) {
+		struct wire_msg m;
+		long n;
+
+		/* The program's end is the supervisor's to judge once pages are away: others may live in here. */
+		n = sys3(SYS_poll, p, atomic_load(&in->ctl->armed) ? 1 : 2, -1);
+		if (n < 0 && n != -EINTR)
+			return;
+		if (p[1].revents && !atomic_load(&in->ctl->armed))
+			return;
+		if (!p[0].revents)
+			continue;
+		n = sys6(SYS_recvfrom, f->sock, &m, sizeof(m), 0, 0, 0);
+		if (n == -EINTR || n == -EAGAIN)
+			continue;
+		if (n != sizeof(m)) {
+			supervisor_died(f);
+			return;
+		}
+		if (m.op == WIRE_BYE)
+			return;
+		if (m.op == WIRE_GO) {
+			umm_inside_move(in, m.arg);
+			sys_futex_wake(&in->ctl->batch[m.arg % UMM_BATCHES].done, 1);
+		}
+	}
+}
+
+static int agent_main(void *arg)
+{
+	struct agent *a = arg;
+	struct agent_fds f;
+	struct umm_inside in;
+
+	zero(&f, sizeof(f));
+	sys3(SYS_close_range, 0, ~0u, 0);
+	sys0(SYS_setsid);
+	sys2(SYS_prctl, PR_SET_NAME, "hmm-agent");
+	int rc = sign_on(a, &f, &in);
+	if (rc < 0) {
+		a->err = rc;
+		atomic_store(&a->state, AGENT_REFUSED);
+		sys_futex_wake(&a->state, 1);
+		return 0;
+	}
+	atomic_store(&a->state, AGENT_READY);
+	sys_futex_wake(&a->state, 1);
+	serve(&f, &in);
+	return 0;
+}
+
+/* clone() with a function to run: the new task starts on @stack, which holds what it needs. */
+static long spawn(unsigned long flags, char *stack, void *tls, int (*fn)(void *), void *arg)
+{
+	void **sp = (void **)stack;
+	long ret;
+
+	*--sp = arg;
+	*--sp = (void *)fn;
+	register void *tls_r8 __asm__("r8") = tls;
+	register long zero_r10 __asm__("r10") = 0;
+	__asm__ volatile("syscall\n\t"
+			 "test %%rax, %%rax\n\t"
+			 "jnz 1f\n\t"
+			 "xor %%ebp, %%ebp\n\t"
+			 "pop %%rax\n\t"
+			 "pop %%rdi\n\t"
+			 "call *%%rax\n\t"
+			 "mov %%eax, %%edi\n\t"
+			 "mov %[exit], %%eax\n\t"
+			 "syscall\n\t"
+			 "hlt\n"
+			 "1:"
+			 : "=a"(ret)
+			 : "a"(SYS_clone), "D"(flags), "S"(sp), "d"(0), "r"(zero_r10), "r"(tls_r8), [exit] "i"(SYS_exit)
+			 : "rcx", "r11", "memory");
+	return ret;
+}
+
+int agent_start(struct agent *a)
+{
+	struct arena *ar = &a->arena;
+
+	/* A thread block of its own: whatever looks there finds neither the program's nor nothing. */
+	*(void **)ar->tls = ar->tls;
+	*(void **)(ar->tls + 16) = ar->tls;
+	atomic_store(&a->state, AGENT_STARTING);
+	long tid = spawn(CLONE_VM | CLONE_SETTLS, ar->stack + ARENA_STACK, ar->tls, agent_main, a);
+	if (tid < 0)
+		return (int)tid;
+	while (atomic_load(&a->state) == AGENT_STARTING) {
+		struct timespec ts = {.tv_sec = 1};
+
+		sys_futex_wait(&a->state, AGENT_STARTING, &ts);
+		/* It was killed before it could say anything. */
+		if (atomic_load(&a->state) == AGENT_STARTING && sys4(SYS_wait4, tid, 0, 0x40000001 /* __WALL | WNOHANG */, 0) == tid)
+			return -ESRCH;
+	}
+	return atomic_load(&a->state) == AGENT_READY ? 0 : a->err;
+}

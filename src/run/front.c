@@ -1,0 +1,336 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * hmm run, as seen by who started it.
+ *
+ * DOC: the front
+ *
+ * It starts the supervisor, then the program, and from then on stands for the
+ * program: same process group (so the terminal's signals reach the program by
+ * themselves), signals sent to it alone are passed on, it stops when the
+ * program stops and goes on when it is told to, and ends as the program ended.
+ * It keeps nothing else: the engine is not in here, a stopped front stops
+ * nobody's faults.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "cli/cli.h"
+#include "hmm.h"
+#include "hmm/size.h"
+#include "run/image.h"
+#include "run/run.h"
+#include "umm/inside.h"
+
+#define EXIT_OURS 125	   /* as env(1) */
+#define EXIT_CANNOT 126
+#define EXIT_NOT_FOUND 127
+#define RAM_MIN (8ull << 20)
+
+extern char **environ;
+
+static const char usage[] = "usage: hmm run [--ram SIZE|N%] [--to CHAIN] [--stats FILE] [-v] [--] PROGRAM [ARGS]\n";
+
+static int fail(int status, const char *what, const char *why)
+{
+	fprintf(stderr, "hmm run: %s%s%s\n", what, why ? ": " : "", why ? why : "");
+	return status;
+}
+
+/* --------------------------------------------------------------- what is asked */
+
+static int parse_ram(const char *text, uint64_t *bytes)
+{
+	uint64_t all = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+	size_t n = strlen(text);
+
+	if (n && text[n - 1] == '%') {
+		char *end;
+		double share = strtod(text, &end);
+
+		if (end != text + n - 1 || !(share > 0) || share > 100)
+			return -EINVAL;
+		*bytes = (uint64_t)((double)all * share / 100);
+	} else {
+		int rc = hmm_size_parse(text, bytes);
+
+		if (rc)
+			return rc;
+	}
+	return *bytes < RAM_MIN ? -ERANGE : 0;
+}
+
+/* Can the kernel do for us what we need?  Asked of it, not of its version. */
+static int check_kernel(char *why, size_t len)
+{
+	uint64_t need = (1ull << 16) | (1ull << 14) | (1ull << 2) | (1ull << 3) | (1ull << 6) | (1ull << 8), got;
+	int fd = umm_inside_uffd();
+
+	if (fd == -EPERM || fd == -EACCES || fd == -ENOENT) {
+		snprintf(why, len,
+			 "no permission for userfaultfd; as root: chmod a+rw /dev/userfaultfd, or sysctl -w "
+			 "vm.unprivileged_userfaultfd=1 (see hmm doctor)");
+		return fd;
+	}
+	if (fd < 0) {
+		snprintf(why, len, "userfaultfd: %s (see hmm doctor)", strerror(-fd));
+		return fd;
+	}
+	int rc = run_kernel_features(fd, need, &got);
+	close(fd);
+	if (rc)
+		snprintf(why, len, "this kernel cannot move pages (Linux 6.8 or later can; see hmm doctor)");
+	return rc;
+}
+
+/* ------------------------------------------------------------------- children */
+
+/* The library that is loaded into the program: beside this command, or where it was installed. */
+static int find_preload(char *path, size_t len)
+{
+	char exe[1024];
+	static const char *const places[] = {"", "../lib/", "../" HMM_LIBDIR "/", "run/", "../run/"};
+	ssize_t n = readlink("/proc/self/exe", exe, sizeof(exe) - 1);
+
+	if (n <= 0)
+		return -ENOENT;
+	exe[n] = 0;
+	*strrchr(exe, '/') = 0;
+	for (unsigned i = 0; i < sizeof(places) / sizeof(places[0]); i++) {
+		char at[1200], *real;
+
+		snprintf(at, sizeof(at), "%s/%slibhmm-preload.so", exe, places[i]);
+		real = realpath(at, NULL);
+		if (!real)
+			continue;
+		int fits = strlen(real) < len && !strpbrk(real, " :\n");
+		if (fits)
+			strcpy(path, real);
+		free(real);
+		return fits ? 0 : -EINVAL;
+	}
+	return -ENOENT;
+}
+
+static int start_supervisor(const struct run_options *opt, int *fd, pid_t *pid, struct run_ready *ready)
+{
+	int sv[2];
+	pid_t front = getpid();
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sv))
+		return -errno;
+	*pid = fork();
+	if (*pid < 0) {
+		close(sv[0]);
+		close(sv[1]);
+		return -errno;
+	}
+	if (!*pid) {
+		close(sv[0]);
+		supervisor_main(opt, sv[1], front);
+	}
+	close(sv[1]);
+	*fd = sv[0];
+	ssize_t n = recv(*fd, ready, sizeof(*ready), 0);
+	return n == sizeof(*ready) ? ready->rc : -ESRCH;
+}
+
+static void exec_program(char **argv, const char *path, const struct run_ready *ready, const char *preload,
+			 const sigset_t *mask)
+{
+	char run[1024], both[4096];
+	const char *theirs = getenv("LD_PRELOAD");
+
+	snprintf(run, sizeof(run), "%s %s %s", ready->name, ready->token, preload);
+	if (theirs && *theirs)
+		snprintf(both, sizeof(both), "%s:%s", preload, theirs);
+	else
+		snprintf(both, sizeof(both), "%s", preload);
+	setenv(WIRE_ENV, run, 1);
+	setenv("LD_PRELOAD", both, 1);
+	sigprocmask(SIG_SETMASK, mask, NULL);
+	execv(path, argv);
+	int err = errno;
+	fail(0, argv[0], strerror(err));
+	_exit(err == ENOENT ? EXIT_NOT_FOUND : EXIT_CANNOT);
+}
+
+/* ------------------------------------------------------------------- standing in */
+
+static void die_as(int status)
+{
+	struct rlimit none = {0, 0};
+	sigset_t set;
+	int sig = WTERMSIG(status);
+
+	/* The program has left a core where it should; ours would be of no use. */
+	setrlimit(RLIMIT_CORE, &none);
+	prctl(PR_SET_DUMPABLE, 0);
+	signal(sig, SIG_DFL);
+	sigemptyset(&set);
+	sigaddset(&set, sig);
+	sigprocmask(SIG_UNBLOCK, &set, NULL);
+	raise(sig);
+}
+
+static void pass_on(pid_t program, const struct signalfd_siginfo *si)
+{
+	int sig = (int)si->ssi_signo;
+
+	/* What the terminal sends goes to the whole group: the program has it already. */
+	if (si->ssi_code == SI_KERNEL)
+		return;
+	if (si->ssi_code == SI_QUEUE) {
+		union sigval v = {.sival_ptr = (void *)(uintptr_t)si->ssi_ptr};
+
+		sigqueue(program, sig, v);
+	} else {
+		kill(program, sig);
+	}
+}
+
+/* Wait for the program, being it meanwhile.  Returns its wait status. */
+static int stand_in(pid_t program, pid_t supervisor, int sup_fd, const sigset_t *watched)
+{
+	int sigfd = signalfd(-1, watched, SFD_CLOEXEC | SFD_NONBLOCK);
+	struct pollfd p[2] = {{.fd = sigfd, .events = POLLIN}, {.fd = sup_fd, .events = POLLIN}};
+	int status;
+
+	for (;;) {
+		struct signalfd_siginfo si;
+
+		if (poll(p, 2, -1) < 0 && errno != EINTR)
+			return W_EXITCODE(EXIT_OURS, 0);
+		if (p[1].revents & (POLLHUP | POLLERR)) {
+			/* The engine is gone: what is away is gone with it. */
+			fprintf(stderr, "hmm run: the supervisor died; the program is killed\n");
+			kill(program, SIGKILL);
+			p[1].fd = -1;
+		}
+		while (read(sigfd, &si, sizeof(si)) == sizeof(si)) {
+			if (si.ssi_signo != SIGCHLD && si.ssi_signo != SIGCONT)
+				pass_on(program, &si);
+		}
+		pid_t pid;
+		while ((pid = waitpid(-1, &status, WNOHANG | WUNTRACED)) > 0) {
+			if (pid == supervisor)
+				continue;
+			if (pid != program)
+				continue;
+			if (WIFSTOPPED(status)) {
+				/* As the program, so we: whoever watches us sees it stopped. */
+				kill(getpid(), SIGSTOP);
+				kill(program, SIGCONT);
+				continue;
+			}
+			close(sigfd);
+			return status;
+		}
+	}
+}
+
+int hmm_run_main(int argc, char **argv)
+{
+	static const struct option longs[] = {
+		{"ram", required_argument, NULL, 'r'},	 {"to", required_argument, NULL, 't'},
+		{"stats", required_argument, NULL, 's'}, {"verbose", no_argument, NULL, 'v'},
+		{"help", no_argument, NULL, 'h'},	 {0},
+	};
+	struct run_options opt = {.chain = "lz4,file:/var/tmp"};
+	struct run_ready ready;
+	char preload[400], path[4096], why[256];
+	const char *ram = "50%";
+	sigset_t watched, mask;
+	pid_t supervisor = 0, program;
+	int c, rc, sup_fd = -1, status;
+
+	optind = 0;
+	while ((c = getopt_long(argc, argv, "+vh", longs, NULL)) != -1) {
+		switch (c) {
+		case 'r':
+			ram = optarg;
+			break;
+		case 't':
+			opt.chain = optarg;
+			break;
+		case 's':
+			opt.stats_path = optarg;
+			break;
+		case 'v':
+			opt.verbose = true;
+			break;
+		case 'h':
+			fputs(usage, stdout);
+			return 0;
+		default:
+			fputs(usage, stderr);
+			return EXIT_OURS;
+		}
+	}
+	if (optind >= argc) {
+		fputs(usage, stderr);
+		return EXIT_OURS;
+	}
+	argv += optind;
+	rc = parse_ram(ram, &opt.budget);
+	if (rc == -ERANGE)
+		return fail(EXIT_OURS, ram, "--ram must be at least 8M");
+	if (rc)
+		return fail(EXIT_OURS, ram, "not a size; --ram takes bytes, K, M, G or T, or a share of the machine's RAM as N%");
+	rc = run_image_find(argv[0], path, sizeof(path));
+	if (rc)
+		return fail(rc == -ENOENT ? EXIT_NOT_FOUND : EXIT_CANNOT, argv[0], strerror(-rc));
+	rc = run_image_check(path, why, sizeof(why));
+	if (rc)
+		return fail(EXIT_CANNOT, argv[0], why);
+	if (check_kernel(why, sizeof(why)))
+		return fail(EXIT_OURS, why, NULL);
+	rc = find_preload(preload, sizeof(preload));
+	if (rc)
+		return fail(EXIT_OURS, "libhmm-preload.so",
+			    rc == -EINVAL ? "its path must not hold spaces or colons, and be shorter than 400 bytes"
+					  : "not found beside this command, nor where it was installed");
+	if (opt.stats_path) {
+		/* Now, not when all is over. */
+		FILE *f = fopen(opt.stats_path, "a");
+
+		if (!f)
+			return fail(EXIT_OURS, opt.stats_path, strerror(errno));
+		fclose(f);
+	}
+	sigfillset(&watched);
+	sigdelset(&watched, SIGKILL);
+	sigdelset(&watched, SIGSTOP);
+	/* Faults of our own are ours; a stop from the terminal stops the program, and we follow. */
+	for (const int *s = (const int[]){SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP, SIGSYS, 0}; *s; s++)
+		sigdelset(&watched, *s);
+	sigprocmask(SIG_BLOCK, &watched, &mask);
+	rc = start_supervisor(&opt, &sup_fd, &supervisor, &ready);
+	if (rc)
+		return EXIT_OURS; /* it has said why */
+	program = fork();
+	if (program < 0)
+		return fail(EXIT_OURS, "fork", strerror(errno));
+	if (!program) {
+		close(sup_fd);
+		exec_program(argv, path, &ready, preload, &mask);
+	}
+	status = stand_in(program, supervisor, sup_fd, &watched);
+	send(sup_fd, "x", 1, MSG_NOSIGNAL);
+	recv(sup_fd, &(char){0}, 1, 0);
+	if (WIFSIGNALED(status))
+		die_as(status);
+	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}

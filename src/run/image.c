@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: MIT */
+/* Judging a program before it is started. */
+#include "run/image.h"
+
+#include <elf.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "umm/internal.h"
+
+static int executable(const char *path)
+{
+	struct stat st;
+
+	if (stat(path, &st))
+		return -errno;
+	if (!S_ISREG(st.st_mode) || access(path, X_OK))
+		return -EACCES;
+	return 0;
+}
+
+int run_image_find(const char *name, char *path, size_t len)
+{
+	const char *dirs = getenv("PATH");
+	int rc = -ENOENT;
+
+	if (strchr(name, '/')) {
+		if ((size_t)snprintf(path, len, "%s", name) >= len)
+			return -ENAMETOOLONG;
+		return executable(path);
+	}
+	if (!dirs)
+		dirs = "/usr/local/bin:/usr/bin:/bin";
+	for (;;) {
+		size_t n = strcspn(dirs, ":");
+
+		if ((size_t)snprintf(path, len, "%.*s%s%s", (int)n, dirs, n ? "/" : "./", name) < len) {
+			int one = executable(path);
+
+			if (!one)
+				return 0;
+			if (one == -EACCES)
+				rc = one;
+		}
+		if (!dirs[n])
+			return rc;
+		dirs += n + 1;
+	}
+}
+
+static int check_elf(int fd, const Elf64_Ehdr *eh, char *why, size_t len)
+{
+	struct stat st;
+
+	if (eh->e_ident[EI_CLASS] != ELFCLASS64 || eh->e_machine != EM_X86_64) {
+		snprintf(why, len, "not a 64-bit x86 program; the preload library cannot enter it");
+		return -ENOEXEC;
+	}
+	if (!fstat(fd, &st) && (st.st_mode & (S_ISUID | S_ISGID)) && st.st_uid != getuid()) {
+		snprintf(why, len, "a set-user-id program; the dynamic loader keeps preload libraries out of it");
+		return -ENOEXEC;
+	}
+	for (unsigned i = 0; i < eh->e_phnum; i++) {
+		Elf64_Phdr ph;
+
+		if (pread(fd, &ph, sizeof(ph), (off_t)(eh->e_phoff + (uint64_t)i * eh->e_phentsize)) != sizeof(ph))
+			break;
+		if (ph.p_type == PT_INTERP)
+			return 0;
+	}
+	snprintf(why, len, "statically linked; the preload library cannot enter it");
+	return -ENOEXEC;
+}
+
+int run_image_check(const char *path, char *why, size_t len)
+{
+	char file[4096];
+
+	snprintf(file, sizeof(file), "%s", path);
+	for (unsigned depth = 0; depth < 5; depth++) {
+		union {
+			Elf64_Ehdr eh;
+			char text[256];
+		} head = {0};
+		int fd = open(file, O_RDONLY | O_CLOEXEC);
+		ssize_t n;
+
+		if (fd < 0)
+			return 0; /* executable but not readable: the kernel will judge */
+		n = read(fd, &head, sizeof(head) - 1);
+		if (n >= (ssize_t)sizeof(head.eh) && !memcmp(head.eh.e_ident, ELFMAG, SELFMAG)) {
+			int rc = check_elf(fd, &head.eh, why, len);
+
+			close(fd);
+			return rc;
+		}
+		close(fd);
+		if (n < 4 || memcmp(head.text, "#!", 2)) {
+			snprintf(why, len, "%s", strerror(ENOEXEC));
+			return -ENOEXEC;
+		}
+		char *at = head.text + 2 + strspn(head.text + 2, " \t");
+		at[strcspn(at, " \t\n")] = 0;
+		snprintf(file, sizeof(file), "%s", at);
+	}
+	return 0;
+}
+
+int run_kernel_features(int uffd, uint64_t need, uint64_t *got)
+{
+	return umm_uffd_api(uffd, need, 0, got);
+}

@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: MIT */
+/* hmm run: what its front and its supervisor share. */
+#ifndef RUN_RUN_H
+#define RUN_RUN_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "run/wire.h"
+
+struct run_options {
+	uint64_t budget; /* bytes */
+	const char *chain;
+	const char *stats_path; /* NULL: none */
+	bool verbose;
+};
+
+/* What the supervisor tells the front over their socket. */
+struct run_ready {
+	int rc; /* 0, or -errno; then the line has been said */
+	char name[WIRE_NAME_MAX];
+	char token[WIRE_TOKEN + 1];
+};
+
+/**
+ * supervisor_main() - the engine's process; does not return.
+ * @front_fd: socket to the front: run_ready goes out; a byte in says that the
+ *            program has ended, the byte back that figures are written.
+ */
+void supervisor_main(const struct run_options *opt, int front_fd, pid_t front) __attribute__((noreturn));
+
+#endif

@@ -1,0 +1,894 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * DOC: the supervisor
+ *
+ * A process of its own, sibling of the program (which can neither wait for it
+ * nor close anything of its), in a session of its own.  It holds everything:
+ * records, devices, userfaultfds, the threads that serve faults.  One thread,
+ * this file's, deals with who comes and goes:
+ *
+ *   an agent signs on	a new space; or, after fork(), the one that came with the
+ *			parent's FORK event, told from others by a page that is
+ *			filled through its userfaultfd and looked for in the
+ *			agent's page map
+ *   a program ends	its space ends, unless others live in it (CLONE_VM)
+ *   a program execs	the new image signs on with the same pid (or, unable to be
+ *			entered, no longer shares memory with its agent): the old
+ *			space ends
+ *   an agent dies	and its program has not ended: the program is killed
+ *   the front dies	all programs are killed
+ *
+ * Members are this thread's alone, but for what forked() adds from a monitor
+ * thread: the list has a lock.
+ */
+#include "run/run.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/kcmp.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/timerfd.h>
+#include <sys/un.h>
+#include <unistd.h>
+#include <dirent.h>
+
+#include "hmm/internal.h"
+#include "run/stats.h"
+
+#define CTL_BYTES (ARENA_CTL + ARENA_WINDOW)
+#define TICK_NS 500000000l
+
+struct member;
+
+/* What epoll calls: the first field of whatever is watched. */
+struct watch {
+	enum { W_LISTEN, W_FRONT, W_TICK, W_GUEST, W_SOCK, W_PIDFD } kind;
+	void *owner;
+};
+
+/* A space of the tree. */
+struct member {
+	struct member *next;
+	struct supervisor *sup;
+	struct hmm_mm *mm;
+	struct watch w_sock, w_pidfd;
+	int sock;	/* agent; -1: none */
+	int pidfd;	/* program; -1: unknown (raw fork) */
+	pid_t pid;	/* program */
+	pid_t agent;	/* as we see it */
+	int ctl_fd;
+	void *ctl_map;
+	uint64_t arena; /* where it lies in the space */
+	bool ended;	/* said goodbye; waits for its last user */
+};
+
+struct guest {
+	struct watch w;
+	int sock;
+};
+
+struct supervisor {
+	struct run_options opt;
+	struct hmm *h;
+	int epfd, listen_fd, front_fd, tick_fd;
+	struct watch w_listen, w_front, w_tick;
+	pid_t front;
+	char name[WIRE_NAME_MAX];
+	char token[WIRE_TOKEN + 1];
+	pthread_mutex_t lock; /* members */
+	struct member *members;
+	bool program_ended;
+	bool killing;
+	pthread_t restore_thread;
+};
+
+/* --------------------------------------------------------------------- help */
+
+static void say(void *priv, const char *line)
+{
+	(void)priv;
+	fprintf(stderr, "hmm: %s\n", line);
+}
+
+static bool pidfd_ended(int pidfd)
+{
+	struct pollfd p = {.fd = pidfd, .events = POLLIN};
+
+	return pidfd >= 0 && poll(&p, 1, 0) == 1;
+}
+
+/* Every process that lives in the agent's address space, but the agent: @each; returns how many. */
+static unsigned sharers(pid_t agent, void (*each)(pid_t pid, void *arg), void *arg)
+{
+	DIR *d = opendir("/proc");
+	struct dirent *e;
+	unsigned n = 0;
+
+	while (d && (e = readdir(d))) {
+		pid_t pid = (pid_t)atoi(e->d_name);
+
+		if (pid <= 0 || pid == agent || pid == getpid())
+			continue;
+		if (syscall(SYS_kcmp, agent, pid, KCMP_VM, 0, 0))
+			continue;
+		n++;
+		if (each)
+			each(pid, arg);
+	}
+	if (d)
+		closedir(d);
+	return n;
+}
+
+static void kill_one(pid_t pid, void *arg)
+{
+	kill(pid, SIGKILL);
+}
+
+static void member_kill(struct member *m)
+{
+	if (m->pidfd >= 0)
+		syscall(SYS_pidfd_send_signal, m->pidfd, SIGKILL, NULL, 0);
+	if (m->agent > 0)
+		sharers(m->agent, kill_one, NULL);
+	else if (m->mm->space->pid > 0)
+		kill(m->mm->space->pid, SIGKILL);
+}
+
+static void watch_add(struct supervisor *s, int fd, struct watch *w)
+{
+	struct epoll_event ev = {.events = EPOLLIN, .data.ptr = w};
+
+	epoll_ctl(s->epfd, EPOLL_CTL_ADD, fd, &ev);
+}
+
+static struct member *member_of(struct supervisor *s, struct hmm_mm *mm)
+{
+	struct member *m;
+
+	pthread_mutex_lock(&s->lock);
+	for (m = s->members; m && m->mm != mm; m = m->next)
+		;
+	pthread_mutex_unlock(&s->lock);
+	return m;
+}
+
+static void fatal(void *priv, struct hmm_mm *mm, const char *why)
+{
+	struct supervisor *s = priv;
+	struct member *m = member_of(s, mm);
+
+	fprintf(stderr, "hmm: process %d must be killed: %s\n", (int)mm->space->pid, why);
+	if (m)
+		member_kill(m);
+}
+
+/* ------------------------------------------------------------------- inside */
+
+static int inside_go(void *priv, unsigned b)
+{
+	struct member *m = priv;
+	struct wire_msg msg = {.op = WIRE_GO, .arg = b};
+
+	if (send(m->sock, &msg, sizeof(msg), MSG_NOSIGNAL) == sizeof(msg))
+		return 0;
+	return -ESRCH;
+}
+
+static int inside_wait(void *priv, unsigned b)
+{
+	struct member *m = priv;
+	struct umm_batch *batch = &m->mm->space->ctl->batch[b];
+	struct timespec ts = {.tv_nsec = 50000000};
+
+	while (!atomic_load(&batch->done)) {
+		if (atomic_load(&m->mm->dead))
+			return -ESRCH;
+		sys_futex_wait(&batch->done, 0, &ts);
+	}
+	return 0;
+}
+
+static int inside_arm(void *priv)
+{
+	struct member *m = priv;
+	struct arena a;
+	int rc;
+
+	arena_layout(&a, (char *)(uintptr_t)m->arena);
+	rc = umm_uffd_register(m->mm->space->uffd, (uintptr_t)a.staging, ARENA_STAGING + ARENA_BELLS + ARENA_IDENT,
+			       UFFDIO_REGISTER_MODE_MISSING);
+	return rc;
+}
+
+static const struct hmm_inside_ops inside_ops = {.go = inside_go, .wait = inside_wait, .arm = inside_arm};
+
+/* ------------------------------------------------------------------ members */
+
+/* The space's last user is gone. */
+static void member_gone(void *priv)
+{
+	struct member *m = priv;
+
+	munmap(m->ctl_map, CTL_BYTES);
+	close(m->ctl_fd);
+	if (m->pidfd >= 0)
+		close(m->pidfd);
+	if (m->sock >= 0)
+		close(m->sock);
+	free(m);
+}
+
+static int member_create(struct supervisor *s, int uffd, int pagemap, int maps, pid_t pid, struct member **mp)
+{
+	struct member *m = calloc(1, sizeof(*m));
+	struct umm_space *space;
+	struct umm_ctl *ctl;
+	int rc;
+
+	if (!m) {
+		rc = -ENOMEM;
+		goto close_fds;
+	}
+	m->sup = s;
+	m->sock = m->pidfd = -1;
+	m->pid = pid;
+	m->ctl_fd = memfd_create("hmm-control", MFD_CLOEXEC);
+	if (m->ctl_fd < 0 || ftruncate(m->ctl_fd, (off_t)CTL_BYTES)) {
+		rc = -errno;
+		goto free_m;
+	}
+	m->ctl_map = mmap(NULL, CTL_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, m->ctl_fd, 0);
+	if (m->ctl_map == MAP_FAILED) {
+		rc = -errno;
+		goto free_m;
+	}
+	ctl = m->ctl_map;
+	ctl->magic = UMM_CTL_MAGIC;
+	rc = umm_space_adopt(pid, uffd, pagemap, maps, ctl, &space);
+	if (rc) {
+		uffd = pagemap = maps = -1;
+		goto unmap;
+	}
+	rc = hmm_mm_add(s->h, space, (char *)m->ctl_map + ARENA_CTL, NULL, m, &m->mm);
+	if (rc) {
+		uffd = pagemap = maps = -1;
+		goto unmap;
+	}
+	m->mm->gone = member_gone;
+	m->mm->gone_priv = m;
+	m->mm->window_fd = m->ctl_fd;
+	ctl->space_id = m->mm->id;
+	m->w_sock = (struct watch){W_SOCK, m};
+	m->w_pidfd = (struct watch){W_PIDFD, m};
+	pthread_mutex_lock(&s->lock);
+	m->next = s->members;
+	s->members = m;
+	pthread_mutex_unlock(&s->lock);
+	*mp = m;
+	return 0;
+unmap:
+	munmap(m->ctl_map, CTL_BYTES);
+free_m:
+	if (m->ctl_fd >= 0)
+		close(m->ctl_fd);
+	free(m);
+close_fds:
+	if (uffd >= 0)
+		close(uffd);
+	if (pagemap >= 0)
+		close(pagemap);
+	if (maps >= 0)
+		close(maps);
+	return rc;
+}
+
+/* The space ends; its agent, if it has one, is sent away. */
+static void member_end(struct member *m)
+{
+	struct supervisor *s = m->sup;
+	struct wire_msg bye = {.op = WIRE_BYE};
+
+	pthread_mutex_lock(&s->lock);
+	for (struct member **p = &s->members; *p; p = &(*p)->next) {
+		if (*p != m)
+			continue;
+		*p = m->next;
+		break;
+	}
+	pthread_mutex_unlock(&s->lock);
+	if (m->sock >= 0) {
+		epoll_ctl(s->epfd, EPOLL_CTL_DEL, m->sock, NULL);
+		send(m->sock, &bye, sizeof(bye), MSG_NOSIGNAL | MSG_DONTWAIT);
+	}
+	if (m->pidfd >= 0)
+		epoll_ctl(s->epfd, EPOLL_CTL_DEL, m->pidfd, NULL);
+	hmm_mm_del(m->mm);
+}
+
+/* Called with the event lock of the parent held, from a monitor thread. */
+static int forked(void *priv, struct hmm_mm *parent, int uffd, struct hmm_mm **child)
+{
+	struct supervisor *s = priv;
+	struct member *pm = member_of(s, parent), *m;
+	int rc = member_create(s, uffd, -1, -1, 0, &m);
+
+	if (rc) {
+		fprintf(stderr, "hmm: a forked child of process %d cannot be served: %s; its memory that is away reads as"
+				" errors\n",
+			(int)parent->space->pid, strerror(-rc));
+		return rc;
+	}
+	m->arena = pm ? pm->arena : 0;
+	m->mm->keep_start = parent->keep_start;
+	m->mm->keep_end = parent->keep_end;
+	m->mm->space->features = parent->space->features;
+	atomic_store(&m->mm->armed, true);
+	*child = m->mm;
+	return 0;
+}
+
+/* --------------------------------------------------------------------- hello */
+
+static bool page_present(int pagemap, uint64_t addr)
+{
+	uint64_t e;
+
+	return pread(pagemap, &e, sizeof(e), (off_t)(addr / UMM_PAGE * 8)) == sizeof(e) && (e >> 63 & 1);
+}
+
+/* The forked space whose descriptor fills a page of this page map. */
+static struct member *find_orphan(struct supervisor *s, const struct wire_hello *hello, int pagemap)
+{
+	static const char page[UMM_PAGE] __attribute__((aligned(4096)));
+	struct arena a;
+	struct member *found = NULL;
+	struct hmm_mm *parent = NULL;
+
+	/* Fork returned, so its event has been read; once the reader lets go of the lock, it has been applied. */
+	pthread_mutex_lock(&s->h->lock);
+	for (struct hmm_mm *mm = s->h->mms; mm && !parent; mm = mm->next)
+		if (mm->id == hello->parent)
+			parent = mm;
+	if (parent)
+		umm_space_get(parent->space);
+	pthread_mutex_unlock(&s->h->lock);
+	if (parent) {
+		umm_evlock_shared(&parent->space->ctl->evlock);
+		umm_evlock_unshared(&parent->space->ctl->evlock);
+		umm_space_put(parent->space);
+	}
+	arena_layout(&a, (char *)(uintptr_t)hello->arena);
+	pthread_mutex_lock(&s->lock);
+	for (struct member *m = s->members; m && !found; m = m->next) {
+		uint64_t done;
+
+		if (m->sock >= 0 || m->arena != hello->arena)
+			continue;
+		int rc;
+		while ((rc = umm_uffd_copy(m->mm->space->uffd, (uintptr_t)a.ident, page, UMM_PAGE, &done)) == -EAGAIN)
+			umm_space_drain(m->mm->space);
+		if (!rc && page_present(pagemap, (uintptr_t)a.ident))
+			found = m;
+	}
+	pthread_mutex_unlock(&s->lock);
+	return found;
+}
+
+static int proc_fd(pid_t pid, const char *what)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/%s", (int)pid, what);
+	return open(path, O_RDONLY | O_CLOEXEC);
+}
+
+static int welcome(struct member *m, int uffd)
+{
+	struct wire_welcome w = {.magic = WIRE_MAGIC, .space = m->mm->id};
+	char control[CMSG_SPACE(2 * sizeof(int))] = {0};
+	int fds[2] = {m->ctl_fd, uffd}, n = uffd >= 0 ? 2 : 1;
+	struct iovec iov = {&w, sizeof(w)};
+	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control};
+
+	msg.msg_controllen = CMSG_SPACE((size_t)n * sizeof(int));
+	struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
+	c->cmsg_level = SOL_SOCKET;
+	c->cmsg_type = SCM_RIGHTS;
+	c->cmsg_len = CMSG_LEN((size_t)n * sizeof(int));
+	memcpy(CMSG_DATA(c), fds, (size_t)n * sizeof(int));
+	return sendmsg(m->sock, &msg, MSG_NOSIGNAL) < 0 ? -errno : 0;
+}
+
+static void exec_happened(struct supervisor *s, pid_t pid, struct hmm_mm *except)
+{
+	struct member *old;
+
+	/* A pid names one program: whoever had it before has become this one. */
+	for (;;) {
+		pthread_mutex_lock(&s->lock);
+		for (old = s->members; old && (old->pid != pid || old->mm == except || old->sock < 0); old = old->next)
+			;
+		pthread_mutex_unlock(&s->lock);
+		if (!old)
+			return;
+		if (atomic_load(&old->mm->armed) && old->agent > 0 && sharers(old->agent, NULL, NULL)) {
+			old->pid = -1; /* others live on in there */
+			continue;
+		}
+		member_end(old);
+	}
+}
+
+static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hello *hello, int fds[4])
+{
+	struct ucred cred;
+	socklen_t len = sizeof(cred);
+	struct member *m = NULL;
+	struct arena a;
+	int rc, adopted = -1;
+
+	if (memcmp(hello->token, s->token, WIRE_TOKEN))
+		return -EACCES;
+	if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &cred, &len))
+		return -errno;
+	if (hello->parent)
+		m = find_orphan(s, hello, fds[1]);
+	if (m) {
+		close(fds[0]);
+		m->mm->space->pagemap_fd = fds[1];
+		m->mm->space->maps_fd = fds[2];
+		adopted = m->mm->space->uffd;
+	} else {
+		uint64_t got;
+
+		rc = umm_uffd_api(fds[0], UMM_UFFD_BASE, UFFD_FEATURE_EVENT_FORK, &got);
+		if (rc)
+			return rc;
+		rc = member_create(s, fds[0], fds[1], fds[2], hello->pid, &m);
+		fds[0] = fds[1] = fds[2] = -1;
+		if (rc)
+			return rc;
+		m->mm->space->features = got;
+		if (!(got & UFFD_FEATURE_EVENT_FORK))
+			atomic_store(&((struct umm_ctl *)m->ctl_map)->no_fork_events, 1);
+		rc = umm_monitor_add(s->h->monitor, m->mm->space);
+		if (rc) {
+			member_end(m);
+			return rc;
+		}
+	}
+	fds[0] = fds[1] = fds[2] = -1;
+	m->pid = m->mm->space->pid = hello->pid;
+	m->agent = cred.pid;
+	m->arena = hello->arena;
+	arena_layout(&a, (char *)(uintptr_t)hello->arena);
+	m->mm->keep_start = (uintptr_t)a.base;
+	m->mm->keep_end = (uintptr_t)a.base + a.len;
+	m->mm->statm_fd = proc_fd(cred.pid, "statm");
+	m->mm->rollup_fd = proc_fd(cred.pid, "smaps_rollup");
+	m->pidfd = fds[3];
+	fds[3] = -1;
+	m->sock = sock;
+	rc = welcome(m, adopted);
+	if (rc) {
+		m->sock = -1;
+		return rc;
+	}
+	exec_happened(s, hello->pid, m->mm);
+	watch_add(s, m->sock, &m->w_sock);
+	if (m->pidfd >= 0)
+		watch_add(s, m->pidfd, &m->w_pidfd);
+	if (adopted >= 0)
+		inside_arm(m);
+	m->mm->inside_priv = m;
+	atomic_thread_fence(memory_order_release);
+	m->mm->inside = &inside_ops;
+	if (adopted >= 0)
+		atomic_store(&m->mm->space->ctl->armed, 1);
+	return 0;
+}
+
+struct restore_job {
+	struct supervisor *s;
+	int sock;
+};
+
+/* Everything comes back and stays: on a thread of its own, the tree must be served meanwhile. */
+static void *restore_main(void *arg)
+{
+	struct restore_job *job = arg;
+	struct hmm *h = job->s->h;
+	struct hmm_mm *list[256];
+	unsigned n = 0;
+
+	atomic_store(&h->resting, true);
+	pthread_mutex_lock(&h->lock);
+	for (struct hmm_mm *mm = h->mms; mm && n < 256; mm = mm->next) {
+		umm_space_get(mm->space);
+		list[n++] = mm;
+	}
+	pthread_mutex_unlock(&h->lock);
+	for (unsigned i = 0; i < n; i++) {
+		atomic_fetch_add(&list[i]->rest, 1);
+		pthread_mutex_lock(&list[i]->out_lock); /* what is on its way out gets there first */
+		hmm_restore(list[i], 0, 1ull << 47);
+		pthread_mutex_unlock(&list[i]->out_lock);
+		umm_space_put(list[i]->space);
+	}
+	FILE *f = fdopen(job->sock, "w");
+	if (f) {
+		stats_json(h, f);
+		fclose(f);
+	} else {
+		close(job->sock);
+	}
+	free(job);
+	return NULL;
+}
+
+static void stat_client(struct supervisor *s, int sock, const struct wire_stat *q)
+{
+	struct ucred cred;
+	socklen_t len = sizeof(cred);
+
+	if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &cred, &len) || (cred.uid && cred.uid != getuid())) {
+		close(sock);
+		return;
+	}
+	if (q->what == WIRE_STAT_RESTORE) {
+		struct restore_job *job = malloc(sizeof(*job));
+		pthread_t t;
+
+		if (job) {
+			*job = (struct restore_job){s, sock};
+			if (!pthread_create(&t, NULL, restore_main, job)) {
+				pthread_detach(t);
+				return;
+			}
+			free(job);
+		}
+		close(sock);
+		return;
+	}
+	char *text = NULL;
+	size_t room = 0;
+	FILE *f = open_memstream(&text, &room);
+	if (f) {
+		stats_json(s->h, f);
+		fclose(f);
+		send(sock, text, room, MSG_NOSIGNAL | MSG_DONTWAIT);
+		free(text);
+	}
+	close(sock);
+}
+
+/* First words of a connection. */
+static void guest_speaks(struct supervisor *s, struct guest *g)
+{
+	union {
+		uint32_t magic;
+		struct wire_hello hello;
+		struct wire_stat stat;
+	} in = {0};
+	char control[CMSG_SPACE(4 * sizeof(int))] = {0};
+	struct iovec iov = {&in, sizeof(in)};
+	struct msghdr msg = {
+		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
+	int fds[4] = {-1, -1, -1, -1}, sock = g->sock, nfds = 0;
+	ssize_t n = recvmsg(sock, &msg, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+
+	epoll_ctl(s->epfd, EPOLL_CTL_DEL, sock, NULL);
+	free(g);
+	for (struct cmsghdr *c = n > 0 ? CMSG_FIRSTHDR(&msg) : NULL; c; c = CMSG_NXTHDR(&msg, c)) {
+		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+			continue;
+		nfds = (int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+		memcpy(fds, CMSG_DATA(c), (size_t)nfds * sizeof(int));
+	}
+	if (n == sizeof(in.stat) && in.magic == WIRE_STAT_MAGIC) {
+		stat_client(s, sock, &in.stat);
+	} else if (n == sizeof(in.hello) && in.magic == WIRE_MAGIC && nfds == 4) {
+		if (agent_signs_on(s, sock, &in.hello, fds))
+			close(sock);
+	} else {
+		close(sock);
+	}
+	for (int i = 0; i < 4; i++)
+		if (fds[i] >= 0)
+			close(fds[i]);
+}
+
+/* -------------------------------------------------------------------- events */
+
+static void on_listen(struct supervisor *s)
+{
+	int sock = accept4(s->listen_fd, NULL, NULL, SOCK_CLOEXEC);
+	struct guest *g = sock >= 0 ? calloc(1, sizeof(*g)) : NULL;
+
+	if (!g) {
+		if (sock >= 0)
+			close(sock);
+		return;
+	}
+	g->sock = sock;
+	g->w = (struct watch){W_GUEST, g};
+	watch_add(s, sock, &g->w);
+}
+
+static void on_program_end(struct member *m)
+{
+	if (!pidfd_ended(m->pidfd))
+		return;
+	if (atomic_load(&m->mm->armed) && m->agent > 0 && sharers(m->agent, NULL, NULL)) {
+		/* Others live on in the space; the tick looks when they are gone. */
+		epoll_ctl(m->sup->epfd, EPOLL_CTL_DEL, m->pidfd, NULL);
+		m->pid = -1;
+		return;
+	}
+	member_end(m);
+}
+
+static void on_agent(struct member *m)
+{
+	struct wire_msg msg;
+	ssize_t n = recv(m->sock, &msg, sizeof(msg), MSG_DONTWAIT);
+
+	if (n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR)))
+		return;
+	epoll_ctl(m->sup->epfd, EPOLL_CTL_DEL, m->sock, NULL);
+	/*
+	 * The agent is gone.  Nothing was ever moved: no harm.  Otherwise it must
+	 * not outlive its work unnoticed: nobody could move pages any more, and
+	 * its descriptor was the second guard of what is away.
+	 */
+	if (!pidfd_ended(m->pidfd) && m->pid > 0 && atomic_load(&m->mm->armed)) {
+		fprintf(stderr, "hmm: the agent of process %d died; the process is killed\n", (int)m->pid);
+		member_kill(m);
+		return; /* its pidfd tells when it is dead */
+	}
+	if (pidfd_ended(m->pidfd) || !atomic_load(&m->mm->armed))
+		member_end(m);
+}
+
+static void kill_tree(struct supervisor *s)
+{
+	s->killing = true;
+	pthread_mutex_lock(&s->lock);
+	for (struct member *m = s->members; m; m = m->next)
+		member_kill(m);
+	pthread_mutex_unlock(&s->lock);
+}
+
+static void write_stats(struct supervisor *s)
+{
+	char line[256];
+
+	if (s->opt.verbose) {
+		stats_line(s->h, line, sizeof(line));
+		fprintf(stderr, "hmm: %s\n", line);
+	}
+	if (s->opt.stats_path) {
+		FILE *f = fopen(s->opt.stats_path, "w");
+
+		if (f)
+			stats_json(s->h, f);
+		if (!f || fclose(f))
+			fprintf(stderr, "hmm: cannot write %s: %s\n", s->opt.stats_path, strerror(errno));
+	}
+}
+
+static void on_front(struct supervisor *s)
+{
+	char c;
+	ssize_t n = recv(s->front_fd, &c, 1, 0);
+
+	epoll_ctl(s->epfd, EPOLL_CTL_DEL, s->front_fd, NULL);
+	if (n == 1) {
+		/* The program has ended; descendants may live on, and must not be held up by what we hold open. */
+		write_stats(s);
+		send(s->front_fd, &c, 1, MSG_NOSIGNAL);
+		int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+
+		if (null >= 0) {
+			dup2(null, 2);
+			close(null);
+		}
+	} else {
+		kill_tree(s);
+	}
+	close(s->front_fd);
+	s->front_fd = -1;
+	s->program_ended = true;
+}
+
+static bool space_is_dead(struct member *m)
+{
+	if (m->agent > 0) {
+		if (m->pid > 0)
+			return pidfd_ended(m->pidfd);
+		return !sharers(m->agent, NULL, NULL);
+	}
+	/* No agent, no pid: ask the descriptor; any call that needs the address space will say. */
+	struct arena a;
+	uint64_t done;
+	static const char page[UMM_PAGE] __attribute__((aligned(4096)));
+
+	arena_layout(&a, (char *)(uintptr_t)m->arena);
+	return umm_uffd_copy(m->mm->space->uffd, (uintptr_t)a.ident, page, UMM_PAGE, &done) == -ESRCH;
+}
+
+static void on_tick(struct supervisor *s)
+{
+	struct member *list[64];
+	unsigned n = 0;
+	uint64_t count;
+
+	if (read(s->tick_fd, &count, sizeof(count)) < 0)
+		return;
+	pthread_mutex_lock(&s->lock);
+	for (struct member *m = s->members; m && n < 64; m = m->next)
+		if (m->pid <= 0 || m->sock < 0 ||
+		    (m->agent > 0 && m->pid > 0 && syscall(SYS_kcmp, m->agent, m->pid, KCMP_VM, 0, 0) > 0))
+			list[n++] = m;
+	pthread_mutex_unlock(&s->lock);
+	for (unsigned i = 0; i < n; i++) {
+		struct member *m = list[i];
+
+		if (s->killing)
+			member_kill(m);
+		if (m->agent > 0 && m->pid > 0 && !pidfd_ended(m->pidfd)) {
+			/* Another image, which could not be entered, runs under its pid. */
+			exec_happened(s, m->pid, NULL);
+			continue;
+		}
+		if (space_is_dead(m))
+			member_end(m);
+	}
+}
+
+static int listen_on(struct supervisor *s)
+{
+	unsigned char raw[WIRE_TOKEN / 2 + 8];
+	struct sockaddr_un sa = {.sun_family = AF_UNIX};
+	size_t len;
+
+	if (getrandom(raw, sizeof(raw), 0) != sizeof(raw))
+		return -errno;
+	for (unsigned i = 0; i < WIRE_TOKEN / 2; i++)
+		sprintf(&s->token[2 * i], "%02x", raw[i]);
+	len = (size_t)snprintf(s->name, sizeof(s->name), "hmm/%d/%02x%02x%02x%02x%02x%02x", (int)s->front,
+			       raw[WIRE_TOKEN / 2], raw[WIRE_TOKEN / 2 + 1], raw[WIRE_TOKEN / 2 + 2],
+			       raw[WIRE_TOKEN / 2 + 3], raw[WIRE_TOKEN / 2 + 4], raw[WIRE_TOKEN / 2 + 5]);
+	memcpy(sa.sun_path + 1, s->name, len);
+	s->listen_fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (s->listen_fd < 0 ||
+	    bind(s->listen_fd, (struct sockaddr *)&sa, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + len)) ||
+	    listen(s->listen_fd, 512))
+		return -errno;
+	return 0;
+}
+
+static int start(struct supervisor *s, char *err, size_t errlen)
+{
+	struct hmm_options o = {
+		.budget = s->opt.budget,
+		.chain = s->opt.chain,
+		.say = say,
+		.fatal = fatal,
+		.forked = forked,
+		.priv = s,
+	};
+	struct itimerspec it = {.it_interval = {0, TICK_NS}, .it_value = {0, TICK_NS}};
+	int rc;
+
+	pthread_mutex_init(&s->lock, NULL);
+	rc = hmm_create(&o, &s->h, err, errlen);
+	if (rc)
+		return rc;
+	rc = listen_on(s);
+	if (rc) {
+		snprintf(err, errlen, "cannot listen for the program: %s", strerror(-rc));
+		return rc;
+	}
+	s->epfd = epoll_create1(EPOLL_CLOEXEC);
+	s->tick_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+	if (s->epfd < 0 || s->tick_fd < 0 || timerfd_settime(s->tick_fd, 0, &it, NULL)) {
+		snprintf(err, errlen, "cannot start: %s", strerror(errno));
+		return -errno;
+	}
+	s->w_listen.kind = W_LISTEN;
+	s->w_front.kind = W_FRONT;
+	s->w_tick.kind = W_TICK;
+	watch_add(s, s->listen_fd, &s->w_listen);
+	watch_add(s, s->front_fd, &s->w_front);
+	watch_add(s, s->tick_fd, &s->w_tick);
+	rc = hmm_budget_start(s->h);
+	if (rc)
+		snprintf(err, errlen, "cannot start a thread: %s", strerror(-rc));
+	return rc;
+}
+
+static bool all_gone(struct supervisor *s)
+{
+	pthread_mutex_lock(&s->lock);
+	bool none = !s->members;
+	pthread_mutex_unlock(&s->lock);
+	return none;
+}
+
+static void loop(struct supervisor *s)
+{
+	struct epoll_event ev;
+
+	while (!s->program_ended || !all_gone(s)) {
+		if (epoll_wait(s->epfd, &ev, 1, -1) != 1)
+			continue;
+		struct watch *w = ev.data.ptr;
+		switch (w->kind) {
+		case W_LISTEN:
+			on_listen(s);
+			break;
+		case W_FRONT:
+			on_front(s);
+			break;
+		case W_TICK:
+			on_tick(s);
+			break;
+		case W_GUEST:
+			guest_speaks(s, w->owner);
+			break;
+		case W_SOCK:
+			on_agent(w->owner);
+			break;
+		case W_PIDFD:
+			on_program_end(w->owner);
+			break;
+		}
+	}
+}
+
+void supervisor_main(const struct run_options *opt, int front_fd, pid_t front)
+{
+	struct supervisor *s = calloc(1, sizeof(*s));
+	struct run_ready ready = {0};
+	char err[256] = "out of memory";
+	sigset_t all;
+
+	sigfillset(&all);
+	sigprocmask(SIG_BLOCK, &all, NULL);
+	setsid();
+	prctl(PR_SET_NAME, "hmm-supervisor");
+	ready.rc = -ENOMEM;
+	if (s) {
+		s->opt = *opt;
+		s->front_fd = front_fd;
+		s->front = front;
+		ready.rc = start(s, err, sizeof(err));
+		memcpy(ready.name, s->name, sizeof(ready.name));
+		memcpy(ready.token, s->token, sizeof(ready.token));
+	}
+	if (ready.rc)
+		fprintf(stderr, "hmm: %s\n", err);
+	if (send(front_fd, &ready, sizeof(ready), MSG_NOSIGNAL) != sizeof(ready) || ready.rc)
+		_exit(1);
+	/* The program's standard input and output are the program's. */
+	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	if (null >= 0) {
+		dup2(null, 0);
+		dup2(null, 1);
+		close(null);
+	}
+	loop(s);
+	_exit(0);
+}
