@@ -21,6 +21,10 @@
 #define PAGE 4096ul
 #define NR 16u
 
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL 102
+#endif
+
 static bool drop(struct umm_notifier *n, const struct umm_change *change, uint64_t seq)
 {
 	umm_notifier_set_seq(n, seq);
@@ -314,6 +318,25 @@ static void a_change_makes_it_busy(void **state)
 	f->range.notifier_seq = umm_read_begin(&f->n);
 	assert_int_equal(umm_range_fault(&f->range), 0);
 	assert_entries(f, 3, 4, UMM_PFN_VALID | UMM_PFN_ZERO);
+	/* Also when nothing is lacking. */
+	umm_invalidate_begin(f->space, &c);
+	umm_invalidate_end(f->space, &c);
+	assert_int_equal(umm_range_fault(&f->range), -EBUSY);
+}
+
+/* Such a page has an entry in the page table, but no memory. */
+static void guard_pages(void **state)
+{
+	struct fixture *f = *state;
+
+	if (madvise(f->mem + 2 * PAGE, PAGE, MADV_GUARD_INSTALL)) {
+		print_message("no guard pages before Linux 6.13\n");
+		skip();
+	}
+	assert_int_equal(umm_range_snapshot(&f->range), 0);
+	assert_entries(f, 0, NR, 0);
+	f->range.default_flags = UMM_PFN_REQ_FAULT;
+	assert_int_equal(umm_range_fault(&f->range), -EFAULT);
 }
 
 static void the_deadline_is_kept(void **state)
@@ -405,6 +428,7 @@ int main(void)
 		TEST(fault_refuses),
 		TEST(mappings_are_spanned),
 		TEST(a_change_makes_it_busy),
+		TEST(guard_pages),
 		TEST(the_deadline_is_kept),
 		TEST(huge_pages),
 		TEST(another_process),
