@@ -285,6 +285,39 @@ static void test_neighbours(void **state)
 	hmm_device_close(dev);
 }
 
+static void test_many_requests(void **state)
+{
+	enum { N = HMM_BATCH_MAX };
+	struct hmm_device *dev = open_dev("file:%s,%u", dir, 2 * N * 4096);
+	struct hmm_file *d = (struct hmm_file *)dev;
+	char *pages = aligned_alloc(4096, N * HMM_PAGE_SIZE);
+	hmm_handle_t h[N], all[2 * N];
+	const void *src[N];
+	void *dst[N];
+	int status[N];
+
+	/* Only every second slot is free: more requests than a ring has room for, there and back. */
+	for (unsigned i = 0; i < 2 * N; i++)
+		assert_int_equal(put_in(dev, TEXT, i, &all[i]), 1);
+	for (unsigned i = 0; i < 2 * N; i += 2)
+		dev->ops->put(dev, &all[i], 1);
+	for (unsigned i = 0; i < N; i++) {
+		src[i] = dst[i] = pages + i * HMM_PAGE_SIZE;
+		make_page(dst[i], MEDIUM, i + 1);
+	}
+	assert_int_equal(dev->ops->copy_in(dev, src, h, N), N);
+	assert_int_equal(d->io.idle->nr_req, N);
+	memset(pages, 0, N * HMM_PAGE_SIZE);
+	assert_int_equal(dev->ops->copy_out(dev, h, dst, status, N), 0);
+	assert_int_equal(d->io.idle->nr_req, N);
+	for (unsigned i = 0; i < N; i++)
+		assert_true(page_is(dst[i], MEDIUM, i + 1));
+	for (unsigned i = 1; i < 2 * N; i += 2)
+		assert_true(reads_as(dev, all[i], TEXT, i));
+	free(pages);
+	hmm_device_close(dev);
+}
+
 static void test_damage(void **state)
 {
 	struct hmm_device *dev = open_dev("file:%s,4M", dir);
@@ -697,31 +730,26 @@ static int remove_dir(void **state)
 
 	snprintf(path, sizeof(path), "%s/small", dir);
 	rmdir(path);
+	snprintf(path, sizeof(path), "%s/named", dir);
+	unlink(path);
+	snprintf(path, sizeof(path), "%s/image", dir);
+	unlink(path);
 	return rmdir(dir);
 }
 
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_round_trip),
-		cmocka_unit_test(test_named_file),
-		cmocka_unit_test(test_refusals),
-		cmocka_unit_test(test_references),
-		cmocka_unit_test(test_capacity),
-		cmocka_unit_test(test_neighbours),
-		cmocka_unit_test(test_damage),
-		cmocka_unit_test(test_write_error),
-		cmocka_unit_test(test_growth),
-		cmocka_unit_test(test_full_filesystem),
-		cmocka_unit_test(test_without_io_uring),
-		cmocka_unit_test(test_without_direct),
-		cmocka_unit_test(test_without_fallocate),
-		cmocka_unit_test(test_file_size_limit),
-		cmocka_unit_test(test_block_device),
-		cmocka_unit_test(test_bounce_memory),
-		cmocka_unit_test(test_threads),
-		cmocka_unit_test(test_threads_when_full),
-		cmocka_unit_test(test_figures),
+		cmocka_unit_test(test_round_trip),        cmocka_unit_test(test_named_file),
+		cmocka_unit_test(test_refusals),          cmocka_unit_test(test_references),
+		cmocka_unit_test(test_capacity),          cmocka_unit_test(test_neighbours),
+		cmocka_unit_test(test_many_requests),     cmocka_unit_test(test_damage),
+		cmocka_unit_test(test_write_error),       cmocka_unit_test(test_growth),
+		cmocka_unit_test(test_full_filesystem),   cmocka_unit_test(test_without_io_uring),
+		cmocka_unit_test(test_without_direct),    cmocka_unit_test(test_without_fallocate),
+		cmocka_unit_test(test_file_size_limit),   cmocka_unit_test(test_block_device),
+		cmocka_unit_test(test_bounce_memory),     cmocka_unit_test(test_threads),
+		cmocka_unit_test(test_threads_when_full), cmocka_unit_test(test_figures),
 	};
 
 	return cmocka_run_group_tests(tests, make_dir, remove_dir);
