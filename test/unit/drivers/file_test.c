@@ -44,6 +44,12 @@ static struct hmm_device *open_dev(const char *fmt, ...)
 	return dev;
 }
 
+#define skip_because(why)                                    \
+	do {                                                 \
+		print_message("        skipped: %s\n", why); \
+		skip();                                      \
+	} while (0)
+
 static int open_fails(char *err, size_t errlen, const char *fmt, ...)
 {
 	struct hmm_device *dev;
@@ -481,7 +487,7 @@ static void test_full_filesystem(void **state)
 	int rc = in_child(on_small_tmpfs);
 
 	if (rc == 77)
-		skip();
+		skip_because("mounting a tmpfs needs root");
 	assert_int_equal(rc, 0);
 }
 
@@ -563,7 +569,7 @@ static void without(int (*what)(void))
 	refuse = what;
 	rc = in_child(refused_body);
 	if (rc == 77)
-		skip();
+		skip_because("seccomp filters are not to be had here");
 	assert_int_equal(rc, 0);
 }
 
@@ -627,7 +633,7 @@ static void test_block_device(void **state)
 	int rc;
 
 	if (geteuid())
-		skip();
+		skip_because("setting up a loop device needs root and losetup");
 	snprintf(image, sizeof(image), "%s/image", dir);
 	snprintf(command, sizeof(command), "truncate -s 6M %s && losetup -f --show %s 2>/dev/null", image, image);
 	p = popen(command, "r");
@@ -635,7 +641,7 @@ static void test_block_device(void **state)
 		if (p)
 			pclose(p);
 		unlink(image);
-		skip();
+		skip_because("setting up a loop device needs root and losetup");
 	}
 	pclose(p);
 	loop[strcspn(loop, "\n")] = '\0';
@@ -657,7 +663,7 @@ static void test_bounce_memory(void **state)
 
 	if (!d->backing.align) {
 		hmm_device_close(dev);
-		skip();
+		skip_because("no O_DIRECT in /var/tmp");
 	}
 	assert_int_equal(put_in(dev, TEXT, 1, &h), 1);
 	before = stats_of(dev).bytes_ram;
