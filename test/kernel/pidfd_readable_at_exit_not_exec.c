@@ -8,6 +8,7 @@
 
 static int agent_main(void *p)
 {
+	alarm(PROBE_SECONDS);
 	flag_set(p, 1);
 	while (true)
 		pause();

@@ -30,7 +30,7 @@ static int agent_main(void *p)
 
 static int program(int sock)
 {
-	struct agent a = {.sock = sock, .page = map_anon(PAGES * PAGE)};
+	struct agent a = {.sock = side_channel(sock), .page = map_anon(PAGES * PAGE)};
 	int uffd = uffd_open(0);
 	int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 	int maps = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
@@ -62,7 +62,7 @@ int main(int argc, char **argv)
 	struct pollfd pfd = {.events = POLLIN};
 	struct procmap_query q;
 	struct peer prog;
-	int uffd, pagemap, maps, rc;
+	int uffd, pagemap, maps, side, rc;
 	char path[64], line[256];
 	uint64_t entry;
 	char *page;
@@ -78,11 +78,12 @@ int main(int argc, char **argv)
 	}
 
 	prog = peer_start(program);
+	side = recv_fd(prog.sock);
 	uffd = recv_fd(prog.sock);
 	pagemap = recv_fd(prog.sock);
 	maps = recv_fd(prog.sock);
 	page = (char *)(uintptr_t)hear(prog.sock);
-	agent = (pid_t)hear(prog.sock);
+	agent = (pid_t)hear(side);
 	CHECK(hear(prog.sock) == 0x2ed, "the program has called execve");
 	pfd.fd = pidfd_open_(agent);
 
@@ -106,15 +107,14 @@ int main(int argc, char **argv)
 	CHECK(rc >= 0 && !(scan_page_fd(rc, page) & PAGE_IS_PRESENT), "opened now, it is that of the new image");
 	close(rc);
 
-	/* The agent and the second image hear the same socket: one word each, in any order. */
-	say(prog.sock, 1);
-	say(prog.sock, 1);
+	say(side, 1);
 	uffd_read_fault(uffd, page + PAGE);
 	CHECK(!uffd_fill(uffd, page + PAGE, 'u'), "COPY into the old address space works");
-	CHECK(hear(prog.sock) == 'u', "the task in the old address space reads it");
+	CHECK(hear(side) == 'u', "the task in the old address space reads it");
+	say(prog.sock, 1);
 	CHECK(!reap(prog.pid), "the second image ends");
 	CHECK(poll(&pfd, 1, 0) == 0, "the task lives on");
-	say(prog.sock, 1);
+	say(side, 1);
 	CHECK(poll(&pfd, 1, -1) == 1, "the task ends");
 
 	CHECK(pread(pagemap, &entry, 8, (uintptr_t)page / PAGE * 8) <= 0, "pagemap of an ended space gives no data");

@@ -26,7 +26,7 @@ static int agent_main(void *p)
 
 static int program(int sock)
 {
-	struct agent a = {.sock = sock};
+	struct agent a = {.sock = side_channel(sock)};
 	char num[16];
 
 	map_filled(PAGES * PAGE, 1);
@@ -52,11 +52,11 @@ static long rss(pid_t pid)
 	return n;
 }
 
-/* The socket is heard by two: the second word goes to whoever is left. */
 int main(int argc, char **argv)
 {
 	struct peer prog;
 	pid_t agent;
+	int side;
 	long rc;
 
 	probe_start();
@@ -66,7 +66,8 @@ int main(int argc, char **argv)
 		return 0;
 	}
 	prog = peer_start(program);
-	agent = (pid_t)hear(prog.sock);
+	side = recv_fd(prog.sock);
+	agent = (pid_t)hear(side);
 
 	rc = syscall(SYS_kcmp, agent, prog.pid, KCMP_VM, 0ul, 0ul);
 	if (rc < 0 && (errno == ENOSYS || errno == EPERM))
@@ -74,18 +75,6 @@ int main(int argc, char **argv)
 	else
 		CHECK(rc == 0, "kcmp says that agent and program share an address space (%ld)", rc);
 	CHECK(rss(agent) >= PAGES, "statm of the agent is that of the address space");
-	kill(agent, SIGSTOP); /* so that the program hears */
-	while (true) {
-		char path[64], st = 0;
-		FILE *f;
-
-		snprintf(path, sizeof(path), "/proc/%d/stat", agent);
-		f = fopen(path, "r");
-		CHECK(f && fscanf(f, "%*d (%*[^)]) %c", &st) == 1, "stat can be read");
-		fclose(f);
-		if (st == 'T')
-			break;
-	}
 	say(prog.sock, 1);
 	CHECK(hear(prog.sock) == 1, "the program has called execve");
 	if (rc >= 0)
