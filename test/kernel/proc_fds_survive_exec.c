@@ -77,6 +77,7 @@ int main(int argc, char **argv)
 		return 0;
 	}
 
+	close(uffd_open(0)); /* skips here, not in the child */
 	prog = peer_start(program);
 	side = recv_fd(prog.sock);
 	uffd = recv_fd(prog.sock);

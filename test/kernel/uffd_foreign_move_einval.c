@@ -33,6 +33,7 @@ int main(void)
 	long n;
 
 	probe_start();
+	close(uffd_open(UFFD_FEATURE_MOVE)); /* skips here, not in the child */
 	prog = peer_start(program);
 	uffd = recv_fd(prog.sock);
 	staging = (char *)(uintptr_t)hear(prog.sock);

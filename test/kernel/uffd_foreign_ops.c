@@ -53,6 +53,7 @@ int main(void)
 	int uffd;
 
 	probe_start();
+	close(uffd_open(UFFD_FEATURE_POISON | UFFD_FEATURE_PAGEFAULT_FLAG_WP)); /* skips here, not in the child */
 	prog = peer_start(program);
 	uffd = recv_fd(prog.sock);
 	p = (char *)(uintptr_t)hear(prog.sock);

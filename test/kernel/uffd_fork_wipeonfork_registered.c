@@ -43,6 +43,7 @@ int main(void)
 	int uffd, child, rc;
 
 	probe_start();
+	close(uffd_open(UFFD_FEATURE_EVENT_FORK)); /* skips here, not in the child */
 	prog = peer_start(program);
 	uffd = recv_fd(prog.sock);
 	wipe = (char *)(uintptr_t)hear(prog.sock);

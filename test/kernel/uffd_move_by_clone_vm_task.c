@@ -51,6 +51,7 @@ int main(void)
 	int uffd;
 
 	probe_start();
+	close(uffd_open(UFFD_FEATURE_MOVE)); /* skips here, not in the child */
 	prog = peer_start(program);
 	uffd = recv_fd(prog.sock);
 	page = (char *)(uintptr_t)hear(prog.sock);

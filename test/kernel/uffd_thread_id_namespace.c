@@ -57,6 +57,7 @@ int main(void)
 	uint32_t tid, got;
 
 	probe_start();
+	close(uffd_open(UFFD_FEATURE_THREAD_ID)); /* skips here, not in the child */
 	prog = peer_start(faulter);
 	got = serve(&prog, &tid);
 	CHECK(got == tid && got != (uint32_t)prog.pid, "the message has the thread's id (%u, %u)", got, tid);
