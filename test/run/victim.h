@@ -62,7 +62,9 @@ static inline int v_check(const void *page, uint64_t index, uint64_t seed, uint6
 
 		if (got == want)
 			continue;
-		fprintf(stderr, "%d: page %" PRIu64 " (%p) word %u is %#" PRIx64 ", not %#" PRIx64 " (generation %" PRIu64 ")%s\n",
+		fprintf(stderr,
+			"%d: page %" PRIu64 " (%p) word %u is %#" PRIx64 ", not %#" PRIx64 " (generation %" PRIu64
+			")%s\n",
 			(int)getpid(), index, page, w, got, want, gen, got ? "" : ": zero");
 		return -1;
 	}
