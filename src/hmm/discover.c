@@ -9,6 +9,7 @@
  * out in between, they would come back with old contents.
  */
 #include <errno.h>
+#include <sys/mman.h>
 
 #include "hmm/internal.h"
 
@@ -54,6 +55,9 @@ int hmm_discover(struct hmm_mm *mm)
 		umm_evlock_unshared(&mm->space->ctl->evlock);
 		if (rc == -ESRCH)
 			return rc;
+		/* Without FORK events a child would find zeros where pages are away: better it finds no mapping. */
+		if (!rc && mm->space->ctl->no_fork_events && mm->inside && !atomic_load(&mm->rest))
+			mm->inside->advise(mm->inside_priv, v.start, v.end - v.start, MADV_DONTFORK);
 	}
 	return 0;
 }
@@ -65,6 +69,26 @@ void hmm_forget(struct hmm_mm *mm, uint64_t start, uint64_t end)
 	hmm_iset_del(&mm->foreign, start, end);
 	hmm_iset_del(&mm->stuck, start, end);
 	pthread_mutex_unlock(&mm->lock);
+}
+
+int hmm_hands_off(struct hmm_mm *mm, uint64_t start, uint64_t end)
+{
+	int rc;
+
+	pthread_mutex_lock(&mm->out_lock); /* nothing goes out meanwhile */
+	rc = hmm_restore(mm, start, end);
+	if (!rc) {
+		umm_evlock_shared(&mm->space->ctl->evlock);
+		umm_uffd_unregister(mm->space->uffd, start, end - start);
+		umm_evlock_unshared(&mm->space->ctl->evlock);
+		pthread_mutex_lock(&mm->lock);
+		rc = hmm_iset_del(&mm->registered, start, end);
+		if (!rc)
+			rc = hmm_iset_add(&mm->foreign, start, end);
+		pthread_mutex_unlock(&mm->lock);
+	}
+	pthread_mutex_unlock(&mm->out_lock);
+	return rc;
 }
 
 void hmm_quarantine(struct hmm_mm *mm, uint64_t start, uint64_t end)

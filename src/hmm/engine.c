@@ -2,9 +2,11 @@
 /* The one engine object, and the spaces that it manages. */
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -130,6 +132,43 @@ static void child_copy_parked(struct hmm_mm *mm, struct hmm_mm *child)
 	}
 }
 
+/*
+ * Mappings marked MADV_DONTFORK are not in the child, those marked
+ * MADV_WIPEONFORK are empty there: no record of the parent's may live on.
+ * Only smaps tells which.
+ */
+static int drop_unforked(struct hmm_mm *mm, struct hmm_mm *child)
+{
+	int fd = mm->smaps_fd >= 0 ? dup(mm->smaps_fd) : -1;
+	FILE *f = fd >= 0 ? fdopen(fd, "r") : NULL;
+	uint64_t start = 0, end = 0;
+	char *line = NULL;
+	size_t room = 0;
+
+	if (!f) {
+		if (fd >= 0)
+			close(fd);
+		return -ENOENT;
+	}
+	rewind(f);
+	while (getline(&line, &room, f) > 0) {
+		uint64_t a, z;
+		char more;
+
+		if (sscanf(line, "%" SCNx64 "-%" SCNx64 "%c", &a, &z, &more) == 3 && more == ' ') {
+			start = a;
+			end = z;
+		} else if (!strncmp(line, "VmFlags:", 8) && (strstr(line, " dc") || strstr(line, " wf"))) {
+			hmm_residency_drop(child, start, end);
+			if (strstr(line, " dc"))
+				hmm_forget(child, start, end);
+		}
+	}
+	free(line);
+	fclose(f);
+	return 0;
+}
+
 static void mm_forked(void *priv, int uffd)
 {
 	struct hmm_mm *mm = priv, *child = NULL;
@@ -148,6 +187,8 @@ static void mm_forked(void *priv, int uffd)
 	if (hmm_residency_clone(mm, child))
 		mm->h->opt.fatal(mm->h->opt.priv, child, "no memory for the records of a forked child");
 	child_copy_parked(mm, child);
+	if (atomic_load(&mm->radix.away) && drop_unforked(mm, child))
+		mm->h->opt.fatal(mm->h->opt.priv, child, "cannot tell what a forked child has inherited");
 	int rc = umm_monitor_add(mm->h->monitor, child->space);
 	if (rc)
 		mm->h->opt.fatal(mm->h->opt.priv, child, "cannot serve a forked child");
@@ -172,6 +213,8 @@ static void mm_free(void *priv)
 		close(mm->statm_fd);
 	if (mm->rollup_fd >= 0)
 		close(mm->rollup_fd);
+	if (mm->smaps_fd >= 0)
+		close(mm->smaps_fd);
 	if (mm->gone)
 		mm->gone(mm->gone_priv);
 	pthread_mutex_destroy(&mm->out_lock);
@@ -194,7 +237,7 @@ int hmm_mm_add(struct hmm *h, struct umm_space *space, char *window, const struc
 	mm->window = window;
 	mm->inside = inside;
 	mm->inside_priv = priv;
-	mm->statm_fd = mm->rollup_fd = mm->window_fd = -1;
+	mm->statm_fd = mm->rollup_fd = mm->smaps_fd = mm->window_fd = -1;
 	hmm_radix_init(&mm->radix);
 	pthread_mutex_init(&mm->out_lock, NULL);
 	pthread_mutex_init(&mm->lock, NULL);

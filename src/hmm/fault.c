@@ -285,9 +285,13 @@ int hmm_fault(void *priv, const struct umm_fault *f)
 {
 	struct hmm_mm *mm = priv;
 	bool write = f->flags & UFFD_PAGEFAULT_FLAG_WRITE, system;
-	unsigned which, n = stream_size(mm, f->addr >> UMM_PAGE_SHIFT, &which);
+	unsigned which, n;
 	uint64_t placed = 0;
 	int rc;
+
+	if (f->addr >= mm->keep_start && f->addr < mm->keep_end && mm->h->opt.called)
+		return mm->h->opt.called(mm->h->opt.priv, mm, f->addr);
+	n = stream_size(mm, f->addr >> UMM_PAGE_SHIFT, &which);
 
 	atomic_fetch_add(&mm->faults, 1);
 	atomic_fetch_add(&mm->h->faults, 1);

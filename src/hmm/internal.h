@@ -139,6 +139,8 @@ struct hmm_inside_ops {
 	int (*wait)(void *priv, unsigned b);
 	/** arm: get ready to move; called once, before the first go.  0 or -errno. */
 	int (*arm)(void *priv);
+	/** advise: madvise() from inside, and wait for it.  0 or -errno. */
+	int (*advise)(void *priv, uint64_t start, uint64_t len, int advice);
 };
 
 struct hmm_stream {
@@ -186,6 +188,7 @@ struct hmm_mm {
 	/* accounting, the budget thread's */
 	int statm_fd;
 	int rollup_fd;
+	int smaps_fd;
 	int window_fd;	     /* its memory counts too; -1: none */
 	uint64_t anon_pages; /* as measured */
 	uint64_t shared_credit; /* of these: counted in another space already */
@@ -214,6 +217,8 @@ struct hmm_options {
 	 * Runs under the parent's event lock.  0 or -errno: the child must die.
 	 */
 	int (*forked)(void *priv, struct hmm_mm *parent, int uffd, struct hmm_mm **child);
+	/** A fault in the engine's own arena (mm->keep_start ..): somebody calls.  0, or -EAGAIN as a fault. */
+	int (*called)(void *priv, struct hmm_mm *mm, uint64_t addr);
 	void *priv;
 	unsigned threads; /* that serve faults; 0: as many as CPUs + 1 */
 };
@@ -305,6 +310,8 @@ int hmm_out_store(struct hmm_mm *mm, unsigned b);  /* pages stored */
 void hmm_out_sync(struct hmm_mm *mm);
 
 /* discover.c */
+/** Bring [start, end) back and have nothing more to do with it: somebody else's userfaultfd will.  0 or -errno. */
+int hmm_hands_off(struct hmm_mm *mm, uint64_t start, uint64_t end);
 int hmm_discover(struct hmm_mm *mm); /* register what is not yet */
 void hmm_forget(struct hmm_mm *mm, uint64_t start, uint64_t end); /* unmapped */
 void hmm_quarantine(struct hmm_mm *mm, uint64_t start, uint64_t end);

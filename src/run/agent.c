@@ -279,6 +279,11 @@ static void serve(struct agent_fds *f, struct umm_inside *in)
 		}
 		if (m.op == WIRE_BYE)
 			return;
+		if (m.op == WIRE_ADVISE) {
+			sys3(SYS_madvise, m.start, m.len, m.arg);
+			atomic_fetch_add(&in->ctl->acked, 1);
+			sys_futex_wake(&in->ctl->acked, INT32_MAX);
+		}
 		if (m.op == WIRE_GO) {
 			umm_inside_move(in, m.arg);
 			sys_futex_wake(&in->ctl->batch[m.arg % UMM_BATCHES].done, 1);

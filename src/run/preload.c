@@ -53,7 +53,7 @@ struct agent *preload_agent(void)
 
 /* ------------------------------------------------------------------ signals */
 
-static void signals_block(sigset_t *old)
+void preload_signals_block(sigset_t *old)
 {
 	sigset_t all;
 
@@ -61,7 +61,7 @@ static void signals_block(sigset_t *old)
 	sys4(SYS_rt_sigprocmask, SIG_SETMASK, &all, old, 8);
 }
 
-static void signals_restore(const sigset_t *old)
+void preload_signals_restore(const sigset_t *old)
 {
 	sys4(SYS_rt_sigprocmask, SIG_SETMASK, old, 0, 8);
 }
@@ -75,12 +75,12 @@ static void pin_self(void)
 	struct umm_ctl *c = P.agent.arena.ctl;
 	sigset_t old;
 
-	signals_block(&old);
+	preload_signals_block(&old);
 	umm_pin_lock(c);
 	umm_pin_add(c, tp >> UMM_PAGE_SHIFT);
 	umm_pin_add(c, (tp + UMM_PAGE - 1) >> UMM_PAGE_SHIFT);
 	umm_pin_unlock(c);
-	signals_restore(&old);
+	preload_signals_restore(&old);
 	/* It may be away from before: a cached stack.  From here on it stays. */
 	(void)*(volatile char *)tp;
 	(void)*(volatile char *)(tp + 0x900);
@@ -444,9 +444,9 @@ static void agent_up(uint32_t parent)
 
 	P.agent.parent = parent;
 	P.agent.pid = getpid();
-	signals_block(&old);
+	preload_signals_block(&old);
 	P.on = !agent_start(&P.agent);
-	signals_restore(&old);
+	preload_signals_restore(&old);
 	if (P.on)
 		pin_self();
 	errno = err;
@@ -456,8 +456,19 @@ API pid_t fork(void)
 {
 	pid_t pid;
 
+	bool restored = false;
+
 	real_init();
+	/* Where the kernel tells nobody of forks, nothing may be away while one happens. */
+	if (P.on && atomic_load(&P.agent.arena.ctl->no_fork_events))
+		restored = preload_call(UMM_CALL_FORK_BEGIN, 0, 0, 0) == 0;
 	pid = R.fork();
+	if (pid && restored) {
+		int err = errno;
+
+		preload_call(UMM_CALL_FORK_END, 0, 0, 0);
+		errno = err;
+	}
 	if (!pid && P.on) {
 		/* Still the parent's, shared: ours comes with our agent. */
 		uint32_t parent = P.agent.arena.ctl->space_id;

@@ -3,9 +3,18 @@
 #ifndef RUN_PRELOAD_H
 #define RUN_PRELOAD_H
 
+#include <signal.h>
+#include <sys/uio.h>
+
 #include "run/agent.h"
 
 /** This process's agent; NULL when it has none. */
 struct agent *preload_agent(void);
+
+void preload_signals_block(sigset_t *old);
+void preload_signals_restore(const sigset_t *old);
+
+/** Ask the engine; -ENOSYS when there is nothing to ask. */
+int64_t preload_call(enum umm_call_op op, uint64_t a, uint64_t b, uint64_t c);
 
 #endif

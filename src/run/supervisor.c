@@ -69,7 +69,8 @@ struct member {
 	int ctl_fd;
 	void *ctl_map;
 	uint64_t arena; /* where it lies in the space */
-	bool ended;	/* said goodbye; waits for its last user */
+	bool fork_said;
+	pthread_mutex_t advise_lock;
 };
 
 struct guest {
@@ -211,7 +212,137 @@ static int inside_arm(void *priv)
 	return rc;
 }
 
-static const struct hmm_inside_ops inside_ops = {.go = inside_go, .wait = inside_wait, .arm = inside_arm};
+static int inside_advise(void *priv, uint64_t start, uint64_t len, int advice)
+{
+	struct member *m = priv;
+	struct umm_ctl *ctl = m->ctl_map;
+	struct wire_msg msg = {.op = WIRE_ADVISE, .arg = (uint32_t)advice, .start = start, .len = len};
+	struct timespec ts = {.tv_nsec = 50000000};
+	uint32_t want, seen;
+	int rc = 0;
+
+	pthread_mutex_lock(&m->advise_lock);
+	want = atomic_load(&ctl->acked) + 1;
+	if (send(m->sock, &msg, sizeof(msg), MSG_NOSIGNAL) != sizeof(msg))
+		rc = -ESRCH;
+	while (!rc && (seen = atomic_load(&ctl->acked)) != want) {
+		if (atomic_load(&m->mm->dead))
+			rc = -ESRCH;
+		sys_futex_wait(&ctl->acked, seen, &ts);
+	}
+	pthread_mutex_unlock(&m->advise_lock);
+	return rc;
+}
+
+static const struct hmm_inside_ops inside_ops = {
+	.go = inside_go, .wait = inside_wait, .arm = inside_arm, .advise = inside_advise};
+
+/* ----------------------------------------------------------- calls from hooks */
+
+static void advise_registered(struct member *m, int advice)
+{
+	struct hmm_mm *mm = m->mm;
+	uint64_t at = 0;
+
+	for (;;) {
+		const struct hmm_interval *next;
+		struct hmm_interval in;
+
+		pthread_mutex_lock(&mm->lock);
+		next = hmm_iset_next(&mm->registered, at);
+		if (next)
+			in = *next;
+		pthread_mutex_unlock(&mm->lock);
+		if (!next || inside_advise(m, in.start, in.end - in.start, advice))
+			return;
+		at = in.end;
+	}
+}
+
+static int64_t call_fork_begin(struct member *m)
+{
+	struct hmm_mm *mm = m->mm;
+	int rc;
+
+	atomic_fetch_add(&mm->rest, 1);
+	pthread_mutex_lock(&mm->out_lock); /* what is on its way out gets there first */
+	rc = hmm_restore(mm, 0, 1ull << 47);
+	pthread_mutex_unlock(&mm->out_lock);
+	if (!rc)
+		advise_registered(m, MADV_DOFORK);
+	if (!rc && m->sup->opt.verbose && !m->fork_said) {
+		m->fork_said = true;
+		fprintf(stderr, "hmm: process %d forks: without CAP_SYS_PTRACE the kernel tells nobody, so all its memory"
+				" comes back first\n",
+			(int)m->pid);
+	}
+	return rc;
+}
+
+static int64_t call_fork_end(struct member *m)
+{
+	advise_registered(m, MADV_DONTFORK);
+	atomic_fetch_sub(&m->mm->rest, 1);
+	return 0;
+}
+
+static int64_t call_do(struct member *m, uint32_t op, uint64_t start, uint64_t len)
+{
+	uint64_t end = start + len;
+
+	switch (op) {
+	case UMM_CALL_UNIFORM:
+		return hmm_discover(m->mm);
+	case UMM_CALL_HANDS_OFF:
+		if (start % UMM_PAGE || len % UMM_PAGE || end < start)
+			return -EINVAL;
+		return hmm_hands_off(m->mm, start, end);
+	case UMM_CALL_BRING_BACK:
+		if (end < start)
+			return -EINVAL;
+		pthread_mutex_lock(&m->mm->out_lock);
+		hmm_quarantine(m->mm, start, end);
+		int rc = hmm_restore(m->mm, start & ~(UMM_PAGE - 1), end);
+		pthread_mutex_unlock(&m->mm->out_lock);
+		return rc;
+	case UMM_CALL_FORK_BEGIN:
+		return call_fork_begin(m);
+	case UMM_CALL_FORK_END:
+		return call_fork_end(m);
+	default:
+		return -ENOSYS;
+	}
+}
+
+/*
+ * A fault in the arena: a bell, or (raw fork) something that nobody expects.
+ * Whatever it is, the page is filled, so that who touched it goes on.
+ */
+static int called(void *priv, struct hmm_mm *mm, uint64_t addr)
+{
+	struct member *m = member_of(priv, mm);
+	struct arena a;
+	uint64_t done;
+	int rc;
+
+	arena_layout(&a, (char *)(uintptr_t)mm->keep_start);
+	if (m && m->sock >= 0 && addr >= (uintptr_t)a.bells && addr < (uintptr_t)a.bells + ARENA_BELLS) {
+		struct umm_ctl *ctl = m->ctl_map;
+		struct umm_call *call = &ctl->call[(addr - (uintptr_t)a.bells) / UMM_PAGE];
+
+		umm_monitor_yield(mm->space);
+		if (atomic_load(&call->state) == UMM_CALL_ASKED) {
+			call->ret = call_do(m, call->op, call->arg[0], call->arg[1]);
+			atomic_store(&call->state, UMM_CALL_DONE);
+		}
+	}
+	umm_evlock_shared(&mm->space->ctl->evlock);
+	rc = umm_uffd_zeropage(mm->space->uffd, addr, UMM_PAGE, &done);
+	if (rc && rc != -EAGAIN)
+		umm_uffd_wake(mm->space->uffd, addr, UMM_PAGE);
+	umm_evlock_unshared(&mm->space->ctl->evlock);
+	return rc == -EAGAIN ? rc : 0;
+}
 
 /* ------------------------------------------------------------------ members */
 
@@ -242,6 +373,7 @@ static int member_create(struct supervisor *s, int uffd, int pagemap, int maps, 
 	}
 	m->sup = s;
 	m->sock = m->pidfd = -1;
+	pthread_mutex_init(&m->advise_lock, NULL);
 	m->pid = pid;
 	m->ctl_fd = memfd_create("hmm-control", MFD_CLOEXEC);
 	if (m->ctl_fd < 0 || ftruncate(m->ctl_fd, (off_t)CTL_BYTES)) {
@@ -477,6 +609,7 @@ static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hell
 	m->mm->keep_end = (uintptr_t)a.base + a.len;
 	m->mm->statm_fd = proc_fd(cred.pid, "statm");
 	m->mm->rollup_fd = proc_fd(cred.pid, "smaps_rollup");
+	m->mm->smaps_fd = proc_fd(cred.pid, "smaps");
 	m->pidfd = fds[3];
 	fds[3] = -1;
 	m->sock = sock;
@@ -787,6 +920,7 @@ static int start(struct supervisor *s, char *err, size_t errlen)
 		.say = say,
 		.fatal = fatal,
 		.forked = forked,
+		.called = called,
 		.priv = s,
 	};
 	struct itimerspec it = {.it_interval = {0, TICK_NS}, .it_value = {0, TICK_NS}};

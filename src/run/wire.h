@@ -74,12 +74,13 @@ struct wire_welcome {
 enum wire_op {
 	WIRE_GO = 1, /* carry out batch arg */
 	WIRE_BYE,    /* the program is gone, or has left this address space: so do you */
-	WIRE_UNFORK, /* unprivileged: arg = 1: children shall not inherit what is managed, 0: they shall */
+	WIRE_ADVISE, /* madvise(start, len, arg) */
 };
 
 struct wire_msg {
 	uint32_t op;
 	uint32_t arg;
+	uint64_t start, len;
 };
 
 #define WIRE_STAT_MAGIC 0x74617473u /* a client that asks: struct wire_stat, the answer is text */

@@ -65,7 +65,22 @@ struct umm_batch {
 	struct umm_move_run run[UMM_BATCH_RUNS];
 };
 
-/* A request from a hook in the program to the engine; see src/run/doorbell.h. */
+/* A request from a hook in the program to the engine; see src/run/hooks.c. */
+enum umm_call_state {
+	UMM_CALL_IDLE = 0,
+	UMM_CALL_BUSY, /* a hook is writing it */
+	UMM_CALL_ASKED,
+	UMM_CALL_DONE,
+};
+
+enum umm_call_op {
+	UMM_CALL_UNIFORM = 1, /* arg: start, len: register what is not; before mremap */
+	UMM_CALL_HANDS_OFF,   /* arg: start, len: bring back, and let go for good */
+	UMM_CALL_BRING_BACK,  /* arg: start, len */
+	UMM_CALL_FORK_BEGIN,  /* bring everything back, and move nothing until ... */
+	UMM_CALL_FORK_END,
+};
+
 struct umm_call {
 	_Atomic uint32_t state;
 	uint32_t op;
@@ -78,6 +93,7 @@ struct umm_ctl {
 	uint32_t space_id;	    /* the engine's name for the space */
 	_Atomic uint32_t armed;	    /* the engine moves pages of this space */
 	_Atomic uint32_t no_fork_events; /* the kernel withholds them: pages come back before fork */
+	_Atomic uint32_t acked;		 /* orders other than batches that the inside has carried out */
 	_Atomic uint32_t epoch;
 	struct umm_evlock evlock;
 	_Atomic uint32_t pin_lock;

@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Hooks that have to ask the engine something before the call goes on.
+ *
+ * DOC: the bell
+ *
+ * A hook must reach the supervisor from any thread, in any state: descriptors
+ * closed, sandboxed by seccomp, in a chroot.  What always works is a page
+ * fault.  The hook writes its request into a slot of the control block and
+ * touches the slot's bell, an absent page that is registered: the supervisor
+ * gets the fault, does what the slot says, writes the answer and fills the
+ * page, which wakes the thread.  The page is dropped again afterwards.
+ *
+ * While the space is not armed there is nothing to ask: bells are not even
+ * registered, and hooks cost a load and a branch.
+ */
+#include "run/preload.h"
+
+#include <dlfcn.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "hmm_uapi.h"
+
+#define API __attribute__((visibility("default")))
+
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL 102
+#endif
+
+int64_t preload_call(enum umm_call_op op, uint64_t a, uint64_t b, uint64_t c)
+{
+	struct agent *ag = preload_agent();
+	struct umm_ctl *ctl = ag ? ag->arena.ctl : NULL;
+	struct umm_call *call = NULL;
+	unsigned slot = 0;
+	sigset_t old;
+	int64_t ret;
+
+	if (!ctl || !atomic_load(&ctl->armed))
+		return -ENOSYS;
+	preload_signals_block(&old);
+	while (!call) {
+		for (slot = 0; slot < UMM_CALL_SLOTS && !call; slot++) {
+			uint32_t idle = UMM_CALL_IDLE;
+
+			if (atomic_compare_exchange_strong(&ctl->call[slot].state, &idle, UMM_CALL_BUSY))
+				call = &ctl->call[slot];
+		}
+		if (!call)
+			sys0(SYS_sched_yield);
+	}
+	char *bell = ag->arena.bells + (slot - 1) * UMM_PAGE;
+	call->op = op;
+	call->arg[0] = a;
+	call->arg[1] = b;
+	call->arg[2] = c;
+	call->ret = -ENOSYS;
+	atomic_store(&call->state, UMM_CALL_ASKED);
+	(void)*(volatile char *)bell;
+	ret = call->ret;
+	sys3(SYS_madvise, bell, UMM_PAGE, MADV_DONTNEED);
+	atomic_store(&call->state, UMM_CALL_IDLE);
+	preload_signals_restore(&old);
+	return ret;
+}
+
+/* A mapping that is registered in part only cannot be moved: the kernel says EFAULT, half-way. */
+API void *mremap(void *old, size_t old_len, size_t new_len, int flags, ...)
+{
+	static void *(*real)(void *, size_t, size_t, int, ...);
+	void *to = NULL;
+
+	if (flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)) {
+		va_list ap;
+
+		va_start(ap, flags);
+		to = va_arg(ap, void *);
+		va_end(ap);
+	}
+	if (!real)
+		real = dlsym(RTLD_NEXT, "mremap");
+	int err = errno;
+	preload_call(UMM_CALL_UNIFORM, (uintptr_t)old, old_len, 0);
+	errno = err;
+	return real(old, old_len, new_len, flags, to);
+}
+
+/* The program's own userfaultfd: what it wants to serve itself must be whole, and not ours. */
+API int ioctl(int fd, unsigned long req, ...)
+{
+	static int (*real)(int, unsigned long, ...);
+	void *arg;
+	va_list ap;
+
+	va_start(ap, req);
+	arg = va_arg(ap, void *);
+	va_end(ap);
+	if (!real)
+		real = dlsym(RTLD_NEXT, "ioctl");
+	if (req == UFFDIO_REGISTER) {
+		struct uffdio_register r;
+		int err = errno;
+		struct iovec to = {&r, sizeof(r)}, from = {arg, sizeof(r)};
+
+		/* A bad pointer is the kernel's to refuse, not ours to trip over. */
+		if (process_vm_readv(getpid(), &to, 1, &from, 1, 0) == sizeof(r))
+			preload_call(UMM_CALL_HANDS_OFF, r.range.start, r.range.len, 0);
+		errno = err;
+	}
+	return real(fd, req, arg);
+}
+
+/* Guard regions drop pages without an event: what is away must be there to be dropped. */
+API int madvise(void *addr, size_t len, int advice)
+{
+	static int (*real)(void *, size_t, int);
+
+	if (!real)
+		real = dlsym(RTLD_NEXT, "madvise");
+	if (advice == MADV_GUARD_INSTALL) {
+		int err = errno;
+
+		preload_call(UMM_CALL_BRING_BACK, (uintptr_t)addr, len, 0);
+		errno = err;
+	}
+	return real(addr, len, advice);
+}
