@@ -1,30 +1,27 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Run a self-verifying program under hmm and see that it was really tested.
+"""Run a program under `hmm run` and judge what came of it.
 
-    hmmtest.py --build DIR [--ram 64M] [--to CHAIN] [--min-out PAGES] [--env NAME=VALUE]...
-               [--timeout SECONDS] [--no-native] -- PROGRAM [ARGS]
+As a command:  hmmtest.py BUILD [options] -- PROGRAM [ARGS]
+As a module:   h = Hmm(build); r = h.run([PROGRAM, ...], ram="64M"); r.expect(...)
 
-The program is run alone first (it must be right without us), then under
-`hmm run`.  A run in which fewer than --min-out pages went out has tested
-nothing and fails.  The time-out is a watchdog, never a measure: what it ends
-is ended by pid, after a dump of where its tasks are.
-
-Drivers that need more import this file.
+A run in which no page left tests nothing: by default it fails.  The clock
+decides nothing, but for a watchdog: when it runs out, where every task hangs
+is printed, and everything that was started is ended by its pid.
 """
 import argparse
+import ctypes
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 
 SKIP = 77
-
-
-class Failed(Exception):
-    pass
+PR_SET_CHILD_SUBREAPER = 36
 
 
 def skip(why):
@@ -32,171 +29,241 @@ def skip(why):
     sys.exit(SKIP)
 
 
-def read(path):
+def _read(path):
     try:
-        with open(path, "rb") as f:
-            return f.read().replace(b"\0", b" ").decode(errors="replace").strip()
-    except OSError as e:
-        return "(%s)" % e.strerror
+        with open(path, errors="replace") as f:
+            return f.read()
+    except OSError:
+        return ""
 
 
-def processes():
-    """pid -> parent of every process there is."""
-    found = {}
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open("/proc/%s/stat" % pid) as f:
-                found[int(pid)] = int(f.read().rpartition(")")[2].split()[1])
-        except (OSError, IndexError, ValueError):
-            pass
-    return found
+def comm(pid):
+    return _read(f"/proc/{pid}/comm").strip()
 
 
-def marked(token):
-    """Processes whose environment has our token: also those that left the tree."""
-    found = []
-    for pid in processes():
-        try:
-            with open("/proc/%d/environ" % pid, "rb") as f:
-                if token.encode() in f.read():
-                    found.append(pid)
-        except OSError:
-            pass
-    return [p for p in found if p != os.getpid()]
+def ppid(pid):
+    stat = _read(f"/proc/{pid}/stat")
+    return int(stat[stat.rindex(")") + 1:].split()[1]) if ")" in stat else 0
+
+
+def state(pid):
+    """R, S, T, Z ..., or "" when there is no such process."""
+    stat = _read(f"/proc/{pid}/stat")
+    return stat[stat.rindex(")") + 1:].split()[0] if ")" in stat else ""
+
+
+def descendants(root=None):
+    """Pids below @root (this process), zombies too, parents first."""
+    root = root or os.getpid()
+    kids = {}
+    for e in os.listdir("/proc"):
+        if e.isdigit():
+            kids.setdefault(ppid(int(e)), []).append(int(e))
+    out, todo = [], [root]
+    while todo:
+        for k in kids.get(todo.pop(), []):
+            out.append(k)
+            todo.append(k)
+    return out
 
 
 def dump(pids):
+    """Where each task hangs, to stderr."""
     for pid in pids:
-        print("---- process %d: %s" % (pid, read("/proc/%d/cmdline" % pid)), file=sys.stderr)
+        cmd = _read(f"/proc/{pid}/cmdline").replace("\0", " ")
+        print(f"--- {pid} {comm(pid)} {state(pid)}: {cmd[:100]}", file=sys.stderr)
         try:
-            tasks = sorted(os.listdir("/proc/%d/task" % pid), key=int)
+            tasks = os.listdir(f"/proc/{pid}/task")
         except OSError:
             continue
-        for t in tasks:
-            at = "/proc/%d/task/%s/" % (pid, t)
-            state = [l for l in read(at + "status").splitlines() if l.startswith("State")]
-            print("  task %s %s %s wchan %s syscall %s" % (t, read(at + "comm"), " ".join(state), read(at + "wchan"),
-                                                          read(at + "syscall")), file=sys.stderr)
-            for line in read(at + "stack").splitlines():
-                print("      " + line, file=sys.stderr)
+        for t in tasks[:20]:
+            base = f"/proc/{pid}/task/{t}"
+            print(f"  task {t} {state(t)} wchan {_read(base + '/wchan')} syscall {_read(base + '/syscall').strip()}",
+                  file=sys.stderr)
+            print("    " + _read(base + "/stack").replace("\n", "\n    "), file=sys.stderr)
+
+
+def kill_all(pids):
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except OSError:
+            pass
+
+
+def reap():
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+
+class Failed(Exception):
+    pass
 
 
 class Run:
-    """A program started under a watchdog, with its output kept."""
+    """One program under hmm run, started."""
 
-    def __init__(self, argv, env=None, timeout=300, cwd=None):
-        self.token = "HMM_TEST_TOKEN=%d.%s" % (os.getpid(), os.urandom(6).hex())
-        e = dict(os.environ)
-        e.update(env or {})
-        name, _, value = self.token.partition("=")
-        e[name] = value
-        self.argv, self.timeout = argv, timeout
-        self.out = tempfile.TemporaryFile()
-        self.err = tempfile.TemporaryFile()
-        self.p = subprocess.Popen(argv, env=e, stdin=subprocess.DEVNULL, stdout=self.out, stderr=self.err, cwd=cwd)
-
-    @staticmethod
-    def text(f):
-        f.seek(0)
-        return f.read().decode(errors="replace")
-
-    def finish(self):
-        try:
-            status = self.p.wait(self.timeout)
-        except subprocess.TimeoutExpired:
-            pids = marked(self.token)
-            print("watchdog: %s has not ended after %d s" % (" ".join(self.argv), self.timeout), file=sys.stderr)
-            dump(pids)
-            for pid in pids:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except OSError:
-                    pass
-            self.p.kill()
-            self.p.wait()
-            self.report()
-            raise Failed("hangs")
-        return status
-
-    def report(self):
-        for name, f in (("stdout", self.out), ("stderr", self.err)):
-            text = self.text(f)
-            if text:
-                print("---- %s of %s\n%s" % (name, self.argv[0], text[-8000:]), file=sys.stderr)
-
-
-def run_native(argv, env=None, timeout=300):
-    r = Run(argv, env, timeout)
-    status = r.finish()
-    if status == SKIP:
-        skip(r.text(r.out).strip().replace("SKIP: ", "") or "the program cannot run here")
-    if status:
-        r.report()
-        raise Failed("without hmm: status %d" % status)
-    return r
-
-
-def run_hmm(build, argv, ram="64M", to=None, env=None, min_out=1, timeout=300, status=0):
-    """Returns (run, stats).  Raises Failed when the status is another or too little moved."""
-    fd, path = tempfile.mkstemp(prefix="hmmtest.")
-    os.close(fd)
-    try:
-        cmd = [os.path.join(build, "hmm"), "run", "--ram", ram, "--stats", path, "-v"]
+    def __init__(self, hmm, cmd, ram="64M", to=None, opts=(), env=None, stats=True, prefix=(), stdin=None, out=None,
+                 err=None, **popen):
+        self.dir = tempfile.TemporaryDirectory(prefix="hmmtest-")
+        os.chmod(self.dir.name, 0o777)
+        self.stats_path = os.path.join(self.dir.name, "stats")
+        self.out_path = os.path.join(self.dir.name, "out")
+        self.err_path = os.path.join(self.dir.name, "err")
+        line = [*prefix, hmm.exe, "run"]
+        if ram:
+            line += ["--ram", ram]
         if to:
-            cmd += ["--to", to]
-        e = {"HMM_TEST_UNDER": "1"}
-        e.update(env or {})
-        r = Run(cmd + ["--"] + argv, e, timeout)
-        got = r.finish()
-        if got == SKIP:
-            skip(r.text(r.out).strip().replace("SKIP: ", ""))
-        if got == 125 and "permission" in r.text(r.err):
-            skip("userfaultfd is not permitted here")
-        if got != status:
-            r.report()
-            raise Failed("under hmm: status %d, expected %d" % (got, status))
+            line += ["--to", to]
+        if stats:
+            line += ["--stats", self.stats_path]
+        line += [*opts, "--", *cmd]
+        self.line = line
+        self.child = subprocess.Popen(line, stdin=stdin if stdin is not None else subprocess.DEVNULL,
+                                      stdout=out if out is not None else open(self.out_path, "wb"),
+                                      stderr=err if err is not None else open(self.err_path, "wb"), env=env, **popen)
+        self.pid = self.child.pid
+        self.rc = None
+
+    def below(self, name):
+        return [p for p in descendants(self.pid) if comm(p) == name]
+
+    def supervisor(self):
+        found = self.below("hmm-supervisor")
+        return found[0] if found else 0
+
+    def program(self):
+        for p in descendants(self.pid):
+            if ppid(p) == self.pid and comm(p) not in ("hmm-supervisor", "hmm"):
+                return p
+        return 0
+
+    def agents(self):
+        return self.below("hmm-agent")
+
+    def hung(self, what):
+        pids = [p for p in [self.pid, *descendants()] if state(p)]
+        print(f"HANG: {what}: {' '.join(self.line)}", file=sys.stderr)
+        dump(pids)
+        kill_all(pids)
+        print(self.err(), file=sys.stderr)
+        raise Failed(what)
+
+    def until(self, cond, what, timeout=120):
+        """Wait until @cond holds; the clock is a watchdog only."""
+        end = time.monotonic() + timeout
+        while not cond():
+            if time.monotonic() > end:
+                self.hung(what)
+            time.sleep(0.01)
+
+    def wait(self, timeout=240, orphans=True):
+        """Ends when the front has, and everything that was started with it."""
+        end = time.monotonic() + timeout
+        while self.child.poll() is None:
+            if time.monotonic() > end:
+                self.hung("the front does not end")
+            time.sleep(0.005)
+        self.rc = self.child.returncode
+        while orphans:
+            reap()
+            left = descendants()
+            if not left:
+                break
+            if time.monotonic() > end:
+                self.hung("something stays behind")
+            time.sleep(0.01)
+        return self
+
+    def out(self):
+        return _read(self.out_path)
+
+    def err(self):
+        return _read(self.err_path)
+
+    def stats(self):
+        text = _read(self.stats_path)
+        return json.loads(text) if text else {}
+
+    def expect(self, rc=0, min_out=1, stderr=None, no_stderr=None):
+        s = self.stats()
+        if self.rc == SKIP and rc == 0:
+            skip((self.out() + self.err()).strip())
+        why = None
+        if self.rc != rc:
+            why = f"status {self.rc}, not {rc}"
+        elif min_out and s.get("pages_out", 0) < min_out:
+            why = f"only {s.get('pages_out', 0)} pages went out: this tests nothing"
+        elif stderr and not re.search(stderr, self.err(), re.M):
+            why = f"standard error does not say /{stderr}/"
+        elif no_stderr and re.search(no_stderr, self.err(), re.M):
+            why = f"standard error says /{no_stderr}/"
+        if why:
+            raise Failed(f"{why}: {' '.join(self.line)}\nstdout: {self.out()}\nstderr: {self.err()}\nstats: {s}")
+        return self
+
+
+class Hmm:
+    def __init__(self, build):
+        self.exe = os.path.abspath(os.path.join(build, "hmm"))
+        self.build = os.path.abspath(build)
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+    def start(self, cmd, **kw):
+        return Run(self, cmd, **kw)
+
+    def run(self, cmd, timeout=240, **kw):
+        return self.start(cmd, **kw).wait(timeout)
+
+
+def main_of(*tests):
+    """Run functions of a driver, `driver BUILD [NAME...]`; one argument each: Hmm."""
+    h = Hmm(sys.argv[1])
+    names = sys.argv[2:]
+    bad = 0
+    for t in tests:
+        if names and t.__name__ not in names:
+            continue
         try:
-            with open(path) as f:
-                stats = json.load(f)
-        except ValueError as err:
-            r.report()
-            raise Failed("no figures in --stats: %s" % err)
-    finally:
-        os.unlink(path)
-    if stats["pages_out"] < min_out:
-        r.report()
-        raise Failed("only %d pages went out, %d must for this to test anything" % (stats["pages_out"], min_out))
-    return r, stats
+            t(h)
+            print("ok", t.__name__)
+        except Failed as e:
+            print("FAILED", t.__name__, e)
+            bad += 1
+        finally:
+            kill_all(descendants())
+            reap()
+    sys.exit(1 if bad else 0)
 
 
-def summary(stats):
-    names = ("pages_out", "pages_in", "faults", "zero_filled", "registrations", "peak_bytes", "seconds")
-    return ", ".join("%s %s" % (n, stats[n]) for n in names)
-
-
-def main():
-    a = argparse.ArgumentParser()
-    a.add_argument("--build", required=True)
-    a.add_argument("--ram", default="64M")
-    a.add_argument("--to")
-    a.add_argument("--min-out", type=int, default=1000)
-    a.add_argument("--env", action="append", default=[])
-    a.add_argument("--timeout", type=int, default=200)
-    a.add_argument("--no-native", action="store_true")
-    a.add_argument("argv", nargs=argparse.REMAINDER)
-    o = a.parse_args()
-    argv = o.argv[1:] if o.argv[:1] == ["--"] else o.argv
-    env = dict(e.partition("=")[::2] for e in o.env)
-    if not o.no_native:
-        run_native(argv, env, o.timeout)
-    r, stats = run_hmm(o.build, argv, o.ram, o.to, env, o.min_out, o.timeout)
-    print("%s: %s" % (os.path.basename(argv[0]), summary(stats)))
-    print(r.text(r.out), end="")
+def _command():
+    p = argparse.ArgumentParser()
+    p.add_argument("build")
+    p.add_argument("--ram", default="64M")
+    p.add_argument("--to")
+    p.add_argument("--min-out", type=int, default=1)
+    p.add_argument("--status", type=int, default=0)
+    p.add_argument("--stderr", help="regular expression that must be found")
+    p.add_argument("--no-stderr", help="one that must not")
+    p.add_argument("--timeout", type=float, default=240)
+    p.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
+    p.add_argument("program", nargs=argparse.REMAINDER)
+    a = p.parse_args()
+    env = dict(os.environ, **dict(e.split("=", 1) for e in a.env))
+    cmd = a.program[1:] if a.program[:1] == ["--"] else a.program
+    try:
+        r = Hmm(a.build).run(cmd, timeout=a.timeout, ram=a.ram, to=a.to, env=env)
+        r.expect(rc=a.status, min_out=a.min_out, stderr=a.stderr, no_stderr=a.no_stderr)
+    except Failed as e:
+        print("FAILED", e)
+        sys.exit(1)
+    s = r.stats()
+    print(r.out(), end="")
+    print(f"pages out {s.get('pages_out', 0)}, in {s.get('pages_in', 0)}, faults {s.get('faults', 0)}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except Failed as failure:
-        print("FAILED:", failure, file=sys.stderr)
-        sys.exit(1)
+    _command()
