@@ -188,7 +188,7 @@ class Run:
         text = _read(self.stats_path)
         return json.loads(text) if text else {}
 
-    def expect(self, rc=0, min_out=1, stderr=None, no_stderr=None):
+    def expect(self, rc=0, min_out=1, stdout=None, stderr=None, no_stderr=None):
         s = self.stats()
         if self.rc == SKIP and rc == 0:
             skip((self.out() + self.err()).strip())
@@ -197,6 +197,8 @@ class Run:
             why = f"status {self.rc}, not {rc}"
         elif min_out and s.get("pages_out", 0) < min_out:
             why = f"only {s.get('pages_out', 0)} pages went out: this tests nothing"
+        elif stdout and not re.search(stdout, self.out(), re.M):
+            why = f"standard output does not say /{stdout}/"
         elif stderr and not re.search(stderr, self.err(), re.M):
             why = f"standard error does not say /{stderr}/"
         elif no_stderr and re.search(no_stderr, self.err(), re.M):
@@ -250,13 +252,13 @@ def _command():
     p.add_argument("--no-stderr", help="one that must not")
     p.add_argument("--timeout", type=float, default=240)
     p.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
-    p.add_argument("program", nargs=argparse.REMAINDER)
-    a = p.parse_args()
+    p.add_argument("--stdout", help="regular expression that must be found")
+    at = sys.argv.index("--")
+    a, cmd = p.parse_args(sys.argv[1:at]), sys.argv[at + 1:]
     env = dict(os.environ, **dict(e.split("=", 1) for e in a.env))
-    cmd = a.program[1:] if a.program[:1] == ["--"] else a.program
     try:
         r = Hmm(a.build).run(cmd, timeout=a.timeout, ram=a.ram, to=a.to, env=env)
-        r.expect(rc=a.status, min_out=a.min_out, stderr=a.stderr, no_stderr=a.no_stderr)
+        r.expect(rc=a.status, min_out=a.min_out, stdout=a.stdout, stderr=a.stderr, no_stderr=a.no_stderr)
     except Failed as e:
         print("FAILED", e)
         sys.exit(1)
