@@ -34,6 +34,7 @@
 #define SLEEP_MIN_NS 2000000ull
 #define SLEEP_MAX_NS 200000000ull
 #define SLEEP_ARMED_NS 10000000ull
+#define FUTILE_MAX_NS 1000000000ull
 #define CREDIT_EVERY_NS 250000000ull
 #define HOLD_NS 20000000ull
 #define HOLD_MAX 10u
@@ -125,7 +126,7 @@ void hmm_budget_charge(struct hmm_mm *mm, uint64_t pages)
 		uint64_t total = atomic_load(&h->estimate) + pages * UMM_PAGE;
 		struct timespec ts;
 
-		if (total > high_at(h) && !atomic_load(&h->want_set)) {
+		if (total > high_at(h) && !atomic_load(&h->want_set) && !atomic_load(&h->full)) {
 			pthread_mutex_lock(&h->wait_lock);
 			atomic_store(&h->want_set, true);
 			pthread_cond_signal(&h->want);
@@ -165,8 +166,12 @@ static void arm_all(struct hmm *h)
 			atomic_store(&list[i]->armed, true);
 			atomic_store(&list[i]->space->ctl->armed, 1);
 		}
-		if (atomic_load(&list[i]->armed))
+		uint64_t now = hmm_now_ns();
+		if (atomic_load(&list[i]->armed) && now >= list[i]->discover_at_ns) {
 			hmm_discover(list[i]);
+			/* Thousands of mappings take milliseconds to walk: at most a tenth of the time. */
+			list[i]->discover_at_ns = now + 10 * (hmm_now_ns() - now);
+		}
 		umm_space_put(list[i]->space);
 	}
 }
@@ -190,11 +195,15 @@ static void shrink(struct hmm *h, uint64_t total)
 		if (went)
 			continue;
 		atomic_store(&h->full, true);
+		h->futile_ns = h->futile_ns ? h->futile_ns * 2 : SLEEP_ARMED_NS;
+		if (h->futile_ns > FUTILE_MAX_NS)
+			h->futile_ns = FUTILE_MAX_NS;
 		if (atomic_load(&h->out_failed) > failed && !atomic_exchange(&h->full_said, true))
 			hmm_say(h, "all devices are full: nothing more is moved out, the program goes on above its budget");
 		return;
 	}
 	atomic_store(&h->full, false);
+	h->futile_ns = 0;
 }
 
 static uint64_t pause_ns(struct hmm *h, uint64_t total)
@@ -202,7 +211,7 @@ static uint64_t pause_ns(struct hmm *h, uint64_t total)
 	uint64_t at = arm_at(h), ns;
 
 	if (atomic_load(&h->armed))
-		return atomic_load(&h->full) ? 5 * SLEEP_ARMED_NS : SLEEP_ARMED_NS;
+		return atomic_load(&h->full) ? h->futile_ns : SLEEP_ARMED_NS;
 	ns = total < at ? (at - total) * 1000 / (GROWTH / 1000000) : 0;
 	return ns < SLEEP_MIN_NS ? SLEEP_MIN_NS : ns > SLEEP_MAX_NS ? SLEEP_MAX_NS : ns;
 }

@@ -18,7 +18,9 @@
  * explicitly, or returns -EAGAIN to be called again: who waits always learns.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <sched.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "hmm/internal.h"
@@ -281,6 +283,22 @@ device:;
 	return rc;
 }
 
+/* A space that came by a raw fork has no agent: who faults in it says which process it is. */
+static void learn_pid(struct hmm_mm *mm, uint32_t tid)
+{
+	char path[64];
+
+	pthread_mutex_lock(&mm->lock);
+	if (mm->statm_fd < 0 && umm_same_pidns((pid_t)tid)) {
+		mm->space->pid = (pid_t)tid;
+		snprintf(path, sizeof(path), "/proc/%u/statm", tid);
+		mm->statm_fd = open(path, O_RDONLY | O_CLOEXEC);
+		snprintf(path, sizeof(path), "/proc/%u/smaps_rollup", tid);
+		mm->rollup_fd = open(path, O_RDONLY | O_CLOEXEC);
+	}
+	pthread_mutex_unlock(&mm->lock);
+}
+
 int hmm_fault(void *priv, const struct umm_fault *f)
 {
 	struct hmm_mm *mm = priv;
@@ -291,6 +309,8 @@ int hmm_fault(void *priv, const struct umm_fault *f)
 
 	if (f->addr >= mm->keep_start && f->addr < mm->keep_end && mm->h->opt.called)
 		return mm->h->opt.called(mm->h->opt.priv, mm, f->addr);
+	if (mm->statm_fd < 0 && f->tid)
+		learn_pid(mm, f->tid);
 	n = stream_size(mm, f->addr >> UMM_PAGE_SHIFT, &which);
 
 	atomic_fetch_add(&mm->faults, 1);

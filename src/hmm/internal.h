@@ -177,6 +177,7 @@ struct hmm_mm {
 	} quarantine[HMM_QUARANTINES];
 	unsigned nquarantine;
 	uint64_t keep_start, keep_end; /* the engine's own arena in there */
+	uint64_t discover_at_ns;	  /* not again before; the budget thread's */
 
 	uint64_t hand; /* the clock's; out_lock */
 	_Atomic uint32_t lap;
@@ -244,6 +245,7 @@ struct hmm {
 	pthread_cond_t want; /* the budget thread has work */
 	pthread_cond_t room; /* it has made room */
 	_Atomic bool want_set;
+	uint64_t futile_ns; /* how long to leave it when nothing would go */
 	int self_statm_fd;
 
 	_Atomic uint64_t faults, pages_in, pages_out, zero_filled, poisoned, out_failed;

@@ -83,7 +83,6 @@ static int say_hello(struct agent *a, struct agent_fds *f, int uffd)
 	zero(&msg, sizeof(msg));
 	hello.magic = WIRE_MAGIC;
 	hello.parent = a->parent;
-	hello.pid = a->pid;
 	hello.arena = (uintptr_t)a->arena.base;
 	copy(hello.token, a->token, WIRE_TOKEN);
 	r.head.cmsg_len = CMSG_LEN(4 * sizeof(int));
@@ -254,6 +253,14 @@ static void supervisor_died(struct agent_fds *f)
 	}
 }
 
+static bool supervisor_is_gone(void *arg)
+{
+	struct agent_fds *f = arg;
+	struct pollfd p = {.fd = f->sock};
+
+	return sys3(SYS_poll, &p, 1, 0) == 1 && (p.revents & (POLLHUP | POLLERR));
+}
+
 static void serve(struct agent_fds *f, struct umm_inside *in)
 {
 	struct pollfd p[2] = {{.fd = f->sock, .events = POLLIN}, {.fd = f->pidfd, .events = POLLIN}};
@@ -298,6 +305,9 @@ static int agent_main(void *arg)
 	struct umm_inside in;
 
 	zero(&f, sizeof(f));
+	zero(&in, sizeof(in));
+	in.gone = supervisor_is_gone;
+	in.arg = &f;
 	sys3(SYS_close_range, 0, ~0u, 0);
 	sys0(SYS_setsid);
 	sys2(SYS_prctl, PR_SET_NAME, "hmm-agent");

@@ -562,6 +562,26 @@ static void exec_happened(struct supervisor *s, pid_t pid, struct hmm_mm *except
 	}
 }
 
+/* The program's pid as we see it: the agent is its child.  -1: it has ended already. */
+static pid_t program_of(pid_t agent)
+{
+	char path[64], buf[512], *at;
+	int ppid;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", (int)agent);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd >= 0 ? read(fd, buf, sizeof(buf) - 1) : -1;
+	if (fd >= 0)
+		close(fd);
+	if (n <= 0)
+		return -1;
+	buf[n] = 0;
+	at = strrchr(buf, ')'); /* the name may hold anything */
+	if (!at || sscanf(at + 1, " %*c %d", &ppid) != 1 || syscall(SYS_kcmp, agent, ppid, KCMP_VM, 0, 0))
+		return -1;
+	return ppid;
+}
+
 static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hello *hello, int fds[4])
 {
 	struct ucred cred;
@@ -587,7 +607,7 @@ static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hell
 		rc = umm_uffd_api(fds[0], UMM_UFFD_BASE, UFFD_FEATURE_EVENT_FORK, &got);
 		if (rc)
 			return rc;
-		rc = member_create(s, fds[0], fds[1], fds[2], hello->pid, &m);
+		rc = member_create(s, fds[0], fds[1], fds[2], 0, &m);
 		fds[0] = fds[1] = fds[2] = -1;
 		if (rc)
 			return rc;
@@ -601,7 +621,7 @@ static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hell
 		}
 	}
 	fds[0] = fds[1] = fds[2] = -1;
-	m->pid = m->mm->space->pid = hello->pid;
+	m->pid = m->mm->space->pid = program_of(cred.pid);
 	m->agent = cred.pid;
 	m->arena = hello->arena;
 	arena_layout(&a, (char *)(uintptr_t)hello->arena);
@@ -618,7 +638,8 @@ static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hell
 		m->sock = -1;
 		return rc;
 	}
-	exec_happened(s, hello->pid, m->mm);
+	if (m->pid > 0)
+		exec_happened(s, m->pid, m->mm);
 	watch_add(s, m->sock, &m->w_sock);
 	if (m->pidfd >= 0)
 		watch_add(s, m->pidfd, &m->w_pidfd);

@@ -58,8 +58,6 @@ static inline void arena_layout(struct arena *a, char *base)
 struct wire_hello {
 	uint32_t magic;
 	uint32_t parent; /* space of which this is a fork, 0: none */
-	int32_t pid;	 /* as the program sees itself */
-	int32_t pad;
 	uint64_t arena;
 	char token[WIRE_TOKEN];
 };

@@ -58,7 +58,8 @@ static inline bool umm_evlock_try_shared(struct umm_evlock *l)
 	       atomic_compare_exchange_strong_explicit(&l->word, &w, w + 1, memory_order_acquire, memory_order_relaxed);
 }
 
-static inline void umm_evlock_shared(struct umm_evlock *l)
+/** @gone is asked now and then while it waits (the holder may have died); true gives up.  Returns whether it has the lock. */
+static inline bool umm_evlock_shared_unless(struct umm_evlock *l, bool (*gone)(void *arg), void *arg)
 {
 	for (unsigned spin = 0;; spin++) {
 		uint32_t w = atomic_load_explicit(&l->word, memory_order_relaxed);
@@ -66,13 +67,20 @@ static inline void umm_evlock_shared(struct umm_evlock *l)
 		if (!(w & (UMM_EVLOCK_EXCL | UMM_EVLOCK_WANT))) {
 			if (atomic_compare_exchange_weak_explicit(&l->word, &w, w + 1, memory_order_acquire,
 								  memory_order_relaxed))
-				return;
+				return true;
 		} else if (spin > UMM_EVLOCK_SPINS) {
 			umm_evlock_sleep(l, w);
+			if (gone && gone(arg))
+				return false;
 		} else {
 			sys_relax();
 		}
 	}
+}
+
+static inline void umm_evlock_shared(struct umm_evlock *l)
+{
+	umm_evlock_shared_unless(l, NULL, NULL);
 }
 
 static inline void umm_evlock_unshared(struct umm_evlock *l)

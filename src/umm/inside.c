@@ -80,7 +80,7 @@ static int move_run(struct umm_inside *in, struct umm_move_run *run, char *stagi
 	return 0;
 }
 
-static void run_batch_entry(struct umm_inside *in, struct umm_batch *batch, struct umm_move_run *run, char *staging,
+static void run_one(struct umm_inside *in, struct umm_batch *batch, struct umm_move_run *run, char *staging,
 			    char *window)
 {
 	struct umm_ctl *c = in->ctl;
@@ -91,7 +91,8 @@ static void run_batch_entry(struct umm_inside *in, struct umm_batch *batch, stru
 	run->mask = 0;
 	run->err = 0;
 again:
-	umm_evlock_shared(&c->evlock);
+	if (!umm_evlock_shared_unless(&c->evlock, in->gone, in->arg))
+		return;
 	if (atomic_load(&c->epoch) != batch->epoch) {
 		run->err = -ESTALE;
 		rc = 0;
@@ -158,7 +159,7 @@ void umm_inside_move(struct umm_inside *in, unsigned b)
 			atomic_store_explicit(&run->state, UMM_RUN_FILLED, memory_order_release);
 			continue;
 		}
-		run_batch_entry(in, batch, run, in->staging + base + run->slot * UMM_PAGE,
+		run_one(in, batch, run, in->staging + base + run->slot * UMM_PAGE,
 				in->window + base + run->slot * UMM_PAGE);
 		if ((run->slot + run->npages) * UMM_PAGE > used && run->mask)
 			used = (run->slot + run->npages) * UMM_PAGE;

@@ -73,6 +73,8 @@ struct umm_space {
 int umm_space_adopt(pid_t pid, int uffd, int pagemap_fd, int maps_fd, struct umm_ctl *ctl, struct umm_space **spacep);
 void umm_space_get(struct umm_space *space);
 void umm_space_put(struct umm_space *space);
+/** Does @pid, as a fault names it, mean the same process to us?  (A fault gives it as its own pid namespace sees it.) */
+bool umm_same_pidns(pid_t pid);
 struct umm_notifiers *umm_space_notifiers(struct umm_space *space);
 int umm_space_pagemap_fd(struct umm_space *space);
 int umm_space_populate(struct umm_space *space, uint64_t start, uint64_t len, bool write);

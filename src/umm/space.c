@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -89,6 +90,15 @@ int umm_space_adopt(pid_t pid, int uffd, int pagemap_fd, int maps_fd, struct umm
 	s->ctl = ctl;
 	*spacep = s;
 	return 0;
+}
+
+bool umm_same_pidns(pid_t pid)
+{
+	char path[64], theirs[64] = "", ours[64] = "";
+
+	snprintf(path, sizeof(path), "/proc/%d/ns/pid", (int)pid);
+	return readlink(path, theirs, sizeof(theirs) - 1) > 0 &&
+	       readlink("/proc/self/ns/pid", ours, sizeof(ours) - 1) > 0 && !strcmp(ours, theirs);
 }
 
 void umm_space_get(struct umm_space *space)
