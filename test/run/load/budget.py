@@ -1,0 +1,109 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""The RAM of a tree, measured from outside, stays within its budget.
+
+budget.py BUILD [TEST...]
+
+A memory cgroup (v1) counts anonymous and shared memory of all that hmm run
+starts, its own processes included.  What is compared is bytes; of the clock
+only this depends on: how close together the samples are.
+"""
+import os
+import sys
+import tempfile
+import threading
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+from hmmtest import Failed, main_of, skip  # noqa: E402
+
+CGROUP = "/sys/fs/cgroup/memory"
+MIB = 1 << 20
+SAMPLE_S = 0.01
+PASSES = 8 if os.environ.get("HMM_TEST_LONG") else 1
+
+
+class Group:
+    """A memory cgroup of our own."""
+
+    def __init__(self):
+        if not os.path.exists(CGROUP + "/cgroup.procs"):
+            skip("no memory cgroup (version 1) at " + CGROUP)
+        self.path = f"{CGROUP}/hmmtest-{os.getpid()}"
+        try:
+            os.mkdir(self.path)
+        except OSError as e:
+            skip(f"no memory cgroup can be made: {e.strerror}")
+        self.stat = open(self.path + "/memory.stat")
+
+    def enter(self):
+        with open(self.path + "/cgroup.procs", "w") as f:
+            f.write(str(os.getpid()))
+
+    def sample(self):
+        self.stat.seek(0)
+        v = dict(line.split() for line in self.stat.read().splitlines())
+        return int(v["rss"]) + int(v["shmem"])
+
+    def remove(self):
+        self.stat.close()
+        os.rmdir(self.path)
+
+
+def watch(h, mode, nproc, mib, budget):
+    g = Group()
+    worst, samples = {}, {}
+    stop = threading.Event()
+    with tempfile.NamedTemporaryFile(prefix="hmmtest-") as f:
+        f.write(b"b")
+        f.flush()
+
+        def look():
+            with open(f.name, "rb", buffering=0) as p:
+                while not stop.wait(SAMPLE_S):
+                    phase = os.pread(p.fileno(), 1, 0)
+                    used = g.sample()
+                    if os.pread(p.fileno(), 1, 0) == phase:
+                        worst[phase] = max(worst.get(phase, 0), used)
+                        samples[phase] = samples.get(phase, 0) + 1
+
+        t = threading.Thread(target=look)
+        try:
+            r = h.start([os.path.join(h.build, "test/run/load/tree"), mode, str(nproc), str(mib), str(PASSES), f.name],
+                        ram=f"{budget}M", preexec_fn=g.enter)
+            t.start()
+            r.wait()
+        finally:
+            stop.set()
+            if t.ident:
+                t.join()
+            g.remove()
+    b = budget * MIB
+    burst = b + max(b // 4, 64 * MIB)
+    settled = b + b // 20 + 16 * MIB
+    top = max(worst.values())
+    print(f"{mode}, {nproc} processes, budget {budget} MiB: at most {top / MIB:.1f} MiB (allowed {burst / MIB:.1f}), "
+          f"settled {worst.get(b's', 0) / MIB:.1f} MiB (allowed {settled / MIB:.1f}), {samples.get(b's', 0)} samples")
+    r.expect(min_out=(mib - budget) * 256 // 2)
+    if samples.get(b"s", 0) < 20:
+        raise Failed("looked too seldom to say anything")
+    if worst[b"s"] < b // 2:
+        raise Failed("half of the budget is not even used: this measures nothing")
+    if top > burst:
+        raise Failed(f"a burst took {top / MIB:.1f} MiB")
+    if worst[b"s"] > settled:
+        raise Failed(f"settled at {worst[b's'] / MIB:.1f} MiB")
+
+
+def single(h):
+    watch(h, "own", 1, 384, 128)
+
+
+def processes(h):
+    watch(h, "own", 4, 384, 128)
+
+
+def forked(h):
+    watch(h, "fork", 4, 256, 128)
+
+
+main_of(single, processes, forked)

@@ -1,0 +1,67 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Programs that use a multiple of their budget, every byte verified.
+
+load.py BUILD [TEST...]
+"""
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+from hmmtest import Failed, main_of  # noqa: E402
+
+LONG = 4 if os.environ.get("HMM_TEST_LONG") else 1
+
+
+
+
+def rw(h, pattern, threads, kind, rounds, to=None, mib=256, min_out=None, **expect):
+    r = h.run([os.path.join(h.build, "test/run/load/rw"), pattern, str(threads), str(mib), str(kind),
+               str(rounds * LONG)], ram=f"{mib // 4}M", to=to)
+    # Three quarters have to go at least once.
+    r.expect(min_out=mib * 256 * 3 // 4 if min_out is None else min_out, **expect)
+    return r.stats()
+
+
+def expect(cond, what, s):
+    if not cond:
+        raise Failed(f"{what}: {s}")
+
+
+def sequential(h):
+    rw(h, "seq", 1, 4, 2)
+
+
+def sequential_8_threads(h):
+    rw(h, "seq", 8, 4, 2)
+
+
+def random(h):
+    rw(h, "rand", 1, 4, 1)
+
+
+def random_8_threads(h):
+    rw(h, "rand", 8, 4, 1)
+
+
+def incompressible(h):
+    """Does not fit compressed either: the second device of the default chain takes it."""
+    s = rw(h, "rand", 8, 1, 1, mib=192)
+    expect(s["devices"][1]["copied_in"] > 30000, "little was stored in the file", s)
+    expect(s["devices"][1]["copied_out"] > 1000, "little came back from the file", s)
+
+
+def file_alone(h):
+    s = rw(h, "rand", 8, 2, 1, to="file:/var/tmp", mib=192)
+    expect(len(s["devices"]) == 1, "more devices than were asked for", s)
+
+
+def lz4_full(h):
+    """Nothing takes what does not fit: a line says so, once, and the program goes on."""
+    r = h.run([os.path.join(h.build, "test/run/load/rw"), "rand", "2", "192", "1", str(LONG)], ram="48M", to="lz4")
+    r.expect(stderr="^hmm: all devices are full")
+    n = r.err().count("all devices are full")
+    expect(n == 1, f"said {n} times", r.err())
+
+
+main_of(sequential, sequential_8_threads, random, random_8_threads, incompressible, file_alone, lz4_full)

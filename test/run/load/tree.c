@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * tree MODE PROCESSES MIB PASSES PHASE: processes that together use MIB.  In
+ * the file PHASE stands what they are at, so that who watches their memory
+ * knows what to expect: 'b' they grow, 's' they have what they want, and have
+ * gone through it once since, 'e' the end.
+ *
+ * own: each its part.  fork: one fills all of it, the others are its forks,
+ * and each rewrites a part that all have, then checks the rest.
+ */
+#include <pthread.h>
+#include <sys/wait.h>
+
+#include "../victim.h"
+
+#define SEED 11
+
+static struct {
+	unsigned nproc, passes;
+	size_t npages; /* a process */
+	bool fork;
+	int phase;
+	pthread_barrier_t *barrier;
+	char *mem;
+} T;
+
+static void phase(char c)
+{
+	if (pwrite(T.phase, &c, 1, 0) != 1)
+		_exit(1);
+}
+
+static int run(unsigned me)
+{
+	size_t from = T.fork ? T.npages / T.nproc * me : 0, to = T.fork ? T.npages / T.nproc * (me + 1) : T.npages;
+	uint64_t seed = T.fork ? SEED : SEED + me;
+
+	if (!T.fork) {
+		T.mem = v_map(T.npages * V_PAGE);
+		v_fill_all(T.mem, T.npages, seed, 1, V_QUARTER);
+	}
+	for (unsigned p = 0; p <= T.passes; p++) {
+		for (size_t i = 0; i < T.npages; i++) {
+			bool mine = i >= from && i < to;
+
+			if (v_check(T.mem + i * V_PAGE, i, seed, mine ? p + 1 : 1, V_QUARTER))
+				return 1;
+			if (mine)
+				v_fill(T.mem + i * V_PAGE, i, seed, p + 2, V_QUARTER);
+		}
+		if (!p && pthread_barrier_wait(T.barrier) == PTHREAD_BARRIER_SERIAL_THREAD)
+			phase('s');
+	}
+	/* Nobody leaves before all have done: what one gives up would hide what others take. */
+	if (pthread_barrier_wait(T.barrier) == PTHREAD_BARRIER_SERIAL_THREAD)
+		phase('e');
+	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	pthread_barrierattr_t attr;
+	int bad = 0;
+
+	if (argc != 6) {
+		fprintf(stderr, "usage: tree own|fork PROCESSES MIB PASSES PHASE\n");
+		return 2;
+	}
+	T.fork = !strcmp(argv[1], "fork");
+	T.nproc = (unsigned)atoi(argv[2]);
+	T.npages = (size_t)atoi(argv[3]) * V_MIB / V_PAGE;
+	if (!T.fork)
+		T.npages /= T.nproc;
+	T.passes = (unsigned)atoi(argv[4]);
+	T.phase = open(argv[5], O_RDWR);
+	if (T.phase < 0) {
+		perror(argv[5]);
+		return 1;
+	}
+	phase('b');
+	T.barrier = mmap(NULL, V_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	pthread_barrierattr_init(&attr);
+	pthread_barrierattr_setpshared(&attr, PTHREAD_PROCESS_SHARED);
+	pthread_barrier_init(T.barrier, &attr, T.nproc);
+	if (T.fork) {
+		T.mem = v_map(T.npages * V_PAGE);
+		v_fill_all(T.mem, T.npages, SEED, 1, V_QUARTER);
+	}
+	for (unsigned i = 1; i < T.nproc; i++) {
+		pid_t pid = fork();
+
+		if (pid < 0) {
+			perror("fork");
+			return 1;
+		}
+		if (!pid)
+			_exit(run(i));
+	}
+	bad = run(0);
+	for (unsigned i = 1; i < T.nproc; i++) {
+		int status;
+
+		if (wait(&status) < 0 || status)
+			bad = 1;
+	}
+	return bad;
+}
