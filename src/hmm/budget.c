@@ -7,8 +7,11 @@
  * Anonymous memory of every space (statm: resident less shared), the windows,
  * and all that this process itself has resident and anonymous: its records and
  * what devices keep in RAM.  Pages shared by fork would be counted once a
- * space: from time to time the proportional share (Pss_Anon) tells by how much.
- * Between two measurements faults add to an estimate what they place.
+ * space: from time to time the proportional share (Pss_Anon) tells by how much,
+ * and until the next time every fault of a program is taken to have ended the
+ * sharing of one page: a copy on write adds to what the tree costs, and nothing
+ * else tells of it.  Between two measurements faults add to an estimate what
+ * they place.
  *
  * DOC: when something happens
  *
@@ -36,6 +39,8 @@
 #define SLEEP_ARMED_NS 10000000ull
 #define FUTILE_MAX_NS 1000000000ull
 #define CREDIT_EVERY_NS 250000000ull
+#define CREDIT_FAULTS 512u
+#define CREDIT_REST 4u
 #define HOLD_NS 20000000ull
 #define HOLD_MAX 10u
 
@@ -83,18 +88,53 @@ static uint64_t pss_anon_pages(int fd)
 	return p && sscanf(p + 9, "%lu", &kib) == 1 ? kib / 4 : 0;
 }
 
-static uint64_t measure_mm(struct hmm_mm *mm, uint64_t now)
+/* Faults of the program that needed no reading, so far: each may have made a copy of a page that was shared. */
+static uint64_t minor_faults(pid_t pid)
 {
-	uint64_t anon = statm_anon(mm->statm_fd), window = 0;
+	char path[64], buf[1024], *at;
+	unsigned long n = 0;
+	ssize_t len;
+	int fd;
+
+	if (pid <= 0)
+		return 0;
+	snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	len = fd >= 0 ? read(fd, buf, sizeof(buf) - 1) : -1;
+	if (fd >= 0)
+		close(fd);
+	if (len <= 0)
+		return 0;
+	buf[len] = 0;
+	at = strrchr(buf, ')'); /* the name may hold anything */
+	if (!at || sscanf(at + 1, " %*c %*d %*d %*d %*d %*d %*u %lu", &n) != 1)
+		return 0;
+	return n;
+}
+
+/* Returns faults since the space's credit was measured. */
+static uint64_t faults_since_credit(struct hmm_mm *mm)
+{
+	uint64_t n = atomic_load(&mm->forked) ? minor_faults(mm->space->pid) : 0;
+
+	mm->minor_faults = n > mm->minor_faults ? n : mm->minor_faults;
+	return mm->minor_faults - mm->credit_faults;
+}
+
+static uint64_t measure_mm(struct hmm_mm *mm, bool credit)
+{
+	uint64_t anon = statm_anon(mm->statm_fd), window = 0, shared;
 	struct stat st;
 
-	if (atomic_load(&mm->forked) && now - mm->credit_at_ns > CREDIT_EVERY_NS) {
+	if (credit && atomic_load(&mm->forked)) {
 		uint64_t pss = pss_anon_pages(mm->rollup_fd);
 
-		mm->credit_at_ns = now;
+		mm->credit_faults = mm->minor_faults;
 		mm->shared_credit = pss && pss < anon ? anon - pss : 0;
 	}
-	mm->anon_pages = anon > mm->shared_credit ? anon - mm->shared_credit : 0;
+	shared = mm->minor_faults - mm->credit_faults;
+	shared = mm->shared_credit > shared ? mm->shared_credit - shared : 0;
+	mm->anon_pages = anon > shared ? anon - shared : 0;
 	if (mm->window_fd >= 0 && !fstat(mm->window_fd, &st))
 		window = (uint64_t)st.st_blocks * 512;
 	return mm->anon_pages * UMM_PAGE + window;
@@ -102,11 +142,26 @@ static uint64_t measure_mm(struct hmm_mm *mm, uint64_t now)
 
 uint64_t hmm_budget_measure(struct hmm *h)
 {
-	uint64_t now = hmm_now_ns(), sum = 0, peak;
+	uint64_t now = hmm_now_ns(), sum = 0, peak, faults = 0;
+	bool forked = false, credit;
 
 	pthread_mutex_lock(&h->lock);
+	for (struct hmm_mm *mm = h->mms; mm; mm = mm->next) {
+		forked |= atomic_load(&mm->forked);
+		faults += faults_since_credit(mm);
+	}
+	/*
+	 * All of them at once: a copy that one makes takes a share from the
+	 * others, too.  Dear, so never more than a part of the time.
+	 */
+	credit = forked && (now - h->credit_at_ns > CREDIT_EVERY_NS ||
+			    (faults > CREDIT_FAULTS && now - h->credit_at_ns > CREDIT_REST * h->credit_cost_ns));
 	for (struct hmm_mm *mm = h->mms; mm; mm = mm->next)
-		sum += measure_mm(mm, now);
+		sum += measure_mm(mm, credit);
+	if (credit) {
+		h->credit_at_ns = hmm_now_ns();
+		h->credit_cost_ns = h->credit_at_ns - now;
+	}
 	sum += statm_anon(h->self_statm_fd) * UMM_PAGE;
 	pthread_mutex_unlock(&h->lock);
 	atomic_store(&h->estimate, sum);

@@ -47,7 +47,7 @@ void hmm_chain_close(struct hmm_chain *c)
 	c->n = 0;
 }
 
-unsigned hmm_chain_in(struct hmm *h, const void *const src[], hmm_handle_t handle[], uint8_t tier[], unsigned n)
+unsigned hmm_chain_in(struct hmm *h, unsigned from, const void *const src[], hmm_handle_t handle[], uint8_t tier[], unsigned n)
 {
 	struct hmm_chain *c = &h->chain;
 	const void *left[UMM_BATCH_PAGES];
@@ -57,7 +57,7 @@ unsigned hmm_chain_in(struct hmm *h, const void *const src[], hmm_handle_t handl
 
 	for (unsigned i = 0; i < n; i++)
 		handle[i] = HMM_HANDLE_NONE;
-	for (unsigned t = 0; t < c->n && taken < n; t++) {
+	for (unsigned t = from; t < c->n && taken < n; t++) {
 		unsigned m = 0;
 
 		for (unsigned i = 0; i < n; i++) {

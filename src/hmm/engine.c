@@ -217,6 +217,7 @@ static void mm_free(void *priv)
 		close(mm->smaps_fd);
 	if (mm->gone)
 		mm->gone(mm->gone_priv);
+	free(mm->demote_buf);
 	pthread_mutex_destroy(&mm->out_lock);
 	pthread_mutex_destroy(&mm->lock);
 	pthread_mutex_destroy(&mm->stream_lock);

@@ -181,6 +181,8 @@ struct hmm_mm {
 
 	uint64_t hand; /* the clock's; out_lock */
 	_Atomic uint32_t lap;
+	uint64_t demote_hand; /* out_lock */
+	char *demote_buf;
 	pthread_mutex_t stream_lock;
 	struct hmm_stream stream[HMM_STREAMS];
 	uint32_t stream_clock;
@@ -193,7 +195,8 @@ struct hmm_mm {
 	int window_fd;	     /* its memory counts too; -1: none */
 	uint64_t anon_pages; /* as measured */
 	uint64_t shared_credit; /* of these: counted in another space already */
-	uint64_t credit_at_ns;
+	uint64_t minor_faults;	/* the program's, of its own kernel; read while pages are shared */
+	uint64_t credit_faults; /* what they were when the credit was measured */
 	_Atomic bool forked; /* shares pages with another space */
 	_Atomic uint64_t registrations;
 	struct hmm_mm *next; /* h->mms */
@@ -247,6 +250,8 @@ struct hmm {
 	_Atomic bool want_set;
 	uint64_t futile_ns; /* how long to leave it when nothing would go */
 	int self_statm_fd;
+	uint64_t credit_at_ns; /* shares were measured, of all spaces; lock */
+	uint64_t credit_cost_ns;
 
 	_Atomic uint64_t faults, pages_in, pages_out, zero_filled, poisoned, out_failed;
 	_Atomic uint64_t registrations;
@@ -289,8 +294,8 @@ static inline unsigned hmm_leaf_index(uint64_t addr)
 /* chain.c */
 int hmm_chain_open(const char *spec, uint64_t budget, struct hmm_chain *c, char *err, size_t errlen);
 void hmm_chain_close(struct hmm_chain *c);
-/** Pages that no tier took keep HMM_HANDLE_NONE.  Returns how many were taken. */
-unsigned hmm_chain_in(struct hmm *h, const void *const src[], hmm_handle_t handle[], uint8_t tier[], unsigned n);
+/** Offer pages to tier @from and those behind it; what none took keeps HMM_HANDLE_NONE.  Returns how many were taken. */
+unsigned hmm_chain_in(struct hmm *h, unsigned from, const void *const src[], hmm_handle_t handle[], uint8_t tier[], unsigned n);
 
 /* fault.c */
 int hmm_fault(void *priv, const struct umm_fault *f);
@@ -323,6 +328,10 @@ bool hmm_quarantined(struct hmm_mm *mm, uint64_t start, uint64_t end);
 /* reclaim.c */
 /** Move about @pages out of the tree's spaces.  Returns pages that went, 0 when nothing would go. */
 uint64_t hmm_reclaim(struct hmm *h, uint64_t pages);
+
+/* demote.c */
+/** Relieve tiers that are nearly full by moving what @mm has in them longest to the next.  out_lock held. */
+void hmm_demote(struct hmm_mm *mm);
 
 /* budget.c */
 int hmm_budget_start(struct hmm *h);

@@ -253,7 +253,7 @@ int hmm_out_store(struct hmm_mm *mm, unsigned b)
 	}
 	if (!n)
 		return 0;
-	hmm_chain_in(mm->h, src, handle, tier, n);
+	hmm_chain_in(mm->h, 0, src, handle, tier, n);
 	for (unsigned k = 0; k < n; k++) {
 		hmm_handle_t got = handle[k];
 		bool ok = false;

@@ -151,6 +151,7 @@ static uint64_t reclaim_mm(struct hmm_mm *mm, uint64_t pages)
 				stored += (uint64_t)n;
 				barren = 0;
 				atomic_fetch_sub(&mm->h->estimate, (uint64_t)n * UMM_PAGE);
+				hmm_demote(mm);
 				hmm_budget_measure(mm->h);
 			} else {
 				barren++;
