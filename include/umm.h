@@ -70,9 +70,11 @@ void umm_space_close(struct umm_space *space);
  *
  * Registers the range with the space's userfaultfd (write-protect mode,
  * asynchronous), which works on anonymous, shared, file and hugetlb mappings.
- * From then on munmap, mremap, MADV_DONTNEED and their like reach the notifiers
- * before the calling thread goes on, whoever called them and how.  mprotect
- * sends nothing: see umm_range_fault().
+ * From then on munmap, mremap, MADV_DONTNEED and their like reach the notifiers,
+ * whoever called them and how: the caller goes on once its event has been read,
+ * callbacks run at once then.  (Only the hooks can promise more: that callbacks
+ * have returned before the call begins.)  mprotect sends nothing: see
+ * umm_range_fault().
  *
  * Returns 0; -EBUSY another userfaultfd has the range; -EINVAL; -ENOMEM;
  * -EPERM no right to a userfaultfd; -EOPNOTSUPP not the caller's own space.

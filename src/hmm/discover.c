@@ -4,9 +4,7 @@
  *
  * Every private anonymous mapping is registered as a whole, also those that
  * are not moved from (read-only, executable), because a mapping of which only a
- * part is registered breaks mremap().  Quarantine: after MADV_DONTNEED and its
- * like the caller drops the pages some time *after* its event was read; moved
- * out in between, they would come back with old contents.
+ * part is registered breaks mremap().
  */
 #include <errno.h>
 #include <sys/mman.h>
@@ -89,48 +87,4 @@ int hmm_hands_off(struct hmm_mm *mm, uint64_t start, uint64_t end)
 	}
 	pthread_mutex_unlock(&mm->out_lock);
 	return rc;
-}
-
-void hmm_quarantine(struct hmm_mm *mm, uint64_t start, uint64_t end)
-{
-	uint64_t now = hmm_now_ns(), until = now + HMM_QUARANTINE_NS;
-	unsigned n = 0;
-
-	pthread_mutex_lock(&mm->lock);
-	for (unsigned i = 0; i < mm->nquarantine; i++) {
-		if (mm->quarantine[i].until_ns <= now)
-			continue;
-		if (start <= mm->quarantine[i].end && end >= mm->quarantine[i].start) {
-			/* One that touches the new one becomes part of it. */
-			if (mm->quarantine[i].start < start)
-				start = mm->quarantine[i].start;
-			if (mm->quarantine[i].end > end)
-				end = mm->quarantine[i].end;
-			continue;
-		}
-		mm->quarantine[n++] = mm->quarantine[i];
-	}
-	if (n == HMM_QUARANTINES) {
-		/* Too many to tell apart: one that spans the last. */
-		n--;
-		if (mm->quarantine[n].start < start)
-			start = mm->quarantine[n].start;
-		if (mm->quarantine[n].end > end)
-			end = mm->quarantine[n].end;
-	}
-	mm->quarantine[n].start = start;
-	mm->quarantine[n].end = end;
-	mm->quarantine[n].until_ns = until;
-	mm->nquarantine = n + 1;
-	pthread_mutex_unlock(&mm->lock);
-}
-
-bool hmm_quarantined(struct hmm_mm *mm, uint64_t start, uint64_t end)
-{
-	uint64_t now = hmm_now_ns();
-
-	for (unsigned i = 0; i < mm->nquarantine; i++)
-		if (mm->quarantine[i].until_ns > now && start < mm->quarantine[i].end && end > mm->quarantine[i].start)
-			return true;
-	return false;
 }

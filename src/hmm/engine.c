@@ -96,7 +96,6 @@ static void mm_change(void *priv, const struct umm_change *c)
 		break;
 	case UMM_EVENT_CLEAR:
 		hmm_residency_drop(mm, c->start, c->end);
-		hmm_quarantine(mm, c->start, c->end);
 		break;
 	case UMM_EVENT_REMAP:
 		if (hmm_residency_remap(mm, c->start, c->new_start, len))

@@ -46,8 +46,6 @@
 #define HMM_TIERS_MAX 8u
 #define HMM_PLACE_MAX 64u /* most pages that one fault brings back */
 #define HMM_STREAMS 8u
-#define HMM_QUARANTINES 64u
-#define HMM_QUARANTINE_NS 500000000ull
 
 enum hmm_page_state {
 	HMM_SYSTEM = 0,
@@ -172,10 +170,6 @@ struct hmm_mm {
 	struct hmm_iset registered;
 	struct hmm_iset foreign; /* somebody else's userfaultfd: hands off */
 	struct hmm_iset stuck;	 /* cannot be moved; looked at again when emptied from time to time */
-	struct {
-		uint64_t start, end, until_ns;
-	} quarantine[HMM_QUARANTINES];
-	unsigned nquarantine;
 	uint64_t keep_start, keep_end; /* the engine's own arena in there */
 	uint64_t discover_at_ns;	  /* not again before; the budget thread's */
 
@@ -321,9 +315,6 @@ void hmm_out_sync(struct hmm_mm *mm);
 int hmm_hands_off(struct hmm_mm *mm, uint64_t start, uint64_t end);
 int hmm_discover(struct hmm_mm *mm); /* register what is not yet */
 void hmm_forget(struct hmm_mm *mm, uint64_t start, uint64_t end); /* unmapped */
-void hmm_quarantine(struct hmm_mm *mm, uint64_t start, uint64_t end);
-/** Is any of [start, end) in quarantine?  mm->lock held. */
-bool hmm_quarantined(struct hmm_mm *mm, uint64_t start, uint64_t end);
 
 /* reclaim.c */
 /** Move about @pages out of the tree's spaces.  Returns pages that went, 0 when nothing would go. */

@@ -45,7 +45,7 @@ static void take_victim(struct hmm_mm *mm, unsigned b, const struct hmm_victim *
 	bool fit;
 
 	pthread_mutex_lock(&mm->lock);
-	fit = hmm_iset_covers(&mm->registered, v->addr, end) && !hmm_quarantined(mm, v->addr, end);
+	fit = hmm_iset_covers(&mm->registered, v->addr, end) && !umm_quarantined(mm->space, v->addr, end);
 	pthread_mutex_unlock(&mm->lock);
 	leaf = fit ? hmm_leaf_get(mm, v->addr) : NULL;
 	if (!leaf)

@@ -124,7 +124,7 @@ static bool collect(struct hmm_mm *mm, struct collect *c)
 		if (z > vma.end)
 			z = vma.end;
 		pthread_mutex_lock(&mm->lock);
-		skip = hmm_quarantined(mm, a, z) || hmm_iset_covers(&mm->stuck, a, z);
+		skip = umm_quarantined(mm->space, a, z) || hmm_iset_covers(&mm->stuck, a, z);
 		pthread_mutex_unlock(&mm->lock);
 		mm->hand = skip ? z : collect_piece(mm, a, z, c);
 	}

@@ -119,6 +119,8 @@ static int hear_welcome(struct agent_fds *f, int fd[2])
 		return n;
 	if (n != sizeof(w) || w.magic != WIRE_MAGIC)
 		return -EPROTO;
+	if (!w.space)
+		return -EAGAIN;
 	if (msg.msg_controllen < CMSG_LEN(sizeof(int)) || r.head.cmsg_type != SCM_RIGHTS)
 		return -EACCES;
 	fd[0] = r.fd[0];
@@ -169,12 +171,14 @@ static int sign_on(struct agent *a, struct agent_fds *f, struct umm_inside *in)
 	rc = uffd = umm_inside_uffd();
 	if (rc < 0)
 		return rc;
-	if (a->parent) /* what may have been there in the parent must not be mistaken for a sign to us */
-		sys3(SYS_madvise, a->arena.ident, ARENA_IDENT, MADV_DONTNEED);
-	rc = say_hello(a, f, uffd);
-	if (rc < 0)
-		return rc;
-	rc = hear_welcome(f, fd);
+	do {
+		if (a->parent) /* what may have been there in the parent must not be mistaken for a sign to us */
+			sys3(SYS_madvise, a->arena.ident, ARENA_IDENT, MADV_DONTNEED);
+		rc = say_hello(a, f, uffd);
+		if (rc < 0)
+			return rc;
+		rc = hear_welcome(f, fd);
+	} while (rc == -EAGAIN);
 	if (rc < 0)
 		return rc;
 	if (rc == 2) {
@@ -368,7 +372,8 @@ int agent_start(struct agent *a)
 
 		sys_futex_wait(&a->state, AGENT_STARTING, &ts);
 		/* It was killed before it could say anything. */
-		if (atomic_load(&a->state) == AGENT_STARTING && sys4(SYS_wait4, tid, 0, 0x40000001 /* __WALL | WNOHANG */, 0) == tid)
+		if (atomic_load(&a->state) == AGENT_STARTING &&
+		    sys4(SYS_wait4, tid, 0, 0x40000001 /* __WALL | WNOHANG */, 0) == tid)
 			return -ESRCH;
 	}
 	return atomic_load(&a->state) == AGENT_READY ? 0 : a->err;

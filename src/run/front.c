@@ -329,7 +329,9 @@ int hmm_run_main(int argc, char **argv)
 	}
 	status = stand_in(program, supervisor, sup_fd, &watched);
 	send(sup_fd, "x", 1, MSG_NOSIGNAL);
-	recv(sup_fd, &(char){0}, 1, 0);
+	char left = 0;
+	if (recv(sup_fd, &left, 1, 0) == 1 && left == RUN_ALL_GONE)
+		waitpid(supervisor, NULL, 0);
 	if (WIFSIGNALED(status))
 		die_as(status);
 	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);

@@ -16,6 +16,10 @@ struct run_options {
 	bool verbose;
 };
 
+/* The answer to the front's byte. */
+#define RUN_ALL_GONE 'g'    /* nothing is left to serve: the supervisor ends */
+#define RUN_OTHERS_LIVE 'l' /* descendants live: it stays for them */
+
 /* What the supervisor tells the front over their socket. */
 struct run_ready {
 	int rc; /* 0, or -errno; then the line has been said */

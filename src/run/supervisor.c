@@ -62,10 +62,10 @@ struct member {
 	struct supervisor *sup;
 	struct hmm_mm *mm;
 	struct watch w_sock, w_pidfd;
-	int sock;	/* agent; -1: none */
-	int pidfd;	/* program; -1: unknown (raw fork) */
-	pid_t pid;	/* program */
-	pid_t agent;	/* as we see it */
+	int sock;    /* agent; -1: none */
+	int pidfd;   /* program; -1: unknown (raw fork) */
+	pid_t pid;   /* program */
+	pid_t agent; /* as we see it */
 	int ctl_fd;
 	void *ctl_map;
 	uint64_t arena; /* where it lies in the space */
@@ -272,8 +272,9 @@ static int64_t call_fork_begin(struct member *m)
 		advise_registered(m, MADV_DOFORK);
 	if (!rc && m->sup->opt.verbose && !m->fork_said) {
 		m->fork_said = true;
-		fprintf(stderr, "hmm: process %d forks: without CAP_SYS_PTRACE the kernel tells nobody, so all its memory"
-				" comes back first\n",
+		fprintf(stderr,
+			"hmm: process %d forks: without CAP_SYS_PTRACE the kernel tells nobody, so all its memory"
+			" comes back first\n",
 			(int)m->pid);
 	}
 	return rc;
@@ -301,7 +302,7 @@ static int64_t call_do(struct member *m, uint32_t op, uint64_t start, uint64_t l
 		if (end < start)
 			return -EINVAL;
 		pthread_mutex_lock(&m->mm->out_lock);
-		hmm_quarantine(m->mm, start, end);
+		umm_quarantine_add(m->mm->space, start, end);
 		int rc = hmm_restore(m->mm, start & ~(UMM_PAGE - 1), end);
 		pthread_mutex_unlock(&m->mm->out_lock);
 		return rc;
@@ -456,8 +457,9 @@ static int forked(void *priv, struct hmm_mm *parent, int uffd, struct hmm_mm **c
 	int rc = member_create(s, uffd, -1, -1, 0, &m);
 
 	if (rc) {
-		fprintf(stderr, "hmm: a forked child of process %d cannot be served: %s; its memory that is away reads as"
-				" errors\n",
+		fprintf(stderr,
+			"hmm: a forked child of process %d cannot be served: %s; its memory that is away reads as"
+			" errors\n",
 			(int)parent->space->pid, strerror(-rc));
 		return rc;
 	}
@@ -479,14 +481,22 @@ static bool page_present(int pagemap, uint64_t addr)
 	return pread(pagemap, &e, sizeof(e), (off_t)(addr / UMM_PAGE * 8)) == sizeof(e) && (e >> 63 & 1);
 }
 
-/* The forked space whose descriptor fills a page of this page map. */
-static struct member *find_orphan(struct supervisor *s, const struct wire_hello *hello, int pagemap)
+/*
+ * The forked space whose descriptor fills a page of this page map; NULL: none.
+ *
+ * A search fills that page in the spaces that it is not, too: only if it was
+ * absent here before does its presence tell anything.  -EAGAIN: an earlier
+ * search has filled it, its agent must drop it and ask again.  Searches are the
+ * main thread's alone, so nothing else fills it meanwhile.
+ */
+static int find_orphan(struct supervisor *s, const struct wire_hello *hello, int pagemap, struct member **found)
 {
 	static const char page[UMM_PAGE] __attribute__((aligned(4096)));
 	struct arena a;
-	struct member *found = NULL;
 	struct hmm_mm *parent = NULL;
+	struct umm_space *busy;
 
+	*found = NULL;
 	/* Fork returned, so its event has been read; once the reader lets go of the lock, it has been applied. */
 	pthread_mutex_lock(&s->h->lock);
 	for (struct hmm_mm *mm = s->h->mms; mm && !parent; mm = mm->next)
@@ -501,20 +511,33 @@ static struct member *find_orphan(struct supervisor *s, const struct wire_hello 
 		umm_space_put(parent->space);
 	}
 	arena_layout(&a, (char *)(uintptr_t)hello->arena);
-	pthread_mutex_lock(&s->lock);
-	for (struct member *m = s->members; m && !found; m = m->next) {
-		uint64_t done;
+	if (page_present(pagemap, (uintptr_t)a.ident))
+		return -EAGAIN;
+	do {
+		busy = NULL;
+		pthread_mutex_lock(&s->lock);
+		for (struct member *m = s->members; m && !*found && !busy; m = m->next) {
+			uint64_t done;
+			int rc;
 
-		if (m->sock >= 0 || m->arena != hello->arena)
-			continue;
-		int rc;
-		while ((rc = umm_uffd_copy(m->mm->space->uffd, (uintptr_t)a.ident, page, UMM_PAGE, &done)) == -EAGAIN)
-			umm_space_drain(m->mm->space);
-		if (!rc && page_present(pagemap, (uintptr_t)a.ident))
-			found = m;
-	}
-	pthread_mutex_unlock(&s->lock);
-	return found;
+			if (m->sock >= 0 || m->arena != hello->arena)
+				continue;
+			rc = umm_uffd_copy(m->mm->space->uffd, (uintptr_t)a.ident, page, UMM_PAGE, &done);
+			if (!rc && page_present(pagemap, (uintptr_t)a.ident)) {
+				*found = m;
+			} else if (rc == -EAGAIN) {
+				busy = m->mm->space;
+				umm_space_get(busy);
+			}
+		}
+		pthread_mutex_unlock(&s->lock);
+		if (busy) {
+			/* Without the lock: it may be a fork of its own, which adds a member. */
+			umm_space_drain(busy);
+			umm_space_put(busy);
+		}
+	} while (busy);
+	return 0;
 }
 
 static int proc_fd(pid_t pid, const char *what)
@@ -594,8 +617,11 @@ static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hell
 		return -EACCES;
 	if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &cred, &len))
 		return -errno;
-	if (hello->parent)
-		m = find_orphan(s, hello, fds[1]);
+	if (hello->parent) {
+		rc = find_orphan(s, hello, fds[1], &m);
+		if (rc)
+			return rc;
+	}
 	if (m) {
 		close(fds[0]);
 		m->mm->space->pagemap_fd = fds[1];
@@ -743,7 +769,6 @@ static void guest_speaks(struct supervisor *s, struct guest *g)
 	ssize_t n = recvmsg(sock, &msg, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
 
 	epoll_ctl(s->epfd, EPOLL_CTL_DEL, sock, NULL);
-	free(g);
 	for (struct cmsghdr *c = n > 0 ? CMSG_FIRSTHDR(&msg) : NULL; c; c = CMSG_NXTHDR(&msg, c)) {
 		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
 			continue;
@@ -753,7 +778,17 @@ static void guest_speaks(struct supervisor *s, struct guest *g)
 	if (n == sizeof(in.stat) && in.magic == WIRE_STAT_MAGIC) {
 		stat_client(s, sock, &in.stat);
 	} else if (n == sizeof(in.hello) && in.magic == WIRE_MAGIC && nfds == 4) {
-		if (agent_signs_on(s, sock, &in.hello, fds))
+		int rc = agent_signs_on(s, sock, &in.hello, fds);
+
+		if (rc == -EAGAIN) {
+			struct wire_welcome again = {.magic = WIRE_MAGIC};
+
+			if (send(sock, &again, sizeof(again), MSG_NOSIGNAL) == sizeof(again)) {
+				watch_add(s, sock, &g->w);
+				g = NULL;
+			}
+		}
+		if (rc && g)
 			close(sock);
 	} else {
 		close(sock);
@@ -761,6 +796,7 @@ static void guest_speaks(struct supervisor *s, struct guest *g)
 	for (int i = 0; i < 4; i++)
 		if (fds[i] >= 0)
 			close(fds[i]);
+	free(g);
 }
 
 /* -------------------------------------------------------------------- events */
@@ -842,6 +878,29 @@ static void write_stats(struct supervisor *s)
 	}
 }
 
+static bool all_gone(struct supervisor *s)
+{
+	pthread_mutex_lock(&s->lock);
+	bool none = !s->members;
+	pthread_mutex_unlock(&s->lock);
+	return none;
+}
+
+/* Programs that have ended and whose end has not been seen yet. */
+static void reap_ended(struct supervisor *s)
+{
+	struct member *m;
+
+	do {
+		pthread_mutex_lock(&s->lock);
+		for (m = s->members; m && (m->pid <= 0 || !pidfd_ended(m->pidfd)); m = m->next)
+			;
+		pthread_mutex_unlock(&s->lock);
+		if (m)
+			on_program_end(m);
+	} while (m);
+}
+
 static void on_front(struct supervisor *s)
 {
 	char c;
@@ -851,6 +910,8 @@ static void on_front(struct supervisor *s)
 	if (n == 1) {
 		/* The program has ended; descendants may live on, and must not be held up by what we hold open. */
 		write_stats(s);
+		reap_ended(s);
+		c = all_gone(s) ? RUN_ALL_GONE : RUN_OTHERS_LIVE;
 		send(s->front_fd, &c, 1, MSG_NOSIGNAL);
 		int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 
@@ -972,14 +1033,6 @@ static int start(struct supervisor *s, char *err, size_t errlen)
 	if (rc)
 		snprintf(err, errlen, "cannot start a thread: %s", strerror(-rc));
 	return rc;
-}
-
-static bool all_gone(struct supervisor *s)
-{
-	pthread_mutex_lock(&s->lock);
-	bool none = !s->members;
-	pthread_mutex_unlock(&s->lock);
-	return none;
 }
 
 static void loop(struct supervisor *s)

@@ -12,8 +12,8 @@
 /* The environment variable that leads a new program to its supervisor: "NAME TOKEN LIBRARY". */
 #define WIRE_ENV "HMM_RUN"
 
-#define ALIGN_UP(x, a) (((x) + (a) - 1) & ~((a) - 1))
-#define ARENA_TLS 4096ul		/* the agent's own thread block */
+#define ALIGN_UP(x, a) (((x) + (a)-1) & ~((a)-1))
+#define ARENA_TLS 4096ul /* the agent's own thread block */
 #define ARENA_STACK (64ul << 10)
 #define ARENA_CTL ALIGN_UP(sizeof(struct umm_ctl), 4096ul)
 #define ARENA_WINDOW ((unsigned long)UMM_BATCHES * UMM_BATCH_PAGES * UMM_PAGE)
@@ -65,7 +65,7 @@ struct wire_hello {
 /* The answer; with it the control memory, and, for a forked space, the userfaultfd that came with the fork. */
 struct wire_welcome {
 	uint32_t magic;
-	uint32_t space;
+	uint32_t space; /* 0: drop the ident page and say hello again; no descriptors come with that */
 };
 
 /* Supervisor to agent, one byte of operation and an argument. */

@@ -44,6 +44,17 @@ struct umm_space_ops {
 
 struct umm_monitor;
 
+#define UMM_QUARANTINES 64u
+#define UMM_QUARANTINE_NS 500000000ull
+
+struct umm_quarantine {
+	pthread_mutex_t lock;
+	_Atomic unsigned n;
+	struct {
+		uint64_t start, end, until_ns;
+	} range[UMM_QUARANTINES];
+};
+
 struct umm_space {
 	_Atomic unsigned refs;
 	bool self;
@@ -55,6 +66,7 @@ struct umm_space {
 	uint64_t features;
 	struct umm_ctl *ctl;
 	struct umm_notifiers notifiers;
+	struct umm_quarantine quarantine;
 	struct umm_monitor *monitor;
 	uint64_t monitor_key;
 	bool own_monitor;
@@ -78,6 +90,10 @@ bool umm_same_pidns(pid_t pid);
 struct umm_notifiers *umm_space_notifiers(struct umm_space *space);
 int umm_space_pagemap_fd(struct umm_space *space);
 int umm_space_populate(struct umm_space *space, uint64_t start, uint64_t len, bool write);
+
+/* quarantine.c */
+void umm_quarantine_add(struct umm_space *space, uint64_t start, uint64_t end);
+bool umm_quarantined(struct umm_space *space, uint64_t start, uint64_t end);
 
 /* uffd.c: 0 or -errno throughout */
 #define UMM_UFFD_BASE                                                                                                  \

@@ -24,9 +24,12 @@
  * never held while anything sleeps.
  */
 #include <errno.h>
-#include <poll.h>
+#include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -59,6 +62,75 @@ struct umm_monitor {
 
 /* What a monitor thread is doing, for umm_monitor_yield(). */
 static __thread struct umm_monitor *leading;
+
+/*
+ * DOC: where a fault is served
+ *
+ * Waking a thread that sleeps on another CPU costs several times what the
+ * fault itself does.  The faulting thread is about to sleep: the best place is
+ * its own CPU.  The scheduler does not know that, so a thread that has served
+ * one and the same faulting thread for a while asks now and then where that
+ * one runs, and binds itself there; when faults come from several, it lets
+ * the scheduler choose again.
+ */
+#define FOLLOW_EVERY 64u
+
+struct follow {
+	uint32_t tid;
+	uint32_t count; /* faults of tid in a row */
+	int cpu;	/* bound to; -1: free */
+	cpu_set_t all;
+};
+
+static int cpu_of(uint32_t tid)
+{
+	char path[48], buf[512], *at;
+	int fd, cpu = -1;
+	ssize_t n;
+
+	if (!umm_same_pidns((pid_t)tid))
+		return -1;
+	snprintf(path, sizeof(path), "/proc/%u/stat", tid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -1;
+	n = read(fd, buf, sizeof(buf) - 1);
+	close(fd);
+	if (n <= 0)
+		return -1;
+	buf[n] = 0;
+	/* Field 39; the second, the name, may hold anything but ends with the last parenthesis. */
+	at = strrchr(buf, ')');
+	for (unsigned field = 2; at && field < 39; field++)
+		at = strchr(at + 1, ' ');
+	if (at)
+		cpu = atoi(at + 1);
+	return cpu;
+}
+
+static void bind_to(struct follow *f, int cpu)
+{
+	cpu_set_t one;
+
+	if (cpu == f->cpu)
+		return;
+	f->cpu = cpu;
+	CPU_ZERO(&one);
+	if (cpu >= 0)
+		CPU_SET((unsigned)cpu, &one);
+	sched_setaffinity(0, sizeof(cpu_set_t), cpu >= 0 ? &one : &f->all);
+}
+
+static void follow(struct follow *f, uint32_t tid)
+{
+	if (tid != f->tid) {
+		f->tid = tid;
+		f->count = 0;
+		bind_to(f, -1);
+	} else if (tid && !(++f->count % FOLLOW_EVERY)) {
+		bind_to(f, cpu_of(tid));
+	}
+}
 
 static struct umm_space *space_by_key(struct umm_monitor *m, uint64_t key)
 {
@@ -105,6 +177,7 @@ static void apply_event(struct umm_space *s, const struct uffd_msg *msg)
 		c.event = UMM_EVENT_CLEAR;
 		c.start = msg->arg.remove.start;
 		c.end = msg->arg.remove.end;
+		umm_quarantine_add(s, c.start, c.end);
 		break;
 	case UFFD_EVENT_REMAP:
 		c.event = UMM_EVENT_REMAP;
@@ -262,9 +335,11 @@ static void *monitor_thread(void *arg)
 {
 	struct umm_monitor *m = arg;
 	struct umm_fault faults[READ_MAX];
+	struct follow where = {.cpu = -1};
 	struct epoll_event ev;
 	sigset_t all;
 
+	sched_getaffinity(0, sizeof(where.all), &where.all);
 	sigfillset(&all);
 	pthread_sigmask(SIG_BLOCK, &all, NULL);
 	for (;;) {
@@ -295,6 +370,8 @@ static void *monitor_thread(void *arg)
 		if (nf > 1 || more)
 			lead_drop();
 		serve(s, faults, nf);
+		if (nf)
+			follow(&where, nf == 1 ? faults[0].tid : 0);
 		umm_space_put(s);
 	}
 	lead_drop();

@@ -34,6 +34,7 @@ static struct umm_space *space_alloc(void)
 	s->uffd = s->pagemap_fd = s->maps_fd = -1;
 	pthread_mutex_init(&s->lock, NULL);
 	umm_notifiers_init(&s->notifiers);
+	pthread_mutex_init(&s->quarantine.lock, NULL);
 	return s;
 }
 
@@ -113,6 +114,7 @@ void umm_space_put(struct umm_space *s)
 	if (s->destroy)
 		s->destroy(s->priv);
 	umm_notifiers_destroy(&s->notifiers);
+	pthread_mutex_destroy(&s->quarantine.lock);
 	pthread_mutex_destroy(&s->lock);
 	if (s->uffd >= 0)
 		close(s->uffd);
@@ -153,6 +155,8 @@ int umm_space_populate(struct umm_space *space, uint64_t start, uint64_t len, bo
 {
 	if (!space->self)
 		return -EOPNOTSUPP;
+	if (umm_quarantined(space, start, start + len))
+		return -EBUSY;
 	if (!madvise((void *)(uintptr_t)start, len, write ? MADV_POPULATE_WRITE : MADV_POPULATE_READ))
 		return 0;
 	return -errno;
