@@ -1,0 +1,457 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Ways to get a second process, tried while most of the first one's memory is
+ * cold.  Each checks every byte on both sides, before and after both wrote.
+ *
+ * The parent ends before its children in some: what they found out is then in
+ * their last word on standard output, which the driver waits for.
+ */
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdatomic.h>
+#include <sys/wait.h>
+
+#include "../victim.h"
+
+#define PAGES (120 * V_MIB / V_PAGE)
+#define KIND V_QUARTER
+
+extern char **environ;
+static const char *self;
+static char *mem;
+
+/* Which generation page @i of a process is in: it changes what its own rule says. */
+static uint64_t generation(size_t i, unsigned depth)
+{
+	uint64_t gen = 0;
+
+	for (unsigned d = 1; d <= depth; d++)
+		if (i % (d + 1) == 0)
+			gen = d;
+	return gen;
+}
+
+static int check_depth(unsigned depth)
+{
+	for (size_t i = 0; i < PAGES; i++)
+		if (v_check(mem + i * V_PAGE, i, 1, generation(i, depth), KIND))
+			return -1;
+	return 0;
+}
+
+static void write_depth(unsigned depth)
+{
+	for (size_t i = 0; i < PAGES; i += depth + 1)
+		v_fill(mem + i * V_PAGE, i, 1, depth, KIND);
+}
+
+static int reap_one(pid_t pid, const char *what)
+{
+	int status;
+
+	if (waitpid(pid, &status, 0) != pid) {
+		perror(what);
+		return 1;
+	}
+	if (!status)
+		return 0;
+	fprintf(stderr, "%s: the child's status is %#x\n", what, status);
+	return 1;
+}
+
+/* ------------------------------------------------------------ generations */
+
+static int descend(unsigned depth, unsigned last)
+{
+	int bad = 0;
+	pid_t pid = 0;
+
+	if (depth && check_depth(depth - 1))
+		return 1;
+	if (depth)
+		write_depth(depth);
+	if (depth < last) {
+		pid = fork();
+		if (pid < 0) {
+			perror("fork");
+			return 1;
+		}
+		if (!pid)
+			_exit(descend(depth + 1, last));
+	}
+	/* While the child reads what was: pages that it does not change, too. */
+	for (size_t i = 0; i < PAGES; i += 5)
+		v_fill(mem + i * V_PAGE, i, 1, 100 + depth, KIND);
+	for (size_t i = 0; i < PAGES; i++)
+		bad |= v_check(mem + i * V_PAGE, i, 1, i % 5 ? generation(i, depth) : 100 + depth, KIND);
+	if (pid)
+		bad |= reap_one(pid, "generation");
+	return bad != 0;
+}
+
+static int generations(void)
+{
+	return descend(0, 3);
+}
+
+/* ------------------------------------------------------ the parent ends first */
+
+static int parent_first(void)
+{
+	int gone[2];
+	char c;
+
+	if (pipe(gone))
+		return 1;
+	for (unsigned depth = 1; depth <= 2; depth++) {
+		pid_t pid = fork();
+
+		if (pid < 0)
+			return 1;
+		if (pid)
+			return 0;
+		/* Only this process and its ancestors hold the write end; drop ours. */
+		close(gone[1]);
+		if (read(gone[0], &c, 1)) /* until the parent is gone */
+			return 1;
+		if (pipe(gone))
+			return 1;
+		if (check_depth(depth - 1))
+			return 1;
+		write_depth(depth);
+		if (check_depth(depth))
+			return 1;
+		dprintf(1, "heir %u is right\n", depth);
+	}
+	return 0;
+}
+
+/* ------------------------------------------------------------ while it moves */
+
+static _Atomic bool stop;
+
+static void *churn(void *arg)
+{
+	size_t n = 48 * V_MIB / V_PAGE;
+	char *p = v_map(n * V_PAGE);
+
+	for (uint64_t gen = 0; !atomic_load(&stop); gen++) {
+		for (size_t i = 0; i < n && !atomic_load(&stop); i++) {
+			if (gen && v_check(p + i * V_PAGE, i, 9, gen - 1, KIND))
+				return (void *)1;
+			v_fill(p + i * V_PAGE, i, 9, gen, KIND);
+		}
+	}
+	munmap(p, n * V_PAGE);
+	return NULL;
+}
+
+static int while_evicted(void)
+{
+	pthread_t t;
+	void *ret;
+	int bad = 0;
+
+	pthread_create(&t, NULL, churn, NULL);
+	for (unsigned k = 0; k < 6 && !bad; k++) {
+		pid_t pid = fork();
+
+		if (!pid) {
+			for (size_t i = k; i < PAGES; i += 7) {
+				if (v_check(mem + i * V_PAGE, i, 1, 0, KIND))
+					_exit(1);
+				v_fill(mem + i * V_PAGE, i, 1, 50 + k, KIND);
+			}
+			for (size_t i = k; i < PAGES; i += 7)
+				if (v_check(mem + i * V_PAGE, i, 1, 50 + k, KIND))
+					_exit(1);
+			_exit(0);
+		}
+		bad |= pid < 0 ? 1 : reap_one(pid, "fork while memory moves");
+	}
+	atomic_store(&stop, true);
+	pthread_join(t, &ret);
+	return bad || ret || check_depth(0);
+}
+
+/* ------------------------------------------------------------ many at a time */
+
+#define FORKERS 4u
+
+static void *forker(void *arg)
+{
+	size_t first = (uintptr_t)arg;
+	int bad = 0;
+
+	for (unsigned k = 0; k < 6 && !bad; k++) {
+		pid_t pid = fork();
+
+		if (!pid) {
+			for (size_t i = first; i < PAGES; i += 16)
+				if (v_check(mem + i * V_PAGE, i, 1, 0, KIND))
+					_exit(1);
+			_exit(0);
+		}
+		bad |= pid < 0 ? 1 : reap_one(pid, "fork from several threads");
+	}
+	return (void *)(uintptr_t)bad;
+}
+
+static int from_threads(void)
+{
+	pthread_t t[FORKERS];
+	void *ret;
+	int bad = 0;
+
+	for (unsigned i = 0; i < FORKERS; i++)
+		pthread_create(&t[i], NULL, forker, (void *)(uintptr_t)i);
+	for (unsigned i = 0; i < FORKERS; i++) {
+		pthread_join(t[i], &ret);
+		bad |= ret != NULL;
+	}
+	return bad || check_depth(0);
+}
+
+/* ----------------------------------------------------------------- no libc */
+
+struct clone3_args {
+	uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size,
+		cgroup;
+};
+
+static pid_t raw_fork(unsigned how)
+{
+	struct clone3_args a = {.exit_signal = SIGCHLD};
+
+	switch (how) {
+	case 0:
+		return (pid_t)syscall(SYS_fork);
+	case 1:
+		return (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+	default:
+		return (pid_t)syscall(SYS_clone3, &a, sizeof(a));
+	}
+}
+
+static int raw(void)
+{
+	int bad = 0;
+
+	for (unsigned how = 0; how < 3 && !bad; how++) {
+		pid_t pid = raw_fork(how);
+
+		if (!pid) {
+			if (check_depth(0))
+				_exit(1);
+			write_depth(1);
+			/* A raw one's raw one, and a raw one's ordinary one. */
+			pid_t next = how ? raw_fork(how) : fork();
+			if (!next) {
+				if (check_depth(1))
+					_exit(2);
+				write_depth(2);
+				_exit(check_depth(2) ? 3 : 0);
+			}
+			bad = next < 0 || check_depth(1) || reap_one(next, "a raw child's child");
+			_exit(bad ? 4 : 0);
+		}
+		bad |= pid < 0 ? 1 : check_depth(0) != 0;
+		bad |= reap_one(pid, "raw fork");
+	}
+	return bad;
+}
+
+/* A raw child that lives on alone, unmoved: what it allocates itself is its own. */
+static int raw_orphan(void)
+{
+	int gone[2];
+	char c;
+	pid_t pid;
+
+	if (pipe(gone))
+		return 1;
+	pid = raw_fork(1);
+	if (pid)
+		return pid < 0;
+	close(gone[1]);
+	if (read(gone[0], &c, 1))
+		_exit(1);
+	if (check_depth(0))
+		_exit(1);
+	write_depth(1);
+	if (check_depth(1))
+		_exit(1);
+	dprintf(1, "heir 1 is right\n");
+	_exit(0);
+}
+
+/* ------------------------------------------------------ children that exec */
+
+static int run_vfork(void)
+{
+	volatile int bad = 0;
+
+	for (volatile unsigned k = 0; k < 20 && !bad; k++) {
+		volatile int wrong = 0;
+		pid_t pid = vfork();
+
+		if (!pid) {
+			/* Our memory is its memory: what it brings back, it brings back for us. */
+			for (size_t i = k; i < PAGES; i += 500)
+				if (*(volatile uint64_t *)(mem + i * V_PAGE) != v_word(i, 1, 0, 0, KIND))
+					wrong = 1;
+			if (k & 1)
+				_exit(0);
+			execl(self, self, "small", (char *)NULL);
+			_exit(127);
+		}
+		bad |= pid < 0 || wrong ? 1 : reap_one(pid, "vfork");
+	}
+	return bad || check_depth(0);
+}
+
+static int run_spawn(void)
+{
+	char *argv[] = {(char *)self, "small", NULL}, *none[] = {NULL};
+	int bad = 0;
+
+	for (unsigned k = 0; k < 10 && !bad; k++) {
+		pid_t pid;
+
+		bad |= posix_spawn(&pid, self, NULL, NULL, argv, k & 1 ? none : environ) ? 1
+											 : reap_one(pid, "posix_spawn");
+		bad |= !bad && posix_spawnp(&pid, self, NULL, NULL, argv, environ) ? 1 : reap_one(pid, "posix_spawnp");
+	}
+	return bad || check_depth(0);
+}
+
+static int run_system(void)
+{
+	char cmd[600], word[16] = "";
+	int bad = 0, rc;
+
+	snprintf(cmd, sizeof(cmd), "%s small", self);
+	for (unsigned k = 0; k < 5 && !bad; k++)
+		bad |= system(cmd) != 0;
+	rc = system("exit 3");
+	if (!WIFEXITED(rc) || WEXITSTATUS(rc) != 3) {
+		fprintf(stderr, "system: status %#x\n", rc);
+		bad = 1;
+	}
+	if (!system(NULL))
+		bad = 1;
+	snprintf(cmd, sizeof(cmd), "%s small && echo fine", self);
+	for (unsigned k = 0; k < 5 && !bad; k++) {
+		FILE *f = popen(cmd, "r");
+
+		bad |= !f || fscanf(f, "%15s", word) != 1 || strcmp(word, "fine") || pclose(f);
+	}
+	FILE *f = popen("read x; test \"$x\" = word", "w");
+	bad |= !f || fputs("word\n", f) < 0 || pclose(f);
+	if (bad)
+		fprintf(stderr, "system or popen went wrong (\"%s\")\n", word);
+	return bad || check_depth(0);
+}
+
+/* What the ones that are started run: a program of its own, small. */
+static int small(void)
+{
+	size_t n = 64;
+	char *p = v_map(n * V_PAGE);
+
+	v_fill_all(p, n, 3, 0, KIND);
+	return v_check_all(p, n, 3, 0, KIND) != 0;
+}
+
+/* ------------------------------------------- processes that share the memory */
+
+static int sharer(void *arg)
+{
+	for (size_t i = 0; i < PAGES; i++) {
+		if (v_check(mem + i * V_PAGE, i, 1, 0, KIND))
+			return 1;
+		v_fill(mem + i * V_PAGE, i, 1, 1, KIND);
+	}
+	return 0;
+}
+
+static int clone_vm(void)
+{
+	char *stack = v_map(V_MIB);
+	pid_t pid = clone(sharer, stack + V_MIB, CLONE_VM | CLONE_FS | SIGCHLD, NULL);
+
+	if (pid < 0 || reap_one(pid, "CLONE_VM"))
+		return 1;
+	return v_check_all(mem, PAGES, 1, 1, KIND) != 0;
+}
+
+static int gone[2];
+
+static int sharer_outlives(void *arg)
+{
+	char c;
+
+	/* A descriptor table of our own: the other end closes with the parent. */
+	close(gone[1]);
+	if (read(gone[0], &c, 1))
+		syscall(SYS_exit_group, 1);
+	for (unsigned round = 0; round < 2; round++) {
+		for (size_t i = 0; i < PAGES; i++) {
+			if (v_check(mem + i * V_PAGE, i, 1, round, KIND))
+				syscall(SYS_exit_group, 1);
+			v_fill(mem + i * V_PAGE, i, 1, round + 1, KIND);
+		}
+	}
+	static const char word[] = "heir 1 is right\n";
+	syscall(SYS_exit_group, syscall(SYS_write, 1, word, sizeof(word) - 1) < 0);
+	return 1;
+}
+
+static int clone_vm_outlives(void)
+{
+	char *stack = v_map(V_MIB);
+
+	if (pipe(gone) || clone(sharer_outlives, stack + V_MIB, CLONE_VM | SIGCHLD, NULL) < 0)
+		return 1;
+	_exit(0);
+}
+
+int main(int argc, char **argv)
+{
+	static const struct {
+		const char *name;
+		int (*run)(void);
+	} tests[] = {
+		{"generations", generations},
+		{"parent-first", parent_first},
+		{"while-evicted", while_evicted},
+		{"threads", from_threads},
+		{"raw", raw},
+		{"raw-orphan", raw_orphan},
+		{"vfork", run_vfork},
+		{"spawn", run_spawn},
+		{"system", run_system},
+		{"clone-vm", clone_vm},
+		{"clone-vm-outlives", clone_vm_outlives},
+	};
+	static char path[512];
+	ssize_t n = readlink("/proc/self/exe", path, sizeof(path) - 1);
+
+	if (argc != 2 || n <= 0)
+		return 2;
+	path[n] = 0;
+	self = path;
+	if (!strcmp(argv[1], "small"))
+		return small();
+	for (unsigned i = 0; i < sizeof(tests) / sizeof(tests[0]); i++) {
+		if (strcmp(argv[1], tests[i].name))
+			continue;
+		mem = v_map(PAGES * V_PAGE);
+		v_fill_all(mem, PAGES, 1, 0, KIND);
+		dprintf(1, "%zu of %zu pages absent\n", v_absent(mem, PAGES), (size_t)PAGES);
+		return tests[i].run();
+	}
+	return 2;
+}
