@@ -1,0 +1,149 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""A program that fits into its budget pays next to nothing for hmm run.
+
+fits.py BUILD [TEST...]
+"""
+import json
+import os
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+from hmmtest import Failed, comm, descendants, main_of, ppid, state  # noqa: E402
+
+SHARE = 100  # a hundredth of a CPU
+LOOK_S = 3
+SHORT = 1000
+
+
+def cpu_ns(pid):
+    """CPU time of all threads of a process, from the scheduler's own account."""
+    total = 0
+    for t in os.listdir(f"/proc/{pid}/task"):
+        try:
+            with open(f"/proc/{pid}/task/{t}/schedstat") as f:
+                total += int(f.read().split()[0])
+        except OSError:
+            pass
+    return total
+
+
+def nothing_done(s):
+    bad = {k: s[k] for k in ("pages_out", "pages_in", "faults", "zero_filled", "registrations") if s[k]}
+    if bad:
+        raise Failed(f"the engine was to do nothing: {bad}")
+
+
+def untouched(h):
+    r = h.run([os.path.join(h.build, "test/run/load/rw"), "rand", "2", "64", "4", "4"], ram="256M")
+    r.expect(min_out=0)
+    if r.stats()["peak_bytes"] < 64 << 20:
+        raise Failed("the program did not even use its memory, or nobody looked")
+    nothing_done(r.stats())
+
+
+def engine_cpu(h):
+    """Not far below the budget, where the engine looks often, the program idle and at work."""
+    fill = ("import sys,time\nb=bytearray(215<<20)\nfor i in range(0,len(b),4096): b[i]=1\nprint('full',flush=True)\n"
+            "sys.stdin.readline()\nprint('busy',flush=True)\n"
+            "import select\nn=0\n"
+            "while not select.select([0],[],[],0)[0]:\n"
+            " for i in range(n%7,len(b),409600): b[i]=i&255\n n+=1\n")
+    r = h.start([sys.executable, "-c", fill], ram="256M", stdin=subprocess.PIPE, out=subprocess.PIPE)
+    for what, said in ("idle", b"full"), ("at work", b"busy"):
+        line = r.child.stdout.readline()
+        if said not in line:
+            r.child.stdin.close()
+            r.wait()
+            raise Failed(f"the program said {line}, not {said}: {r.err()}")
+        sup = r.supervisor()
+        if not sup:
+            raise Failed("no supervisor")
+        wall, cpu = time.monotonic_ns(), cpu_ns(sup)
+        time.sleep(LOOK_S)
+        cpu, wall = cpu_ns(sup) - cpu, time.monotonic_ns() - wall
+        print(f"program {what}: the engine took {100 * cpu / wall:.2f} % of a CPU")
+        r.child.stdin.write(b"\n")
+        r.child.stdin.flush()
+        if cpu * SHARE > wall:
+            raise Failed(f"the engine took {100 * cpu / wall:.2f} % of a CPU, program {what}")
+    r.child.stdin.close()
+    r.wait()
+    r.expect(min_out=0)
+    nothing_done(r.stats())
+
+
+def fds(pid):
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def stat(h, pid):
+    return json.loads(subprocess.run([h.exe, "stat", "--json", str(pid)], capture_output=True, check=True).stdout)
+
+
+def short_processes(h):
+    """A thousand of them leave nothing behind: no space, no descriptor, no agent."""
+    loop = "i=0; while [ $i -lt %d ]; do /bin/true || exit 1; i=$((i+1)); done; echo done; read x"
+    r = h.start(["/bin/sh", "-c", loop % 10 + "; " + loop % SHORT], ram="64M", stdin=subprocess.PIPE,
+                out=subprocess.PIPE)
+    seen = []
+    for n in 10, SHORT:
+        line = r.child.stdout.readline()
+        if b"done" not in line:
+            r.child.stdin.close()
+            r.wait()
+            raise Failed(f"the loop did not get to its end: {r.err()}")
+        sup = r.supervisor()
+        # What is ended is taken down at the engine's own pace.
+        r.until(lambda: len(stat(h, r.pid)["spaces"]) == 1 and len(r.agents()) == 1, "spaces stay behind")
+        seen.append((fds(sup), len(os.listdir(f"/proc/{sup}/task"))))
+        dead = [p for p in descendants() if state(p) == "Z" and ppid(p) not in (r.pid, os.getpid())]
+        if dead:
+            raise Failed(f"zombies: {[(p, comm(p)) for p in dead]}")
+        r.child.stdin.write(b"\n")
+        r.child.stdin.flush()
+    r.child.stdin.close()
+    r.wait()
+    r.expect(min_out=0)
+    if seen[0] != seen[1]:
+        raise Failed(f"descriptors, threads of the supervisor after 10 and after {SHORT} more: {seen}")
+    nothing_done(r.stats())
+
+    took = []
+    for prefix in [], [h.exe, "run", "--ram", "64M", "--"]:
+        t = time.monotonic()
+        subprocess.run(prefix + ["/bin/sh", "-c", loop % SHORT], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        took.append(time.monotonic() - t)
+    print(f"{SHORT} processes: {took[0]:.2f} s without, {took[1]:.2f} s with hmm run, "
+          f"{(took[1] - took[0]) * 1000 / SHORT:.2f} ms more each")
+
+
+def short_processes_of_make(h):
+    """make starts them with a jobserver and posix_spawn or vfork."""
+    with open(os.path.join("/tmp", f"hmmtest-{os.getpid()}.mk"), "w") as f:
+        f.write("all:" + "".join(f" t{i}" for i in range(SHORT)) + "\n")
+        for i in range(SHORT):
+            f.write(f"t{i}:\n\t@/bin/echo {i}\n")
+    took = []
+    try:
+        for prefix in False, True:
+            t = time.monotonic()
+            cmd = ["make", "-s", "-j2", "-f", f.name]
+            if prefix:
+                r = h.run(cmd, ram="64M")
+                r.expect(min_out=0)
+                out = r.out()
+            else:
+                out = subprocess.run(cmd, capture_output=True, text=True, check=True).stdout
+            took.append(time.monotonic() - t)
+            if sorted(int(x) for x in out.split()) != list(range(SHORT)):
+                raise Failed("not every one of the processes was seen to work")
+    finally:
+        os.unlink(f.name)
+    print(f"{SHORT} processes of make -j2: {took[0]:.2f} s without, {took[1]:.2f} s with hmm run, "
+          f"{(took[1] - took[0]) * 1000 / SHORT:.2f} ms more each")
+
+
+main_of(untouched, engine_cpu, short_processes, short_processes_of_make)
