@@ -140,9 +140,25 @@ static uint64_t measure_mm(struct hmm_mm *mm, bool credit)
 	return mm->anon_pages * UMM_PAGE + window;
 }
 
+static void note_away(struct hmm *h, uint64_t away)
+{
+	uint64_t stored = 0;
+
+	if (away <= atomic_load(&h->away_peak))
+		return;
+	for (unsigned i = 0; i < h->chain.n; i++) {
+		struct hmm_device_stats st = {0};
+
+		h->chain.dev[i]->ops->stats(h->chain.dev[i], &st);
+		stored += st.bytes_stored;
+	}
+	atomic_store(&h->away_peak, away);
+	atomic_store(&h->stored_at_peak, stored);
+}
+
 uint64_t hmm_budget_measure(struct hmm *h)
 {
-	uint64_t now = hmm_now_ns(), sum = 0, peak, faults = 0;
+	uint64_t now = hmm_now_ns(), sum = 0, away = 0, peak, faults = 0;
 	bool forked = false, credit;
 
 	pthread_mutex_lock(&h->lock);
@@ -156,8 +172,11 @@ uint64_t hmm_budget_measure(struct hmm *h)
 	 */
 	credit = forked && (now - h->credit_at_ns > CREDIT_EVERY_NS ||
 			    (faults > CREDIT_FAULTS && now - h->credit_at_ns > CREDIT_REST * h->credit_cost_ns));
-	for (struct hmm_mm *mm = h->mms; mm; mm = mm->next)
+	for (struct hmm_mm *mm = h->mms; mm; mm = mm->next) {
 		sum += measure_mm(mm, credit);
+		away += atomic_load(&mm->radix.away);
+	}
+	note_away(h, away);
 	if (credit) {
 		h->credit_at_ns = hmm_now_ns();
 		h->credit_cost_ns = h->credit_at_ns - now;

@@ -231,6 +231,8 @@ struct hmm {
 
 	_Atomic uint64_t estimate; /* bytes that the tree costs, between measurements too */
 	_Atomic uint64_t peak;
+	_Atomic uint64_t away_peak;	   /* pages */
+	_Atomic uint64_t stored_at_peak; /* bytes that devices needed for them then */
 	_Atomic bool armed; /* some space was armed */
 	_Atomic bool full_said;
 	_Atomic bool full;

@@ -8,7 +8,7 @@
 #include "hmm/internal.h"
 
 struct sums {
-	uint64_t away_pages, resident, stored, ram;
+	uint64_t away_pages, resident, ram;
 };
 
 static double seconds(struct hmm *h)
@@ -29,14 +29,16 @@ static void sum_up(struct hmm *h, struct sums *s)
 		struct hmm_device_stats st = {0};
 
 		h->chain.dev[i]->ops->stats(h->chain.dev[i], &st);
-		s->stored += st.bytes_stored;
 		s->ram += st.bytes_ram;
 	}
 }
 
-static double ratio(const struct sums *s)
+/* When most was away: at the end nothing is. */
+static double ratio(struct hmm *h)
 {
-	return s->stored ? (double)s->away_pages * UMM_PAGE / (double)s->stored : 0;
+	uint64_t stored = atomic_load(&h->stored_at_peak);
+
+	return stored ? (double)atomic_load(&h->away_peak) * UMM_PAGE / (double)stored : 0;
 }
 
 static void json_string(FILE *f, const char *s)
@@ -62,12 +64,13 @@ void stats_json(struct hmm *h, FILE *f)
 	fprintf(f,
 		"{\"budget_bytes\": %" PRIu64 ", \"total_bytes\": %" PRIu64 ", \"resident_bytes\": %" PRIu64
 		", \"peak_bytes\": %" PRIu64 ", \"away_pages\": %" PRIu64 ", \"away_bytes\": %" PRIu64
-		", \"store_ram_bytes\": %" PRIu64 ", \"pages_out\": %" PRIu64 ", \"pages_in\": %" PRIu64
+		", \"peak_away_bytes\": %" PRIu64 ", \"store_ram_bytes\": %" PRIu64 ", \"pages_out\": %" PRIu64 ", \"pages_in\": %" PRIu64
 		", \"zero_filled\": %" PRIu64 ", \"faults\": %" PRIu64 ", \"registrations\": %" PRIu64
 		", \"poisoned\": %" PRIu64 ", \"ratio\": %.2f, \"seconds\": %.3f, \"devices\": [",
-		h->opt.budget, total, s.resident, atomic_load(&h->peak), s.away_pages, s.away_pages * UMM_PAGE, s.ram,
+		h->opt.budget, total, s.resident, atomic_load(&h->peak), s.away_pages, s.away_pages * UMM_PAGE,
+		atomic_load(&h->away_peak) * UMM_PAGE, s.ram,
 		atomic_load(&h->pages_out), atomic_load(&h->pages_in), atomic_load(&h->zero_filled),
-		atomic_load(&h->faults), atomic_load(&h->registrations), atomic_load(&h->poisoned), ratio(&s),
+		atomic_load(&h->faults), atomic_load(&h->registrations), atomic_load(&h->poisoned), ratio(h),
 		seconds(h));
 	for (unsigned i = 0; i < h->chain.n; i++) {
 		struct hmm_device_stats st = {0};
@@ -102,12 +105,9 @@ static double mib(uint64_t bytes)
 
 void stats_line(struct hmm *h, char *buf, size_t len)
 {
-	struct sums s;
-
-	sum_up(h, &s);
 	snprintf(buf, len,
-		 "peak %.1f MiB of %.1f MiB, %.1f MiB away, %" PRIu64 " pages out, %" PRIu64 " pages in, %" PRIu64
+		 "peak %.1f MiB of %.1f MiB, at most %.1f MiB away, %" PRIu64 " pages out, %" PRIu64 " pages in, %" PRIu64
 		 " faults, ratio %.2f, %.2f s",
-		 mib(atomic_load(&h->peak)), mib(h->opt.budget), mib(s.away_pages * UMM_PAGE),
-		 atomic_load(&h->pages_out), atomic_load(&h->pages_in), atomic_load(&h->faults), ratio(&s), seconds(h));
+		 mib(atomic_load(&h->peak)), mib(h->opt.budget), mib(atomic_load(&h->away_peak) * UMM_PAGE),
+		 atomic_load(&h->pages_out), atomic_load(&h->pages_in), atomic_load(&h->faults), ratio(h), seconds(h));
 }
