@@ -53,7 +53,7 @@ int hmm_create(const struct hmm_options *opt, struct hmm **hp, char *err, size_t
 	rc = hmm_chain_open(opt->chain, opt->budget, &h->chain, err, errlen);
 	if (rc)
 		goto fail;
-	rc = umm_monitor_create(opt->threads ? opt->threads : (unsigned)sysconf(_SC_NPROCESSORS_ONLN) + 1, &h->monitor);
+	rc = umm_monitor_create(opt->threads ? opt->threads : 2 * (unsigned)sysconf(_SC_NPROCESSORS_ONLN) + 2, &h->monitor);
 	if (rc) {
 		snprintf(err, errlen, "cannot start the threads that serve faults: error %d", -rc);
 		goto fail;

@@ -137,6 +137,8 @@ struct hmm_inside_ops {
 	int (*wait)(void *priv, unsigned b);
 	/** arm: get ready to move; called once, before the first go.  0 or -errno. */
 	int (*arm)(void *priv);
+	/** pins: enter in the pin table what must stay; called before a round of batches.  May be NULL. */
+	void (*pins)(void *priv);
 	/** advise: madvise() from inside, and wait for it.  0 or -errno. */
 	int (*advise)(void *priv, uint64_t start, uint64_t len, int advice);
 };
@@ -218,7 +220,7 @@ struct hmm_options {
 	/** A fault in the engine's own arena (mm->keep_start ..): somebody calls.  0, or -EAGAIN as a fault. */
 	int (*called)(void *priv, struct hmm_mm *mm, uint64_t addr);
 	void *priv;
-	unsigned threads; /* that serve faults; 0: as many as CPUs + 1 */
+	unsigned threads; /* that serve faults; 0: two a CPU, and two */
 };
 
 struct hmm {

@@ -150,9 +150,12 @@ void hmm_out_sync(struct hmm_mm *mm)
 				break; /* runs go in order, and none goes while we hold the lock */
 			/* Moved: the copy to the window follows without any lock. */
 			for (unsigned spin = 0;
-			     atomic_load_explicit(&run->state, memory_order_acquire) != UMM_RUN_FILLED; spin++)
+			     atomic_load_explicit(&run->state, memory_order_acquire) != UMM_RUN_FILLED; spin++) {
+				if (atomic_load(&mm->dead))
+					return; /* the inside died half-way: so does the space */
 				if (spin > 1000)
 					sched_yield();
+			}
 			if (!mm->run_committed[b][r])
 				commit_run(mm, b, r);
 		}

@@ -139,6 +139,8 @@ static uint64_t reclaim_mm(struct hmm_mm *mm, uint64_t pages)
 	unsigned b = 0, barren = 0;
 
 	pthread_mutex_lock(&mm->out_lock);
+	if (mm->inside->pins)
+		mm->inside->pins(mm->inside_priv);
 	while (asked < pages && !atomic_load(&mm->dead) && !atomic_load(&mm->rest)) {
 		bool some = collect(mm, &c);
 		int rc = some ? hmm_out_begin(mm, b, c.v, c.n) : 0;

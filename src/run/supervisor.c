@@ -35,6 +35,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/timerfd.h>
@@ -83,6 +84,7 @@ struct supervisor {
 	struct hmm *h;
 	int epfd, listen_fd, front_fd, tick_fd;
 	struct watch w_listen, w_front, w_tick;
+	int spare_fd;
 	pid_t front;
 	char name[WIRE_NAME_MAX];
 	char token[WIRE_TOKEN + 1];
@@ -138,10 +140,13 @@ static void kill_one(pid_t pid, void *arg)
 
 static void member_kill(struct member *m)
 {
-	if (m->pidfd >= 0)
-		syscall(SYS_pidfd_send_signal, m->pidfd, SIGKILL, NULL, 0);
+	/* Who shares the space is found while somebody is left to compare with: the agent, or the program. */
 	if (m->agent > 0)
 		sharers(m->agent, kill_one, NULL);
+	if (m->pid > 0)
+		sharers(m->pid, kill_one, NULL);
+	if (m->pidfd >= 0)
+		syscall(SYS_pidfd_send_signal, m->pidfd, SIGKILL, NULL, 0);
 	else if (m->mm->space->pid > 0)
 		kill(m->mm->space->pid, SIGKILL);
 }
@@ -234,8 +239,39 @@ static int inside_advise(void *priv, uint64_t start, uint64_t len, int advice)
 	return rc;
 }
 
+/*
+ * Threads that no hook saw being made (a raw clone, a helper of libc's own):
+ * the kernel tells where their robust lists lie, which is in their control
+ * blocks.  The second net; the hook of pthread_create is the first.
+ */
+static void inside_pins(void *priv)
+{
+	struct member *m = priv;
+	struct umm_ctl *ctl = m->ctl_map;
+	char path[64];
+	struct dirent *e;
+
+	snprintf(path, sizeof(path), "/proc/%d/task", (int)m->pid);
+	DIR *d = opendir(path);
+	while (d && (e = readdir(d))) {
+		pid_t tid = (pid_t)atoi(e->d_name);
+		uint64_t head = 0;
+		size_t len;
+
+		if (tid <= 0 || syscall(SYS_get_robust_list, tid, &head, &len) || !head)
+			continue;
+		umm_pin_lock(ctl);
+		/* The block begins some hundred bytes before the list and is smaller than a page. */
+		umm_pin_add(ctl, (head - UMM_PAGE / 4) >> UMM_PAGE_SHIFT);
+		umm_pin_add(ctl, (head + UMM_PAGE - 1) >> UMM_PAGE_SHIFT);
+		umm_pin_unlock(ctl);
+	}
+	if (d)
+		closedir(d);
+}
+
 static const struct hmm_inside_ops inside_ops = {
-	.go = inside_go, .wait = inside_wait, .arm = inside_arm, .advise = inside_advise};
+	.pins = inside_pins, .go = inside_go, .wait = inside_wait, .arm = inside_arm, .advise = inside_advise};
 
 /* ----------------------------------------------------------- calls from hooks */
 
@@ -565,6 +601,39 @@ static int welcome(struct member *m, int uffd)
 	return sendmsg(m->sock, &msg, MSG_NOSIGNAL) < 0 ? -errno : 0;
 }
 
+static void note_pid(pid_t pid, void *arg)
+{
+	*(pid_t *)arg = pid;
+}
+
+/* The program has left the space.  Does another process live in it (CLONE_VM)?  Then the space is that one's now. */
+static bool member_inherit(struct member *m)
+{
+	pid_t heir = 0;
+	int pidfd;
+
+	if (!atomic_load(&m->mm->armed) || m->agent <= 0)
+		return false;
+	while (sharers(m->agent, note_pid, &heir)) {
+		pidfd = (int)syscall(SYS_pidfd_open, heir, 0);
+		/* Opened first, compared then: the pid may have become another's in between. */
+		if (pidfd < 0 || syscall(SYS_kcmp, m->agent, heir, KCMP_VM, 0, 0)) {
+			if (pidfd >= 0)
+				close(pidfd);
+			continue;
+		}
+		if (m->pidfd >= 0) {
+			epoll_ctl(m->sup->epfd, EPOLL_CTL_DEL, m->pidfd, NULL);
+			close(m->pidfd);
+		}
+		m->pidfd = pidfd;
+		m->pid = m->mm->space->pid = heir;
+		watch_add(m->sup, pidfd, &m->w_pidfd);
+		return true;
+	}
+	return false;
+}
+
 static void exec_happened(struct supervisor *s, pid_t pid, struct hmm_mm *except)
 {
 	struct member *old;
@@ -577,11 +646,8 @@ static void exec_happened(struct supervisor *s, pid_t pid, struct hmm_mm *except
 		pthread_mutex_unlock(&s->lock);
 		if (!old)
 			return;
-		if (atomic_load(&old->mm->armed) && old->agent > 0 && sharers(old->agent, NULL, NULL)) {
-			old->pid = -1; /* others live on in there */
-			continue;
-		}
-		member_end(old);
+		if (!member_inherit(old))
+			member_end(old);
 	}
 }
 
@@ -804,6 +870,16 @@ static void guest_speaks(struct supervisor *s, struct guest *g)
 static void on_listen(struct supervisor *s)
 {
 	int sock = accept4(s->listen_fd, NULL, NULL, SOCK_CLOEXEC);
+
+	if (sock < 0 && (errno == EMFILE || errno == ENFILE) && s->spare_fd >= 0) {
+		/* Out of descriptors: whoever knocks is turned away, or its program would wait for ever. */
+		close(s->spare_fd);
+		sock = accept4(s->listen_fd, NULL, NULL, SOCK_CLOEXEC);
+		if (sock >= 0)
+			close(sock);
+		s->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+		return;
+	}
 	struct guest *g = sock >= 0 ? calloc(1, sizeof(*g)) : NULL;
 
 	if (!g) {
@@ -820,13 +896,8 @@ static void on_program_end(struct member *m)
 {
 	if (!pidfd_ended(m->pidfd))
 		return;
-	if (atomic_load(&m->mm->armed) && m->agent > 0 && sharers(m->agent, NULL, NULL)) {
-		/* Others live on in the space; the tick looks when they are gone. */
-		epoll_ctl(m->sup->epfd, EPOLL_CTL_DEL, m->pidfd, NULL);
-		m->pid = -1;
-		return;
-	}
-	member_end(m);
+	if (!member_inherit(m))
+		member_end(m);
 }
 
 static void on_agent(struct member *m)
@@ -1071,17 +1142,24 @@ void supervisor_main(const struct run_options *opt, int front_fd, pid_t front)
 	struct supervisor *s = calloc(1, sizeof(*s));
 	struct run_ready ready = {0};
 	char err[256] = "out of memory";
+	struct rlimit nofile;
 	sigset_t all;
 
 	sigfillset(&all);
 	sigprocmask(SIG_BLOCK, &all, NULL);
 	setsid();
 	prctl(PR_SET_NAME, "hmm-supervisor");
+	/* About ten descriptors a program: as many as we may have. */
+	if (!getrlimit(RLIMIT_NOFILE, &nofile)) {
+		nofile.rlim_cur = nofile.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &nofile);
+	}
 	ready.rc = -ENOMEM;
 	if (s) {
 		s->opt = *opt;
 		s->front_fd = front_fd;
 		s->front = front;
+		s->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
 		ready.rc = start(s, err, sizeof(err));
 		memcpy(ready.name, s->name, sizeof(ready.name));
 		memcpy(ready.token, s->token, sizeof(ready.token));
