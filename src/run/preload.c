@@ -9,7 +9,8 @@
  *		the environment that leads to the supervisor is hidden from the
  *		program, and handed on to what it starts, also when it starts it
  *		with an environment of its own making
- *   fork	the child's agent
+ *   fork, _Fork, clone without CLONE_VM
+ *		the child's agent
  *   pthread_create, thrd_create
  *		the page of a thread's control block is entered in the pin table
  *		before the thread runs (umm/ctl.h)
@@ -24,6 +25,7 @@
 
 #include <dlfcn.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdarg.h>
@@ -247,6 +249,8 @@ static struct {
 	__typeof__(&posix_spawn) posix_spawn;
 	__typeof__(&posix_spawnp) posix_spawnp;
 	__typeof__(&fork) fork;
+	pid_t (*fork_bare)(void);
+	int (*clone)(int (*)(void *), void *, int, void *, ...);
 	int (*system)(const char *);
 	FILE *(*popen)(const char *, const char *);
 } R;
@@ -261,6 +265,8 @@ static void real_init(void)
 	R.posix_spawn = REAL(posix_spawn);
 	R.posix_spawnp = REAL(posix_spawnp);
 	R.fork = REAL(fork);
+	R.fork_bare = dlsym(RTLD_NEXT, "_Fork");
+	R.clone = dlsym(RTLD_NEXT, "clone");
 	R.system = REAL(system);
 	R.popen = REAL(popen);
 	R.execve = REAL(execve);
@@ -452,31 +458,77 @@ static void agent_up(uint32_t parent)
 	errno = err;
 }
 
+/* In the new process: what was the parent's is still there, shared; ours comes with our agent. */
+static void after_fork(void)
+{
+	agent_up(P.agent.arena.ctl->space_id);
+	/* Without an agent we are served all the same, and never moved from; what we start still belongs to the tree. */
+	P.on = true;
+}
+
+/* Where the kernel tells nobody of forks, nothing may be away while one happens. */
+static bool before_fork(void)
+{
+	return P.on && atomic_load(&P.agent.arena.ctl->no_fork_events) && !preload_call(UMM_CALL_FORK_BEGIN, 0, 0, 0);
+}
+
+static void after_fork_in_parent(bool restored)
+{
+	int err = errno;
+
+	if (restored)
+		preload_call(UMM_CALL_FORK_END, 0, 0, 0);
+	errno = err;
+}
+
+static pid_t fork_with(pid_t (*real)(void))
+{
+	bool restored = before_fork();
+	pid_t pid = real();
+
+	if (pid)
+		after_fork_in_parent(restored);
+	else if (P.on)
+		after_fork();
+	return pid;
+}
+
 API pid_t fork(void)
 {
-	pid_t pid;
-
-	bool restored = false;
-
 	real_init();
-	/* Where the kernel tells nobody of forks, nothing may be away while one happens. */
-	if (P.on && atomic_load(&P.agent.arena.ctl->no_fork_events))
-		restored = preload_call(UMM_CALL_FORK_BEGIN, 0, 0, 0) == 0;
-	pid = R.fork();
-	if (pid && restored) {
-		int err = errno;
+	return fork_with(R.fork);
+}
 
-		preload_call(UMM_CALL_FORK_END, 0, 0, 0);
-		errno = err;
-	}
-	if (!pid && P.on) {
-		/* Still the parent's, shared: ours comes with our agent. */
-		uint32_t parent = P.agent.arena.ctl->space_id;
+API pid_t _Fork(void)
+{
+	real_init();
+	return fork_with(R.fork_bare);
+}
 
-		agent_up(parent);
-		/* Without an agent we are served all the same, and never moved from; what we start still belongs to the tree. */
-		P.on = true;
-	}
+static int start_clone(void *p)
+{
+	struct start_c11 s = *(struct start_c11 *)p;
+
+	after_fork();
+	return s.fn(s.arg);
+}
+
+API int clone(int (*fn)(void *), void *stack, int flags, void *arg, ...)
+{
+	struct start_c11 s = {fn, arg}; /* the child has a copy of this stack, if not the stack it runs on */
+	va_list ap;
+	bool restored;
+	int pid;
+
+	va_start(ap, arg);
+	void *parent_tid = va_arg(ap, void *), *tls = va_arg(ap, void *), *child_tid = va_arg(ap, void *);
+	va_end(ap);
+	real_init();
+	if (!P.on || (flags & CLONE_VM) || !fn)
+		return R.clone(fn, stack, flags, arg, parent_tid, tls, child_tid);
+	restored = before_fork();
+	pid = R.clone(start_clone, stack, flags, &s, parent_tid, tls, child_tid);
+	after_fork_in_parent(restored);
 	return pid;
 }
 

@@ -110,6 +110,34 @@ static bool pidfd_ended(int pidfd)
 	return pidfd >= 0 && poll(&p, 1, 0) == 1;
 }
 
+/*
+ * A process lives in the agent's address space if any thread of it does: the
+ * first one may have ended (pthread_exit in main), and has no memory any more.
+ */
+static bool lives_in(pid_t agent, pid_t pid)
+{
+	char path[64];
+	struct stat st;
+	struct dirent *e;
+	bool found = false;
+	DIR *d;
+
+	if (!syscall(SYS_kcmp, agent, pid, KCMP_VM, 0, 0))
+		return true;
+	snprintf(path, sizeof(path), "/proc/%d/task", (int)pid);
+	if (stat(path, &st) || st.st_nlink <= 3) /* a thread is a directory: ".", "..", and one */
+		return false;
+	d = opendir(path);
+	while (d && !found && (e = readdir(d))) {
+		pid_t tid = (pid_t)atoi(e->d_name);
+
+		found = tid > 0 && tid != pid && !syscall(SYS_kcmp, agent, tid, KCMP_VM, 0, 0);
+	}
+	if (d)
+		closedir(d);
+	return found;
+}
+
 /* Every process that lives in the agent's address space, but the agent: @each; returns how many. */
 static unsigned sharers(pid_t agent, void (*each)(pid_t pid, void *arg), void *arg)
 {
@@ -122,7 +150,7 @@ static unsigned sharers(pid_t agent, void (*each)(pid_t pid, void *arg), void *a
 
 		if (pid <= 0 || pid == agent || pid == getpid())
 			continue;
-		if (syscall(SYS_kcmp, agent, pid, KCMP_VM, 0, 0))
+		if (!lives_in(agent, pid))
 			continue;
 		n++;
 		if (each)
@@ -617,7 +645,7 @@ static bool member_inherit(struct member *m)
 	while (sharers(m->agent, note_pid, &heir)) {
 		pidfd = (int)syscall(SYS_pidfd_open, heir, 0);
 		/* Opened first, compared then: the pid may have become another's in between. */
-		if (pidfd < 0 || syscall(SYS_kcmp, m->agent, heir, KCMP_VM, 0, 0)) {
+		if (pidfd < 0 || !lives_in(m->agent, heir)) {
 			if (pidfd >= 0)
 				close(pidfd);
 			continue;
@@ -1025,7 +1053,8 @@ static void on_tick(struct supervisor *s)
 	pthread_mutex_lock(&s->lock);
 	for (struct member *m = s->members; m && n < 64; m = m->next)
 		if (m->pid <= 0 || m->sock < 0 ||
-		    (m->agent > 0 && m->pid > 0 && syscall(SYS_kcmp, m->agent, m->pid, KCMP_VM, 0, 0) > 0))
+		    (m->agent > 0 && m->pid > 0 && syscall(SYS_kcmp, m->agent, m->pid, KCMP_VM, 0, 0) > 0 &&
+		     !lives_in(m->agent, m->pid)))
 			list[n++] = m;
 	pthread_mutex_unlock(&s->lock);
 	for (unsigned i = 0; i < n; i++) {
