@@ -1,0 +1,351 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What a process may do to itself, done while most of its memory is cold: give
+ * up descriptors, privileges, threads, system calls, namespaces.  Its memory is
+ * checked before and after, and that of a child made afterwards, too.
+ */
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#include "../victim.h"
+
+#define PAGES (100 * V_MIB / V_PAGE)
+#define KIND V_QUARTER
+
+static char *mem;
+
+/* Everything is as generation @gen says; then it is @gen + 1. */
+static int turn(uint64_t gen)
+{
+	if (v_check_all(mem, PAGES, 1, gen, KIND))
+		return 1;
+	v_fill_all(mem, PAGES, 1, gen + 1, KIND);
+	return 0;
+}
+
+/* A child that reads all and writes a part, and after it the parent. */
+static int with_child(uint64_t gen)
+{
+	int status;
+	pid_t pid = fork();
+
+	if (!pid) {
+		if (v_check_all(mem, PAGES, 1, gen, KIND))
+			_exit(1);
+		v_fill_all(mem, PAGES / 2, 1, gen + 7, KIND);
+		_exit(v_check_all(mem, PAGES / 2, 1, gen + 7, KIND) ? 2 : 0);
+	}
+	if (pid < 0 || waitpid(pid, &status, 0) != pid || status) {
+		fprintf(stderr, "child %d: status %#x, %s\n", (int)pid, pid < 0 ? 0 : status,
+			pid < 0 ? strerror(errno) : "");
+		return 1;
+	}
+	return v_check_all(mem, PAGES, 1, gen, KIND) != 0;
+}
+
+static int after(void)
+{
+	return turn(0) || with_child(1) || turn(1) || v_check_all(mem, PAGES, 1, 2, KIND);
+}
+
+static int failed(const char *what)
+{
+	fprintf(stderr, "%s: %s\n", what, strerror(errno));
+	return 1;
+}
+
+/* ---------------------------------------------------------------- threads */
+
+#define WAVE 16u
+#define STACK (64ul << 10)
+
+static __thread uint64_t mine[64];
+
+static void *short_life(void *arg)
+{
+	size_t n = (uintptr_t)arg;
+
+	for (unsigned i = 0; i < 64; i++)
+		mine[i] = v_mix(n + i);
+	for (size_t i = n % 61; i < PAGES; i += 4001)
+		if (v_check(mem + i * V_PAGE, i, 1, 0, KIND))
+			return (void *)1;
+	for (unsigned i = 0; i < 64; i++)
+		if (mine[i] != v_mix(n + i))
+			return (void *)2;
+	return NULL;
+}
+
+static int threads(void)
+{
+	char *stacks = v_map(WAVE * STACK);
+	size_t many = getenv("HMM_TEST_LONG") ? 20000 : 3000;
+
+	for (size_t n = 0; n < many; n += WAVE) {
+		pthread_t t[WAVE];
+		void *ret;
+
+		for (unsigned i = 0; i < WAVE; i++) {
+			pthread_attr_t attr;
+
+			pthread_attr_init(&attr);
+			if (i & 1) /* a stack of our own, which was cold since the wave before, control block and all */
+				pthread_attr_setstack(&attr, stacks + i * STACK, STACK);
+			errno = pthread_create(&t[i], &attr, short_life, (void *)(uintptr_t)(n + i));
+			if (errno)
+				return failed("pthread_create");
+			pthread_attr_destroy(&attr);
+		}
+		for (unsigned i = 0; i < WAVE; i++) {
+			if (pthread_join(t[i], &ret) || ret) {
+				fprintf(stderr, "thread %zu: %p\n", n + i, ret);
+				return 1;
+			}
+		}
+		/* Push the caches of libc and the stacks out between the waves. */
+		if (n % (16 * WAVE) == 0)
+			for (size_t i = 0; i < PAGES; i++)
+				*(volatile char *)(mem + i * V_PAGE);
+	}
+	return v_check_all(mem, PAGES, 1, 0, KIND) != 0;
+}
+
+/* Threads that sleep in the kernel, their stacks cold, while all else turns; then all end. */
+static pthread_barrier_t barrier;
+
+static void *sleeper(void *arg)
+{
+	char page[V_PAGE];
+
+	v_fill(page, (uintptr_t)arg, 5, 0, KIND);
+	pthread_barrier_wait(&barrier);
+	pthread_barrier_wait(&barrier);
+	return (void *)(intptr_t)v_check(page, (uintptr_t)arg, 5, 0, KIND);
+}
+
+static int sleepers(void)
+{
+	enum { N = 200 };
+	static pthread_t t[N];
+	int bad = 0;
+
+	pthread_barrier_init(&barrier, NULL, N + 1);
+	for (uintptr_t i = 0; i < N; i++) {
+		errno = pthread_create(&t[i], NULL, sleeper, (void *)i);
+		if (errno)
+			return failed("pthread_create");
+	}
+	pthread_barrier_wait(&barrier);
+	bad = turn(0) || turn(1);
+	pthread_barrier_wait(&barrier);
+	for (unsigned i = 0; i < N; i++) {
+		void *ret;
+
+		bad |= pthread_join(t[i], &ret) || ret;
+	}
+	return bad;
+}
+
+static void *goes_on(void *arg)
+{
+	pthread_join(*(pthread_t *)arg, NULL); /* main has ended */
+	exit(after());
+}
+
+static int main_thread_exits(void)
+{
+	static pthread_t self;
+	pthread_t t;
+
+	self = pthread_self();
+	errno = pthread_create(&t, NULL, goes_on, &self);
+	if (errno)
+		return failed("pthread_create");
+	pthread_exit(NULL);
+}
+
+/* ------------------------------------------------------------- descriptors */
+
+static int close_all(void)
+{
+	if (syscall(SYS_close_range, 3, ~0u, 0))
+		return failed("close_range");
+	for (int fd = 3; fd < 5000; fd++)
+		close(fd);
+	return after();
+}
+
+/* LIFE_DIR: where "go" appears when the driver wants the daemon to work, and "done" is written. */
+static int daemonize(void)
+{
+	const char *dir = getenv("LIFE_DIR");
+	char go[300], done[300];
+	pid_t pid;
+
+	if (!dir)
+		return 2;
+	snprintf(go, sizeof(go), "%s/go", dir);
+	snprintf(done, sizeof(done), "%s/done", dir);
+	pid = fork();
+	if (pid)
+		return pid < 0;
+	if (setsid() < 0)
+		_exit(1);
+	pid = fork();
+	if (pid)
+		_exit(pid < 0);
+	if (chdir("/") || syscall(SYS_close_range, 0, ~0u, 0))
+		_exit(1);
+	int null = open("/dev/null", O_RDWR);
+	dup(null);
+	dup(null);
+	while (access(go, F_OK))
+		usleep(10000);
+	int bad = after();
+	int fd = open(done, O_WRONLY | O_CREAT | O_EXCL, 0666);
+	dprintf(fd, bad ? "wrong\n" : "right\n");
+	close(fd);
+	_exit(0);
+}
+
+/* -------------------------------------------------------------- privileges */
+
+static int drop_user(void)
+{
+	if (getuid()) {
+		puts("wants to be started as root");
+		return V_SKIP;
+	}
+	if (setresgid(65534, 65534, 65534) || setresuid(65534, 65534, 65534))
+		return failed("setresuid");
+	return after();
+}
+
+static int undumpable(void)
+{
+	if (prctl(PR_SET_DUMPABLE, 0) || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+		return failed("prctl");
+	return after();
+}
+
+#define LOAD_NR BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr))
+#define DENY(name) \
+	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_##name, 0, 1), BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM)
+#define KILL(name) \
+	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_##name, 0, 1), BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS)
+#define ALLOW BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)
+
+static int filter(struct sock_filter *f, size_t n)
+{
+	struct sock_fprog prog = {.len = (unsigned short)n, .filter = f};
+
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+		return failed("no_new_privs");
+	if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &prog))
+		return failed("seccomp");
+	return 0;
+}
+
+static void *bystander(void *arg)
+{
+	pthread_barrier_wait(&barrier);
+	pthread_barrier_wait(&barrier);
+	return (void *)(intptr_t)v_check_all(mem, PAGES, 1, 2, KIND);
+}
+
+/* In effect for all threads at once; sockets are refused, then what a pager would use is deadly. */
+static int seccomp_tsync(void)
+{
+	struct sock_filter refuse[] = {LOAD_NR,           DENY(socket), DENY(connect), DENY(sendmsg),    DENY(recvmsg),
+				       DENY(userfaultfd), DENY(openat), DENY(open),    DENY(pidfd_open), ALLOW};
+	struct sock_filter kill[] = {LOAD_NR,      KILL(userfaultfd), KILL(ptrace),          KILL(process_vm_readv),
+				     KILL(socket), KILL(ioctl),       KILL(process_madvise), ALLOW};
+	pthread_t t;
+	void *ret;
+
+	pthread_barrier_init(&barrier, NULL, 2);
+	errno = pthread_create(&t, NULL, bystander, NULL);
+	if (errno)
+		return failed("pthread_create");
+	pthread_barrier_wait(&barrier);
+	if (filter(refuse, sizeof(refuse) / sizeof(refuse[0])) || after() || v_check_all(mem, PAGES, 1, 2, KIND))
+		return 1;
+	if (filter(kill, sizeof(kill) / sizeof(kill[0])) || with_child(2))
+		return 1;
+	pthread_barrier_wait(&barrier);
+	return pthread_join(t, &ret) || ret;
+}
+
+static int unshare_all(void)
+{
+	/* Refused by the kernel while the process has a second thread: there is none of ours in it. */
+	if (unshare(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWNET)) {
+		if (errno == EPERM || errno == ENOSPC) {
+			printf("unshare: %s\n", strerror(errno));
+			return V_SKIP;
+		}
+		return failed("unshare");
+	}
+	return after();
+}
+
+static int new_root(void)
+{
+	char dir[] = "/tmp/life-root-XXXXXX";
+
+	if (getuid()) {
+		puts("wants to be started as root");
+		return V_SKIP;
+	}
+	int back = open("/", O_PATH | O_CLOEXEC);
+	if (!mkdtemp(dir) || chroot(dir) || chdir("/"))
+		return failed("chroot");
+	int bad = after();
+	/* Out again, to leave nothing behind. */
+	if (fchdir(back) || chroot(".") || rmdir(dir))
+		return failed("leaving the new root");
+	return bad;
+}
+
+static int limits(void)
+{
+	struct rlimit none = {3, 3}, zero = {0, 0};
+
+	if (setrlimit(RLIMIT_NOFILE, &none) || setrlimit(RLIMIT_MEMLOCK, &zero) || setrlimit(RLIMIT_CORE, &zero) ||
+	    setrlimit(RLIMIT_FSIZE, &zero))
+		return failed("setrlimit");
+	return after();
+}
+
+int main(int argc, char **argv)
+{
+	static const struct {
+		const char *name;
+		int (*run)(void);
+	} tests[] = {
+		{"threads", threads},       {"sleepers", sleepers},     {"main-thread-exits", main_thread_exits},
+		{"close-all", close_all},   {"daemonize", daemonize},   {"drop-user", drop_user},
+		{"undumpable", undumpable}, {"seccomp", seccomp_tsync}, {"unshare", unshare_all},
+		{"chroot", new_root},       {"limits", limits},
+	};
+
+	for (unsigned i = 0; i < sizeof(tests) / sizeof(tests[0]) && argc == 2; i++) {
+		if (strcmp(argv[1], tests[i].name))
+			continue;
+		mem = v_map(PAGES * V_PAGE);
+		v_fill_all(mem, PAGES, 1, 0, KIND);
+		fprintf(stderr, "%zu of %zu pages absent\n", v_absent(mem, PAGES), (size_t)PAGES);
+		return tests[i].run();
+	}
+	return 2;
+}
