@@ -26,6 +26,8 @@
 extern "C" {
 #endif
 
+#pragma GCC visibility push(default)
+
 struct hmm_device;
 
 /** A page in device memory: 48 bits, chosen by the device. */
@@ -135,6 +137,8 @@ int hmm_chain_next(const char **chain, char *spec, size_t len);
 
 /** hmm_device_close() - end a device; NULL is fine. */
 void hmm_device_close(struct hmm_device *dev);
+
+#pragma GCC visibility pop
 
 #ifdef __cplusplus
 }

@@ -36,6 +36,8 @@
 extern "C" {
 #endif
 
+#pragma GCC visibility push(default)
+
 /* ------------------------------------------------------------------ spaces */
 
 /** An address space: that of the caller, or of another process. */
@@ -269,6 +271,8 @@ int umm_range_snapshot(struct umm_range *range);
  * On error the requests stand in entries again, as they came.
  */
 int umm_range_fault(struct umm_range *range);
+
+#pragma GCC visibility pop
 
 #ifdef __cplusplus
 }

@@ -71,8 +71,7 @@ static int unknown(const char *spec, char *err, size_t errlen)
 			known);
 }
 
-__attribute__((visibility("default"))) int hmm_device_open(const char *spec, struct hmm_device **devp, char *err,
-							   size_t errlen)
+int hmm_device_open(const char *spec, struct hmm_device **devp, char *err, size_t errlen)
 {
 	const struct hmm_driver *driver;
 	struct hmm_device *dev;
@@ -98,7 +97,7 @@ __attribute__((visibility("default"))) int hmm_device_open(const char *spec, str
 	return 0;
 }
 
-__attribute__((visibility("default"))) void hmm_device_close(struct hmm_device *dev)
+void hmm_device_close(struct hmm_device *dev)
 {
 	if (dev)
 		dev->ops->close(dev);

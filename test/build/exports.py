@@ -1,0 +1,68 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""What a binary shows to others, and what it asks of them.
+
+exports.py api LIBRARY HEADER...   the library exports just the functions that the headers declare
+exports.py hooks LIBRARY           the preload library exports just hooks of libc's functions
+exports.py alone ARCHIVE           nothing in the archive is left undefined: it needs no libc
+"""
+
+import re
+import subprocess
+import sys
+
+# What the preload library stands in for.
+HOOKS = {
+    "clone", "execl", "execle", "execlp", "execv", "execve", "execveat", "execvp", "execvpe", "fexecve", "fork",
+    "_Fork", "ioctl", "madvise", "mremap", "popen", "posix_spawn", "posix_spawnp", "pthread_create", "system",
+    "thrd_create",
+}
+
+
+def nm(*args):
+    out = subprocess.run(["nm", *args], check=True, capture_output=True, text=True).stdout
+    return [line.split() for line in out.splitlines() if line.strip()]
+
+
+def exported(path):
+    return {f[-1].split("@")[0] for f in nm("-D", "--defined-only", path) if len(f) == 3 and f[1] in "TWBDRV"}
+
+
+def declared(headers):
+    names = set()
+    for path in headers:
+        text = open(path, encoding="utf-8").read()
+        text = re.sub(r"/\*.*?\*/", "", text, flags=re.S)
+        text = re.sub(r"\{[^{}]*\}", "", text)  # members of structures are not functions
+        names.update(re.findall(r"\b((?:umm|hmm)_\w+)\s*\(", text))
+    return names
+
+
+def difference(what, have, want):
+    for name in sorted(have - want):
+        print(f"{what}: {name} is exported and should not be")
+    for name in sorted(want - have):
+        print(f"{what}: {name} is not exported and should be")
+    return have != want
+
+
+def main(argv):
+    mode, path, rest = argv[1], argv[2], argv[3:]
+    if mode == "api":
+        want = declared(rest)
+        if not want:
+            print("no declarations found")
+            return 1
+        return difference(path, exported(path), want)
+    if mode == "hooks":
+        return difference(path, exported(path), HOOKS)
+    symbols = nm(path)
+    defined = {f[-1] for f in symbols if len(f) == 3 and f[1] in "TtBbDdRr"}
+    undefined = {f[-1] for f in symbols if len(f) == 2 and f[0] == "U"}
+    for name in sorted(undefined - defined):
+        print(f"{path}: needs {name}")
+    return bool(undefined - defined) or not defined
+
+
+if __name__ == "__main__":
+    sys.exit(int(main(sys.argv)))
