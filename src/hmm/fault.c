@@ -25,6 +25,8 @@
 
 #include "hmm/internal.h"
 
+#define RESTORE_TRIES 1000u /* of memory that is not to be had */
+
 static const char zeros[HMM_PLACE_MAX * UMM_PAGE] __attribute__((aligned(4096)));
 
 /* How many pages to bring in from @page on: more while the faults walk forward. */
@@ -100,7 +102,18 @@ static int place_failed(struct hmm_mm *mm, uint64_t addr, int rc)
 		sched_yield();
 	/* EEXIST: somebody was faster.  ENOENT: no mapping any more.  Either way they look again. */
 	wake(mm, addr, UMM_PAGE);
-	return 0;
+	return rc == -ENOMEM ? rc : 0;
+}
+
+/* Places what of @n pages lies in the first one's mapping: what was one when it went may be several now. */
+static int place(struct hmm_mm *mm, uint64_t addr, const char *src, unsigned n, uint64_t *bytes)
+{
+	int rc;
+
+	do {
+		rc = umm_uffd_copy(mm->space->uffd, addr, src, n * UMM_PAGE, bytes);
+	} while (rc == -ENOENT && !*bytes && (n /= 2));
+	return rc;
 }
 
 static int fill_zero(struct hmm_mm *mm, uint64_t addr, unsigned n, bool write, uint64_t *placed)
@@ -111,7 +124,7 @@ static int fill_zero(struct hmm_mm *mm, uint64_t addr, unsigned n, bool write, u
 	if (!write)
 		rc = umm_uffd_zeropage(mm->space->uffd, addr, UMM_PAGE, &bytes);
 	else
-		rc = umm_uffd_copy(mm->space->uffd, addr, zeros, n * UMM_PAGE, &bytes);
+		rc = place(mm, addr, zeros, n, &bytes);
 	*placed = bytes / UMM_PAGE;
 	if (bytes) {
 		atomic_fetch_add(&mm->zero_filled, *placed);
@@ -175,7 +188,7 @@ static void run_take(struct hmm_mm *mm, struct hmm_leaf *leaf, unsigned i, unsig
 /*
  * Bring back what is away at @addr and up to @max pages from there.
  * Returns pages placed, 0 when nothing was away or who waits was woken,
- * -EAGAIN, -ESRCH.  @system: the page was found to be SYSTEM.
+ * -EAGAIN, -ESRCH, -ENOMEM.  @system: the page was found to be SYSTEM.
  */
 static int bring_back(struct hmm_mm *mm, uint64_t addr, unsigned max, bool touched, bool *system)
 {
@@ -256,7 +269,7 @@ device:;
 	} else if (same) {
 		unsigned n = good < same ? good : same;
 
-		rc = umm_uffd_copy(mm->space->uffd, addr, buf, n * UMM_PAGE, &bytes);
+		rc = place(mm, addr, buf, n, &bytes);
 		n = (unsigned)(bytes / UMM_PAGE);
 		for (unsigned k = 0; k < n; k++)
 			hmm_entry_set(mm, leaf, i + k, entry_back(mm, r.e[k], touched && !k));
@@ -352,6 +365,7 @@ int hmm_fault(void *priv, const struct umm_fault *f)
 int hmm_restore(struct hmm_mm *mm, uint64_t start, uint64_t end)
 {
 	struct hmm_leaf *leaf;
+	unsigned starved = 0;
 
 	for (uint64_t at = start; (leaf = hmm_leaf_next(mm, at, end)) && !atomic_load(&mm->dead);) {
 		uint64_t a = leaf->base > start ? leaf->base : start;
@@ -375,8 +389,10 @@ int hmm_restore(struct hmm_mm *mm, uint64_t start, uint64_t end)
 				sched_yield();
 				continue;
 			}
-			if (rc == -ESRCH)
-				return rc;
+			if (rc == -ENOMEM && ++starved < RESTORE_TRIES)
+				continue;
+			if (rc < 0)
+				return rc; /* who asked must not go on as if all were back */
 			a += rc > 0 ? (uint64_t)rc * UMM_PAGE : UMM_PAGE;
 		}
 	}

@@ -297,7 +297,7 @@ unsigned hmm_chain_in(struct hmm *h, unsigned from, const void *const src[], hmm
 
 /* fault.c */
 int hmm_fault(void *priv, const struct umm_fault *f);
-/** Bring back what is away in [start, end).  0, -EINTR when stopped. */
+/** Bring back what is away in [start, end).  0, -ESRCH, or -ENOMEM: then something is still away. */
 int hmm_restore(struct hmm_mm *mm, uint64_t start, uint64_t end);
 
 /* migrate.c */

@@ -77,35 +77,6 @@ static void take_victim(struct hmm_mm *mm, unsigned b, const struct hmm_victim *
 	pthread_mutex_unlock(&leaf->lock);
 }
 
-int hmm_out_begin(struct hmm_mm *mm, unsigned b, const struct hmm_victim *v, unsigned n)
-{
-	struct umm_batch *batch = &mm->space->ctl->batch[b];
-	struct umm_change c;
-	unsigned slot = 0;
-	int rc;
-
-	for (unsigned i = 0; i < n; i++) {
-		change_of(&c, mm, v[i].addr, v[i].npages * UMM_PAGE);
-		umm_invalidate_begin(mm->space, &c);
-	}
-	umm_evlock_shared(&mm->space->ctl->evlock);
-	batch->nr = 0;
-	batch->flags = mm->forked ? UMM_BATCH_UNSHARE : 0;
-	batch->epoch = atomic_load(&mm->space->ctl->epoch);
-	atomic_store(&batch->done, 0);
-	for (unsigned i = 0; i < n; i++)
-		take_victim(mm, b, &v[i], &slot);
-	mm->batch_pages[b] = slot;
-	mm->batch_live[b] = true;
-	umm_evlock_unshared(&mm->space->ctl->evlock);
-	rc = slot ? mm->inside->go(mm->inside_priv, b) : 0;
-	for (unsigned i = 0; i < n; i++) {
-		change_of(&c, mm, v[i].addr, v[i].npages * UMM_PAGE);
-		umm_invalidate_end(mm->space, &c);
-	}
-	return rc;
-}
-
 /* What the inside did to run @r shows in the records.  Event lock held, shared or exclusively. */
 static unsigned commit_run(struct hmm_mm *mm, unsigned b, unsigned r)
 {
@@ -136,6 +107,44 @@ static unsigned commit_run(struct hmm_mm *mm, unsigned b, unsigned r)
 			slot->addr = 0;
 	}
 	return parked;
+}
+
+int hmm_out_begin(struct hmm_mm *mm, unsigned b, const struct hmm_victim *v, unsigned n)
+{
+	struct umm_batch *batch = &mm->space->ctl->batch[b];
+	struct umm_change c;
+	unsigned slot = 0;
+	int rc;
+
+	for (unsigned i = 0; i < n; i++) {
+		change_of(&c, mm, v[i].addr, v[i].npages * UMM_PAGE);
+		umm_invalidate_begin(mm->space, &c);
+	}
+	umm_evlock_shared(&mm->space->ctl->evlock);
+	batch->nr = 0;
+	batch->flags = mm->forked ? UMM_BATCH_UNSHARE : 0;
+	batch->epoch = atomic_load(&mm->space->ctl->epoch);
+	atomic_store(&batch->done, 0);
+	for (unsigned i = 0; i < n; i++)
+		take_victim(mm, b, &v[i], &slot);
+	mm->batch_pages[b] = slot;
+	mm->batch_live[b] = true;
+	umm_evlock_unshared(&mm->space->ctl->evlock);
+	rc = slot ? mm->inside->go(mm->inside_priv, b) : 0;
+	if (rc) {
+		/* Nobody went: none of the runs has a page in its mask. */
+		umm_evlock_shared(&mm->space->ctl->evlock);
+		for (unsigned r = 0; r < batch->nr; r++)
+			commit_run(mm, b, r);
+		mm->batch_live[b] = false;
+		mm->batch_pages[b] = 0;
+		umm_evlock_unshared(&mm->space->ctl->evlock);
+	}
+	for (unsigned i = 0; i < n; i++) {
+		change_of(&c, mm, v[i].addr, v[i].npages * UMM_PAGE);
+		umm_invalidate_end(mm->space, &c);
+	}
+	return rc;
 }
 
 void hmm_out_sync(struct hmm_mm *mm)

@@ -1,0 +1,603 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Moving pages out and back with the engine in the same process, through every
+ * kind of device, and what happens when one fails.
+ */
+#include "world.h"
+
+#define N 96u
+
+static struct world *begin(const char *chain, unsigned fakes)
+{
+	const char *why;
+	struct world *w = world_create(chain, fakes, &why);
+
+	assert_non_null(w);
+	return w;
+}
+
+static void there_and_back(const char *chain)
+{
+	struct world *w = begin(chain, 0);
+	char *p = managed(w, N, 1);
+
+	/* Some that compress to nothing among those that do not compress at all. */
+	for (unsigned i = 0; i < N; i += 7)
+		memset(p + i * UMM_PAGE, i % 2 ? 0x5a : 0, UMM_PAGE);
+	for (unsigned round = 0; round < 3; round++) {
+		int went = out(w, p, N);
+
+		assert_true(went > 0);
+		assert_int_equal(count_present(w, p, N), N - (unsigned)went);
+		for (unsigned i = 0; i < N; i++)
+			assert_int_equal(state_of(w, p + i * UMM_PAGE) == HMM_SYSTEM, present(w, p + i * UMM_PAGE));
+		for (unsigned k = 0; k < N; k++) {
+			unsigned i = round == 1 ? N - 1 - k : k;
+			char *page = p + i * UMM_PAGE;
+
+			if (i % 7) {
+				assert_true(page_is(page, 1, i));
+			} else {
+				assert_int_equal(page[0], i % 2 ? 0x5a : 0);
+				assert_memory_equal(page, page + 1, UMM_PAGE - 1);
+			}
+			assert_int_equal(state_of(w, page), HMM_SYSTEM);
+		}
+		assert_int_equal(count_present(w, p, N), N);
+	}
+	assert_int_equal(atomic_load(&w->mm->radix.away), 0);
+	assert_int_equal(atomic_load(&w->said), 0);
+	world_destroy(w);
+}
+
+static void by_lz4(void **state)
+{
+	there_and_back("lz4");
+}
+
+static void by_lz4_raw(void **state)
+{
+	there_and_back("lz4:64M,raw");
+}
+
+static void by_file(void **state)
+{
+	char dir[] = "/tmp/hmm-linked-XXXXXX", chain[64];
+
+	assert_non_null(mkdtemp(dir));
+	snprintf(chain, sizeof(chain), "file:%s", dir);
+	there_and_back(chain);
+	assert_int_equal(rmdir(dir), 0); /* it leaves nothing behind */
+}
+
+static void by_a_chain(void **state)
+{
+	there_and_back("lz4:256K,file:/tmp");
+}
+
+static void by_faulty_that_does_not_fail_yet(void **state)
+{
+	there_and_back("faulty:in=1000000,out=1000000:lz4:64M,raw");
+}
+
+/* ------------------------------------------------------------ devices that fail */
+
+static void error_in_copy_in_brings_pages_back(void **state)
+{
+	struct world *w = begin("lz4", 1);
+	char *p = managed(w, N, 1);
+
+	w->fake[0]->fail_in = -EIO;
+	assert_int_equal(out(w, p, N), 0);
+	assert_true(w->fake[0]->in_calls > 0);
+	assert_int_equal(count_present(w, p, N), N);
+	assert_int_equal(atomic_load(&w->h->out_failed), N);
+	all_are(p, N, 1);
+	assert_int_equal(atomic_load(&w->mm->radix.away), 0);
+	/* And nothing is the worse for it. */
+	w->fake[0]->fail_in = 0;
+	assert_int_equal(out(w, p, N), N);
+	assert_int_equal(count_present(w, p, N), 0);
+	all_are(p, N, 1);
+	world_destroy(w);
+}
+
+static void faulty_in_is_undone(void **state)
+{
+	struct world *w = begin("faulty:in=1:lz4:64M,raw", 0);
+	char *p = managed(w, N, 1);
+
+	assert_int_equal(out(w, p, N), 0);
+	assert_int_equal(count_present(w, p, N), N);
+	all_are(p, N, 1);
+	world_destroy(w);
+}
+
+static void a_device_may_take_some(void **state)
+{
+	struct world *w = begin("lz4", 1);
+	char *p = managed(w, N, 1);
+
+	w->fake[0]->take_every = 3;
+	assert_int_equal(out(w, p, N), N / 3);
+	assert_int_equal(count_present(w, p, N), N - N / 3);
+	for (unsigned i = 0; i < N; i++)
+		assert_int_equal(present(w, p + i * UMM_PAGE), i % 3 != 0);
+	all_are(p, N, 1);
+	world_destroy(w);
+}
+
+static void chain_goes_on_where_one_refuses(void **state)
+{
+	struct world *w = begin("lz4,lz4", 2);
+	char *p = managed(w, N, 1);
+
+	w->fake[0]->take_every = 2;
+	assert_int_equal(out(w, p, N), N);
+	assert_int_equal(w->fake[0]->pages, N / 2);
+	assert_int_equal(w->fake[1]->pages, N / 2);
+	all_are(p, N, 1);
+	w->fake[0]->fail_in = -EIO;
+	assert_int_equal(out(w, p, N), N);
+	assert_int_equal(w->fake[1]->pages, N);
+	all_are(p, N, 1);
+	w->fake[1]->take_every = 0; /* now nobody takes anything */
+	assert_int_equal(out(w, p, N), 0);
+	assert_int_equal(count_present(w, p, N), N);
+	all_are(p, N, 1);
+	world_destroy(w);
+}
+
+/* ------------------------------------------------------------------- lost pages */
+
+static void lost(const char *chain, unsigned fakes, int why, const char *word)
+{
+	struct world *w = begin(chain, fakes);
+	char *p = managed(w, 8, 1);
+	char byte = 0x11;
+
+	if (fakes) {
+		w->fake[0]->fail_out = why;
+		w->fake[0]->fail_from = 2;
+	}
+	assert_int_equal(out(w, p, 8), 8);
+	for (unsigned i = 0; i < 2; i++)
+		assert_true(page_is(p + i * UMM_PAGE, 1, i));
+	assert_int_equal(atomic_load(&w->said), 0);
+
+	assert_int_equal(touch(p + 2 * UMM_PAGE, &byte), SIGBUS);
+	assert_int_equal(byte, 0x11);
+	assert_int_equal(touch(p + 2 * UMM_PAGE + 77, &byte), SIGBUS); /* and again */
+	assert_int_equal(state_of(w, p + 2 * UMM_PAGE), HMM_POISONED);
+	assert_int_equal(peek(p + 2 * UMM_PAGE), -EFAULT);
+	assert_int_equal(atomic_load(&w->h->poisoned), 1);
+	assert_int_equal(atomic_load(&w->said), 1); /* one line, however often it is touched */
+	assert_non_null(strstr(w->line, word));
+
+	/* A child inherits the loss, and what is not lost yet it loses by itself. */
+	pid_t pid = raw_fork();
+	assert_true(pid >= 0);
+	if (!pid) {
+		if (touch(p + 2 * UMM_PAGE, &byte) != SIGBUS)
+			_exit(1);
+		_exit(touch(p + 3 * UMM_PAGE, &byte) == SIGBUS && page_is(p, 1, 0) ? 0 : 2);
+	}
+	int status;
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_true(WIFEXITED(status));
+	assert_int_equal(WEXITSTATUS(status), 0);
+	assert_int_equal(atomic_load(&w->children), 1);
+
+	/* A poisoned page does not go out, nor is it filled by bringing back. */
+	assert_int_equal(out(w, p + 2 * UMM_PAGE, 1), 0);
+	assert_int_equal(hmm_restore(w->mm, (uintptr_t)p, (uintptr_t)p + 3 * UMM_PAGE), 0);
+	assert_int_equal(touch(p + 2 * UMM_PAGE, &byte), SIGBUS);
+
+	/* Who drops it has a page of zeros again, as everywhere. */
+	assert_int_equal(madvise(p + 2 * UMM_PAGE, UMM_PAGE, MADV_DONTNEED), 0);
+	assert_int_equal(state_of(w, p + 2 * UMM_PAGE), HMM_SYSTEM);
+	assert_int_equal(touch(p + 2 * UMM_PAGE, &byte), 0);
+	assert_true(page_is(p + 2 * UMM_PAGE, 0, 0));
+	page_fill(p + 2 * UMM_PAGE, 9, 2);
+	assert_true(page_is(p + 2 * UMM_PAGE, 9, 2));
+	world_destroy(w);
+}
+
+static void unreadable_page_is_poisoned(void **state)
+{
+	lost("lz4", 1, -EIO, "could not read");
+}
+
+static void wrong_checksum_is_poisoned(void **state)
+{
+	lost("lz4", 1, -EBADMSG, "checksum");
+}
+
+static void faulty_out_is_poisoned(void **state)
+{
+	lost("faulty:out=3:lz4:64M,raw", 0, -EIO, "could not read");
+}
+
+static void faulty_sum_is_poisoned(void **state)
+{
+	lost("faulty:sum=3:lz4:64M,raw", 0, -EBADMSG, "checksum");
+}
+
+/* ----------------------------------------------------------- while a device works */
+
+struct job {
+	struct world *w;
+	const char *p;
+	unsigned npages;
+	int rc;
+};
+
+static void *out_main(void *arg)
+{
+	struct job *j = arg;
+
+	j->rc = out(j->w, j->p, j->npages);
+	return NULL;
+}
+
+static void touched_while_the_device_copies(void **state)
+{
+	struct world *w = begin("lz4", 1);
+	char *p = managed(w, N, 1);
+	struct job j = {w, p, N, 0};
+	struct fake *f = w->fake[0];
+	pthread_t thread;
+
+	f->block_in = true;
+	assert_int_equal(pthread_create(&thread, NULL, out_main, &j), 0);
+	fake_await(f, &f->in_blocked);
+	assert_int_equal(count_present(w, p, N), 0);
+	assert_int_equal(state_of(w, p), HMM_PARKED);
+	assert_true(page_is(p, 1, 0));       /* read */
+	page_fill(p + 50 * UMM_PAGE, 2, 50); /* written */
+	assert_int_equal(state_of(w, p), HMM_SYSTEM);
+	assert_int_equal(state_of(w, p + UMM_PAGE), HMM_PARKED);
+	fake_tell(f, &f->block_in, false);
+	pthread_join(thread, NULL);
+	assert_int_equal(j.rc, N - 2);
+	assert_int_equal(f->copied_in, N); /* two for nothing: they were let go */
+	assert_int_equal(f->pages, N - 2);
+	assert_int_equal(f->puts, 2);
+	assert_true(page_is(p + 50 * UMM_PAGE, 2, 50));
+	page_fill(p + 50 * UMM_PAGE, 1, 50);
+	all_are(p, N, 1);
+	world_destroy(w);
+}
+
+/* Two threads touch a page that a device is reading; one of them is faster. */
+struct toucher {
+	const char *p;
+	unsigned i;
+	bool right;
+};
+
+static void *touch_main(void *arg)
+{
+	struct toucher *t = arg;
+
+	t->right = page_is(t->p, 1, t->i);
+	return NULL;
+}
+
+static void two_touch_what_a_device_reads(void **state)
+{
+	struct world *w = begin("lz4", 1);
+	char *p = managed(w, 8, 1);
+	struct fake *f = w->fake[0];
+	struct toucher t[2] = {{p, 0, false}, {p, 0, false}};
+	pthread_t thread[2];
+
+	assert_int_equal(out(w, p, 8), 8);
+	f->block_out = true;
+	for (unsigned i = 0; i < 2; i++)
+		assert_int_equal(pthread_create(&thread[i], NULL, touch_main, &t[i]), 0);
+	fake_await(f, &f->out_blocked);
+	fake_tell(f, &f->block_out, false);
+	for (unsigned i = 0; i < 2; i++)
+		pthread_join(thread[i], NULL);
+	assert_true(t[0].right && t[1].right);
+	all_are(p, 8, 1);
+	world_destroy(w);
+}
+
+/* -------------------------------------------------------- asking everything back */
+
+static void restore_brings_all_back(void **state)
+{
+	struct world *w = begin("lz4", 1);
+	char *p = managed(w, N, 1);
+
+	assert_int_equal(out(w, p, N), N);
+	assert_int_equal(hmm_restore(w->mm, (uintptr_t)p + 10 * UMM_PAGE, (uintptr_t)p + 20 * UMM_PAGE), 0);
+	assert_int_equal(count_present(w, p, N), 10);
+	assert_int_equal(count_present(w, p + 10 * UMM_PAGE, 10), 10);
+	assert_int_equal(hmm_restore(w->mm, 0, 1ull << 47), 0);
+	assert_int_equal(count_present(w, p, N), N);
+	assert_int_equal(w->fake[0]->refs_total, 0);
+	all_are(p, N, 1);
+	world_destroy(w);
+}
+
+/* What was one mapping when it went is several when it is to come back. */
+static void restore_across_mappings(void **state)
+{
+	struct world *w = begin("lz4", 1);
+	char *p = managed(w, N, 1);
+
+	assert_int_equal(out(w, p, N), N);
+	assert_int_equal(mprotect(p + 20 * UMM_PAGE, 5 * UMM_PAGE, PROT_READ), 0);
+	assert_int_equal(mprotect(p + 40 * UMM_PAGE, 5 * UMM_PAGE, PROT_NONE), 0);
+	assert_int_equal(hmm_restore(w->mm, (uintptr_t)p, (uintptr_t)p + N * UMM_PAGE), 0);
+	assert_int_equal(count_present(w, p, N), N);
+	assert_int_equal(w->fake[0]->refs_total, 0);
+	assert_int_equal(mprotect(p, N * UMM_PAGE, PROT_READ | PROT_WRITE), 0);
+	all_are(p, N, 1);
+	world_destroy(w);
+}
+
+/* A run of faults that walks up to the end of a mapping asks for no page behind it. */
+static void faults_at_the_end_of_a_mapping(void **state)
+{
+	struct world *w = begin("lz4", 1);
+	char *p = managed(w, N, 1);
+
+	assert_int_equal(out(w, p, N), N);
+	assert_int_equal(mprotect(p + 37 * UMM_PAGE, 5 * UMM_PAGE, PROT_READ), 0);
+	all_are(p, N, 1);
+	/* And the same where zeros are filled in. */
+	char *z = managed(w, N, 0);
+	assert_int_equal(mprotect(z + 37 * UMM_PAGE, UMM_PAGE, PROT_READ), 0);
+	for (unsigned i = 0; i < N; i++)
+		if (i != 37)
+			page_fill(z + i * UMM_PAGE, 3, i);
+	assert_true(page_is(z + 37 * UMM_PAGE, 0, 37));
+	world_destroy(w);
+}
+
+static void hands_off_is_for_good(void **state)
+{
+	struct world *w = begin("lz4", 1);
+	char *p = managed(w, N, 1);
+	int other = umm_inside_uffd();
+	uint64_t got;
+
+	assert_true(other >= 0);
+	assert_int_equal(umm_uffd_api(other, 0, 0, &got), 0);
+	assert_int_equal(out(w, p, N), N);
+	assert_int_equal(umm_uffd_register(other, (uintptr_t)p, 32 * UMM_PAGE, UFFDIO_REGISTER_MODE_MISSING), -EBUSY);
+	assert_int_equal(mprotect(p + 20 * UMM_PAGE, 5 * UMM_PAGE, PROT_READ), 0);
+	assert_int_equal(hmm_hands_off(w->mm, (uintptr_t)p, (uintptr_t)p + 32 * UMM_PAGE), 0);
+	assert_int_equal(count_present(w, p, 32), 32);
+	assert_int_equal(count_present(w, p + 32 * UMM_PAGE, N - 32), 0);
+	assert_int_equal(mprotect(p + 20 * UMM_PAGE, 5 * UMM_PAGE, PROT_READ | PROT_WRITE), 0);
+	all_are(p, 32, 1);
+	/* It is free for somebody else, and nothing of it goes out. */
+	assert_int_equal(umm_uffd_register(other, (uintptr_t)p, 32 * UMM_PAGE, UFFDIO_REGISTER_MODE_MISSING), 0);
+	assert_int_equal(out(w, p, 32), 0);
+	assert_int_equal(count_present(w, p, 32), 32);
+	all_are(p, N, 1);
+	close(other);
+	world_destroy(w);
+}
+
+/* --------------------------------------------------------------- what does not go */
+
+static void quarantined_pages_stay(void **state)
+{
+	struct world *w = begin("lz4", 1);
+	char *p = managed(w, N, 1);
+
+	assert_int_equal(madvise(p + 10 * UMM_PAGE, UMM_PAGE, MADV_DONTNEED), 0);
+	settled(w);
+	/* A run with a quarantined page in it stays as a whole; the other leaf's goes. */
+	assert_int_equal(out(w, p, N), N / 2);
+	assert_int_equal(count_present(w, p, N / 2), N / 2 - 1);
+	assert_int_equal(count_present(w, p + N / 2 * UMM_PAGE, N / 2), 0);
+	assert_true(umm_quarantined(w->space, (uintptr_t)p + 10 * UMM_PAGE, (uintptr_t)p + 11 * UMM_PAGE));
+	assert_false(umm_quarantined(w->space, (uintptr_t)p, (uintptr_t)p + 10 * UMM_PAGE));
+	assert_false(umm_quarantined(w->space, (uintptr_t)p + 11 * UMM_PAGE, (uintptr_t)p + N * UMM_PAGE));
+	quarantine_over(w);
+	assert_false(umm_quarantined(w->space, (uintptr_t)p, (uintptr_t)p + N * UMM_PAGE));
+	assert_int_equal(out(w, p, N / 2), N / 2 - 1);
+	assert_true(page_is(p + 10 * UMM_PAGE, 0, 10));
+	page_fill(p + 10 * UMM_PAGE, 1, 10);
+	all_are(p, N, 1);
+	world_destroy(w);
+}
+
+/* More quarantines than there is room for: none is forgotten. */
+static void many_quarantines(void **state)
+{
+	struct world *w = begin("lz4", 1);
+	uint64_t base = 1ull << 40;
+
+	for (unsigned i = 0; i < 3 * UMM_QUARANTINES; i++)
+		umm_quarantine_add(w->space, base + i * 3 * UMM_PAGE, base + (i * 3 + 1) * UMM_PAGE);
+	for (unsigned i = 0; i < 3 * UMM_QUARANTINES; i++)
+		assert_true(umm_quarantined(w->space, base + i * 3 * UMM_PAGE, base + (i * 3 + 1) * UMM_PAGE));
+	assert_false(umm_quarantined(w->space, base - UMM_PAGE, base));
+	world_destroy(w);
+}
+
+static void what_cannot_move_is_remembered(void **state)
+{
+	struct world *w = begin("lz4", 1);
+	char *p = managed(w, N, 1);
+	uint64_t a = (uintptr_t)p, z = a + N / 2 * UMM_PAGE;
+
+	assert_int_equal(mprotect(p, N / 2 * UMM_PAGE, PROT_READ), 0);
+	assert_int_equal(out(w, p, N), N / 2);
+	assert_int_equal(count_present(w, p, N / 2), N / 2);
+	pthread_mutex_lock(&w->mm->lock);
+	assert_true(hmm_iset_covers(&w->mm->stuck, a, z));
+	assert_false(hmm_iset_meets(&w->mm->stuck, z, z + N / 2 * UMM_PAGE));
+	pthread_mutex_unlock(&w->mm->lock);
+	all_are(p, N, 1);
+	/* With the mapping goes what was known of it. */
+	assert_int_equal(munmap(p, UMM_PAGE), 0);
+	settled(w);
+	pthread_mutex_lock(&w->mm->lock);
+	assert_false(hmm_iset_meets(&w->mm->stuck, a, a + UMM_PAGE));
+	assert_true(hmm_iset_covers(&w->mm->stuck, a + UMM_PAGE, z));
+	pthread_mutex_unlock(&w->mm->lock);
+	world_destroy(w);
+}
+
+static void unregistered_memory_stays(void **state)
+{
+	struct world *w = begin("lz4", 1);
+	char *p = managed(w, N, 1);
+
+	hmm_forget(w->mm, (uintptr_t)p + 20 * UMM_PAGE, (uintptr_t)p + 21 * UMM_PAGE);
+	assert_int_equal(out(w, p, N), N / 2);
+	assert_int_equal(count_present(w, p, N / 2), N / 2);
+	all_are(p, N, 1);
+	world_destroy(w);
+}
+
+static void pinned_pages_stay(void **state)
+{
+	struct world *w = begin("lz4", 1);
+	char *p = managed(w, N, 1);
+
+	umm_pin_lock(w->ctl);
+	for (unsigned i = 0; i < N; i += 5)
+		umm_pin_add(w->ctl, ((uintptr_t)p >> UMM_PAGE_SHIFT) + i);
+	umm_pin_unlock(w->ctl);
+	out(w, p, N);
+	for (unsigned i = 0; i < N; i++)
+		assert_int_equal(present(w, p + i * UMM_PAGE), i % 5 == 0);
+	all_are(p, N, 1);
+	world_destroy(w);
+}
+
+static void holes_stay_holes(void **state)
+{
+	struct world *w = begin("lz4", 1);
+	char *p = managed(w, N, 0);
+
+	for (unsigned i = 0; i < N; i += 3)
+		page_fill(p + i * UMM_PAGE, 1, i);
+	/* Filling goes by clusters: drop what came too much, and forget the quarantine of it. */
+	for (unsigned i = 0; i < N; i++)
+		if (i % 3)
+			madvise(p + i * UMM_PAGE, UMM_PAGE, MADV_DONTNEED);
+	settled(w);
+	quarantine_over(w);
+	assert_int_equal(out(w, p, N), N / 3);
+	assert_int_equal(w->fake[0]->pages, N / 3);
+	for (unsigned i = 0; i < N; i++) {
+		assert_int_equal(state_of(w, p + i * UMM_PAGE), i % 3 ? HMM_SYSTEM : HMM_DEVICE);
+		assert_false(present(w, p + i * UMM_PAGE));
+	}
+	for (unsigned i = 0; i < N; i++)
+		assert_true(page_is(p + i * UMM_PAGE, i % 3 ? 0 : 1, i));
+	world_destroy(w);
+}
+
+static void staging_is_empty_after(void **state)
+{
+	struct world *w = begin("lz4", 1);
+	char *p = managed(w, N, 1);
+
+	for (unsigned round = 0; round < 3; round++) {
+		assert_int_equal(out(w, p, N), N);
+		assert_int_equal(count_present(w, w->in.staging, STAGING / UMM_PAGE), 0);
+		all_are(p, N, 1);
+	}
+	world_destroy(w);
+}
+
+/* The inside refuses to go: nothing has happened, and nothing hangs. */
+static void who_does_not_go_changes_nothing(void **state)
+{
+	struct world *w = begin("lz4", 1);
+	char *p = managed(w, N, 1);
+
+	w->refuse = -ENOMEM;
+	assert_int_equal(out(w, p, N), -ENOMEM);
+	assert_int_equal(count_present(w, p, N), N);
+	for (unsigned i = 0; i < N; i++)
+		assert_int_equal(state_of(w, p + i * UMM_PAGE), HMM_SYSTEM);
+	w->refuse = 0;
+	assert_int_equal(out(w, p, N), N);
+	all_are(p, N, 1);
+	world_destroy(w);
+}
+
+/* What the control block says is not believed: it lies in memory that others can write. */
+static void nonsense_in_a_batch_is_refused(void **state)
+{
+	struct world *w = begin("lz4", 1);
+	char *p = managed(w, N, 1);
+	struct umm_batch *b = &w->ctl->batch[1];
+	static const struct umm_move_run bad[] = {
+		{.npages = 0, .slot = 0},
+		{.npages = UMM_RUN_PAGES + 1, .slot = 0},
+		{.npages = 2, .slot = UMM_BATCH_PAGES - 1},
+		{.npages = 1, .slot = UMM_BATCH_PAGES},
+	};
+
+	b->nr = 0;
+	b->epoch = atomic_load(&w->ctl->epoch);
+	for (unsigned i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		b->run[b->nr] = bad[i];
+		b->run[b->nr++].addr = (uintptr_t)p;
+	}
+	umm_inside_move(&w->in, 1);
+	assert_int_equal(atomic_load(&b->done), 1);
+	for (unsigned i = 0; i < b->nr; i++) {
+		assert_int_equal(b->run[i].err, -EINVAL);
+		assert_int_equal(b->run[i].mask, 0);
+		assert_int_equal(atomic_load(&b->run[i].state), UMM_RUN_FILLED);
+	}
+	assert_int_equal(count_present(w, p, N), N);
+	all_are(p, N, 1);
+	world_destroy(w);
+}
+
+int main(void)
+{
+	const char *why;
+	struct world *w = world_create("lz4", 0, &why);
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(by_lz4),
+		cmocka_unit_test(by_lz4_raw),
+		cmocka_unit_test(by_file),
+		cmocka_unit_test(by_a_chain),
+		cmocka_unit_test(by_faulty_that_does_not_fail_yet),
+		cmocka_unit_test(error_in_copy_in_brings_pages_back),
+		cmocka_unit_test(faulty_in_is_undone),
+		cmocka_unit_test(a_device_may_take_some),
+		cmocka_unit_test(chain_goes_on_where_one_refuses),
+		cmocka_unit_test(unreadable_page_is_poisoned),
+		cmocka_unit_test(wrong_checksum_is_poisoned),
+		cmocka_unit_test(faulty_out_is_poisoned),
+		cmocka_unit_test(faulty_sum_is_poisoned),
+		cmocka_unit_test(touched_while_the_device_copies),
+		cmocka_unit_test(two_touch_what_a_device_reads),
+		cmocka_unit_test(restore_brings_all_back),
+		cmocka_unit_test(restore_across_mappings),
+		cmocka_unit_test(faults_at_the_end_of_a_mapping),
+		cmocka_unit_test(hands_off_is_for_good),
+		cmocka_unit_test(quarantined_pages_stay),
+		cmocka_unit_test(many_quarantines),
+		cmocka_unit_test(what_cannot_move_is_remembered),
+		cmocka_unit_test(unregistered_memory_stays),
+		cmocka_unit_test(pinned_pages_stay),
+		cmocka_unit_test(holes_stay_holes),
+		cmocka_unit_test(staging_is_empty_after),
+		cmocka_unit_test(who_does_not_go_changes_nothing),
+		cmocka_unit_test(nonsense_in_a_batch_is_refused),
+	};
+
+	if (!w)
+		return skip_all(why);
+	world_destroy(w);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
