@@ -31,13 +31,14 @@
 #include "hmm.h"
 #include "hmm/size.h"
 #include "run/image.h"
+#include "run/ram.h"
 #include "run/run.h"
 #include "umm/inside.h"
 
 #define EXIT_OURS 125	   /* as env(1) */
 #define EXIT_CANNOT 126
 #define EXIT_NOT_FOUND 127
-#define RAM_MIN (8ull << 20)
+#define RAM_MIN (16ull << 20) /* the engine itself needs a good part of it */
 
 extern char **environ;
 
@@ -53,7 +54,6 @@ static int fail(int status, const char *what, const char *why)
 
 static int parse_ram(const char *text, uint64_t *bytes)
 {
-	uint64_t all = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
 	size_t n = strlen(text);
 
 	if (n && text[n - 1] == '%') {
@@ -62,7 +62,7 @@ static int parse_ram(const char *text, uint64_t *bytes)
 
 		if (end != text + n - 1 || !(share > 0) || share > 100)
 			return -EINVAL;
-		*bytes = (uint64_t)((double)all * share / 100);
+		*bytes = (uint64_t)((double)run_ram_total() * share / 100);
 	} else {
 		int rc = hmm_size_parse(text, bytes);
 
@@ -286,7 +286,7 @@ int hmm_run_main(int argc, char **argv)
 	argv += optind;
 	rc = parse_ram(ram, &opt.budget);
 	if (rc == -ERANGE)
-		return fail(EXIT_OURS, ram, "--ram must be at least 8M");
+		return fail(EXIT_OURS, ram, "--ram must be at least 16M");
 	if (rc)
 		return fail(EXIT_OURS, ram, "not a size; --ram takes bytes, K, M, G or T, or a share of the machine's RAM as N%");
 	rc = run_image_find(argv[0], path, sizeof(path));
