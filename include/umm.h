@@ -86,6 +86,22 @@ int umm_space_watch(struct umm_space *space, uint64_t start, uint64_t len);
 /** umm_space_unwatch() - undo umm_space_watch().  Returns 0 or -EINVAL. */
 int umm_space_unwatch(struct umm_space *space, uint64_t start, uint64_t len);
 
+/* ------------------------------------------------------------------ memory */
+
+/**
+ * umm_alloc() - @size bytes of zeros for who is called while @space changes.
+ *
+ * Memory that is never part of what is managed, from a piece that was reserved
+ * when the space was opened: callbacks, and who holds a lock that they take,
+ * touch no other and call no malloc.  A multiple of a page is aligned to a page,
+ * less to 64 bytes.  Ends with the space; a forked child does not have it.
+ * Thread-safe.  Returns NULL when there is no more.
+ */
+void *umm_alloc(struct umm_space *space, size_t size);
+
+/** umm_free() - give back what umm_alloc(@space, @size) gave; NULL is fine. */
+void umm_free(struct umm_space *space, void *p, size_t size);
+
 /* ----------------------------------------------------------------- queries */
 
 #define UMM_VMA_READ 0x01u
@@ -157,6 +173,12 @@ struct umm_change {
 	uint64_t new_start;  /* REMAP only */
 	const void *owner;   /* who causes it (MIGRATE, EXCLUSIVE): a driver skips its own; else NULL */
 	bool blockable;      /* false: a callback that would have to sleep returns false */
+	/*
+	 * Told by the kernel of a raw call, by a thread that serves faults: the
+	 * callback must wait for nothing that may itself wait for a fault (a copy
+	 * from or to the space).  False: it shall wait until the device has let go.
+	 */
+	bool late;
 };
 
 struct umm_notifier;

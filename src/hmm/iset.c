@@ -22,14 +22,25 @@ static unsigned find(const struct hmm_iset *s, uint64_t addr)
 	return lo;
 }
 
+static void give_back(struct hmm_iset *s)
+{
+	if (s->space)
+		umm_free(s->space, s->v, s->room * sizeof(*s->v));
+	else
+		free(s->v);
+}
+
 static int make_room(struct hmm_iset *s)
 {
 	if (s->n < s->room)
 		return 0;
 	unsigned room = s->room ? 2 * s->room : 16;
-	struct hmm_interval *v = realloc(s->v, room * sizeof(*v));
+	struct hmm_interval *v = s->space ? umm_alloc(s->space, room * sizeof(*v)) : malloc(room * sizeof(*v));
 	if (!v)
 		return -ENOMEM;
+	if (s->n)
+		memcpy(v, s->v, s->n * sizeof(*v));
+	give_back(s);
 	s->v = v;
 	s->room = room;
 	return 0;
@@ -114,6 +125,6 @@ const struct hmm_interval *hmm_iset_next(const struct hmm_iset *s, uint64_t addr
 
 void hmm_iset_clear(struct hmm_iset *s)
 {
-	free(s->v);
-	*s = (struct hmm_iset){0};
+	give_back(s);
+	*s = (struct hmm_iset){.space = s->space};
 }

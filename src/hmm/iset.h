@@ -6,6 +6,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "umm.h"
+
 struct hmm_interval {
 	uint64_t start, end;
 };
@@ -13,6 +15,7 @@ struct hmm_interval {
 struct hmm_iset {
 	struct hmm_interval *v;
 	unsigned n, room;
+	struct umm_space *space; /* whose memory v is of; NULL: malloc's */
 };
 
 /** 0 or -ENOMEM; then the set is as before. */

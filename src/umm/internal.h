@@ -38,11 +38,14 @@ struct umm_space_ops {
 	int (*fault)(void *priv, const struct umm_fault *f);
 	/** A change was reported.  Event lock held exclusively. */
 	void (*change)(void *priv, const struct umm_change *change);
+	/** Are pages of [@start, @end) away, or may they come to be?  Then it stays registered for faults. */
+	bool (*holds)(void *priv, uint64_t start, uint64_t end);
 	/** The space was forked; @uffd is the child's, the callee's to close.  Event lock held exclusively. */
 	void (*forked)(void *priv, int uffd);
 };
 
 struct umm_monitor;
+struct umm_arena;
 
 #define UMM_QUARANTINES 64u
 #define UMM_QUARANTINE_NS 500000000ull
@@ -58,6 +61,7 @@ struct umm_quarantine {
 struct umm_space {
 	_Atomic unsigned refs;
 	bool self;
+	struct umm_arena *arena; /* of a linked space; else memory is malloc's */
 	pid_t pid; /* a task that lives in it, for messages */
 	int uffd;  /* -1: none */
 	int pagemap_fd;
@@ -87,9 +91,16 @@ void umm_space_get(struct umm_space *space);
 void umm_space_put(struct umm_space *space);
 /** Does @pid, as a fault names it, mean the same process to us?  (A fault gives it as its own pid namespace sees it.) */
 bool umm_same_pidns(pid_t pid);
+/** A self space gets its userfaultfd, control block and monitor, unless it has them. */
+int umm_space_serve(struct umm_space *space);
 struct umm_notifiers *umm_space_notifiers(struct umm_space *space);
 int umm_space_pagemap_fd(struct umm_space *space);
 int umm_space_populate(struct umm_space *space, uint64_t start, uint64_t len, bool write);
+
+/* arena.c */
+struct umm_arena *umm_arena_new(void);
+void umm_arena_free(struct umm_arena *arena);
+bool umm_arena_meets(const struct umm_arena *arena, uint64_t start, uint64_t end);
 
 /* quarantine.c */
 void umm_quarantine_add(struct umm_space *space, uint64_t start, uint64_t end);

@@ -165,7 +165,7 @@ static void change(struct umm_space *s, const struct umm_change *c)
 
 static void apply_event(struct umm_space *s, const struct uffd_msg *msg)
 {
-	struct umm_change c = {.blockable = true};
+	struct umm_change c = {.blockable = true, .late = true};
 
 	switch (msg->event) {
 	case UFFD_EVENT_UNMAP:
@@ -247,7 +247,7 @@ static int space_fault(struct umm_space *s, const struct umm_fault *f)
 static void backlog_push(struct umm_space *s, const struct umm_fault *f)
 {
 	struct umm_monitor *m = s->monitor;
-	struct backlog *b = m ? malloc(sizeof(*b)) : NULL;
+	struct backlog *b = m ? umm_alloc(s, sizeof(*b)) : NULL;
 
 	if (!b) {
 		/* Whoever faulted comes again and is read again. */
@@ -325,9 +325,12 @@ static void serve_backlog(struct umm_monitor *m)
 		pthread_mutex_unlock(&m->table);
 		if (!b)
 			return;
-		serve(b->space, &b->fault, 1);
-		umm_space_put(b->space);
-		free(b);
+		struct umm_space *s = b->space;
+		struct umm_fault fault = b->fault;
+
+		umm_free(s, b, sizeof(*b));
+		serve(s, &fault, 1);
+		umm_space_put(s);
 	}
 }
 
@@ -425,9 +428,11 @@ void umm_monitor_destroy(struct umm_monitor *m)
 	while (m->backlog) {
 		struct backlog *b = m->backlog;
 
+		struct umm_space *s = b->space;
+
 		m->backlog = b->next;
-		umm_space_put(b->space);
-		free(b);
+		umm_free(s, b, sizeof(*b));
+		umm_space_put(s);
 	}
 	free(m->spaces);
 	if (m->kick >= 0)

@@ -47,6 +47,9 @@ static int space_open(pid_t pid, struct umm_space **spacep)
 		return -ENOMEM;
 	s->pid = pid ? pid : getpid();
 	s->self = !pid;
+	rc = -ENOMEM;
+	if (s->self && !(s->arena = umm_arena_new()))
+		goto fail;
 	rc = s->pagemap_fd = proc_open(pid, "pagemap");
 	if (rc < 0)
 		goto fail;
@@ -123,7 +126,8 @@ void umm_space_put(struct umm_space *s)
 	if (s->maps_fd >= 0)
 		close(s->maps_fd);
 	if (s->self)
-		free(s->ctl);
+		umm_free(s, s->ctl, sizeof(*s->ctl));
+	umm_arena_free(s->arena);
 	free(s);
 }
 
@@ -163,7 +167,7 @@ int umm_space_populate(struct umm_space *space, uint64_t start, uint64_t len, bo
 }
 
 /* The descriptor and the monitor of a linked space come with the first range that somebody wants watched. */
-static int space_watch_begin(struct umm_space *s)
+int umm_space_serve(struct umm_space *s)
 {
 	int rc = 0;
 
@@ -173,7 +177,7 @@ static int space_watch_begin(struct umm_space *s)
 	if (s->own_monitor)
 		goto out;
 	if (!s->ctl) {
-		s->ctl = calloc(1, sizeof(*s->ctl));
+		s->ctl = umm_alloc(s, sizeof(*s->ctl));
 		if (!s->ctl) {
 			rc = -ENOMEM;
 			goto out;
@@ -185,17 +189,18 @@ static int space_watch_begin(struct umm_space *s)
 			goto out;
 		s->uffd = rc;
 		rc = umm_uffd_api(s->uffd, UMM_UFFD_BASE | UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED,
-				  0, &s->features);
+				  UFFD_FEATURE_EVENT_FORK, &s->features);
 		if (rc) {
 			close(s->uffd);
 			s->uffd = -1;
 			goto out;
 		}
+		atomic_store(&s->ctl->no_fork_events, !(s->features & UFFD_FEATURE_EVENT_FORK));
 	}
 	if (!s->monitor) {
 		struct umm_monitor *m;
 
-		rc = umm_monitor_create(1, &m);
+		rc = umm_monitor_create(2, &m);
 		if (rc)
 			goto out;
 		rc = umm_monitor_add(m, s);
@@ -210,14 +215,45 @@ out:
 	return rc;
 }
 
+/* Pages of a private anonymous mapping may be away, or come to be: faults on it go on being told. */
+static uint64_t watch_mode(const struct umm_space *space, const struct umm_vma *v)
+{
+	bool anon = !(v->flags & (UMM_VMA_SHARED | UMM_VMA_FILE | UMM_VMA_SPECIAL | UMM_VMA_HUGETLB));
+
+	return UFFDIO_REGISTER_MODE_WP |
+	       (anon && space->ops && space->ops->holds && space->ops->holds(space->priv, v->start, v->end)
+			? UFFDIO_REGISTER_MODE_MISSING
+			: 0);
+}
+
 int umm_space_watch(struct umm_space *space, uint64_t start, uint64_t len)
 {
-	int rc = space_watch_begin(space);
+	int rc = umm_space_serve(space);
 
-	return rc ? rc : umm_uffd_register(space->uffd, start, len, UFFDIO_REGISTER_MODE_WP);
+	if (rc)
+		return rc;
+	if (!space->ops)
+		return umm_uffd_register(space->uffd, start, len, UFFDIO_REGISTER_MODE_WP);
+	for (uint64_t at = start, end = start + len; at < end && !rc;) {
+		struct umm_vma v;
+		uint64_t z;
+
+		rc = umm_vma_next(space, at, &v);
+		if (rc || v.start >= end)
+			return rc == -ENOENT || !rc ? -EINVAL : rc;
+		at = v.start > at ? v.start : at;
+		z = v.end < end ? v.end : end;
+		rc = umm_uffd_register(space->uffd, at, z - at, watch_mode(space, &v));
+		at = z;
+	}
+	return rc;
 }
 
 int umm_space_unwatch(struct umm_space *space, uint64_t start, uint64_t len)
 {
-	return space->uffd < 0 ? -EINVAL : umm_uffd_unregister(space->uffd, start, len);
+	if (space->uffd < 0)
+		return -EINVAL;
+	if (space->ops && space->ops->holds && space->ops->holds(space->priv, start, start + len))
+		return 0; /* unregistered, what is away would read as zeros */
+	return umm_uffd_unregister(space->uffd, start, len);
 }
