@@ -114,31 +114,14 @@ static void mm_change(void *priv, const struct umm_change *c)
 	umm_uffd_wake(mm->space->uffd, c->start, len);
 }
 
-static void child_copy_parked(struct hmm_mm *mm, struct hmm_mm *child)
-{
-	for (unsigned b = 0; b < UMM_BATCHES; b++) {
-		for (unsigned s = 0; s < mm->batch_pages[b]; s++) {
-			uint64_t addr = mm->slot[b][s].addr, bytes;
-			struct hmm_leaf *leaf = addr ? hmm_leaf_find(mm, addr) : NULL;
-
-			if (!leaf || hmm_entry_state(leaf->e[hmm_leaf_index(addr)]) != HMM_PARKED)
-				continue;
-			const char *page = mm->window + ((size_t)b * UMM_BATCH_PAGES + s) * UMM_PAGE;
-			int rc = umm_uffd_copy(child->space->uffd, addr, page, UMM_PAGE, &bytes);
-			if (!bytes && rc != -ESRCH)
-				mm->h->opt.fatal(mm->h->opt.priv, child, "a page could not be given to a forked child");
-		}
-	}
-}
-
 /*
  * Mappings marked MADV_DONTFORK are not in the child, those marked
- * MADV_WIPEONFORK are empty there: no record of the parent's may live on.
+ * MADV_WIPEONFORK are empty there: nothing of the parent's may live on.
  * Only smaps tells which.
  */
-static int drop_unforked(struct hmm_mm *mm, struct hmm_mm *child)
+static int find_unforked(struct hmm_mm *mm, struct hmm_iset *absent, struct hmm_iset *empty)
 {
-	int fd = mm->smaps_fd >= 0 ? dup(mm->smaps_fd) : -1;
+	int fd = mm->smaps_fd >= 0 ? dup(mm->smaps_fd) : -1, rc = 0;
 	FILE *f = fd >= 0 ? fdopen(fd, "r") : NULL;
 	uint64_t start = 0, end = 0;
 	char *line = NULL;
@@ -150,27 +133,98 @@ static int drop_unforked(struct hmm_mm *mm, struct hmm_mm *child)
 		return -ENOENT;
 	}
 	rewind(f);
-	while (getline(&line, &room, f) > 0) {
+	while (!rc && getline(&line, &room, f) > 0) {
 		uint64_t a, z;
 		char more;
 
 		if (sscanf(line, "%" SCNx64 "-%" SCNx64 "%c", &a, &z, &more) == 3 && more == ' ') {
 			start = a;
 			end = z;
-		} else if (!strncmp(line, "VmFlags:", 8) && (strstr(line, " dc") || strstr(line, " wf"))) {
-			hmm_residency_drop(child, start, end);
+		} else if (!strncmp(line, "VmFlags:", 8)) {
 			if (strstr(line, " dc"))
-				hmm_forget(child, start, end);
+				rc = hmm_iset_add(absent, start, end);
+			else if (strstr(line, " wf"))
+				rc = hmm_iset_add(empty, start, end);
 		}
 	}
 	free(line);
 	fclose(f);
+	return rc;
+}
+
+static void child_without(struct hmm_mm *child, const struct hmm_iset *set, bool forget)
+{
+	for (unsigned i = 0; i < set->n; i++) {
+		hmm_residency_drop(child, set->v[i].start, set->v[i].end);
+		if (forget)
+			hmm_forget(child, set->v[i].start, set->v[i].end);
+	}
+}
+
+/* The page in slot @s becomes one that is parked for the child, too. */
+static int child_park(struct hmm_mm *child, unsigned b, unsigned s, uint64_t addr, const char *page, hmm_entry_t e)
+{
+	struct hmm_leaf *leaf = hmm_leaf_get(child, addr);
+
+	if (!leaf)
+		return -ENOMEM;
+	memcpy(child->window + ((size_t)b * UMM_BATCH_PAGES + s) * UMM_PAGE, page, UMM_PAGE);
+	pthread_mutex_lock(&leaf->lock);
+	child->slot[b][s].addr = addr;
+	hmm_entry_set(child, leaf, hmm_leaf_index(addr), e);
+	pthread_mutex_unlock(&leaf->lock);
+	return 0;
+}
+
+/*
+ * What is parked for the parent, the child gets as its own.  It runs already:
+ * when it changes its mappings at this moment the kernel wants its events read
+ * first, and they may move the page.
+ */
+static int child_copy_parked(struct hmm_mm *mm, struct hmm_mm *child, const struct hmm_iset *absent,
+			     const struct hmm_iset *empty)
+{
+	int rc;
+
+	for (unsigned b = 0; b < UMM_BATCHES; b++) {
+		child->batch_pages[b] = mm->batch_pages[b];
+		for (unsigned s = 0; s < mm->batch_pages[b]; s++) {
+			uint64_t addr = mm->slot[b][s].addr, bytes;
+			struct hmm_leaf *leaf = addr ? hmm_leaf_find(mm, addr) : NULL;
+			const char *page = mm->window + ((size_t)b * UMM_BATCH_PAGES + s) * UMM_PAGE;
+			hmm_entry_t e = leaf ? leaf->e[hmm_leaf_index(addr)] : 0;
+
+			if (hmm_entry_state(e) != HMM_PARKED || hmm_iset_meets(absent, addr, addr + UMM_PAGE) ||
+			    hmm_iset_meets(empty, addr, addr + UMM_PAGE))
+				continue;
+			rc = umm_uffd_copy(child->space->uffd, addr, page, UMM_PAGE, &bytes);
+			if (rc == -EAGAIN)
+				rc = child_park(child, b, s, addr, page, e);
+			if (rc)
+				return rc;
+		}
+	}
+	for (unsigned b = 0; b < UMM_BATCHES; b++) {
+		for (unsigned s = 0; s < child->batch_pages[b]; s++) {
+			uint64_t addr;
+
+			while ((addr = child->slot[b][s].addr)) {
+				rc = hmm_restore(child, addr, addr + UMM_PAGE);
+				if (rc)
+					return rc;
+				if (child->slot[b][s].addr == addr)
+					return -ENOENT;
+			}
+		}
+	}
 	return 0;
 }
 
 static void mm_forked(void *priv, int uffd)
 {
 	struct hmm_mm *mm = priv, *child = NULL;
+	struct hmm_iset absent = {0}, empty = {0};
+	int rc;
 
 	hmm_out_sync(mm);
 	atomic_store(&mm->forked, true);
@@ -185,10 +239,18 @@ static void mm_forked(void *priv, int uffd)
 	pthread_mutex_unlock(&mm->lock);
 	if (hmm_residency_clone(mm, child))
 		mm->h->opt.fatal(mm->h->opt.priv, child, "no memory for the records of a forked child");
-	child_copy_parked(mm, child);
-	if (atomic_load(&mm->radix.away) && drop_unforked(mm, child))
-		mm->h->opt.fatal(mm->h->opt.priv, child, "cannot tell what a forked child has inherited");
-	int rc = umm_monitor_add(mm->h->monitor, child->space);
+	if (atomic_load(&mm->radix.away)) {
+		if (find_unforked(mm, &absent, &empty))
+			mm->h->opt.fatal(mm->h->opt.priv, child, "cannot tell what a forked child has inherited");
+		child_without(child, &absent, true);
+		child_without(child, &empty, false);
+		rc = child_copy_parked(mm, child, &absent, &empty);
+		if (rc && rc != -ESRCH)
+			mm->h->opt.fatal(mm->h->opt.priv, child, "a page could not be given to a forked child");
+		hmm_iset_clear(&absent);
+		hmm_iset_clear(&empty);
+	}
+	rc = umm_monitor_add(mm->h->monitor, child->space);
 	if (rc)
 		mm->h->opt.fatal(mm->h->opt.priv, child, "cannot serve a forked child");
 }

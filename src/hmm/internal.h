@@ -15,6 +15,7 @@
  *                        PARKED -> SYSTEM    (touched, or no device takes it)
  *                                  DEVICE -> POISONED (the device cannot give it back)
  *   anything -> SYSTEM when its mapping is unmapped or its contents dropped
+ *   SYSTEM -> PARKED, DEVICE, POISONED in the records of a child after fork()
  *
  * hmm_entry_set() refuses every other step in debug builds.
  *

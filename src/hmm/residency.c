@@ -44,21 +44,21 @@ struct hmm_leaf *hmm_leaf_get(struct hmm_mm *mm, uint64_t addr)
 	pthread_mutex_lock(&r->lock);
 	top = atomic_load(&r->top[addr >> 39 & 255]);
 	if (!top) {
-		top = calloc(1, sizeof(*top));
+		top = umm_alloc(mm->space, sizeof(*top));
 		if (!top)
 			goto out;
 		atomic_store_explicit(&r->top[addr >> 39 & 255], top, memory_order_release);
 	}
 	mid = atomic_load(&top->mid[addr >> 30 & 511]);
 	if (!mid) {
-		mid = calloc(1, sizeof(*mid));
+		mid = umm_alloc(mm->space, sizeof(*mid));
 		if (!mid)
 			goto out;
 		atomic_store_explicit(&top->mid[addr >> 30 & 511], mid, memory_order_release);
 	}
 	leaf = atomic_load(&mid->leaf[addr >> HMM_LEAF_SHIFT & 511]);
 	if (!leaf) {
-		leaf = calloc(1, sizeof(*leaf));
+		leaf = umm_alloc(mm->space, sizeof(*leaf));
 		if (!leaf)
 			goto out;
 		leaf->base = addr & ~((1ull << HMM_LEAF_SHIFT) - 1);
@@ -103,7 +103,8 @@ struct hmm_leaf *hmm_leaf_next(struct hmm_mm *mm, uint64_t addr, uint64_t end)
 static bool step_is_legal(enum hmm_page_state from, enum hmm_page_state to)
 {
 	static const uint8_t next[] = {
-		[HMM_SYSTEM] = 1 << HMM_PARKING | 1 << HMM_DEVICE | 1 << HMM_POISONED, /* the last two: fork, mremap */
+		/* All but the first: fork. */
+		[HMM_SYSTEM] = 1 << HMM_PARKING | 1 << HMM_PARKED | 1 << HMM_DEVICE | 1 << HMM_POISONED,
 		[HMM_PARKING] = 1 << HMM_PARKED,
 		[HMM_PARKED] = 1 << HMM_DEVICE,
 		[HMM_DEVICE] = 1 << HMM_POISONED,
@@ -297,10 +298,10 @@ void hmm_radix_destroy(struct hmm_mm *mm)
 			struct hmm_mid *mid = atomic_load(&top->mid[m]);
 
 			for (unsigned l = 0; mid && l < 512; l++)
-				free(atomic_load(&mid->leaf[l]));
-			free(mid);
+				umm_free(mm->space, atomic_load(&mid->leaf[l]), sizeof(struct hmm_leaf));
+			umm_free(mm->space, mid, sizeof(*mid));
 		}
-		free(top);
+		umm_free(mm->space, top, sizeof(*top));
 	}
 	pthread_mutex_destroy(&r->lock);
 }

@@ -1,0 +1,550 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Changes of the address space, by raw system calls, at every stage of a page's
+ * way out and back: whatever happens, each page reads as it would without us.
+ */
+#include "world.h"
+
+#include <sched.h>
+
+#define N 32u
+#define MID 8u /* pages MID .. MID_END are those that most changes are about */
+#define MID_END 20u
+
+#ifndef MREMAP_DONTUNMAP
+#define MREMAP_DONTUNMAP 4
+#endif
+
+/* What must be where in the end. */
+struct want {
+	const char *at;
+	unsigned seed, i; /* seed 0: zeros */
+	bool unmapped;
+};
+
+struct scene {
+	struct world *w;
+	char *p;
+	struct want want[4 * N];
+	unsigned nwant;
+	struct want child_want[N];
+	pid_t child;
+};
+
+static void expect(struct scene *s, const char *at, unsigned first, unsigned n, unsigned seed)
+{
+	for (unsigned k = 0; k < n; k++)
+		s->want[s->nwant++] = (struct want){at + k * UMM_PAGE, seed, first + k, false};
+}
+
+static void expect_unmapped(struct scene *s, const char *at, unsigned n)
+{
+	for (unsigned k = 0; k < n; k++)
+		s->want[s->nwant++] = (struct want){at + k * UMM_PAGE, 0, 0, true};
+}
+
+static bool want_holds(const struct want *want)
+{
+	char byte;
+
+	if (want->unmapped)
+		return touch(want->at, &byte) == SIGSEGV;
+	return page_is(want->at, want->seed, want->i);
+}
+
+static char *page(struct scene *s, unsigned i)
+{
+	return s->p + i * UMM_PAGE;
+}
+
+/* An area that is nobody's, to move to. */
+static char *elsewhere(unsigned npages)
+{
+	char *p = mmap(NULL, (npages + 2) * UMM_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	assert_true(p != MAP_FAILED);
+	return p + UMM_PAGE;
+}
+
+/* ----------------------------------------------------------------- changes */
+
+static void do_nothing(struct scene *s)
+{
+	expect(s, s->p, 0, N, 1);
+}
+
+static void do_munmap_and_map_anew(struct scene *s)
+{
+	size_t len = (MID_END - MID) * UMM_PAGE;
+
+	assert_int_equal(syscall(SYS_munmap, page(s, MID), len), 0);
+	assert_int_equal(syscall(SYS_mmap, page(s, MID), len, PROT_READ | PROT_WRITE,
+				 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0),
+			 page(s, MID));
+	for (unsigned i = MID; i < MID_END; i += 2)
+		page_fill(page(s, i), 2, i);
+	expect(s, s->p, 0, MID, 1);
+	for (unsigned i = MID; i < MID_END; i++)
+		expect(s, page(s, i), i, 1, i % 2 ? 0 : 2);
+	expect(s, page(s, MID_END), MID_END, N - MID_END, 1);
+}
+
+static void do_map_fixed_over(struct scene *s)
+{
+	assert_int_equal(syscall(SYS_mmap, page(s, MID), (MID_END - MID) * UMM_PAGE, PROT_READ | PROT_WRITE,
+				 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0),
+			 page(s, MID));
+	expect(s, s->p, 0, MID, 1);
+	expect(s, page(s, MID), MID, MID_END - MID, 0);
+	expect(s, page(s, MID_END), MID_END, N - MID_END, 1);
+}
+
+static void do_munmap_all(struct scene *s)
+{
+	assert_int_equal(syscall(SYS_munmap, s->p, N * UMM_PAGE), 0);
+	expect_unmapped(s, s->p, N);
+}
+
+static void do_dontneed(struct scene *s)
+{
+	assert_int_equal(syscall(SYS_madvise, page(s, MID), (MID_END - MID) * UMM_PAGE, MADV_DONTNEED), 0);
+	expect(s, s->p, 0, MID, 1);
+	expect(s, page(s, MID), MID, MID_END - MID, 0);
+	expect(s, page(s, MID_END), MID_END, N - MID_END, 1);
+}
+
+static void do_dontneed_and_write(struct scene *s)
+{
+	assert_int_equal(syscall(SYS_madvise, page(s, MID), (MID_END - MID) * UMM_PAGE, MADV_DONTNEED), 0);
+	for (unsigned i = MID; i < MID_END; i++)
+		page_fill(page(s, i), 2, i);
+	expect(s, s->p, 0, MID, 1);
+	expect(s, page(s, MID), MID, MID_END - MID, 2);
+	expect(s, page(s, MID_END), MID_END, N - MID_END, 1);
+}
+
+static void do_write_some(struct scene *s)
+{
+	for (unsigned i = 0; i < N; i++)
+		if (i >= MID && i < MID_END)
+			page_fill(page(s, i), 2, i);
+	expect(s, s->p, 0, MID, 1);
+	expect(s, page(s, MID), MID, MID_END - MID, 2);
+	expect(s, page(s, MID_END), MID_END, N - MID_END, 1);
+}
+
+static void do_mremap_all(struct scene *s)
+{
+	char *to = elsewhere(N);
+
+	assert_int_equal(syscall(SYS_mremap, s->p, N * UMM_PAGE, N * UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to), to);
+	expect(s, to, 0, N, 1);
+	expect_unmapped(s, s->p, N);
+}
+
+static void do_mremap_part(struct scene *s)
+{
+	size_t len = (MID_END - MID) * UMM_PAGE;
+	char *to = elsewhere(MID_END - MID);
+
+	assert_int_equal(syscall(SYS_mremap, page(s, MID), len, len, MREMAP_MAYMOVE | MREMAP_FIXED, to), to);
+	expect(s, s->p, 0, MID, 1);
+	expect(s, to, MID, MID_END - MID, 1);
+	expect_unmapped(s, page(s, MID), MID_END - MID);
+	expect(s, page(s, MID_END), MID_END, N - MID_END, 1);
+}
+
+/* Onto pages of the same area, which are managed and may be away as well. */
+static void do_mremap_onto_managed(struct scene *s)
+{
+	size_t len = 8 * UMM_PAGE;
+
+	assert_int_equal(syscall(SYS_mremap, page(s, 0), len, len, MREMAP_MAYMOVE | MREMAP_FIXED, page(s, 20)),
+			 page(s, 20));
+	expect_unmapped(s, page(s, 0), 8);
+	expect(s, page(s, 8), 8, 12, 1);
+	expect(s, page(s, 20), 0, 8, 1);
+	expect(s, page(s, 28), 28, 4, 1);
+}
+
+static void do_mremap_grow_and_move(struct scene *s)
+{
+	char *to = elsewhere(2 * N);
+
+	assert_int_equal(syscall(SYS_mremap, s->p, N * UMM_PAGE, 2 * N * UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to),
+			 to);
+	expect(s, to, 0, N, 1);
+	expect(s, to + N * UMM_PAGE, 0, N, 0);
+	expect_unmapped(s, s->p, N);
+}
+
+static void do_mremap_grow_in_place(struct scene *s)
+{
+	assert_int_equal(syscall(SYS_munmap, page(s, N), N * UMM_PAGE), 0);
+	assert_int_equal(syscall(SYS_mremap, s->p, N * UMM_PAGE, 2 * N * UMM_PAGE, 0, 0), s->p);
+	expect(s, s->p, 0, N, 1);
+	expect(s, page(s, N), 0, N, 0);
+}
+
+static void do_mremap_shrink(struct scene *s)
+{
+	assert_int_equal(syscall(SYS_mremap, s->p, N * UMM_PAGE, MID * UMM_PAGE, 0, 0), s->p);
+	expect(s, s->p, 0, MID, 1);
+	expect_unmapped(s, page(s, MID), N - MID);
+}
+
+static void do_mremap_shrink_and_move(struct scene *s)
+{
+	char *to = elsewhere(N);
+
+	assert_int_equal(syscall(SYS_mremap, s->p, N * UMM_PAGE, MID * UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to),
+			 to);
+	expect(s, to, 0, MID, 1);
+	expect_unmapped(s, s->p, N);
+}
+
+static void do_mremap_dontunmap(struct scene *s)
+{
+	char *to = elsewhere(N);
+
+	assert_int_equal(syscall(SYS_mremap, s->p, N * UMM_PAGE, N * UMM_PAGE,
+				 MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, to),
+			 to);
+	expect(s, to, 0, N, 1);
+	expect(s, s->p, 0, N, 0);
+}
+
+/* There and back again: the second move meets what the first one left. */
+static void do_mremap_twice(struct scene *s)
+{
+	char *to = elsewhere(N);
+
+	assert_int_equal(syscall(SYS_mremap, s->p, N * UMM_PAGE, N * UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to), to);
+	assert_int_equal(syscall(SYS_mremap, to, N * UMM_PAGE, N * UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, s->p),
+			 s->p);
+	expect(s, s->p, 0, N, 1);
+	expect_unmapped(s, to, N);
+}
+
+static void do_mprotect(struct scene *s)
+{
+	assert_int_equal(syscall(SYS_mprotect, page(s, MID), (MID_END - MID) * UMM_PAGE, PROT_READ), 0);
+	expect(s, s->p, 0, N, 1);
+}
+
+/* The child finds what the parent had, and what it writes is its own. */
+static int child_main(struct scene *s)
+{
+	for (unsigned i = 0; i < N; i++)
+		if (!want_holds(&s->child_want[i]))
+			return (int)i + 1;
+	for (unsigned i = 0; i < N; i += 3)
+		if (!s->child_want[i].unmapped)
+			page_fill(page(s, i), 7, i);
+	for (unsigned i = 0; i < N; i++)
+		if (i % 3 || s->child_want[i].unmapped ? !want_holds(&s->child_want[i]) : !page_is(page(s, i), 7, i))
+			return (int)(N + i) + 1;
+	return 0;
+}
+
+static void fork_child(struct scene *s)
+{
+	s->child = raw_fork();
+	assert_true(s->child >= 0);
+	if (!s->child)
+		_exit(child_main(s));
+	expect(s, s->p, 0, N, 1);
+}
+
+static void child_inherits(struct scene *s)
+{
+	for (unsigned i = 0; i < N; i++)
+		s->child_want[i] = (struct want){page(s, i), 1, i, false};
+}
+
+static void do_fork(struct scene *s)
+{
+	child_inherits(s);
+	fork_child(s);
+}
+
+static void child_reap(struct scene *s)
+{
+	int status;
+
+	if (s->child <= 0)
+		return;
+	assert_int_equal(waitpid(s->child, &status, 0), s->child);
+	assert_true(WIFEXITED(status));
+	if (WEXITSTATUS(status))
+		fail_msg("the child found page %d wrong", WEXITSTATUS(status) - 1);
+	s->child = 0;
+}
+
+/* The child is through before anything else happens here. */
+static void do_fork_and_wait(struct scene *s)
+{
+	do_fork(s);
+	child_reap(s);
+}
+
+static void do_fork_then_write(struct scene *s)
+{
+	do_fork(s);
+	s->nwant = 0;
+	do_write_some(s);
+}
+
+static void do_fork_without_some(struct scene *s)
+{
+	assert_int_equal(syscall(SYS_madvise, page(s, MID), (MID_END - MID) * UMM_PAGE, MADV_DONTFORK), 0);
+	child_inherits(s);
+	for (unsigned i = MID; i < MID_END; i++)
+		s->child_want[i].unmapped = true;
+	fork_child(s);
+}
+
+static void do_fork_wiped(struct scene *s)
+{
+	assert_int_equal(syscall(SYS_madvise, page(s, MID), (MID_END - MID) * UMM_PAGE, MADV_WIPEONFORK), 0);
+	child_inherits(s);
+	for (unsigned i = MID; i < MID_END; i++)
+		s->child_want[i].seed = 0;
+	fork_child(s);
+}
+
+static const struct {
+	const char *name;
+	void (*run)(struct scene *s);
+} changes[] = {
+	{"nothing", do_nothing},
+	{"munmap, and a new mapping there", do_munmap_and_map_anew},
+	{"MAP_FIXED", do_map_fixed_over},
+	{"munmap of all", do_munmap_all},
+	{"MADV_DONTNEED", do_dontneed},
+	{"MADV_DONTNEED, and written again", do_dontneed_and_write},
+	{"written", do_write_some},
+	{"mremap", do_mremap_all},
+	{"mremap of a part", do_mremap_part},
+	{"mremap onto managed pages", do_mremap_onto_managed},
+	{"mremap, grown and moved", do_mremap_grow_and_move},
+	{"mremap, grown in place", do_mremap_grow_in_place},
+	{"mremap, shrunk", do_mremap_shrink},
+	{"mremap, shrunk and moved", do_mremap_shrink_and_move},
+	{"MREMAP_DONTUNMAP", do_mremap_dontunmap},
+	{"mremap there and back", do_mremap_twice},
+	{"mprotect", do_mprotect},
+	{"fork", do_fork},
+	{"fork, and the child first", do_fork_and_wait},
+	{"fork, and written", do_fork_then_write},
+	{"fork with MADV_DONTFORK", do_fork_without_some},
+	{"fork with MADV_WIPEONFORK", do_fork_wiped},
+};
+
+#define NR_CHANGES (sizeof(changes) / sizeof(changes[0]))
+
+/* ------------------------------------------------------------------ stages */
+
+typedef void (*change_fn)(struct scene *s);
+
+/* Asked for, but the inside has not begun. */
+static void while_parking(struct scene *s, change_fn change)
+{
+	struct world *w = s->w;
+	struct hmm_victim v[4];
+
+	w->defer = true;
+	assert_int_equal(hmm_out_begin(w->mm, 0, v, victims(s->p, N, v)), 0);
+	assert_int_equal(state_of(w, s->p), HMM_PARKING);
+	change(s);
+	settled(w);
+	w->defer = false;
+	assert_true(hmm_out_finish(w->mm, 0) >= 0);
+	assert_true(hmm_out_store(w->mm, 0) >= 0);
+}
+
+/* The inside has moved the pages; the engine has not looked yet. */
+static void while_moved(struct scene *s, change_fn change)
+{
+	struct world *w = s->w;
+	struct hmm_victim v[4];
+
+	assert_int_equal(hmm_out_begin(w->mm, 1, v, victims(s->p, N, v)), 0);
+	assert_int_equal(state_of(w, s->p), HMM_PARKING);
+	assert_int_equal(count_present(w, s->p, N), 0);
+	/* Who touches such a page sleeps until the engine has looked; only changes that do not touch come now. */
+	if (change != do_write_some && change != do_fork_then_write)
+		change(s);
+	else
+		do_nothing(s);
+	assert_true(hmm_out_finish(w->mm, 1) >= 0);
+	assert_true(hmm_out_store(w->mm, 1) >= 0);
+}
+
+static void while_parked(struct scene *s, change_fn change)
+{
+	struct world *w = s->w;
+	struct hmm_victim v[4];
+
+	assert_int_equal(hmm_out_begin(w->mm, 0, v, victims(s->p, N, v)), 0);
+	assert_int_equal(hmm_out_finish(w->mm, 0), N);
+	assert_int_equal(state_of(w, s->p), HMM_PARKED);
+	change(s);
+	assert_true(hmm_out_store(w->mm, 0) >= 0);
+}
+
+struct job {
+	struct world *w;
+	const char *p;
+	int rc;
+};
+
+static void *out_main(void *arg)
+{
+	struct job *j = arg;
+
+	j->rc = out(j->w, j->p, N);
+	return NULL;
+}
+
+static void while_the_device_copies(struct scene *s, change_fn change)
+{
+	struct world *w = s->w;
+	struct job j = {w, s->p, 0};
+	struct fake *f = w->fake[0];
+	pthread_t thread;
+
+	f->block_in = true;
+	assert_int_equal(pthread_create(&thread, NULL, out_main, &j), 0);
+	fake_await(f, &f->in_blocked);
+	change(s);
+	fake_tell(f, &f->block_in, false);
+	pthread_join(thread, NULL);
+	assert_true(j.rc >= 0);
+}
+
+/* The same, and the device fails in the end: what is still there goes back, and nothing else. */
+static void while_a_failing_device_copies(struct scene *s, change_fn change)
+{
+	s->w->fake[0]->fail_in = -EIO;
+	while_the_device_copies(s, change);
+	s->w->fake[0]->fail_in = 0;
+}
+
+static void while_away(struct scene *s, change_fn change)
+{
+	assert_int_equal(out(s->w, s->p, N), N);
+	change(s);
+}
+
+/* Somebody is bringing a page back, and the device is not ready yet. */
+static void *read_main(void *arg)
+{
+	char byte;
+
+	touch(arg, &byte);
+	return NULL;
+}
+
+static void while_coming_back(struct scene *s, change_fn change)
+{
+	struct fake *f = s->w->fake[0];
+	pthread_t thread;
+
+	assert_int_equal(out(s->w, s->p, N), N);
+	f->block_out = true;
+	assert_int_equal(pthread_create(&thread, NULL, read_main, page(s, MID + 2)), 0);
+	fake_await(f, &f->out_blocked);
+	/* Changes that touch pages need the device themselves. */
+	if (change == do_write_some || change == do_fork_and_wait || change == do_fork_then_write)
+		fake_tell(f, &f->block_out, false);
+	change(s);
+	fake_tell(f, &f->block_out, false);
+	pthread_join(thread, NULL);
+}
+
+static void stage(void (*when)(struct scene *s, change_fn change))
+{
+	for (unsigned c = 0; c < NR_CHANGES; c++) {
+		const char *why;
+		struct scene s = {.w = world_create("lz4", 1, &why)};
+
+		assert_non_null(s.w);
+		s.p = managed(s.w, N, 1);
+		/* Touching what is moved and not yet looked at would wait for ourselves. */
+		if (when == while_moved && (changes[c].run == do_fork_and_wait))
+			goto next;
+		when(&s, changes[c].run);
+		child_reap(&s);
+		/* Twice: what goes out again after a change is what came of it. */
+		for (unsigned round = 0; round < 2; round++) {
+			for (unsigned k = 0; k < s.nwant; k++)
+				if (!want_holds(&s.want[k]))
+					fail_msg("%s: page %u does not hold what it should, round %u", changes[c].name,
+						 k, round);
+			quarantine_over(s.w);
+			for (unsigned k = 0; k < s.nwant && !round; k++)
+				if (!s.want[k].unmapped)
+					out(s.w, s.want[k].at, 1);
+		}
+	next:
+		if (atomic_load(&s.w->fatals))
+			fail_msg("%s: the engine gave a space up", changes[c].name);
+		world_destroy(s.w);
+	}
+}
+
+static void changes_while_parking(void **state)
+{
+	stage(while_parking);
+}
+
+static void changes_while_moved(void **state)
+{
+	stage(while_moved);
+}
+
+static void changes_while_parked(void **state)
+{
+	stage(while_parked);
+}
+
+static void changes_while_the_device_copies(void **state)
+{
+	stage(while_the_device_copies);
+}
+
+static void changes_while_a_failing_device_copies(void **state)
+{
+	stage(while_a_failing_device_copies);
+}
+
+static void changes_while_away(void **state)
+{
+	stage(while_away);
+}
+
+static void changes_while_coming_back(void **state)
+{
+	stage(while_coming_back);
+}
+
+int main(void)
+{
+	const char *why;
+	struct world *w = world_create("lz4", 0, &why);
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(changes_while_parking),
+		cmocka_unit_test(changes_while_moved),
+		cmocka_unit_test(changes_while_parked),
+		cmocka_unit_test(changes_while_the_device_copies),
+		cmocka_unit_test(changes_while_a_failing_device_copies),
+		cmocka_unit_test(changes_while_away),
+		cmocka_unit_test(changes_while_coming_back),
+	};
+
+	if (!w)
+		return skip_all(why);
+	world_destroy(w);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
