@@ -61,9 +61,18 @@ int64_t preload_call(enum umm_call_op op, uint64_t a, uint64_t b, uint64_t c)
 	call->arg[2] = c;
 	call->ret = -ENOSYS;
 	atomic_store(&call->state, UMM_CALL_ASKED);
-	(void)*(volatile char *)bell;
+	/*
+	 * mlockall() fills bells without anybody having rung, and locks them:
+	 * one that was there does not ring.
+	 */
+	for (unsigned tries = 0; atomic_load(&call->state) != UMM_CALL_DONE && tries < 3; tries++) {
+		(void)*(volatile char *)bell;
+		if (sys3(SYS_madvise, bell, UMM_PAGE, MADV_DONTNEED)) {
+			sys2(SYS_munlock, bell, UMM_PAGE);
+			sys3(SYS_madvise, bell, UMM_PAGE, MADV_DONTNEED);
+		}
+	}
 	ret = call->ret;
-	sys3(SYS_madvise, bell, UMM_PAGE, MADV_DONTNEED);
 	atomic_store(&call->state, UMM_CALL_IDLE);
 	preload_signals_restore(&old);
 	return ret;

@@ -81,7 +81,7 @@ static int move_run(struct umm_inside *in, struct umm_move_run *run, char *stagi
 }
 
 static void run_one(struct umm_inside *in, struct umm_batch *batch, struct umm_move_run *run, char *staging,
-			    char *window)
+		    char *window)
 {
 	struct umm_ctl *c = in->ctl;
 	unsigned from = 0;
@@ -139,7 +139,11 @@ static void release_staging(struct umm_inside *in, char *staging, size_t len)
 	struct uffdio_register reg = {.range = r, .mode = UFFDIO_REGISTER_MODE_MISSING};
 
 	sys_ioctl(in->uffd, UFFDIO_UNREGISTER, &r);
-	sys3(SYS_madvise, staging, len, MADV_DONTNEED);
+	/* mlockall() of the program locks staging too: then nothing can be dropped before it is unlocked. */
+	if (sys3(SYS_madvise, staging, len, MADV_DONTNEED)) {
+		sys2(SYS_munlock, staging, len);
+		sys3(SYS_madvise, staging, len, MADV_DONTNEED);
+	}
 	sys_ioctl(in->uffd, UFFDIO_REGISTER, &reg);
 }
 
@@ -148,7 +152,7 @@ void umm_inside_move(struct umm_inside *in, unsigned b)
 	struct umm_batch *batch = &in->ctl->batch[b % UMM_BATCHES];
 	size_t base = (size_t)(b % UMM_BATCHES) * UMM_BATCH_PAGES * UMM_PAGE;
 	unsigned nr = batch->nr < UMM_BATCH_RUNS ? batch->nr : UMM_BATCH_RUNS;
-	size_t used = 0;
+	bool used = false;
 
 	for (unsigned i = 0; i < nr; i++) {
 		struct umm_move_run *run = &batch->run[i];
@@ -160,9 +164,10 @@ void umm_inside_move(struct umm_inside *in, unsigned b)
 			continue;
 		}
 		run_one(in, batch, run, in->staging + base + run->slot * UMM_PAGE,
-				in->window + base + run->slot * UMM_PAGE);
-		if ((run->slot + run->npages) * UMM_PAGE > used && run->mask)
-			used = (run->slot + run->npages) * UMM_PAGE;
+			in->window + base + run->slot * UMM_PAGE);
+		/* EEXIST: staging has pages that nobody moved there; mlockall() populates it. */
+		if (run->mask || run->err == -EEXIST)
+			used = true;
 	}
 	if (used)
 		release_staging(in, in->staging + base, UMM_BATCH_PAGES * UMM_PAGE);
