@@ -28,6 +28,9 @@ struct scene {
 	struct want want[4 * N];
 	unsigned nwant;
 	struct want child_want[N];
+	void (*child_first)(struct scene *s);
+	char *child_to;
+	bool needs_device;
 	pid_t child;
 };
 
@@ -235,9 +238,13 @@ static void do_mprotect(struct scene *s)
 /* The child finds what the parent had, and what it writes is its own. */
 static int child_main(struct scene *s)
 {
+	if (s->child_first)
+		s->child_first(s);
 	for (unsigned i = 0; i < N; i++)
 		if (!want_holds(&s->child_want[i]))
 			return (int)i + 1;
+	if (s->child_first)
+		return 0;
 	for (unsigned i = 0; i < N; i += 3)
 		if (!s->child_want[i].unmapped)
 			page_fill(page(s, i), 7, i);
@@ -313,9 +320,60 @@ static void do_fork_wiped(struct scene *s)
 	fork_child(s);
 }
 
+/* The child changes its mappings before the engine has given it what is parked. */
+static void fork_busy_child(struct scene *s, void (*first)(struct scene *s))
+{
+	s->child_first = first;
+	s->w->await_child = true;
+	fork_child(s);
+	child_reap(s);
+}
+
+static void child_mremaps(struct scene *s)
+{
+	syscall(SYS_mremap, page(s, MID), (MID_END - MID) * UMM_PAGE, (MID_END - MID) * UMM_PAGE,
+		MREMAP_MAYMOVE | MREMAP_FIXED, s->child_to);
+}
+
+static void do_fork_child_mremaps(struct scene *s)
+{
+	s->child_to = elsewhere(MID_END - MID);
+	child_inherits(s);
+	for (unsigned i = MID; i < MID_END; i++)
+		s->child_want[i].at = s->child_to + (i - MID) * UMM_PAGE;
+	fork_busy_child(s, child_mremaps);
+}
+
+static void child_drops(struct scene *s)
+{
+	syscall(SYS_madvise, page(s, MID), (MID_END - MID) * UMM_PAGE, MADV_DONTNEED);
+}
+
+static void do_fork_child_drops(struct scene *s)
+{
+	child_inherits(s);
+	for (unsigned i = MID; i < MID_END; i++)
+		s->child_want[i].seed = 0;
+	fork_busy_child(s, child_drops);
+}
+
+static void child_munmaps(struct scene *s)
+{
+	syscall(SYS_munmap, page(s, MID), (MID_END - MID) * UMM_PAGE);
+}
+
+static void do_fork_child_munmaps(struct scene *s)
+{
+	child_inherits(s);
+	for (unsigned i = MID; i < MID_END; i++)
+		s->child_want[i].unmapped = true;
+	fork_busy_child(s, child_munmaps);
+}
+
 static const struct {
 	const char *name;
 	void (*run)(struct scene *s);
+	bool needs_device; /* touches pages before it is through */
 } changes[] = {
 	{"nothing", do_nothing},
 	{"munmap, and a new mapping there", do_munmap_and_map_anew},
@@ -323,7 +381,7 @@ static const struct {
 	{"munmap of all", do_munmap_all},
 	{"MADV_DONTNEED", do_dontneed},
 	{"MADV_DONTNEED, and written again", do_dontneed_and_write},
-	{"written", do_write_some},
+	{"written", do_write_some, true},
 	{"mremap", do_mremap_all},
 	{"mremap of a part", do_mremap_part},
 	{"mremap onto managed pages", do_mremap_onto_managed},
@@ -335,10 +393,13 @@ static const struct {
 	{"mremap there and back", do_mremap_twice},
 	{"mprotect", do_mprotect},
 	{"fork", do_fork},
-	{"fork, and the child first", do_fork_and_wait},
-	{"fork, and written", do_fork_then_write},
+	{"fork, and the child first", do_fork_and_wait, true},
+	{"fork, and written", do_fork_then_write, true},
 	{"fork with MADV_DONTFORK", do_fork_without_some},
 	{"fork with MADV_WIPEONFORK", do_fork_wiped},
+	{"fork, and the child moves pages at once", do_fork_child_mremaps, true},
+	{"fork, and the child drops pages at once", do_fork_child_drops, true},
+	{"fork, and the child unmaps pages at once", do_fork_child_munmaps, true},
 };
 
 #define NR_CHANGES (sizeof(changes) / sizeof(changes[0]))
@@ -456,7 +517,7 @@ static void while_coming_back(struct scene *s, change_fn change)
 	assert_int_equal(pthread_create(&thread, NULL, read_main, page(s, MID + 2)), 0);
 	fake_await(f, &f->out_blocked);
 	/* Changes that touch pages need the device themselves. */
-	if (change == do_write_some || change == do_fork_and_wait || change == do_fork_then_write)
+	if (s->needs_device)
 		fake_tell(f, &f->block_out, false);
 	change(s);
 	fake_tell(f, &f->block_out, false);
@@ -471,9 +532,7 @@ static void stage(void (*when)(struct scene *s, change_fn change))
 
 		assert_non_null(s.w);
 		s.p = managed(s.w, N, 1);
-		/* Touching what is moved and not yet looked at would wait for ourselves. */
-		if (when == while_moved && (changes[c].run == do_fork_and_wait))
-			goto next;
+		s.needs_device = changes[c].needs_device;
 		when(&s, changes[c].run);
 		child_reap(&s);
 		/* Twice: what goes out again after a change is what came of it. */
@@ -487,7 +546,6 @@ static void stage(void (*when)(struct scene *s, change_fn change))
 				if (!s.want[k].unmapped)
 					out(s.w, s.want[k].at, 1);
 		}
-	next:
 		if (atomic_load(&s.w->fatals))
 			fail_msg("%s: the engine gave a space up", changes[c].name);
 		world_destroy(s.w);

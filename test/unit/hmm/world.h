@@ -11,6 +11,7 @@
 #define HMM_TEST_WORLD_H
 
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -44,9 +45,10 @@ struct world {
 	char *window;
 	int pagemap;
 
-	bool defer;    /* the inside moves when it is waited for, not before */
-	int refuse;    /* go() gives this */
-	unsigned went; /* times that the inside was told to go */
+	bool defer;       /* the inside moves when it is waited for, not before */
+	int refuse;       /* go() gives this */
+	unsigned went;    /* times that the inside was told to go */
+	bool await_child; /* a forked child is looked after when an event of its own waits, not before */
 
 	_Atomic unsigned said, fatals, children;
 	char line[512];
@@ -171,6 +173,8 @@ static inline int world_forked(void *priv, struct hmm_mm *parent, int uffd, stru
 
 	c->ctl = calloc(1, sizeof(*c->ctl));
 	c->window = malloc(STAGING);
+	if (w->await_child)
+		poll(&(struct pollfd){.fd = uffd, .events = POLLIN}, 1, -1);
 	if (umm_space_adopt(0, uffd, -1, -1, c->ctl, &space) || hmm_mm_add(w->h, space, c->window, NULL, NULL, child))
 		abort();
 	(*child)->gone = child_gone;
