@@ -312,6 +312,33 @@ static void learn_pid(struct hmm_mm *mm, uint32_t tid)
 	pthread_mutex_unlock(&mm->lock);
 }
 
+/*
+ * The inside asks for a page that it is about to move, and it is not there: a
+ * hole then, since nobody else moves pages.  Others that find a page PARKING
+ * wait until the inside is through; it cannot wait for itself.
+ */
+static bool fault_of_inside(struct hmm_mm *mm, const struct umm_fault *f, int *rc)
+{
+	struct umm_evlock *evlock = &mm->space->ctl->evlock;
+	struct hmm_leaf *leaf;
+	bool mine = false;
+	uint64_t placed;
+
+	if (!f->tid || f->tid != atomic_load(&mm->space->ctl->populating))
+		return false;
+	umm_evlock_shared(evlock);
+	leaf = hmm_leaf_find(mm, f->addr);
+	if (leaf) {
+		pthread_mutex_lock(&leaf->lock);
+		mine = hmm_entry_state(leaf->e[hmm_leaf_index(f->addr)]) == HMM_PARKING;
+		if (mine)
+			*rc = fill_zero(mm, f->addr, 1, true, &placed);
+		pthread_mutex_unlock(&leaf->lock);
+	}
+	umm_evlock_unshared(evlock);
+	return mine;
+}
+
 int hmm_fault(void *priv, const struct umm_fault *f)
 {
 	struct hmm_mm *mm = priv;
@@ -324,6 +351,8 @@ int hmm_fault(void *priv, const struct umm_fault *f)
 		return mm->h->opt.called(mm->h->opt.priv, mm, f->addr);
 	if (mm->statm_fd < 0 && f->tid)
 		learn_pid(mm, f->tid);
+	if (fault_of_inside(mm, f, &rc))
+		return rc == -EAGAIN ? rc : 0;
 	n = stream_size(mm, f->addr >> UMM_PAGE_SHIFT, &which);
 
 	atomic_fetch_add(&mm->faults, 1);
@@ -364,6 +393,11 @@ int hmm_fault(void *priv, const struct umm_fault *f)
 
 int hmm_restore(struct hmm_mm *mm, uint64_t start, uint64_t end)
 {
+	return hmm_restore_from(mm, start, end, ~0u, NULL);
+}
+
+int hmm_restore_from(struct hmm_mm *mm, uint64_t start, uint64_t end, unsigned tiers, uint64_t *placed)
+{
 	struct hmm_leaf *leaf;
 	unsigned starved = 0;
 
@@ -375,11 +409,13 @@ int hmm_restore(struct hmm_mm *mm, uint64_t start, uint64_t end)
 		if (z > end)
 			z = end;
 		while (a < z && leaf->away) {
-			enum hmm_page_state st = hmm_entry_state(leaf->e[hmm_leaf_index(a)]);
+			hmm_entry_t e = leaf->e[hmm_leaf_index(a)];
+			enum hmm_page_state st = hmm_entry_state(e);
 			uint64_t left = (z - a) / UMM_PAGE;
 			bool system;
 
-			if (st == HMM_SYSTEM || st == HMM_POISONED) {
+			if (st == HMM_SYSTEM || st == HMM_POISONED ||
+			    (tiers != ~0u && (st != HMM_DEVICE || !(tiers & 1u << hmm_entry_tier(e))))) {
 				a += UMM_PAGE;
 				continue;
 			}
@@ -393,6 +429,8 @@ int hmm_restore(struct hmm_mm *mm, uint64_t start, uint64_t end)
 				continue;
 			if (rc < 0)
 				return rc; /* who asked must not go on as if all were back */
+			if (placed)
+				*placed += (uint64_t)rc;
 			a += rc > 0 ? (uint64_t)rc * UMM_PAGE : UMM_PAGE;
 		}
 	}

@@ -95,6 +95,7 @@ struct umm_ctl {
 	_Atomic uint32_t no_fork_events; /* the kernel withholds them: pages come back before fork */
 	_Atomic uint32_t acked;		 /* orders other than batches that the inside has carried out */
 	_Atomic uint32_t epoch;
+	_Atomic uint32_t populating; /* the inside's thread id while it asks for pages of its own; else 0 */
 	struct umm_evlock evlock;
 	_Atomic uint32_t pin_lock;
 	_Atomic uint32_t pin_used;

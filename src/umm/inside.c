@@ -98,16 +98,12 @@ again:
 		rc = 0;
 	} else {
 		umm_pin_lock(c);
-		rc = move_run(in, run, staging, &from);
+		while ((rc = move_run(in, run, staging, &from)) == -EBUSY &&
+		       (unshared || !(batch->flags & UMM_BATCH_UNSHARE)))
+			from++; /* pinned for I/O, locked, or shared and to stay so */
 		umm_pin_unlock(c);
 	}
-	if (rc == -EBUSY && from < run->npages) {
-		if (!(batch->flags & UMM_BATCH_UNSHARE) || unshared) {
-			from++; /* pinned for I/O, or shared and to stay so */
-			unshared = false;
-			umm_evlock_unshared(&c->evlock);
-			goto again;
-		}
+	if (rc == -EBUSY && (batch->flags & UMM_BATCH_UNSHARE) && !unshared && !run->mask) {
 		/*
 		 * Shared since a fork: make it ours, then it can go.  Not under
 		 * the lock: should the page have gone meanwhile, this faults, and
@@ -115,10 +111,16 @@ again:
 		 */
 		umm_evlock_unshared(&c->evlock);
 		unsigned left = run->npages - from;
-		rc = (int)sys3(SYS_madvise, run->addr + from * UMM_PAGE, left * UMM_PAGE, MADV_POPULATE_WRITE);
+		atomic_store(&c->populating, (uint32_t)sys0(SYS_gettid));
+		sys3(SYS_madvise, run->addr + from * UMM_PAGE, left * UMM_PAGE, MADV_POPULATE_WRITE);
+		atomic_store(&c->populating, 0);
 		unshared = true;
 		goto again;
 	}
+	/*
+	 * When some of the run has gone, a page that is shared ends it: to give
+	 * the lock up now would hide from a fork what is in staging only.
+	 */
 	/* Under the lock still: who takes it exclusively sees what happened. */
 	atomic_store_explicit(&run->state, UMM_RUN_MOVED, memory_order_release);
 	umm_evlock_unshared(&c->evlock);

@@ -1,0 +1,165 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What the inside does with pages that fork() has left shared: they must be
+ * made the space's own before they can go, and meanwhile things happen.
+ */
+#include "world.h"
+
+#define N 16u
+#define SHARED_FROM 5u
+#define HOLE 9u
+
+struct stage {
+	struct world *w;
+	char *p;
+	pthread_mutex_t lock;
+	pthread_cond_t moved;
+	bool hold; /* a fault of the inside waits for the test */
+	bool faulted, done;
+	int rc;
+};
+
+static struct stage *the_stage; /* of the space operations below, which have no other way to it */
+
+static int watched_fault(void *priv, const struct umm_fault *f)
+{
+	struct stage *st = the_stage;
+
+	if (f->addr == (uintptr_t)st->p + HOLE * UMM_PAGE) {
+		umm_monitor_yield(st->w->space);
+		pthread_mutex_lock(&st->lock);
+		st->faulted = true;
+		pthread_cond_broadcast(&st->moved);
+		while (st->hold)
+			pthread_cond_wait(&st->moved, &st->lock);
+		pthread_mutex_unlock(&st->lock);
+	}
+	return hmm_fault(priv, f);
+}
+
+static void *out_main(void *arg)
+{
+	struct stage *st = arg;
+
+	st->rc = out(st->w, st->p, N);
+	pthread_mutex_lock(&st->lock);
+	st->done = true;
+	pthread_cond_broadcast(&st->moved);
+	pthread_mutex_unlock(&st->lock);
+	return NULL;
+}
+
+/* Pages from @from on are shared with a child that is no more, and one of them is not there at all. */
+static void stage_create(struct stage *st, struct umm_space_ops *ops, unsigned from)
+{
+	const char *why;
+	int status;
+
+	*st = (struct stage){.w = world_create("lz4", 1, &why)};
+	assert_non_null(st->w);
+	pthread_mutex_init(&st->lock, NULL);
+	pthread_cond_init(&st->moved, NULL);
+	/* Within one leaf, so that it is one run. */
+	st->p = managed(st->w, 2 * N, 1);
+	pid_t pid = raw_fork();
+	assert_true(pid >= 0);
+	if (!pid)
+		_exit(0);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	for (unsigned i = 0; i < from; i++)
+		page_fill(st->p + i * UMM_PAGE, 1, i);
+	assert_int_equal(madvise(st->p + HOLE * UMM_PAGE, UMM_PAGE, MADV_DONTNEED), 0);
+	quarantine_over(st->w);
+	the_stage = st;
+	*ops = *st->w->space->ops;
+	ops->fault = watched_fault;
+	st->w->space->ops = ops;
+}
+
+static void stage_check(struct stage *st)
+{
+	for (unsigned i = 0; i < 2 * N; i++)
+		assert_true(page_is(st->p + i * UMM_PAGE, i == HOLE ? 0 : 1, i));
+}
+
+static void stage_destroy(struct stage *st)
+{
+	world_destroy(st->w);
+	pthread_cond_destroy(&st->moved);
+	pthread_mutex_destroy(&st->lock);
+}
+
+/*
+ * The inside asks the kernel for pages of its own and meets one that is not
+ * there.  Its fault is for a page on the way out, for which others wait until
+ * the inside is through.
+ */
+static void the_inside_does_not_wait_for_itself(void **state)
+{
+	struct umm_space_ops ops;
+	struct stage st;
+
+	stage_create(&st, &ops, 0);
+	assert_true(out(st.w, st.p, N) >= (int)N - 1);
+	assert_true(st.faulted);
+	stage_check(&st);
+	stage_destroy(&st);
+}
+
+/* And with a fork in the middle of a run of which some pages have gone already. */
+static void fork_in_the_middle_of_a_run(void **state)
+{
+	struct umm_space_ops ops;
+	struct stage st;
+	pthread_t thread;
+	int status;
+
+	stage_create(&st, &ops, SHARED_FROM);
+	st.hold = true;
+	assert_int_equal(pthread_create(&thread, NULL, out_main, &st), 0);
+	pthread_mutex_lock(&st.lock);
+	while (!st.faulted && !st.done)
+		pthread_cond_wait(&st.moved, &st.lock);
+	pthread_mutex_unlock(&st.lock);
+	pid_t pid = raw_fork();
+	assert_true(pid >= 0);
+	if (!pid) {
+		for (unsigned i = 0; i < N; i++)
+			if (!page_is(st.p + i * UMM_PAGE, i == HOLE ? 0 : 1, i))
+				_exit((int)i + 1);
+		_exit(0);
+	}
+	pthread_mutex_lock(&st.lock);
+	st.hold = false;
+	pthread_cond_broadcast(&st.moved);
+	pthread_mutex_unlock(&st.lock);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_true(WIFEXITED(status));
+	if (WEXITSTATUS(status))
+		fail_msg("the child found page %d wrong", WEXITSTATUS(status) - 1);
+	pthread_join(thread, NULL);
+	assert_true(st.rc >= 0);
+	stage_check(&st);
+	/* What stayed goes the next time, or the one after. */
+	quarantine_over(st.w);
+	for (unsigned i = 0; i < 4; i++)
+		out(st.w, st.p, N);
+	assert_int_equal(count_present(st.w, st.p, N), 0);
+	stage_check(&st);
+	stage_destroy(&st);
+}
+
+int main(void)
+{
+	const char *why;
+	struct world *w = world_create("lz4", 0, &why);
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(the_inside_does_not_wait_for_itself),
+		cmocka_unit_test(fork_in_the_middle_of_a_run),
+	};
+
+	if (!w)
+		return skip_all(why);
+	world_destroy(w);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
