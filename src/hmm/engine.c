@@ -50,10 +50,13 @@ int hmm_create(const struct hmm_options *opt, struct hmm **hp, char *err, size_t
 	pthread_cond_init(&h->room, &attr);
 	pthread_condattr_destroy(&attr);
 	h->self_statm_fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
-	rc = hmm_chain_open(opt->chain, opt->budget, &h->chain, err, errlen);
+	rc = opt->chain ? hmm_chain_open(opt->chain, opt->budget, &h->chain, err, errlen) : 0;
 	if (rc)
 		goto fail;
-	rc = umm_monitor_create(opt->threads ? opt->threads : 2 * (unsigned)sysconf(_SC_NPROCESSORS_ONLN) + 2, &h->monitor);
+	rc = opt->linked
+		     ? 0
+		     : umm_monitor_create(opt->threads ? opt->threads : 2 * (unsigned)sysconf(_SC_NPROCESSORS_ONLN) + 2,
+					  &h->monitor);
 	if (rc) {
 		snprintf(err, errlen, "cannot start the threads that serve faults: error %d", -rc);
 		goto fail;
@@ -119,7 +122,7 @@ static void mm_change(void *priv, const struct umm_change *c)
  * MADV_WIPEONFORK are empty there: nothing of the parent's may live on.
  * Only smaps tells which.
  */
-static int find_unforked(struct hmm_mm *mm, struct hmm_iset *absent, struct hmm_iset *empty)
+int hmm_find_unforked(struct hmm_mm *mm, struct hmm_iset *absent, struct hmm_iset *empty)
 {
 	int fd = mm->smaps_fd >= 0 ? dup(mm->smaps_fd) : -1, rc = 0;
 	FILE *f = fd >= 0 ? fdopen(fd, "r") : NULL;
@@ -240,7 +243,7 @@ static void mm_forked(void *priv, int uffd)
 	if (hmm_residency_clone(mm, child))
 		mm->h->opt.fatal(mm->h->opt.priv, child, "no memory for the records of a forked child");
 	if (atomic_load(&mm->radix.away)) {
-		if (find_unforked(mm, &absent, &empty))
+		if (hmm_find_unforked(mm, &absent, &empty))
 			mm->h->opt.fatal(mm->h->opt.priv, child, "cannot tell what a forked child has inherited");
 		child_without(child, &absent, true);
 		child_without(child, &empty, false);

@@ -164,6 +164,7 @@ struct hmm_mm {
 	_Atomic unsigned rest; /* > 0: nothing is moved out for now */
 
 	pthread_mutex_t out_lock;
+	const void *out_owner; /* who causes a migration, for notifiers; NULL: the engine */
 	struct hmm_slot slot[UMM_BATCHES][UMM_BATCH_PAGES];
 	uint32_t batch_pages[UMM_BATCHES]; /* slots in use */
 	bool run_committed[UMM_BATCHES][UMM_BATCH_RUNS];
@@ -222,6 +223,7 @@ struct hmm_options {
 	int (*called)(void *priv, struct hmm_mm *mm, uint64_t addr);
 	void *priv;
 	unsigned threads; /* that serve faults; 0: two a CPU, and two */
+	bool linked;	  /* spaces bring their own monitor; no chain, no budget (linked.c) */
 };
 
 struct hmm {
@@ -290,6 +292,15 @@ static inline unsigned hmm_leaf_index(uint64_t addr)
 	return addr >> UMM_PAGE_SHIFT & (HMM_LEAF_PAGES - 1);
 }
 
+/** Mappings that a child of fork() has not (@absent) or has empty (@empty), by what smaps says of @mm.  0 or -errno. */
+int hmm_find_unforked(struct hmm_mm *mm, struct hmm_iset *absent, struct hmm_iset *empty);
+
+/* access.c: devices at the pages that they hold */
+/** Copy the pages from @addr on that are on @tier.  Returns how many (0: the first is not), or -errno of the device. */
+int hmm_peek(struct hmm_mm *mm, unsigned tier, uint64_t addr, char *buf, unsigned n);
+/** Replace the contents of pages from @addr on that are on @tier.  Returns as hmm_peek(). */
+int hmm_poke(struct hmm_mm *mm, unsigned tier, uint64_t addr, const char *buf, unsigned n);
+
 /* chain.c */
 int hmm_chain_open(const char *spec, uint64_t budget, struct hmm_chain *c, char *err, size_t errlen);
 void hmm_chain_close(struct hmm_chain *c);
@@ -300,6 +311,8 @@ unsigned hmm_chain_in(struct hmm *h, unsigned from, const void *const src[], hmm
 int hmm_fault(void *priv, const struct umm_fault *f);
 /** Bring back what is away in [start, end).  0, -ESRCH, or -ENOMEM: then something is still away. */
 int hmm_restore(struct hmm_mm *mm, uint64_t start, uint64_t end);
+/** The same of what is in the memory of @tiers (a bit each); adds to @placed the pages that came, unless NULL. */
+int hmm_restore_from(struct hmm_mm *mm, uint64_t start, uint64_t end, unsigned tiers, uint64_t *placed);
 
 /* migrate.c */
 struct hmm_victim {
@@ -312,6 +325,10 @@ int hmm_migrate_out(struct hmm_mm *mm, const struct hmm_victim *v, unsigned n);
 int hmm_out_begin(struct hmm_mm *mm, unsigned b, const struct hmm_victim *v, unsigned n);
 int hmm_out_finish(struct hmm_mm *mm, unsigned b); /* wait and commit; pages parked */
 int hmm_out_store(struct hmm_mm *mm, unsigned b);  /* pages stored */
+/** The two halves of storing: what there is to store, and where it has gone.  Arrays of UMM_BATCH_PAGES. */
+unsigned hmm_out_gather(struct hmm_mm *mm, unsigned b, const void *src[], uint16_t index[]);
+unsigned hmm_out_commit(struct hmm_mm *mm, unsigned b, const void *const src[], const uint16_t index[],
+			hmm_handle_t handle[], const uint8_t tier[], unsigned n);
 /** Event lock held exclusively: what the inside has done shows in the records. */
 void hmm_out_sync(struct hmm_mm *mm);
 

@@ -32,8 +32,11 @@ static hmm_entry_t parking(unsigned b, unsigned slot)
 
 static void change_of(struct umm_change *c, struct hmm_mm *mm, uint64_t start, uint64_t len)
 {
-	*c = (struct umm_change){
-		.event = UMM_EVENT_MIGRATE, .start = start, .end = start + len, .owner = mm->h, .blockable = true};
+	*c = (struct umm_change){.event = UMM_EVENT_MIGRATE,
+				 .start = start,
+				 .end = start + len,
+				 .owner = mm->out_owner ? mm->out_owner : mm->h,
+				 .blockable = true};
 }
 
 /* Make the pages of @v that may go PARKING, as runs of the batch.  Event lock shared. */
@@ -248,14 +251,10 @@ static int settle(struct hmm_mm *mm, unsigned b, unsigned s, const void *page, h
 	return rc;
 }
 
-int hmm_out_store(struct hmm_mm *mm, unsigned b)
+unsigned hmm_out_gather(struct hmm_mm *mm, unsigned b, const void *src[], uint16_t index[])
 {
-	const void *src[UMM_BATCH_PAGES];
-	hmm_handle_t handle[UMM_BATCH_PAGES];
-	uint16_t index[UMM_BATCH_PAGES];
-	uint8_t tier[UMM_BATCH_PAGES];
 	char *window = mm->window + (size_t)b * UMM_BATCH_PAGES * UMM_PAGE;
-	unsigned n = 0, stored = 0;
+	unsigned n = 0;
 
 	for (unsigned s = 0; s < mm->batch_pages[b]; s++) {
 		if (!mm->slot[b][s].addr)
@@ -263,9 +262,14 @@ int hmm_out_store(struct hmm_mm *mm, unsigned b)
 		src[n] = window + s * UMM_PAGE;
 		index[n++] = (uint16_t)s;
 	}
-	if (!n)
-		return 0;
-	hmm_chain_in(mm->h, 0, src, handle, tier, n);
+	return n;
+}
+
+unsigned hmm_out_commit(struct hmm_mm *mm, unsigned b, const void *const src[], const uint16_t index[],
+			hmm_handle_t handle[], const uint8_t tier[], unsigned n)
+{
+	unsigned stored = 0;
+
 	for (unsigned k = 0; k < n; k++) {
 		hmm_handle_t got = handle[k];
 		bool ok = false;
@@ -283,7 +287,21 @@ int hmm_out_store(struct hmm_mm *mm, unsigned b)
 	}
 	atomic_fetch_add(&mm->pages_out, stored);
 	atomic_fetch_add(&mm->h->pages_out, stored);
-	return (int)stored;
+	return stored;
+}
+
+int hmm_out_store(struct hmm_mm *mm, unsigned b)
+{
+	const void *src[UMM_BATCH_PAGES];
+	hmm_handle_t handle[UMM_BATCH_PAGES];
+	uint16_t index[UMM_BATCH_PAGES];
+	uint8_t tier[UMM_BATCH_PAGES];
+	unsigned n = hmm_out_gather(mm, b, src, index);
+
+	if (!n)
+		return 0;
+	hmm_chain_in(mm->h, 0, src, handle, tier, n);
+	return (int)hmm_out_commit(mm, b, src, index, handle, tier, n);
 }
 
 int hmm_migrate_out(struct hmm_mm *mm, const struct hmm_victim *v, unsigned n)
