@@ -126,7 +126,7 @@ struct hmm_radix {
 
 /* Where a page of a batch is now; mm->slot[batch][i]. */
 struct hmm_slot {
-	uint64_t addr; /* 0: cancelled, the result is not wanted */
+	_Atomic uint64_t addr; /* 0: cancelled, the result is not wanted */
 	bool wake;     /* somebody faulted on it while it was PARKING */
 };
 
@@ -244,7 +244,7 @@ struct hmm {
 	_Atomic bool stop;
 	_Atomic bool resting; /* everything was asked back */
 	pthread_t budget_thread;
-	bool budget_started;
+	_Atomic bool budget_started;
 	pthread_mutex_t wait_lock; /* with the two conditions */
 	pthread_cond_t want; /* the budget thread has work */
 	pthread_cond_t room; /* it has made room */

@@ -38,14 +38,6 @@ static struct world *begin(char **p, unsigned fakes)
 	return w;
 }
 
-static unsigned calls(struct fake *f)
-{
-	pthread_mutex_lock(&f->lock);
-	unsigned n = f->in_calls;
-	pthread_mutex_unlock(&f->lock);
-	return n;
-}
-
 static void what_is_above_it_goes(void **state)
 {
 	char *p;
@@ -69,17 +61,18 @@ static void full_devices_are_told_of_once(void **state)
 	struct world *w = begin(&p, 2);
 
 	w->h->opt.budget = UMM_PAGE;
-	w->fake[0]->take_every = w->fake[1]->take_every = 0;
+	fake_set(w->fake[0], &w->fake[0]->take_every, 0);
+	fake_set(w->fake[1], &w->fake[1]->take_every, 0);
 	assert_int_equal(hmm_budget_start(w->h), 0);
 	while (!atomic_load(&w->said))
 		sched_yield();
 	/* It tries again from time to time, and says nothing more. */
-	unsigned before = calls(w->fake[1]);
-	while (calls(w->fake[1]) < before + 30)
+	unsigned before = fake_get_count(w->fake[1], &w->fake[1]->in_calls);
+	while (fake_get_count(w->fake[1], &w->fake[1]->in_calls) < before + 30)
 		sched_yield();
 	all_are(p, N, 1);
 	assert_int_equal(atomic_load(&w->said), 1);
-	assert_non_null(strstr(w->line, "full"));
+	assert_true(said_word(w, "full"));
 	assert_int_equal(atomic_load(&w->h->pages_out), 0);
 	/* Faults do not wait for room that nobody can make. */
 	char *fresh = managed(w, 64, 0);

@@ -475,7 +475,7 @@ static void while_the_device_copies(struct scene *s, change_fn change)
 	struct fake *f = w->fake[0];
 	pthread_t thread;
 
-	f->block_in = true;
+	fake_tell(f, &f->block_in, true);
 	assert_int_equal(pthread_create(&thread, NULL, out_main, &j), 0);
 	fake_await(f, &f->in_blocked);
 	change(s);
@@ -487,9 +487,9 @@ static void while_the_device_copies(struct scene *s, change_fn change)
 /* The same, and the device fails in the end: what is still there goes back, and nothing else. */
 static void while_a_failing_device_copies(struct scene *s, change_fn change)
 {
-	s->w->fake[0]->fail_in = -EIO;
+	fake_fail_in(s->w->fake[0], -EIO);
 	while_the_device_copies(s, change);
-	s->w->fake[0]->fail_in = 0;
+	fake_fail_in(s->w->fake[0], 0);
 }
 
 static void while_away(struct scene *s, change_fn change)
@@ -513,7 +513,7 @@ static void while_coming_back(struct scene *s, change_fn change)
 	pthread_t thread;
 
 	assert_int_equal(out(s->w, s->p, N), N);
-	f->block_out = true;
+	fake_tell(f, &f->block_out, true);
 	assert_int_equal(pthread_create(&thread, NULL, read_main, page(s, MID + 2)), 0);
 	fake_await(f, &f->out_blocked);
 	/* Changes that touch pages need the device themselves. */

@@ -37,7 +37,7 @@ struct fake {
 
 	/* What it has seen. */
 	unsigned in_calls, out_calls, in_blocked, out_blocked;
-	uint64_t copied_in, copied_out, puts;
+	uint64_t copied_in, copied_out;
 };
 
 static inline struct fake *to_fake(struct hmm_device *dev)
@@ -153,7 +153,6 @@ static inline void fake_put(struct hmm_device *dev, const hmm_handle_t handle[],
 			fprintf(stderr, "a page is let go that nobody holds\n");
 			abort();
 		}
-		f->puts++;
 		f->refs_total--;
 		if (--f->refs[handle[i]])
 			continue;
@@ -161,6 +160,7 @@ static inline void fake_put(struct hmm_device *dev, const hmm_handle_t handle[],
 		if (f->page) /* whoever uses it nevertheless shall be seen to */
 			memset(f->page[handle[i]], 0xdd, HMM_PAGE_SIZE);
 	}
+	pthread_cond_broadcast(&f->moved);
 	pthread_mutex_unlock(&f->lock);
 }
 
@@ -215,6 +215,44 @@ static inline void fake_await(struct fake *f, const unsigned *blocked)
 	pthread_mutex_lock(&f->lock);
 	while (!*blocked)
 		pthread_cond_wait(&f->moved, &f->lock);
+	pthread_mutex_unlock(&f->lock);
+}
+
+static inline unsigned fake_get_count(struct fake *f, const unsigned *count)
+{
+	pthread_mutex_lock(&f->lock);
+	unsigned n = *count;
+	pthread_mutex_unlock(&f->lock);
+	return n;
+}
+
+/* Who brought a page back lets its references go a moment after the page can be seen. */
+static inline void fake_comes_to_hold(struct fake *f, uint64_t pages)
+{
+	pthread_mutex_lock(&f->lock);
+	while (f->pages != pages || f->refs_total != pages)
+		pthread_cond_wait(&f->moved, &f->lock);
+	pthread_mutex_unlock(&f->lock);
+}
+
+static inline void fake_set(struct fake *f, unsigned *knob, unsigned value)
+{
+	pthread_mutex_lock(&f->lock);
+	*knob = value;
+	pthread_mutex_unlock(&f->lock);
+}
+
+static inline void fake_fail_in(struct fake *f, int rc)
+{
+	pthread_mutex_lock(&f->lock);
+	f->fail_in = rc;
+	pthread_mutex_unlock(&f->lock);
+}
+
+static inline void fake_fail_out(struct fake *f, int rc)
+{
+	pthread_mutex_lock(&f->lock);
+	f->fail_out = rc;
 	pthread_mutex_unlock(&f->lock);
 }
 

@@ -51,6 +51,7 @@ struct world {
 	bool await_child; /* a forked child is looked after when an event of its own waits, not before */
 
 	_Atomic unsigned said, fatals, children;
+	pthread_mutex_t line_lock;
 	char line[512];
 };
 
@@ -139,7 +140,9 @@ static inline void world_say(void *priv, const char *line)
 {
 	struct world *w = priv;
 
+	pthread_mutex_lock(&w->line_lock);
 	snprintf(w->line, sizeof(w->line), "%s", line);
+	pthread_mutex_unlock(&w->line_lock);
 	atomic_fetch_add(&w->said, 1);
 }
 
@@ -184,6 +187,14 @@ static inline int world_forked(void *priv, struct hmm_mm *parent, int uffd, stru
 	return 0;
 }
 
+static inline bool said_word(struct world *w, const char *word)
+{
+	pthread_mutex_lock(&w->line_lock);
+	bool found = strstr(w->line, word);
+	pthread_mutex_unlock(&w->line_lock);
+	return found;
+}
+
 /* NULL: what a test needs is not to be had here; @why says what. */
 static inline struct world *world_create(const char *chain, unsigned fakes, const char **why)
 {
@@ -209,6 +220,7 @@ static inline struct world *world_create(const char *chain, unsigned fakes, cons
 		free(w);
 		return NULL;
 	}
+	pthread_mutex_init(&w->line_lock, NULL);
 	w->ctl = calloc(1, sizeof(*w->ctl));
 	w->window = malloc(STAGING);
 	w->pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
@@ -243,6 +255,7 @@ static inline void world_destroy(struct world *w)
 	close(w->pagemap);
 	free(w->ctl);
 	free(w->window);
+	pthread_mutex_destroy(&w->line_lock);
 	assert_int_equal(atomic_load(&w->fatals), 0);
 	for (unsigned i = 0; i < 2 && w->fake[i]; i++) {
 		/* Whatever happened: every reference that was taken has been let go. */
