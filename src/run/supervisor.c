@@ -110,6 +110,27 @@ static bool pidfd_ended(int pidfd)
 	return pidfd >= 0 && poll(&p, 1, 0) == 1;
 }
 
+/* A task that has ended has none, nor has a kernel thread: to KCMP_VM all of these are in the same space. */
+static bool has_memory(pid_t tid)
+{
+	char path[64], first = '0';
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/statm", (int)tid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return false;
+	if (read(fd, &first, 1) != 1)
+		first = '0';
+	close(fd);
+	return first != '0';
+}
+
+static bool same_memory(pid_t agent, pid_t tid)
+{
+	return !syscall(SYS_kcmp, agent, tid, KCMP_VM, 0, 0) && has_memory(tid);
+}
+
 /*
  * A process lives in the agent's address space if any thread of it does: the
  * first one may have ended (pthread_exit in main), and has no memory any more.
@@ -122,7 +143,7 @@ static bool lives_in(pid_t agent, pid_t pid)
 	bool found = false;
 	DIR *d;
 
-	if (!syscall(SYS_kcmp, agent, pid, KCMP_VM, 0, 0))
+	if (same_memory(agent, pid))
 		return true;
 	snprintf(path, sizeof(path), "/proc/%d/task", (int)pid);
 	if (stat(path, &st) || st.st_nlink <= 3) /* a thread is a directory: ".", "..", and one */
@@ -131,11 +152,21 @@ static bool lives_in(pid_t agent, pid_t pid)
 	while (d && !found && (e = readdir(d))) {
 		pid_t tid = (pid_t)atoi(e->d_name);
 
-		found = tid > 0 && tid != pid && !syscall(SYS_kcmp, agent, tid, KCMP_VM, 0, 0);
+		found = tid > 0 && tid != pid && same_memory(agent, tid);
 	}
 	if (d)
 		closedir(d);
 	return found;
+}
+
+/*
+ * Does another image run under the program's pid?  An agent that has died, too,
+ * is no longer in the program's space; that is on_agent()'s to deal with.
+ */
+static bool program_left(const struct member *m)
+{
+	return m->agent > 0 && m->pid > 0 && syscall(SYS_kcmp, m->agent, m->pid, KCMP_VM, 0, 0) > 0 &&
+	       !lives_in(m->agent, m->pid) && has_memory(m->agent);
 }
 
 /* Every process that lives in the agent's address space, but the agent: @each; returns how many. */
@@ -1052,9 +1083,7 @@ static void on_tick(struct supervisor *s)
 		return;
 	pthread_mutex_lock(&s->lock);
 	for (struct member *m = s->members; m && n < 64; m = m->next)
-		if (m->pid <= 0 || m->sock < 0 ||
-		    (m->agent > 0 && m->pid > 0 && syscall(SYS_kcmp, m->agent, m->pid, KCMP_VM, 0, 0) > 0 &&
-		     !lives_in(m->agent, m->pid)))
+		if (m->pid <= 0 || m->sock < 0 || program_left(m))
 			list[n++] = m;
 	pthread_mutex_unlock(&s->lock);
 	for (unsigned i = 0; i < n; i++) {
