@@ -1,0 +1,114 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Whoever holds what is away dies: the program must die too, soon, and must not have seen a wrong byte.
+
+kill.py BUILD [supervisor|agent|front|early|devices]
+"""
+import os
+import random
+import signal
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+from hmmtest import Failed, comm, descendants, main_of, state  # noqa: E402
+
+ROUNDS = 100 if os.environ.get("HMM_TEST_LONG") else 8
+SOON = 2.0  # seconds: what is promised, and the one clock of these tests
+WRONG = r"page \d+ .* word"
+
+
+def spin(h):
+    return os.path.join(h.build, "test/run/life/life-spin")
+
+
+def programs(root):
+    return [p for p in descendants(root) if comm(p) == "life-spin"]
+
+
+def alive(pid):
+    return state(pid) not in ("", "Z", "X")
+
+
+def kill_one(h, rng, whom, children):
+    r = h.start([spin(h), "96", str(children), "0"], ram="48M")
+    r.until(lambda: r.out().count("spinning") > children, "it does not get going")
+    pids = programs(r.pid)
+    if len(pids) != children + 1:
+        raise Failed(f"{len(pids)} programs: {pids}: {r.err()}")
+    victim = {"supervisor": r.supervisor, "agent": lambda: r.agents()[0], "front": lambda: r.pid}[whom]()
+    time.sleep(rng.random() * 0.3)
+    for p in pids:
+        if not alive(p):
+            raise Failed(f"program {p} was dead before anybody was killed: {r.err()}")
+    os.kill(victim, signal.SIGKILL)
+    start = time.monotonic()
+    while any(alive(p) for p in pids):
+        if time.monotonic() - start > SOON:
+            r.hung(f"the programs live on {SOON} s after the {whom} was killed")
+        time.sleep(0.002)
+    took = time.monotonic() - start
+    r.wait()
+    if r.rc != -signal.SIGKILL:
+        raise Failed(f"{whom} killed: the front's status is {r.rc}: {r.err()}")
+    r.expect(rc=r.rc, min_out=0, no_stderr=WRONG)
+    return took
+
+
+def several(h, whom, children):
+    seed = random.randrange(1 << 30)
+    rng = random.Random(seed)
+    took = [kill_one(h, rng, whom, children) for _ in range(ROUNDS)]
+    print(f"{whom}: {ROUNDS} times, seed {seed}, dead after {max(took) * 1000:.0f} ms at most")
+
+
+def supervisor(h):
+    several(h, "supervisor", 1)
+
+
+def front(h):
+    several(h, "front", 1)
+
+
+def agent(h):
+    several(h, "agent", 0)
+
+
+def early(h):
+    """At any moment from the start on, where less has happened: dead, or right to the end."""
+    rng = random.Random(random.randrange(1 << 30))
+    for n in range(2 * ROUNDS):
+        r = h.start([spin(h), "64", "0", "2"], ram="48M")
+        name = ("hmm-supervisor", "hmm-agent")[n % 2]
+        r.until(lambda: r.below(name) or r.child.poll() is not None, "nobody starts")
+        time.sleep(rng.random() * 0.1)
+        for victim in r.below(name):
+            try:
+                os.kill(victim, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        r.wait()
+        if r.rc not in (0, 125, -signal.SIGKILL):
+            raise Failed(f"{name} killed early: status {r.rc}: {r.err()}")
+        r.expect(rc=r.rc, min_out=0, no_stderr=WRONG)
+
+
+def devices(h):
+    """A device that fails: SIGBUS and a line that names it; what it does not take stays."""
+    for spec in ("faulty:out=50:lz4", "faulty:sum=30:lz4", "faulty:out=2000:file:/var/tmp", "faulty:sum=1:lz4"):
+        r = h.run([spin(h), "96", "0", "2"], ram="48M", to=spec)
+        r.expect(rc=-signal.SIGBUS, stderr="^hmm: .*lost: device " + spec[:6] + ".*SIGBUS", no_stderr=WRONG)
+    # The child of a failing one fails by itself.
+    r = h.run([spin(h), "96", "1", "2"], ram="48M", to="faulty:out=5000:lz4")
+    r.expect(rc=-signal.SIGBUS, stderr="^hmm: .*lost: device faulty", no_stderr=WRONG)
+    # What the first tier refuses from some time on, the second takes; without a second, it stays.
+    r = h.run([spin(h), "96", "0", "3"], ram="48M", to="faulty:in=20:lz4,file:/var/tmp")
+    r.expect(no_stderr=WRONG)
+    if r.stats()["devices"][1]["copied_in"] == 0:
+        raise Failed(f"the second tier took nothing: {r.stats()}")
+    r = h.run([spin(h), "96", "0", "2"], ram="48M", to="faulty:in=20:lz4")
+    r.expect(stderr="^hmm: all devices are full", no_stderr=WRONG)
+
+
+if __name__ == "__main__":
+    main_of(supervisor, agent, front, early, devices)

@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * spin MIB CHILDREN ROUNDS: turns its memory over and over, checking all of it,
+ * alone or with children that do the same; ROUNDS 0: for ever.  Says "spinning"
+ * when it has been through once, and each wrong byte.
+ */
+#include <sys/wait.h>
+
+#include "../victim.h"
+
+static int spin(char *p, size_t n, unsigned rounds, unsigned gen)
+{
+	for (unsigned r = 0; !rounds || r < rounds; r++, gen++) {
+		for (size_t i = 0; i < n; i++) {
+			if (v_check(p + i * V_PAGE, i, 1, gen, V_QUARTER))
+				return 1;
+			v_fill(p + i * V_PAGE, i, 1, gen + 1, V_QUARTER);
+		}
+		if (!r)
+			dprintf(1, "spinning %d\n", (int)getpid());
+	}
+	return v_check_all(p, n, 1, gen, V_QUARTER) != 0;
+}
+
+int main(int argc, char **argv)
+{
+	if (argc != 4)
+		return 2;
+	size_t n = strtoul(argv[1], NULL, 10) * V_MIB / V_PAGE;
+	unsigned children = (unsigned)atoi(argv[2]), rounds = (unsigned)atoi(argv[3]);
+	char *p = v_map(n * V_PAGE);
+	int bad, status;
+
+	v_fill_all(p, n, 1, 0, V_QUARTER);
+	for (unsigned c = 0; c < children; c++) {
+		pid_t pid = fork();
+
+		if (!pid)
+			_exit(spin(p, n, rounds, 0));
+		if (pid < 0)
+			return 1;
+	}
+	bad = spin(p, n, rounds, 0);
+	while (wait(&status) > 0)
+		bad |= status != 0;
+	return bad;
+}
