@@ -419,7 +419,8 @@ int hmm_restore_from(struct hmm_mm *mm, uint64_t start, uint64_t end, unsigned t
 				a += UMM_PAGE;
 				continue;
 			}
-			int rc = bring_back(mm, a, left < HMM_PLACE_MAX ? (unsigned)left : HMM_PLACE_MAX, false, &system);
+			int rc = bring_back(mm, a, left < HMM_PLACE_MAX ? (unsigned)left : HMM_PLACE_MAX, false,
+					    &system);
 			if (rc == -EAGAIN) {
 				umm_space_drain(mm->space);
 				sched_yield();
