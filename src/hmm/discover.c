@@ -32,11 +32,34 @@ static int register_piece(struct hmm_mm *mm, uint64_t start, uint64_t end)
 	return rc;
 }
 
+/*
+ * Nobody tells us when somebody else's userfaultfd lets go of a range, or its
+ * mapping goes: what was found or made foreign is asked for again after a
+ * while.  Not at once: a range that was handed over is registered by its new
+ * owner only some time later.
+ */
+static void foreign_age(struct hmm_mm *mm)
+{
+	uint64_t now = hmm_now_ns();
+
+	pthread_mutex_lock(&mm->lock);
+	if (now - mm->foreign_aged_ns > HMM_FOREIGN_NS) {
+		struct hmm_iset next = {.space = mm->foreign.space};
+
+		hmm_iset_clear(&mm->foreign_old);
+		mm->foreign_old = mm->foreign;
+		mm->foreign = next;
+		mm->foreign_aged_ns = now;
+	}
+	pthread_mutex_unlock(&mm->lock);
+}
+
 int hmm_discover(struct hmm_mm *mm)
 {
 	struct umm_vma v;
 	uint64_t at = 0;
 
+	foreign_age(mm);
 	while (!umm_vma_next(mm->space, at, &v)) {
 		bool known;
 
@@ -44,7 +67,9 @@ int hmm_discover(struct hmm_mm *mm)
 		if (!manageable(&v) || (v.start < mm->keep_end && v.end > mm->keep_start))
 			continue;
 		pthread_mutex_lock(&mm->lock);
-		known = hmm_iset_covers(&mm->registered, v.start, v.end) || hmm_iset_meets(&mm->foreign, v.start, v.end);
+		known = hmm_iset_covers(&mm->registered, v.start, v.end) ||
+			hmm_iset_meets(&mm->foreign, v.start, v.end) ||
+			hmm_iset_meets(&mm->foreign_old, v.start, v.end);
 		pthread_mutex_unlock(&mm->lock);
 		if (known)
 			continue;
@@ -65,6 +90,7 @@ void hmm_forget(struct hmm_mm *mm, uint64_t start, uint64_t end)
 	pthread_mutex_lock(&mm->lock);
 	hmm_iset_del(&mm->registered, start, end);
 	hmm_iset_del(&mm->foreign, start, end);
+	hmm_iset_del(&mm->foreign_old, start, end);
 	hmm_iset_del(&mm->stuck, start, end);
 	pthread_mutex_unlock(&mm->lock);
 }

@@ -272,6 +272,7 @@ static void mm_free(void *priv)
 	hmm_radix_destroy(mm);
 	hmm_iset_clear(&mm->registered);
 	hmm_iset_clear(&mm->foreign);
+	hmm_iset_clear(&mm->foreign_old);
 	hmm_iset_clear(&mm->stuck);
 	if (mm->statm_fd >= 0)
 		close(mm->statm_fd);

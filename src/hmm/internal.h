@@ -47,6 +47,7 @@
 #define HMM_TIERS_MAX 8u
 #define HMM_PLACE_MAX 64u /* most pages that one fault brings back */
 #define HMM_STREAMS 8u
+#define HMM_FOREIGN_NS 1000000000ull /* a range is taken to be somebody else's for one to two of these */
 
 enum hmm_page_state {
 	HMM_SYSTEM = 0,
@@ -173,6 +174,8 @@ struct hmm_mm {
 	pthread_mutex_t lock; /* what follows */
 	struct hmm_iset registered;
 	struct hmm_iset foreign; /* somebody else's userfaultfd: hands off */
+	struct hmm_iset foreign_old; /* the same, of a while ago: about to be asked for again */
+	uint64_t foreign_aged_ns;
 	struct hmm_iset stuck;	 /* cannot be moved; looked at again when emptied from time to time */
 	uint64_t keep_start, keep_end; /* the engine's own arena in there */
 	uint64_t discover_at_ns;	  /* not again before; the budget thread's */
