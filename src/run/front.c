@@ -154,7 +154,7 @@ static void exec_program(char **argv, const char *path, const struct run_ready *
 	const char *theirs = getenv("LD_PRELOAD");
 
 	snprintf(run, sizeof(run), "%s %s %s", ready->name, ready->token, preload);
-	if (theirs && *theirs)
+	if (theirs)
 		snprintf(both, sizeof(both), "%s:%s", preload, theirs);
 	else
 		snprintf(both, sizeof(both), "%s", preload);
@@ -257,6 +257,7 @@ int hmm_run_main(int argc, char **argv)
 	int c, rc, sup_fd = -1, status;
 
 	optind = 0;
+	opterr = 0;
 	while ((c = getopt_long(argc, argv, "+vh", longs, NULL)) != -1) {
 		switch (c) {
 		case 'r':
@@ -275,8 +276,7 @@ int hmm_run_main(int argc, char **argv)
 			fputs(usage, stdout);
 			return 0;
 		default:
-			fputs(usage, stderr);
-			return EXIT_OURS;
+			return fail(EXIT_OURS, argv[optind - 1], "no such option, or its value is missing (see hmm run --help)");
 		}
 	}
 	if (optind >= argc) {

@@ -216,6 +216,9 @@ static char *const *env_with(char *const env[], char **out, char *preload)
 		if (is_var(env[i], WIRE_ENV))
 			continue;
 		if (is_var(env[i], "LD_PRELOAD")) {
+			/* In its place: the order is the program's, too. */
+			if (!theirs)
+				out[n++] = preload;
 			theirs = env[i] + sizeof("LD_PRELOAD=") - 1;
 			continue;
 		}
@@ -223,11 +226,12 @@ static char *const *env_with(char *const env[], char **out, char *preload)
 	}
 	strcpy(preload, "LD_PRELOAD=");
 	strcat(preload, P.library);
-	if (theirs && *theirs) {
+	if (theirs) { /* also when empty: it is there */
 		strcat(preload, ":");
 		strcat(preload, theirs);
+	} else {
+		out[n++] = preload;
 	}
-	out[n++] = preload;
 	out[n++] = P.env_run;
 	out[n] = NULL;
 	return out;
