@@ -1,0 +1,325 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""The command itself: a program under it looks like the program, and bad input gets one line and a status.
+
+front.py BUILD [NAME...]
+"""
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+from hmmtest import Failed, comm, descendants, dump, main_of, ppid, skip, state  # noqa: E402
+
+NOBODY = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+
+
+def built(h, name):
+    return os.path.join(h.build, "test/run/life", name)
+
+
+def check(cond, what):
+    if not cond:
+        raise Failed(what)
+
+
+# ------------------------------------------------------------ as if it were the program
+
+
+def status(h):
+    for n in (0, 1, 2, 77, 124, 125, 126, 127, 128, 255):
+        r = h.run(["sh", "-c", f"exit {n}"])
+        check(r.rc == n, f"exit {n} became {r.rc}: {r.err()}")
+        check(not r.err(), f"said: {r.err()}")
+    for s in (signal.SIGTERM, signal.SIGKILL, signal.SIGSEGV, signal.SIGINT, signal.SIGPIPE, signal.SIGABRT):
+        r = h.run(["sh", "-c", f"kill -{int(s)} $$"])
+        check(r.rc == -s, f"{s.name} became {r.rc}: {r.err()}")
+
+
+def signals(h):
+    """What is sent to the front alone reaches the program, once."""
+    for s in ("HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "WINCH", "ALRM", "RTMIN+3"):
+        r = h.start(["bash", "-c", f"trap 'echo got; exit 5' {s}; echo ready; while :; do sleep 0.02; done"])
+        r.until(lambda: "ready" in r.out(), "not ready")
+        num = signal.SIGRTMIN + 3 if "RT" in s else getattr(signal, "SIG" + s)
+        os.kill(r.pid, num)
+        r.wait()
+        check(r.rc == 5 and r.out().count("got") == 1, f"{s}: status {r.rc}, {r.out()!r}: {r.err()}")
+
+
+def streams(h):
+    r, w = os.pipe()
+    run = h.start(["sh", "-c", "cat; echo to-err >&2"], stdin=r)
+    os.close(r)
+    os.write(w, b"through\n" * 1000)
+    os.close(w)
+    run.wait()
+    check(run.out() == "through\n" * 1000 and run.err() == "to-err\n", f"{run.out()[:80]!r} {run.err()!r}")
+
+
+def environment(h):
+    """The program, and what it starts, see what they would have seen."""
+    libm = subprocess.run(["sh", "-c", "ldconfig -p | awk '/libm.so.6 .*x86-64/ { print $NF; exit }'"],
+                          capture_output=True, text=True, check=False).stdout.strip()
+    for extra in ({}, {"LD_PRELOAD": libm}, {"HMM_RUN_NOT": "x", "EMPTY": ""}, {"LD_PRELOAD": ""}):
+        env = dict(os.environ, **extra)
+        for cmd in (["env"], ["sh", "-c", "env"], ["env", "sh", "-c", "env; env -u HOME env"],
+                    ["python3", "-c", "import os; print(sorted(os.environ.items()))"]):
+            native = subprocess.run(cmd, env=env, capture_output=True, text=True, check=True).stdout
+            ours = h.run(cmd, env=env)
+            check(ours.rc == 0 and ours.out() == native, f"{cmd} {extra}:\n{native}\nunder us:\n{ours.out()}{ours.err()}")
+
+
+class Terminal:
+    """A shell with job control in a terminal of its own."""
+
+    def __init__(self):
+        self.text = ""
+        self.pid, self.fd = pty.fork()
+        if not self.pid:
+            os.environ["PS1"] = "$ "
+            os.execvp("bash", ["bash", "--norc", "--noprofile", "-i"])
+
+    def send(self, text):
+        os.write(self.fd, text.encode())
+
+    def until(self, pattern, timeout=60):
+        """Read until @pattern was printed (a watchdog, no more); what came before is gone from then on."""
+        end = time.monotonic() + timeout
+        while not re.search(pattern, self.text):
+            if select.select([self.fd], [], [], 0.1)[0]:
+                try:
+                    self.text += os.read(self.fd, 4096).decode(errors="replace")
+                except OSError:
+                    raise Failed(f"the terminal closed; {self.text!r}") from None
+            if time.monotonic() > end:
+                dump(descendants(self.pid))
+                raise Failed(f"never seen /{pattern}/: {self.text!r}")
+        m = re.search(pattern, self.text)
+        self.text = self.text[m.end():]
+        return m
+
+    def program(self, name):
+        found = [p for p in descendants(self.pid) if comm(p) == name]
+        check(len(found) == 1, f"{name}: {found}")
+        return found[0]
+
+    def wait_state(self, pid, states, timeout=60):
+        end = time.monotonic() + timeout
+        while state(pid) not in states:
+            if time.monotonic() > end:
+                raise Failed(f"{pid} is {state(pid)}, not {states}")
+            time.sleep(0.01)
+
+
+def job_control(h):
+    t = Terminal()
+    t.send(f"{h.exe} run --ram 48M -- {built(h, 'life-spin')} 96 0 0\n")
+    t.until(r"spinning (\d+)")
+    pid = t.program("life-spin")
+    for how in ("\x1a", f"kill -STOP {pid}", "\x1a"):
+        if how == "\x1a":
+            t.send(how)
+        else:
+            os.kill(pid, signal.SIGSTOP)
+        t.until("Stopped")
+        t.wait_state(pid, "Tt")
+        t.send("echo here-$((1+1))\n")
+        t.until("here-2")
+        t.send("fg\n")
+        t.wait_state(pid, "RSD")
+    t.send("\x1a")
+    t.until("Stopped")
+    t.send("bg\n")
+    t.wait_state(pid, "RSD")
+    t.send("fg\n")
+    t.until("hmm run")
+    time.sleep(0.1)
+    t.send("\x03")
+    t.until(r"\$ ")
+    t.send("echo status=$?\n")
+    m = t.until(r"status=(\d+)")
+    check(m.group(1) == "130", f"after ^C the status is {m.group(1)}")
+    check(not os.path.exists(f"/proc/{pid}/status"), "the program is still there")
+    t.send("exit\n")
+    os.waitpid(t.pid, 0)
+
+
+# ------------------------------------------------------------------- figures
+
+STATS = {"budget_bytes", "total_bytes", "resident_bytes", "peak_bytes", "away_pages", "away_bytes", "store_ram_bytes",
+         "pages_out", "pages_in", "zero_filled", "faults", "registrations", "poisoned", "ratio", "seconds", "devices",
+         "spaces"}
+
+
+def ask(h, *args, prefix=()):
+    return subprocess.run([*prefix, h.exe, "stat", *map(str, args)], capture_output=True, text=True, check=False,
+                          timeout=120)
+
+
+def stat_running(h):
+    """Of one that runs, and of one that is stopped; and everything back on request."""
+    r = h.start([built(h, "life-spin"), "96", "0", "0"], ram="48M")
+    r.until(lambda: "spinning" in r.out(), "it does not get going")
+    prog = r.program()
+    for stopped in (False, True):
+        if stopped:
+            os.kill(prog, signal.SIGSTOP)
+            r.until(lambda: state(prog) == "T" or state(r.pid) == "T", "it does not stop")
+        for pid in (r.pid, prog):
+            a = ask(h, pid, "--json")
+            check(a.returncode == 0, f"stat {pid}: {a.stderr}")
+            s = json.loads(a.stdout)
+            check(STATS <= set(s), f"missing: {STATS - set(s)}")
+            check(s["away_pages"] > 0 and s["budget_bytes"] == 48 << 20, f"{s}")
+            a = ask(h, pid)
+            check(a.returncode == 0 and re.search(r"^away .*MiB", a.stdout, re.M), f"{a}")
+    a = ask(h, r.pid, "--restore", "--json")
+    check(a.returncode == 0 and json.loads(a.stdout)["away_pages"] == 0, f"not all came back: {a}")
+    os.kill(prog, signal.SIGCONT)
+    os.kill(r.pid, signal.SIGCONT)
+    r.until(lambda: state(prog) in "RSD", "it does not go on")
+    os.kill(prog, signal.SIGTERM)
+    r.wait()
+    check(r.rc == -signal.SIGTERM, f"status {r.rc}: {r.err()}")
+    check(not re.search("page .* word", r.err()), r.err())
+    for args, want in ((["1"], 1), (["0"], 125), (["x"], 125), ([], 125), ([str(r.pid)], 1)):
+        a = ask(h, *args)
+        check(a.returncode == want and a.stderr.count("\n") == 1, f"stat {args}: {a}")
+
+
+def figures(h):
+    r = h.run([built(h, "life-spin"), "96", "0", "1"], ram="48M", opts=["-v"])
+    r.expect(stderr=r"^hmm: peak [\d.]+ MiB of 48.0 MiB, .* pages out, \d+ pages in")
+    check(STATS <= set(r.stats()), f"missing: {STATS - set(r.stats())}")
+    check(len([x for x in r.err().splitlines()]) == 1, r.err())
+    r = h.run(["true"], opts=["-v"])
+    check(r.rc == 0 and r.err().count("\n") == 1, r.err())
+
+
+# ----------------------------------------------------------------- bad input
+
+
+def refused(h, args, want, says, prefix=()):
+    r = subprocess.run([*prefix, h.exe, "run", *args], capture_output=True, text=True, check=False, timeout=120)
+    check(r.returncode == want, f"{args}: status {r.returncode}, not {want}: {r.stderr!r}")
+    check(len(r.stderr.splitlines()) == 1, f"{args}: not one line: {r.stderr!r}")
+    check(re.search(says, r.stderr), f"{args}: does not say /{says}/: {r.stderr!r}")
+    check(not r.stdout, f"{args}: {r.stdout!r}")
+
+
+def bad_input(h):
+    with tempfile.TemporaryDirectory(prefix="hmmtest-") as d:
+        plain, garbage = os.path.join(d, "plain"), os.path.join(d, "garbage")
+        for path in (plain, garbage):
+            with open(path, "w") as f:
+                f.write("\x01\x02 this is no program\n")
+        os.chmod(plain, 0o644)
+        os.chmod(garbage, 0o755)
+        for ram in ("xyz", "", "-5M", "12Q", "5M5", "0%", "101%", "%", "nan%", "64M "):
+            refused(h, ["--ram", ram, "true"], 125, "not a size")
+        for ram in ("0", "1", "1M", "7M"):
+            refused(h, ["--ram", ram, "true"], 125, "at least \\d+M")
+        for to in ("nosuch", "lz4,nosuch", "", "lz4,,lz4", "lz4:x", "faulty:lz4", "file:"):
+            refused(h, ["--to", to, "true"], 125, "^hmm")
+        refused(h, ["--to", "file:/no/such/folder", "true"], 125, "/no/such/folder.*No such file")
+        refused(h, ["--stats", "/no/such/folder/x", "true"], 125, "/no/such/folder/x.*No such file")
+        refused(h, ["no-such-program-here"], 127, "no-such-program-here.*No such file")
+        refused(h, ["./no/such/program"], 127, "No such file")
+        refused(h, [plain], 126, "Permission denied")
+        refused(h, [d], 126, "Permission denied|Is a directory")
+        refused(h, [garbage], 126, "Exec format error")
+        refused(h, [built(h, "life-exec-static"), "small"], 126, "statically linked")
+        refused(h, [], 125, "^usage: hmm run")
+        refused(h, ["--no-such-option", "true"], 125, ".")
+
+
+# ---------------------------------------------------------- as an ordinary user
+
+UFFD = "/dev/userfaultfd"
+SYSCTL = "/proc/sys/vm/unprivileged_userfaultfd"
+
+
+class Rights:
+    """What everybody may do with userfaultfd, for a while."""
+
+    def __init__(self, mode, sysctl):
+        self.mode, self.sysctl = mode, sysctl
+
+    def __enter__(self):
+        self.old = stat.S_IMODE(os.stat(UFFD).st_mode)
+        with open(SYSCTL) as f:
+            self.old_sysctl = f.read()
+        self.set(self.mode, self.sysctl)
+
+    def set(self, mode, sysctl):
+        os.chmod(UFFD, mode)
+        with open(SYSCTL, "w") as f:
+            f.write(sysctl)
+
+    def __exit__(self, *_):
+        self.set(self.old, self.old_sysctl)
+
+
+def as_nobody(h):
+    if os.getuid():
+        skip("wants root, to give and take rights on /dev/userfaultfd")
+    if not os.path.exists(UFFD):
+        skip("no /dev/userfaultfd")
+    if subprocess.run([*NOBODY, "test", "-x", h.exe], check=False).returncode:
+        skip("an ordinary user cannot reach the build folder")
+
+
+def user_refused(h):
+    as_nobody(h)
+    with Rights(0o600, "0"):
+        refused(h, ["true"], 125, "chmod a\\+rw /dev/userfaultfd", NOBODY)
+    with Rights(0o666, "0"):
+        refused(h, ["--to", "file:/root", "true"], 125, "/root.*Permission denied", NOBODY)
+        with tempfile.TemporaryDirectory(prefix="hmmtest-") as d:
+            os.chmod(d, 0o755)
+            setuid = os.path.join(d, "setuid")
+            shutil.copy("/bin/true", setuid)
+            os.chmod(setuid, 0o4755)
+            refused(h, [setuid], 126, "set-user-id", NOBODY)
+
+
+def user_served(h):
+    """With rights on the device alone, or by the sysctl: pages move, and every byte is right."""
+    as_nobody(h)
+    for rights in (Rights(0o666, "0"), Rights(0o600, "1")):
+        with rights:
+            r = h.run([built(h, "life-spin"), "96", "0", "2"], ram="48M", prefix=NOBODY)
+            r.expect(no_stderr="page .* word")
+
+
+def user_forks(h):
+    """The kernel tells nobody of forks then: all comes back before libc's, a raw one fails closed, nobody reads zeros."""
+    as_nobody(h)
+    with Rights(0o666, "0"):
+        for name in ("generations", "parent-first", "threads", "while-evicted", "spawn", "system", "vfork", "clone-vm"):
+            r = h.run([built(h, "life-fork"), name], ram="64M", prefix=NOBODY)
+            r.expect(no_stderr="page .* word")
+            if name == "parent-first":
+                check("heir 2 is right" in r.out(), f"{r.out()}: {r.err()}")
+        # A child of a raw call may die of it; it must not read what is not there.
+        for name in ("raw", "raw-orphan"):
+            r = h.run([built(h, "life-fork"), name], ram="64M", prefix=NOBODY)
+            check(not re.search("page .* word", r.err()), f"{name}: {r.err()}")
+            check(r.stats()["pages_out"] > 0, "nothing moved")
+        r = h.run([built(h, "life-fork"), "generations"], ram="64M", opts=["-v"], prefix=NOBODY)
+        check(re.search("CAP_SYS_PTRACE", r.err()), f"-v does not say what is missing: {r.err()}")
+
+
+if __name__ == "__main__":
+    main_of(status, signals, streams, environment, job_control, stat_running, figures, bad_input, user_refused,
+            user_served, user_forks)
