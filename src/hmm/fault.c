@@ -116,6 +116,22 @@ static int place(struct hmm_mm *mm, uint64_t addr, const char *src, unsigned n, 
 	return rc;
 }
 
+/*
+ * How many of @n pages from @addr on have nothing in the page table.  COPY
+ * silently replaces markers: a guard region (MADV_GUARD_INSTALL) that lies
+ * ahead must not be filled for a fault before it.
+ */
+static unsigned plain_holes(struct hmm_mm *mm, uint64_t addr, unsigned n)
+{
+	struct umm_page_run first;
+	uint64_t walked;
+	int rc = umm_page_scan(mm->space, addr, addr + n * UMM_PAGE, &first, 1, &walked);
+
+	if (!rc && walked >= addr + n * UMM_PAGE)
+		return n;
+	return rc == 1 && first.start > addr ? (unsigned)((first.start - addr) / UMM_PAGE) : 1;
+}
+
 static int fill_zero(struct hmm_mm *mm, uint64_t addr, unsigned n, bool write, uint64_t *placed)
 {
 	uint64_t bytes = 0;
@@ -124,7 +140,7 @@ static int fill_zero(struct hmm_mm *mm, uint64_t addr, unsigned n, bool write, u
 	if (!write)
 		rc = umm_uffd_zeropage(mm->space->uffd, addr, UMM_PAGE, &bytes);
 	else
-		rc = place(mm, addr, zeros, n, &bytes);
+		rc = place(mm, addr, zeros, n > 1 ? plain_holes(mm, addr, n) : n, &bytes);
 	*placed = bytes / UMM_PAGE;
 	if (bytes) {
 		atomic_fetch_add(&mm->zero_filled, *placed);
