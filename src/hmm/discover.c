@@ -79,8 +79,13 @@ int hmm_discover(struct hmm_mm *mm)
 		if (rc == -ESRCH)
 			return rc;
 		/* Without FORK events a child would find zeros where pages are away: better it finds no mapping. */
-		if (!rc && mm->space->ctl->no_fork_events && mm->inside && !atomic_load(&mm->rest))
+		if (rc || !mm->space->ctl->no_fork_events || !mm->inside)
+			continue;
+		/* Not in the middle of a fork that has been allowed: the lock is held while that is arranged. */
+		pthread_mutex_lock(&mm->out_lock);
+		if (!atomic_load(&mm->rest))
 			mm->inside->advise(mm->inside_priv, v.start, v.end - v.start, MADV_DONTFORK);
+		pthread_mutex_unlock(&mm->out_lock);
 	}
 	return 0;
 }

@@ -70,6 +70,7 @@ struct member {
 	int ctl_fd;
 	void *ctl_map;
 	uint64_t arena; /* where it lies in the space */
+	unsigned forks; /* that everything rests for; mm->out_lock */
 	bool fork_said;
 	pthread_mutex_t advise_lock;
 };
@@ -359,12 +360,15 @@ static int64_t call_fork_begin(struct member *m)
 	struct hmm_mm *mm = m->mm;
 	int rc;
 
+	/* Several threads may fork at a time: the first one calls everything back, the last one lets it go. */
 	atomic_fetch_add(&mm->rest, 1);
 	pthread_mutex_lock(&mm->out_lock); /* what is on its way out gets there first */
-	rc = hmm_restore(mm, 0, 1ull << 47);
-	pthread_mutex_unlock(&mm->out_lock);
-	if (!rc)
+	rc = m->forks ? 0 : hmm_restore(mm, 0, 1ull << 47);
+	if (!rc && !m->forks++)
 		advise_registered(m, MADV_DOFORK);
+	pthread_mutex_unlock(&mm->out_lock);
+	if (rc)
+		atomic_fetch_sub(&mm->rest, 1); /* no end follows */
 	if (!rc && m->sup->opt.verbose && !m->fork_said) {
 		m->fork_said = true;
 		fprintf(stderr,
@@ -377,8 +381,13 @@ static int64_t call_fork_begin(struct member *m)
 
 static int64_t call_fork_end(struct member *m)
 {
-	advise_registered(m, MADV_DONTFORK);
-	atomic_fetch_sub(&m->mm->rest, 1);
+	struct hmm_mm *mm = m->mm;
+
+	pthread_mutex_lock(&mm->out_lock);
+	if (m->forks && !--m->forks)
+		advise_registered(m, MADV_DONTFORK);
+	pthread_mutex_unlock(&mm->out_lock);
+	atomic_fetch_sub(&mm->rest, 1);
 	return 0;
 }
 
