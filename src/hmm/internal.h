@@ -120,15 +120,21 @@ struct hmm_top {
 
 struct hmm_radix {
 	_Atomic(struct hmm_top *) top[256];
-	pthread_mutex_t lock;		    /* adding */
-	_Atomic uint64_t away;		    /* pages that are not SYSTEM */
+	pthread_mutex_t lock;  /* adding */
+	_Atomic uint64_t away; /* pages that are not SYSTEM */
 	_Atomic uint64_t leaves;
+};
+
+/* Pages that are to go; a run in one leaf. */
+struct hmm_victim {
+	uint64_t addr;
+	uint32_t npages;
 };
 
 /* Where a page of a batch is now; mm->slot[batch][i]. */
 struct hmm_slot {
 	_Atomic uint64_t addr; /* 0: cancelled, the result is not wanted */
-	bool wake;     /* somebody faulted on it while it was PARKING */
+	bool wake;             /* somebody faulted on it while it was PARKING */
 };
 
 /* What the engine asks of whoever stands in the space. */
@@ -168,17 +174,29 @@ struct hmm_mm {
 	const void *out_owner; /* who causes a migration, for notifiers; NULL: the engine */
 	struct hmm_slot slot[UMM_BATCHES][UMM_BATCH_PAGES];
 	uint32_t batch_pages[UMM_BATCHES]; /* slots in use */
-	bool run_committed[UMM_BATCHES][UMM_BATCH_RUNS];
+	/*
+	 * The batches as they were asked for.  The control block has the same for
+	 * the inside to read, but under hmm run the program can write there: of
+	 * what it says only state, mask and error are looked at.
+	 */
+	struct hmm_run {
+		uint64_t addr;
+		uint32_t npages, slot;
+		bool committed;
+	} run[UMM_BATCHES][UMM_BATCH_RUNS];
+	uint32_t nruns[UMM_BATCHES];
+	struct hmm_victim told[UMM_BATCHES][UMM_BATCH_RUNS]; /* ranges whose notifiers wait for the end */
+	uint32_t ntold[UMM_BATCHES];
 	bool batch_live[UMM_BATCHES]; /* asked for and not yet committed; changed with the event lock held shared */
 
 	pthread_mutex_t lock; /* what follows */
 	struct hmm_iset registered;
-	struct hmm_iset foreign; /* somebody else's userfaultfd: hands off */
+	struct hmm_iset foreign;     /* somebody else's userfaultfd: hands off */
 	struct hmm_iset foreign_old; /* the same, of a while ago: about to be asked for again */
 	uint64_t foreign_aged_ns;
-	struct hmm_iset stuck;	 /* cannot be moved; looked at again when emptied from time to time */
+	struct hmm_iset stuck;         /* cannot be moved; looked at again when emptied from time to time */
 	uint64_t keep_start, keep_end; /* the engine's own arena in there */
-	uint64_t discover_at_ns;	  /* not again before; the budget thread's */
+	uint64_t discover_at_ns;       /* not again before; the budget thread's */
 
 	uint64_t hand; /* the clock's; out_lock */
 	_Atomic uint32_t lap;
@@ -193,14 +211,14 @@ struct hmm_mm {
 	int statm_fd;
 	int rollup_fd;
 	int smaps_fd;
-	int window_fd;	     /* its memory counts too; -1: none */
-	uint64_t anon_pages; /* as measured */
+	int window_fd;          /* its memory counts too; -1: none */
+	uint64_t anon_pages;    /* as measured */
 	uint64_t shared_credit; /* of these: counted in another space already */
-	uint64_t minor_faults;	/* the program's, of its own kernel; read while pages are shared */
+	uint64_t minor_faults;  /* the program's, of its own kernel; read while pages are shared */
 	uint64_t credit_faults; /* what they were when the credit was measured */
-	_Atomic bool forked; /* shares pages with another space */
+	_Atomic bool forked;    /* shares pages with another space */
 	_Atomic uint64_t registrations;
-	struct hmm_mm *next; /* h->mms */
+	struct hmm_mm *next;      /* h->mms */
 	void (*gone)(void *priv); /* the last reference has been dropped */
 	void *gone_priv;
 	_Atomic uint64_t faults, pages_in, pages_out, zero_filled;
@@ -212,9 +230,9 @@ struct hmm_chain {
 };
 
 struct hmm_options {
-	uint64_t budget;   /* bytes; 0: none */
-	const char *chain; /* device specifications, comma-separated */
-	void (*say)(void *priv, const char *line); /* one line for the user, without newline */
+	uint64_t budget;                                               /* bytes; 0: none */
+	const char *chain;                                             /* device specifications, comma-separated */
+	void (*say)(void *priv, const char *line);                     /* one line for the user, without newline */
 	void (*fatal)(void *priv, struct hmm_mm *mm, const char *why); /* the space must die: its records are lost */
 	/**
 	 * A managed space was forked.  Make a space for the child, whose
@@ -226,7 +244,7 @@ struct hmm_options {
 	int (*called)(void *priv, struct hmm_mm *mm, uint64_t addr);
 	void *priv;
 	unsigned threads; /* that serve faults; 0: two a CPU, and two */
-	bool linked;	  /* spaces bring their own monitor; no chain, no budget (linked.c) */
+	bool linked;      /* spaces bring their own monitor; no chain, no budget (linked.c) */
 };
 
 struct hmm {
@@ -239,9 +257,9 @@ struct hmm {
 
 	_Atomic uint64_t estimate; /* bytes that the tree costs, between measurements too */
 	_Atomic uint64_t peak;
-	_Atomic uint64_t away_peak;	   /* pages */
+	_Atomic uint64_t away_peak;      /* pages */
 	_Atomic uint64_t stored_at_peak; /* bytes that devices needed for them then */
-	_Atomic bool armed; /* some space was armed */
+	_Atomic bool armed;              /* some space was armed */
 	_Atomic bool full_said;
 	_Atomic bool full;
 	_Atomic bool stop;
@@ -249,8 +267,8 @@ struct hmm {
 	pthread_t budget_thread;
 	_Atomic bool budget_started;
 	pthread_mutex_t wait_lock; /* with the two conditions */
-	pthread_cond_t want; /* the budget thread has work */
-	pthread_cond_t room; /* it has made room */
+	pthread_cond_t want;       /* the budget thread has work */
+	pthread_cond_t room;       /* it has made room */
 	_Atomic bool want_set;
 	uint64_t futile_ns; /* how long to leave it when nothing would go */
 	int self_statm_fd;
@@ -307,8 +325,10 @@ int hmm_poke(struct hmm_mm *mm, unsigned tier, uint64_t addr, const char *buf, u
 /* chain.c */
 int hmm_chain_open(const char *spec, uint64_t budget, struct hmm_chain *c, char *err, size_t errlen);
 void hmm_chain_close(struct hmm_chain *c);
-/** Offer pages to tier @from and those behind it; what none took keeps HMM_HANDLE_NONE.  Returns how many were taken. */
-unsigned hmm_chain_in(struct hmm *h, unsigned from, const void *const src[], hmm_handle_t handle[], uint8_t tier[], unsigned n);
+/** Offer pages to tier @from and those behind it; what none took keeps HMM_HANDLE_NONE.  Returns how many were taken.
+ */
+unsigned hmm_chain_in(struct hmm *h, unsigned from, const void *const src[], hmm_handle_t handle[], uint8_t tier[],
+		      unsigned n);
 
 /* fault.c */
 int hmm_fault(void *priv, const struct umm_fault *f);
@@ -318,11 +338,8 @@ int hmm_restore(struct hmm_mm *mm, uint64_t start, uint64_t end);
 int hmm_restore_from(struct hmm_mm *mm, uint64_t start, uint64_t end, unsigned tiers, uint64_t *placed);
 
 /* migrate.c */
-struct hmm_victim {
-	uint64_t addr;
-	uint32_t npages;
-};
-/** Move out; runs of at most UMM_RUN_PAGES in one leaf each, UMM_BATCH_PAGES in all.  Returns pages that are away now, or -errno. */
+/** Move out; runs of at most UMM_RUN_PAGES in one leaf each, UMM_BATCH_PAGES in all.  Returns pages that are away now,
+ * or -errno. */
 int hmm_migrate_out(struct hmm_mm *mm, const struct hmm_victim *v, unsigned n);
 /** Pipelined form: each call stores the batch before. */
 int hmm_out_begin(struct hmm_mm *mm, unsigned b, const struct hmm_victim *v, unsigned n);
@@ -338,7 +355,7 @@ void hmm_out_sync(struct hmm_mm *mm);
 /* discover.c */
 /** Bring [start, end) back and have nothing more to do with it: somebody else's userfaultfd will.  0 or -errno. */
 int hmm_hands_off(struct hmm_mm *mm, uint64_t start, uint64_t end);
-int hmm_discover(struct hmm_mm *mm); /* register what is not yet */
+int hmm_discover(struct hmm_mm *mm);                              /* register what is not yet */
 void hmm_forget(struct hmm_mm *mm, uint64_t start, uint64_t end); /* unmapped */
 
 /* reclaim.c */

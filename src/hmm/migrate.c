@@ -39,6 +39,33 @@ static void change_of(struct umm_change *c, struct hmm_mm *mm, uint64_t start, u
 				 .blockable = true};
 }
 
+/*
+ * Who mirrors the pages lets go of them before they are asked for, and may look
+ * at them again when the records say where they are.
+ */
+static void tell_begin(struct hmm_mm *mm, unsigned b, const struct hmm_victim *v, unsigned n)
+{
+	struct umm_change c;
+
+	mm->ntold[b] = 0;
+	for (unsigned i = 0; i < n && i < UMM_BATCH_RUNS; i++) {
+		change_of(&c, mm, v[i].addr, v[i].npages * UMM_PAGE);
+		umm_invalidate_begin(mm->space, &c);
+		mm->told[b][mm->ntold[b]++] = v[i];
+	}
+}
+
+static void tell_end(struct hmm_mm *mm, unsigned b)
+{
+	struct umm_change c;
+
+	for (unsigned i = 0; i < mm->ntold[b]; i++) {
+		change_of(&c, mm, mm->told[b][i].addr, mm->told[b][i].npages * UMM_PAGE);
+		umm_invalidate_end(mm->space, &c);
+	}
+	mm->ntold[b] = 0;
+}
+
 /* Make the pages of @v that may go PARKING, as runs of the batch.  Event lock shared. */
 static void take_victim(struct hmm_mm *mm, unsigned b, const struct hmm_victim *v, unsigned *slot)
 {
@@ -54,8 +81,8 @@ static void take_victim(struct hmm_mm *mm, unsigned b, const struct hmm_victim *
 	if (!leaf)
 		return;
 	pthread_mutex_lock(&leaf->lock);
-	for (unsigned i = 0; i < v->npages && batch->nr < UMM_BATCH_RUNS;) {
-		struct umm_move_run *run = &batch->run[batch->nr];
+	for (unsigned i = 0; i < v->npages && mm->nruns[b] < UMM_BATCH_RUNS;) {
+		struct umm_move_run *run = &batch->run[mm->nruns[b]];
 		unsigned at = hmm_leaf_index(v->addr) + i, n = 0;
 
 		while (i + n < v->npages && n < UMM_RUN_PAGES && *slot + n < UMM_BATCH_PAGES &&
@@ -72,8 +99,8 @@ static void take_victim(struct hmm_mm *mm, unsigned b, const struct hmm_victim *
 			hmm_entry_set(mm, leaf, at + k, parking(b, *slot + k));
 		}
 		*run = (struct umm_move_run){.addr = v->addr + i * UMM_PAGE, .npages = n, .slot = *slot};
-		mm->run_committed[b][batch->nr] = false;
-		batch->nr++;
+		mm->run[b][mm->nruns[b]++] =
+			(struct hmm_run){.addr = v->addr + i * UMM_PAGE, .npages = n, .slot = *slot};
 		*slot += n;
 		i += n;
 	}
@@ -83,13 +110,14 @@ static void take_victim(struct hmm_mm *mm, unsigned b, const struct hmm_victim *
 /* What the inside did to run @r shows in the records.  Event lock held, shared or exclusively. */
 static unsigned commit_run(struct hmm_mm *mm, unsigned b, unsigned r)
 {
-	struct umm_move_run *run = &mm->space->ctl->batch[b].run[r];
+	struct hmm_run *run = &mm->run[b][r];
+	uint64_t mask = mm->space->ctl->batch[b].run[r].mask;
 	unsigned parked = 0;
 
-	mm->run_committed[b][r] = true;
+	run->committed = true;
 	for (unsigned k = 0; k < run->npages; k++) {
 		struct hmm_slot *slot = &mm->slot[b][run->slot + k];
-		bool moved = run->mask >> k & 1;
+		bool moved = mask >> k & 1;
 		struct hmm_leaf *leaf;
 
 		if (!slot->addr)
@@ -115,21 +143,18 @@ static unsigned commit_run(struct hmm_mm *mm, unsigned b, unsigned r)
 int hmm_out_begin(struct hmm_mm *mm, unsigned b, const struct hmm_victim *v, unsigned n)
 {
 	struct umm_batch *batch = &mm->space->ctl->batch[b];
-	struct umm_change c;
 	unsigned slot = 0;
 	int rc;
 
-	for (unsigned i = 0; i < n; i++) {
-		change_of(&c, mm, v[i].addr, v[i].npages * UMM_PAGE);
-		umm_invalidate_begin(mm->space, &c);
-	}
+	tell_begin(mm, b, v, n);
 	umm_evlock_shared(&mm->space->ctl->evlock);
-	batch->nr = 0;
+	mm->nruns[b] = 0;
 	batch->flags = mm->forked ? UMM_BATCH_UNSHARE : 0;
 	batch->epoch = atomic_load(&mm->space->ctl->epoch);
 	atomic_store(&batch->done, 0);
-	for (unsigned i = 0; i < n; i++)
+	for (unsigned i = 0; i < mm->ntold[b]; i++)
 		take_victim(mm, b, &v[i], &slot);
+	batch->nr = mm->nruns[b];
 	mm->batch_pages[b] = slot;
 	mm->batch_live[b] = true;
 	umm_evlock_unshared(&mm->space->ctl->evlock);
@@ -137,16 +162,14 @@ int hmm_out_begin(struct hmm_mm *mm, unsigned b, const struct hmm_victim *v, uns
 	if (rc) {
 		/* Nobody went: none of the runs has a page in its mask. */
 		umm_evlock_shared(&mm->space->ctl->evlock);
-		for (unsigned r = 0; r < batch->nr; r++)
+		for (unsigned r = 0; r < mm->nruns[b]; r++)
 			commit_run(mm, b, r);
 		mm->batch_live[b] = false;
 		mm->batch_pages[b] = 0;
 		umm_evlock_unshared(&mm->space->ctl->evlock);
 	}
-	for (unsigned i = 0; i < n; i++) {
-		change_of(&c, mm, v[i].addr, v[i].npages * UMM_PAGE);
-		umm_invalidate_end(mm->space, &c);
-	}
+	if (rc)
+		tell_end(mm, b);
 	return rc;
 }
 
@@ -155,7 +178,7 @@ void hmm_out_sync(struct hmm_mm *mm)
 	for (unsigned b = 0; b < UMM_BATCHES; b++) {
 		struct umm_batch *batch = &mm->space->ctl->batch[b];
 
-		for (unsigned r = 0; mm->batch_live[b] && r < batch->nr; r++) {
+		for (unsigned r = 0; mm->batch_live[b] && r < mm->nruns[b]; r++) {
 			struct umm_move_run *run = &batch->run[r];
 
 			if (atomic_load_explicit(&run->state, memory_order_acquire) == UMM_RUN_PENDING)
@@ -168,7 +191,7 @@ void hmm_out_sync(struct hmm_mm *mm)
 				if (spin > 1000)
 					sched_yield();
 			}
-			if (!mm->run_committed[b][r])
+			if (!mm->run[b][r].committed)
 				commit_run(mm, b, r);
 		}
 	}
@@ -184,18 +207,20 @@ int hmm_out_finish(struct hmm_mm *mm, unsigned b)
 		rc = mm->inside->wait(mm->inside_priv, b);
 	umm_evlock_shared(&mm->space->ctl->evlock);
 	mm->batch_live[b] = false;
-	for (unsigned r = 0; r < batch->nr && !rc; r++) {
+	for (unsigned r = 0; r < mm->nruns[b] && !rc; r++) {
 		struct umm_move_run *run = &batch->run[r];
 
-		if (!mm->run_committed[b][r])
+		if (!mm->run[b][r].committed)
 			parked += commit_run(mm, b, r);
 		if (run->err == -EINVAL && !run->mask) {
 			pthread_mutex_lock(&mm->lock);
-			hmm_iset_add(&mm->stuck, run->addr, run->addr + run->npages * UMM_PAGE);
+			hmm_iset_add(&mm->stuck, mm->run[b][r].addr,
+				     mm->run[b][r].addr + mm->run[b][r].npages * UMM_PAGE);
 			pthread_mutex_unlock(&mm->lock);
 		}
 	}
 	umm_evlock_unshared(&mm->space->ctl->evlock);
+	tell_end(mm, b);
 	return rc ? rc : (int)parked;
 }
 
