@@ -154,6 +154,21 @@ def job_control(h):
     os.waitpid(t.pid, 0)
 
 
+def daemon(h):
+    """hmm run returns when the program does; the daemon that it left goes on being served."""
+    with tempfile.TemporaryDirectory(prefix="hmmtest-") as d:
+        r = h.start([built(h, "life-changes"), "daemonize"], ram="48M", env=dict(os.environ, LIFE_DIR=d))
+        r.wait(orphans=False)
+        r.expect()
+        check(not os.path.exists(os.path.join(d, "done")), "it was not waited for")
+        with open(os.path.join(d, "go"), "w"):
+            pass
+        r.wait()  # for the daemon, its agent and the supervisor
+        with open(os.path.join(d, "done")) as f:
+            word = f.read()
+        check(word == "right\n", f"the daemon says {word!r}")
+
+
 # ------------------------------------------------------------------- figures
 
 STATS = {"budget_bytes", "total_bytes", "resident_bytes", "peak_bytes", "away_pages", "away_bytes", "store_ram_bytes",
@@ -321,5 +336,5 @@ def user_forks(h):
 
 
 if __name__ == "__main__":
-    main_of(status, signals, streams, environment, job_control, stat_running, figures, bad_input, user_refused,
+    main_of(status, signals, streams, environment, job_control, daemon, stat_running, figures, bad_input, user_refused,
             user_served, user_forks)
