@@ -156,6 +156,63 @@ static int sleepers(void)
 	return bad;
 }
 
+/*
+ * Threads that end without touching their control blocks once more, as their
+ * stacks are deeper: only the kernel writes there then, and who joins waits for it.
+ */
+static int wake[2];
+
+static __attribute__((noinline)) void end_deep(void)
+{
+	volatile char deep[4 * V_PAGE];
+	char c;
+
+	deep[0] = 1;
+	pthread_barrier_wait(&barrier);
+	syscall(SYS_read, wake[0], &c, 1);
+	syscall(SYS_exit, deep[0] - 1);
+}
+
+static void *ends_deep(void *arg)
+{
+	end_deep();
+	return NULL;
+}
+
+static unsigned tasks(void)
+{
+	struct stat st;
+
+	return stat("/proc/self/task", &st) ? 0 : (unsigned)st.st_nlink - 2;
+}
+
+static int raw_exit(void)
+{
+	enum { N = 100 };
+	static pthread_t t[N];
+
+	pthread_barrier_init(&barrier, NULL, N + 1);
+	if (pipe(wake))
+		return failed("pipe");
+	for (unsigned i = 0; i < N; i++) {
+		errno = pthread_create(&t[i], NULL, ends_deep, NULL);
+		if (errno)
+			return failed("pthread_create");
+	}
+	pthread_barrier_wait(&barrier);
+	/* Often enough that everything that may go has gone. */
+	for (unsigned gen = 0; gen < 4; gen++)
+		if (turn(gen))
+			return 1;
+	close(wake[1]);
+	while (tasks() > 1)
+		usleep(1000);
+	for (unsigned i = 0; i < N; i++)
+		if (pthread_join(t[i], NULL))
+			return 1;
+	return v_check_all(mem, PAGES, 1, 4, KIND) != 0;
+}
+
 static void *goes_on(void *arg)
 {
 	pthread_join(*(pthread_t *)arg, NULL); /* main has ended */
@@ -333,10 +390,18 @@ int main(int argc, char **argv)
 		const char *name;
 		int (*run)(void);
 	} tests[] = {
-		{"threads", threads},       {"sleepers", sleepers},     {"main-thread-exits", main_thread_exits},
-		{"close-all", close_all},   {"daemonize", daemonize},   {"drop-user", drop_user},
-		{"undumpable", undumpable}, {"seccomp", seccomp_tsync}, {"unshare", unshare_all},
-		{"chroot", new_root},       {"limits", limits},
+		{"threads", threads},
+		{"sleepers", sleepers},
+		{"raw-exit", raw_exit},
+		{"main-thread-exits", main_thread_exits},
+		{"close-all", close_all},
+		{"daemonize", daemonize},
+		{"drop-user", drop_user},
+		{"undumpable", undumpable},
+		{"seccomp", seccomp_tsync},
+		{"unshare", unshare_all},
+		{"chroot", new_root},
+		{"limits", limits},
 	};
 
 	for (unsigned i = 0; i < sizeof(tests) / sizeof(tests[0]) && argc == 2; i++) {
