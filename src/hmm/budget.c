@@ -37,6 +37,7 @@
 #define SLEEP_MIN_NS 8000000ull /* not oftener: at 2 ms it takes 2 % of a CPU; meanwhile 16 MiB can be touched */
 #define SLEEP_MAX_NS 200000000ull
 #define SLEEP_ARMED_NS 10000000ull
+#define FUTILE_ROUNDS 8u
 #define FUTILE_MAX_NS 1000000000ull
 #define CREDIT_EVERY_NS 250000000ull
 #define CREDIT_FAULTS 512u
@@ -259,6 +260,8 @@ static void room_made(struct hmm *h)
 
 static void shrink(struct hmm *h, uint64_t total)
 {
+	unsigned futile = 0;
+
 	while (total > low_at(h) && !atomic_load(&h->stop) && !atomic_load(&h->resting)) {
 		uint64_t over = (total - low_at(h)) / UMM_PAGE + 1;
 		uint64_t failed = atomic_load(&h->out_failed);
@@ -266,8 +269,15 @@ static void shrink(struct hmm *h, uint64_t total)
 
 		total = hmm_budget_measure(h);
 		room_made(h);
-		if (went)
+		if (went) {
+			futile = 0;
 			continue;
+		}
+		/* A program that changes its mappings all the time is in the way, but not for ever. */
+		if (atomic_load(&h->out_failed) == failed && ++futile < FUTILE_ROUNDS) {
+			nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+			continue;
+		}
 		atomic_store(&h->full, true);
 		h->futile_ns = h->futile_ns ? h->futile_ns * 2 : SLEEP_ARMED_NS;
 		if (h->futile_ns > FUTILE_MAX_NS)

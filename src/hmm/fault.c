@@ -371,8 +371,8 @@ int hmm_fault(void *priv, const struct umm_fault *f)
 		return rc == -EAGAIN ? rc : 0;
 	n = stream_size(mm, f->addr >> UMM_PAGE_SHIFT, &which);
 
-	atomic_fetch_add(&mm->faults, 1);
-	atomic_fetch_add(&mm->h->faults, 1);
+	atomic_fetch_add(&mm->faults, !f->again);
+	atomic_fetch_add(&mm->h->faults, !f->again);
 	hmm_budget_charge(mm, n);
 	rc = bring_back(mm, f->addr, n, true, &system);
 	if (rc > 0)

@@ -35,7 +35,7 @@
 #include "run/run.h"
 #include "umm/inside.h"
 
-#define EXIT_OURS 125	   /* as env(1) */
+#define EXIT_OURS 125 /* as env(1) */
 #define EXIT_CANNOT 126
 #define EXIT_NOT_FOUND 127
 #define RAM_MIN (16ull << 20) /* the engine itself needs a good part of it */
@@ -148,7 +148,7 @@ static int start_supervisor(const struct run_options *opt, int *fd, pid_t *pid, 
 }
 
 static void exec_program(char **argv, const char *path, const struct run_ready *ready, const char *preload,
-			 const sigset_t *mask)
+			 const sigset_t *mask, int failed_fd)
 {
 	char run[1024], both[4096];
 	const char *theirs = getenv("LD_PRELOAD");
@@ -163,6 +163,8 @@ static void exec_program(char **argv, const char *path, const struct run_ready *
 	sigprocmask(SIG_SETMASK, mask, NULL);
 	execv(path, argv);
 	int err = errno;
+	while (write(failed_fd, "f", 1) < 0 && errno == EINTR)
+		;
 	fail(0, argv[0], strerror(err));
 	_exit(err == ENOENT ? EXIT_NOT_FOUND : EXIT_CANNOT);
 }
@@ -244,9 +246,9 @@ static int stand_in(pid_t program, pid_t supervisor, int sup_fd, const sigset_t 
 int hmm_run_main(int argc, char **argv)
 {
 	static const struct option longs[] = {
-		{"ram", required_argument, NULL, 'r'},	 {"to", required_argument, NULL, 't'},
+		{"ram", required_argument, NULL, 'r'},   {"to", required_argument, NULL, 't'},
 		{"stats", required_argument, NULL, 's'}, {"verbose", no_argument, NULL, 'v'},
-		{"help", no_argument, NULL, 'h'},	 {0},
+		{"help", no_argument, NULL, 'h'},        {0},
 	};
 	struct run_options opt = {.chain = "lz4,file:/var/tmp"};
 	struct run_ready ready;
@@ -254,7 +256,7 @@ int hmm_run_main(int argc, char **argv)
 	const char *ram = "50%";
 	sigset_t watched, mask;
 	pid_t supervisor = 0, program;
-	int c, rc, sup_fd = -1, status;
+	int c, rc, sup_fd = -1, status, started[2];
 
 	optind = 0;
 	opterr = 0;
@@ -276,7 +278,8 @@ int hmm_run_main(int argc, char **argv)
 			fputs(usage, stdout);
 			return 0;
 		default:
-			return fail(EXIT_OURS, argv[optind - 1], "no such option, or its value is missing (see hmm run --help)");
+			return fail(EXIT_OURS, argv[optind - 1],
+				    "no such option, or its value is missing (see hmm run --help)");
 		}
 	}
 	if (optind >= argc) {
@@ -288,7 +291,8 @@ int hmm_run_main(int argc, char **argv)
 	if (rc == -ERANGE)
 		return fail(EXIT_OURS, ram, "--ram must be at least 16M");
 	if (rc)
-		return fail(EXIT_OURS, ram, "not a size; --ram takes bytes, K, M, G or T, or a share of the machine's RAM as N%");
+		return fail(EXIT_OURS, ram,
+			    "not a size; --ram takes bytes, K, M, G or T, or a share of the machine's RAM as N%");
 	rc = run_image_find(argv[0], path, sizeof(path));
 	if (rc)
 		return fail(rc == -ENOENT ? EXIT_NOT_FOUND : EXIT_CANNOT, argv[0], strerror(-rc));
@@ -320,15 +324,24 @@ int hmm_run_main(int argc, char **argv)
 	rc = start_supervisor(&opt, &sup_fd, &supervisor, &ready);
 	if (rc)
 		return EXIT_OURS; /* it has said why */
+	if (pipe2(started, O_CLOEXEC))
+		return fail(EXIT_OURS, "pipe", strerror(errno));
 	program = fork();
 	if (program < 0)
 		return fail(EXIT_OURS, "fork", strerror(errno));
 	if (!program) {
 		close(sup_fd);
-		exec_program(argv, path, &ready, preload, &mask);
+		exec_program(argv, path, &ready, preload, &mask, started[1]);
 	}
+	close(started[1]);
+	char byte = RUN_PROGRAM_ENDED;
+	while ((rc = (int)read(started[0], &byte, 1)) < 0 && errno == EINTR)
+		;
+	close(started[0]);
+	if (rc == 1)
+		byte = RUN_PROGRAM_FAILED;
 	status = stand_in(program, supervisor, sup_fd, &watched);
-	send(sup_fd, "x", 1, MSG_NOSIGNAL);
+	send(sup_fd, &byte, 1, MSG_NOSIGNAL);
 	char left = 0;
 	if (recv(sup_fd, &left, 1, 0) == 1 && left == RUN_ALL_GONE)
 		waitpid(supervisor, NULL, 0);

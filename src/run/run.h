@@ -16,7 +16,10 @@ struct run_options {
 	bool verbose;
 };
 
-/* The answer to the front's byte. */
+/* The front's byte. */
+#define RUN_PROGRAM_ENDED 'x'
+#define RUN_PROGRAM_FAILED 'f' /* it could not even be started */
+/* The answer. */
 #define RUN_ALL_GONE 'g'    /* nothing is left to serve: the supervisor ends */
 #define RUN_OTHERS_LIVE 'l' /* descendants live: it stays for them */
 

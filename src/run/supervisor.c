@@ -86,6 +86,7 @@ struct supervisor {
 	int epfd, listen_fd, front_fd, tick_fd;
 	struct watch w_listen, w_front, w_tick;
 	int spare_fd;
+	bool signed_on; /* somebody ever did */
 	pid_t front;
 	char name[WIRE_NAME_MAX];
 	char token[WIRE_TOKEN + 1];
@@ -803,6 +804,7 @@ static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hell
 	watch_add(s, m->sock, &m->w_sock);
 	if (m->pidfd >= 0)
 		watch_add(s, m->pidfd, &m->w_pidfd);
+	s->signed_on = true;
 	if (adopted >= 0)
 		inside_arm(m);
 	m->mm->inside_priv = m;
@@ -1048,6 +1050,8 @@ static void on_front(struct supervisor *s)
 	epoll_ctl(s->epfd, EPOLL_CTL_DEL, s->front_fd, NULL);
 	if (n == 1) {
 		/* The program has ended; descendants may live on, and must not be held up by what we hold open. */
+		if (c == RUN_PROGRAM_ENDED && !s->signed_on)
+			fprintf(stderr, "hmm: the preload library did not get into the program: it ran without hmm\n");
 		write_stats(s);
 		reap_ended(s);
 		c = all_gone(s) ? RUN_ALL_GONE : RUN_OTHERS_LIVE;

@@ -79,6 +79,7 @@ static void *arena_alloc(struct umm_arena *a, size_t size)
 	unsigned c = class_of(size);
 	uint64_t bytes = 1ull << c;
 	char *p = NULL;
+	bool fresh = true; /* and untouched: absent, as staging must be */
 
 	if (bytes < size)
 		return NULL;
@@ -86,6 +87,7 @@ static void *arena_alloc(struct umm_arena *a, size_t size)
 	if (a->freed[c]) {
 		p = a->freed[c];
 		a->freed[c] = *(void **)p;
+		fresh = false;
 	} else {
 		/* Aligned to itself, or to a page: more than a page is laid out in whole pages. */
 		uint64_t align = bytes < UMM_PAGE ? bytes : UMM_PAGE;
@@ -97,7 +99,7 @@ static void *arena_alloc(struct umm_arena *a, size_t size)
 		}
 	}
 	pthread_mutex_unlock(&a->lock);
-	if (p)
+	if (p && !fresh)
 		memset(p, 0, bytes < UMM_PAGE ? bytes : sizeof(void *));
 	return p;
 }

@@ -26,6 +26,7 @@ struct umm_fault {
 	uint64_t addr; /* of the page */
 	uint32_t flags; /* UFFD_PAGEFAULT_FLAG_* */
 	uint32_t tid;	/* 0: unknown */
+	bool again;	/* served before, without success: a change was under way */
 };
 
 /** Who keeps records of a space's pages (hmm) hangs on here. */

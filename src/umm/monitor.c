@@ -78,7 +78,7 @@ static __thread struct umm_monitor *leading;
 struct follow {
 	uint32_t tid;
 	uint32_t count; /* faults of tid in a row */
-	int cpu;	/* bound to; -1: free */
+	int cpu;        /* bound to; -1: free */
 	cpu_set_t all;
 };
 
@@ -306,8 +306,12 @@ static void serve(struct umm_space *s, struct umm_fault *faults, unsigned n)
 		if (!nagain)
 			return;
 		umm_space_drain(s);
-		for (unsigned i = 0; i < nagain; i++)
+		/* The changer must run before the kernel lets us: it may want this CPU. */
+		sched_yield();
+		for (unsigned i = 0; i < nagain; i++) {
 			faults[i] = again[i];
+			faults[i].again = true;
+		}
 		n = nagain;
 		nagain = 0;
 	}
