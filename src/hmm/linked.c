@@ -1,0 +1,1046 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The engine in the process that it serves: hmm.h's "linked engine".
+ *
+ * DOC: what is different from hmm run
+ *
+ * Nothing of the engine itself.  The inside of the space is whoever calls:
+ * go() carries a batch out on the spot.  The faulting threads and those that
+ * serve them are of one process, therefore
+ *
+ *  - all that the engine touches while it serves is memory of umm_alloc();
+ *  - whoever enters with a call blocks signals: a handler that touched a page
+ *    on its way would wait for the thread that it has interrupted;
+ *  - fork() has nobody to hand the child's userfaultfd to that lives as long as
+ *    the child.  The child is filled before anything else of the parent's goes
+ *    on, and is on its own then.  Where the kernel withholds fork events, what
+ *    is managed is not handed on at all: the child gets SIGSEGV, not zeros.
+ *
+ * DOC: read-only memory
+ *
+ * UFFDIO_MOVE wants both sides writable.  For the moment of the move a private
+ * read-only mapping is made writable; what moves is the page itself, so nothing
+ * that anybody writes in that moment is lost.
+ *
+ * DOC: coherent devices
+ *
+ * Their pages stay mapped; that a page is such a device's is a record of its
+ * own, which events change as they change the others.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "hmm/internal.h"
+#include "umm/sys.h"
+
+#define STAGING_BYTES (UMM_BATCHES * UMM_BATCH_PAGES * UMM_PAGE)
+#define COLLECT_TRIES 8u
+#define NAP_NS 1000000l
+#define CHILD_REMAPS 32u
+#define CHILD_DEPTH 4u
+
+struct linked {
+	struct hmm *h;
+	struct hmm_mm *mm;
+	struct umm_inside in;
+	const struct umm_space_ops *engine; /* what the space would have but for ours */
+	struct umm_space_ops ops;
+	struct hmm_iset coherent[HMM_TIERS_MAX]; /* mm->lock */
+	_Atomic unsigned serving; /* faults at this moment: each may hold references to a device's pages */
+};
+
+_Static_assert(sizeof(sigset_t) <= sizeof(((struct hmm_migrate *)0)->reserved), "room for the signal mask");
+
+static void signals_block(sigset_t *old)
+{
+	sigset_t all;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, old);
+}
+
+static void signals_restore(const sigset_t *old)
+{
+	pthread_sigmask(SIG_SETMASK, old, NULL);
+}
+
+static void nap(void)
+{
+	struct timespec ts = {.tv_nsec = NAP_NS};
+
+	nanosleep(&ts, NULL);
+}
+
+static struct linked *linked_of(struct hmm_mm *mm)
+{
+	return mm->inside_priv;
+}
+
+static bool range_is_good(uint64_t start, uint64_t end)
+{
+	return start < end && !((start | end) % UMM_PAGE) && end <= HMM_ADDR_END;
+}
+
+/* ------------------------------------------------------------------- inside */
+
+static bool is_manageable(const struct umm_vma *v)
+{
+	return !(v->flags & (UMM_VMA_SHARED | UMM_VMA_FILE | UMM_VMA_SPECIAL | UMM_VMA_STACK | UMM_VMA_HUGETLB));
+}
+
+static bool is_readonly(const struct umm_vma *v)
+{
+	return (v->flags & (UMM_VMA_READ | UMM_VMA_WRITE | UMM_VMA_EXEC)) == UMM_VMA_READ;
+}
+
+/* Make the read-only parts of batch @b writable, or read-only again.  *@which: a bit per run. */
+static void unprotect(struct hmm_mm *mm, unsigned b, bool undo, uint64_t which[UMM_BATCH_RUNS / 64])
+{
+	struct umm_batch *batch = &mm->space->ctl->batch[b];
+
+	for (unsigned r = 0; r < batch->nr; r++) {
+		struct umm_move_run *run = &batch->run[r];
+		uint64_t len = run->npages * UMM_PAGE, bit = 1ull << r % 64;
+		struct umm_vma v;
+
+		if (undo) {
+			if (which[r / 64] & bit)
+				sys3(SYS_mprotect, run->addr, len, PROT_READ);
+			continue;
+		}
+		if (umm_vma_next(mm->space, run->addr, &v) || v.start > run->addr || v.end < run->addr + len)
+			continue;
+		if (is_readonly(&v) && !sys3(SYS_mprotect, run->addr, len, PROT_READ | PROT_WRITE))
+			which[r / 64] |= bit;
+	}
+}
+
+static int linked_go(void *priv, unsigned b)
+{
+	struct linked *l = priv;
+	uint64_t which[UMM_BATCH_RUNS / 64] = {0};
+
+	unprotect(l->mm, b, false, which);
+	umm_inside_move(&l->in, b);
+	unprotect(l->mm, b, true, which);
+	return 0;
+}
+
+static int linked_wait(void *priv, unsigned b)
+{
+	return 0;
+}
+
+static int linked_arm(void *priv)
+{
+	return 0;
+}
+
+static int linked_advise(void *priv, uint64_t start, uint64_t len, int advice)
+{
+	return (int)sys3(SYS_madvise, start, len, advice);
+}
+
+static const struct hmm_inside_ops linked_inside = {
+	.go = linked_go, .wait = linked_wait, .arm = linked_arm, .advise = linked_advise};
+
+/* ------------------------------------------------------------------- events */
+
+/* What [c->start, c->end) had of @set is, or stays, at its new place. */
+static int coherent_remap(struct hmm_iset *set, const struct umm_change *c)
+{
+	const struct hmm_interval *in;
+	uint64_t at = c->start;
+	int rc = 0;
+
+	while (!rc && (in = hmm_iset_next(set, at)) && in->start < c->end) {
+		uint64_t a = in->start > c->start ? in->start : c->start;
+		uint64_t z = in->end < c->end ? in->end : c->end;
+
+		at = z;
+		rc = hmm_iset_del(set, a, z);
+		if (!rc)
+			rc = hmm_iset_add(set, a - c->start + c->new_start, z - c->start + c->new_start);
+	}
+	return rc;
+}
+
+static void linked_change(void *priv, const struct umm_change *c)
+{
+	struct hmm_mm *mm = priv;
+	struct linked *l = linked_of(mm);
+	int rc = 0;
+
+	pthread_mutex_lock(&mm->lock);
+	for (unsigned t = 0; t < l->h->chain.n; t++) {
+		if (c->event == UMM_EVENT_UNMAP || c->event == UMM_EVENT_CLEAR) {
+			hmm_iset_del(&l->coherent[t], c->start, c->end);
+		} else if (c->event == UMM_EVENT_REMAP) {
+			hmm_iset_del(&l->coherent[t], c->new_start, c->new_start + (c->end - c->start));
+			rc = coherent_remap(&l->coherent[t], c);
+		}
+	}
+	pthread_mutex_unlock(&mm->lock);
+	if (rc)
+		hmm_say(l->h, "no memory to follow mremap(): pages of a coherent device count as the system's");
+	l->engine->change(priv, c);
+}
+
+static int linked_fault(void *priv, const struct umm_fault *f)
+{
+	struct hmm_mm *mm = priv;
+	struct linked *l = linked_of(mm);
+	int rc;
+
+	atomic_fetch_add(&l->serving, 1);
+	rc = l->engine->fault(priv, f);
+	atomic_fetch_sub(&l->serving, 1);
+	return rc;
+}
+
+static bool linked_holds(void *priv, uint64_t start, uint64_t end)
+{
+	struct hmm_mm *mm = priv;
+	bool meets;
+
+	pthread_mutex_lock(&mm->lock);
+	meets = hmm_iset_meets(&mm->registered, start, end);
+	pthread_mutex_unlock(&mm->lock);
+	return meets;
+}
+
+/* --------------------------------------------------------------------- fork */
+
+struct child {
+	int uffd;
+	unsigned depth;
+	unsigned n;
+	struct {
+		uint64_t from, to, len;
+	} remap[CHILD_REMAPS];
+	struct hmm_iset absent, empty; /* as the parent sees it */
+	bool failed;
+};
+
+static void child_fill(struct hmm_mm *mm, struct child *c);
+
+/* The child runs already, and what it changes must be read before it can be filled. */
+static void child_events(struct hmm_mm *mm, struct child *c)
+{
+	struct uffd_msg msg;
+
+	while (read(c->uffd, &msg, sizeof(msg)) == sizeof(msg)) {
+		if (msg.event == UFFD_EVENT_REMAP) {
+			if (c->n == CHILD_REMAPS) {
+				c->failed = true;
+				continue;
+			}
+			c->remap[c->n].from = msg.arg.remap.from;
+			c->remap[c->n].to = msg.arg.remap.to;
+			c->remap[c->n++].len = msg.arg.remap.len;
+		} else if (msg.event == UFFD_EVENT_FORK) {
+			struct child grand = *c;
+
+			grand.uffd = (int)msg.arg.fork.ufd;
+			if (++grand.depth > CHILD_DEPTH)
+				c->failed = true;
+			else
+				child_fill(mm, &grand);
+			c->failed |= grand.failed;
+			close(grand.uffd);
+		}
+	}
+}
+
+static void child_place(struct hmm_mm *mm, struct child *c, uint64_t addr, const void *page)
+{
+	uint64_t done;
+	int rc;
+
+	if (hmm_iset_meets(&c->absent, addr, addr + 1) || hmm_iset_meets(&c->empty, addr, addr + 1))
+		return;
+	do {
+		uint64_t at = addr;
+
+		for (unsigned i = 0; i < c->n; i++)
+			if (at >= c->remap[i].from && at - c->remap[i].from < c->remap[i].len)
+				at = at - c->remap[i].from + c->remap[i].to;
+		if (page) {
+			rc = umm_uffd_copy(c->uffd, at, page, UMM_PAGE, &done);
+		} else {
+			rc = umm_uffd_poison(c->uffd, at, UMM_PAGE);
+		}
+		if (rc == -EAGAIN)
+			child_events(mm, c);
+	} while (rc == -EAGAIN);
+	/* There already (a nested fork), unmapped by the child, or the child has ended: all is well. */
+	if (rc && rc != -EEXIST && rc != -ENOENT && rc != -ESRCH)
+		c->failed = true;
+}
+
+static void child_fill(struct hmm_mm *mm, struct child *c)
+{
+	char *buf = umm_alloc(mm->space, UMM_PAGE);
+	struct hmm_leaf *leaf;
+
+	if (!buf)
+		c->failed = true;
+	for (uint64_t at = 0; buf && (leaf = hmm_leaf_next(mm, at, HMM_ADDR_END));
+	     at = leaf->base + (1ull << HMM_LEAF_SHIFT)) {
+		for (unsigned i = 0; leaf->away && i < HMM_LEAF_PAGES; i++) {
+			hmm_entry_t e = leaf->e[i];
+			uint64_t payload = hmm_entry_payload(e), addr = leaf->base + i * UMM_PAGE;
+			struct hmm_device *d;
+			void *dst = buf;
+			int status = 0;
+
+			switch (hmm_entry_state(e)) {
+			case HMM_PARKED:
+				child_place(mm, c, addr,
+					    mm->window + ((payload >> 16 & (UMM_BATCHES - 1)) * UMM_BATCH_PAGES +
+							  (payload & 0xffff)) *
+								 UMM_PAGE);
+				break;
+			case HMM_DEVICE:
+				d = mm->h->chain.dev[hmm_entry_tier(e)];
+				d->ops->copy_out(d, &payload, &dst, &status, 1);
+				child_place(mm, c, addr, status ? NULL : buf);
+				break;
+			case HMM_POISONED:
+				child_place(mm, c, addr, NULL);
+				break;
+			default:
+				break; /* in place, shared with the child as ever */
+			}
+		}
+	}
+	umm_free(mm->space, buf, UMM_PAGE);
+	child_events(mm, c);
+}
+
+/* Under the event lock, exclusively: records hold still.  Closing the descriptor leaves the child to itself. */
+static int linked_forked(void *priv, struct hmm_mm *mm, int uffd, struct hmm_mm **childp)
+{
+	struct child c = {.uffd = uffd};
+
+	if (atomic_load(&mm->radix.away)) {
+		if (hmm_find_unforked(mm, &c.absent, &c.empty))
+			c.failed = true;
+		else
+			child_fill(mm, &c);
+		if (c.failed)
+			mm->h->opt.fatal(mm->h->opt.priv, mm, "a forked child could not be given its pages");
+		hmm_iset_clear(&c.absent);
+		hmm_iset_clear(&c.empty);
+	}
+	close(uffd);
+	return -ECHILD; /* nothing to manage */
+}
+
+/* --------------------------------------------------------------------- life */
+
+static void linked_say(void *priv, const char *line)
+{
+	dprintf(STDERR_FILENO, "hmm: %s\n", line);
+}
+
+static void linked_fatal(void *priv, struct hmm_mm *mm, const char *why)
+{
+	/* Whatever went on would go on with wrong data. */
+	dprintf(STDERR_FILENO, "hmm: %s; ending the process\n", why);
+	abort();
+}
+
+static void linked_gone(void *priv)
+{
+	struct linked *l = priv;
+
+	for (unsigned t = 0; t < HMM_TIERS_MAX; t++)
+		hmm_iset_clear(&l->coherent[t]);
+	l->h->mms = NULL;
+	l->h->chain.n = 0; /* devices are the caller's */
+	hmm_destroy(l->h);
+	free(l);
+}
+
+int hmm_mm_open(struct umm_space *space, struct hmm_mm **mmp)
+{
+	const struct hmm_options opt = {
+		.linked = true, .say = linked_say, .fatal = linked_fatal, .forked = linked_forked};
+	struct linked *l;
+	char err[8], *window;
+	int rc;
+
+	if (!space->self)
+		return -EOPNOTSUPP;
+	if (space->ops)
+		return -EBUSY;
+	rc = umm_space_serve(space);
+	if (rc)
+		return rc == -EINVAL ? -EOPNOTSUPP : rc;
+	l = calloc(1, sizeof(*l));
+	if (!l)
+		return -ENOMEM;
+	rc = hmm_create(&opt, &l->h, err, sizeof(err));
+	if (rc)
+		goto fail;
+	l->in = (struct umm_inside){.uffd = space->uffd, .ctl = space->ctl};
+	l->in.staging = umm_alloc(space, STAGING_BYTES);
+	window = l->in.window = umm_alloc(space, STAGING_BYTES);
+	rc = -ENOMEM;
+	if (!l->in.staging || !window)
+		goto fail_h;
+	rc = umm_uffd_register(space->uffd, (uintptr_t)l->in.staging, STAGING_BYTES, UFFDIO_REGISTER_MODE_MISSING);
+	if (rc)
+		goto fail_h;
+	/* The monitor may be at work on the space: it sees all of this, or nothing. */
+	umm_evlock_excl(&space->ctl->evlock);
+	umm_space_get(space);
+	rc = hmm_mm_add(l->h, space, window, &linked_inside, l, &l->mm);
+	if (!rc) {
+		l->engine = space->ops;
+		l->ops = *space->ops;
+		l->ops.fault = linked_fault;
+		l->ops.change = linked_change;
+		l->ops.holds = linked_holds;
+		space->ops = &l->ops;
+		l->mm->registered.space = l->mm->foreign.space = l->mm->stuck.space = space;
+		for (unsigned t = 0; t < HMM_TIERS_MAX; t++)
+			l->coherent[t].space = space;
+		l->mm->gone = linked_gone;
+		l->mm->gone_priv = l;
+		l->mm->smaps_fd = open("/proc/self/smaps", O_RDONLY | O_CLOEXEC);
+		/* Not the supervisor's business: no fault tells us of a process. */
+		l->mm->statm_fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
+	}
+	umm_evlock_unexcl(&space->ctl->evlock);
+	if (rc)
+		goto fail_h;
+	atomic_store(&l->mm->armed, true);
+	*mmp = l->mm;
+	return 0;
+fail_h:
+	umm_free(space, l->in.window, STAGING_BYTES);
+	umm_free(space, l->in.staging, STAGING_BYTES);
+	hmm_destroy(l->h);
+fail:
+	free(l);
+	return rc;
+}
+
+int hmm_mm_close(struct hmm_mm *mm)
+{
+	struct umm_space *space;
+	const struct hmm_interval *in;
+	sigset_t old;
+	int rc;
+
+	if (!mm)
+		return 0;
+	space = mm->space;
+	signals_block(&old);
+	pthread_mutex_lock(&mm->out_lock);
+	rc = hmm_restore(mm, 0, HMM_ADDR_END);
+	if (!rc) {
+		atomic_store(&mm->rest, 1);
+		umm_evlock_shared(&space->ctl->evlock);
+		pthread_mutex_lock(&mm->lock);
+		for (uint64_t at = 0; (in = hmm_iset_next(&mm->registered, at)); at = in->end) {
+			umm_uffd_unregister(space->uffd, in->start, in->end - in->start);
+			if (atomic_load(&space->ctl->no_fork_events))
+				sys3(SYS_madvise, in->start, in->end - in->start, MADV_DOFORK);
+		}
+		hmm_iset_clear(&mm->registered);
+		mm->h->chain.n = 0;
+		pthread_mutex_unlock(&mm->lock);
+		umm_evlock_unshared(&space->ctl->evlock);
+	}
+	pthread_mutex_unlock(&mm->out_lock);
+	/* Who was woken may be here before who has woken it has let go of the device. */
+	while (!rc && atomic_load(&linked_of(mm)->serving))
+		nap();
+	signals_restore(&old);
+	if (!rc)
+		umm_space_put(space); /* with its last reference, which is its opener's, the mm goes */
+	return rc;
+}
+
+int hmm_mm_add_device(struct hmm_mm *mm, struct hmm_device *dev)
+{
+	const struct hmm_device_ops *o = dev ? dev->ops : NULL;
+	struct hmm_chain *c = &mm->h->chain;
+	sigset_t old;
+	int rc = 0;
+
+	if (!o || (!(o->caps & HMM_DEV_COHERENT) && !(o->copy_in && o->copy_out && o->get && o->put)))
+		return -EINVAL;
+	signals_block(&old);
+	pthread_mutex_lock(&mm->out_lock);
+	for (unsigned t = 0; t < c->n; t++)
+		if (c->dev[t] == dev)
+			rc = -EEXIST;
+	if (!rc && c->n == HMM_TIERS_MAX)
+		rc = -ENOSPC;
+	if (!rc) {
+		c->dev[c->n] = dev;
+		pthread_mutex_lock(&mm->lock);
+		c->n++;
+		pthread_mutex_unlock(&mm->lock);
+	}
+	pthread_mutex_unlock(&mm->out_lock);
+	signals_restore(&old);
+	return rc;
+}
+
+static int tier_of(struct hmm_mm *mm, const struct hmm_device *dev)
+{
+	for (unsigned t = 0; t < mm->h->chain.n; t++)
+		if (mm->h->chain.dev[t] == dev)
+			return (int)t;
+	return -EINVAL;
+}
+
+/* --------------------------------------------------------------- management */
+
+static int manage_mapping(struct hmm_mm *mm, const struct umm_vma *v)
+{
+	bool known;
+	int rc;
+
+	pthread_mutex_lock(&mm->lock);
+	known = hmm_iset_covers(&mm->registered, v->start, v->end);
+	pthread_mutex_unlock(&mm->lock);
+	if (known)
+		return 0;
+	umm_evlock_shared(&mm->space->ctl->evlock);
+	rc = umm_uffd_register(mm->space->uffd, v->start, v->end - v->start,
+			       UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
+	if (!rc) {
+		pthread_mutex_lock(&mm->lock);
+		rc = hmm_iset_add(&mm->registered, v->start, v->end);
+		pthread_mutex_unlock(&mm->lock);
+		if (rc)
+			umm_uffd_unregister(mm->space->uffd, v->start, v->end - v->start);
+	}
+	umm_evlock_unshared(&mm->space->ctl->evlock);
+	if (!rc && atomic_load(&mm->space->ctl->no_fork_events))
+		sys3(SYS_madvise, v->start, v->end - v->start, MADV_DONTFORK);
+	return rc;
+}
+
+/* Every mapping of [start, end); what cannot be managed gives -EINVAL, unless @lax. */
+static int manage_range(struct hmm_mm *mm, uint64_t start, uint64_t end, bool lax)
+{
+	for (uint64_t at = start; at < end;) {
+		struct umm_vma v;
+		int rc = umm_vma_next(mm->space, at, &v);
+
+		if (rc == -ENOENT || (!rc && v.start > at))
+			return -EINVAL;
+		if (rc)
+			return rc;
+		if (is_manageable(&v) && !umm_arena_meets(mm->space->arena, v.start, v.end))
+			rc = manage_mapping(mm, &v);
+		else if (!lax)
+			rc = -EINVAL;
+		if (rc)
+			return rc;
+		at = v.end;
+	}
+	return 0;
+}
+
+int hmm_mm_manage(struct hmm_mm *mm, uint64_t start, uint64_t end)
+{
+	sigset_t old;
+	int rc;
+
+	if (!range_is_good(start, end))
+		return -EINVAL;
+	signals_block(&old);
+	rc = manage_range(mm, start, end, false);
+	signals_restore(&old);
+	return rc;
+}
+
+int hmm_mm_uniform(struct hmm_mm *mm, uint64_t start, uint64_t end)
+{
+	sigset_t old;
+	int rc = 0;
+
+	start &= ~(UMM_PAGE - 1);
+	end = (end + UMM_PAGE - 1) & ~(UMM_PAGE - 1);
+	if (!range_is_good(start, end))
+		return -EINVAL;
+	signals_block(&old);
+	if (linked_holds(mm, start, end))
+		rc = manage_range(mm, start, end, true);
+	signals_restore(&old);
+	return rc;
+}
+
+int hmm_mm_unmanage(struct hmm_mm *mm, uint64_t start, uint64_t end)
+{
+	sigset_t old;
+	int rc;
+
+	if (!range_is_good(start, end))
+		return -EINVAL;
+	signals_block(&old);
+	rc = hmm_hands_off(mm, start, end);
+	if (!rc && atomic_load(&mm->space->ctl->no_fork_events))
+		sys3(SYS_madvise, start, end - start, MADV_DOFORK);
+	if (!rc) {
+		pthread_mutex_lock(&mm->lock);
+		hmm_iset_del(&mm->foreign, start, end); /* it may be taken again */
+		pthread_mutex_unlock(&mm->lock);
+	}
+	signals_restore(&old);
+	return rc;
+}
+
+/* ---------------------------------------------------------------- migration */
+
+/* Holes and unreadable memory are refused; before that, all is managed that can be. */
+static int check_range(struct hmm_mm *mm, uint64_t start, uint64_t end)
+{
+	for (uint64_t at = start; at < end;) {
+		struct umm_vma v;
+		int rc = umm_vma_next(mm->space, at, &v);
+
+		if (rc == -ENOENT || (!rc && (v.start > at || !(v.flags & UMM_VMA_READ))))
+			return -EINVAL;
+		if (rc)
+			return rc;
+		at = v.end;
+	}
+	return manage_range(mm, start, end, true);
+}
+
+/* Contents that are being dropped at this moment must not be moved before they are gone. */
+static void wait_out_quarantine(struct hmm_mm *mm, uint64_t start, uint64_t end)
+{
+	struct umm_evlock *evlock = &mm->space->ctl->evlock;
+
+	for (;;) {
+		bool busy;
+
+		/* With the lock: who dropped them goes on once the event was read, before it was applied. */
+		umm_evlock_shared(evlock);
+		busy = umm_quarantined(mm->space, start, end);
+		umm_evlock_unshared(evlock);
+		if (!busy)
+			return;
+		nap();
+	}
+}
+
+/*
+ * Never-touched pages get the zero page, so that there is something to move.
+ * Not those that are away: asking for them would bring them back.
+ */
+static void populate_absent(struct hmm_mm *mm, uint64_t start, uint64_t end)
+{
+	struct umm_page_run runs[64];
+
+	while (start < end) {
+		uint64_t walked, at = start;
+		int n = umm_page_scan(mm->space, start, end, runs, sizeof(runs) / sizeof(runs[0]), &walked);
+
+		if (n < 0 || walked <= start)
+			return;
+		for (int i = 0; i <= n; i++) {
+			uint64_t stop = i < n ? runs[i].start : walked;
+
+			while (at < stop) {
+				struct hmm_leaf *leaf = hmm_leaf_find(mm, at);
+				uint64_t first = at;
+
+				/* A look without lock: at worst a page comes back, or is not moved this time. */
+				for (; at < stop; at += UMM_PAGE) {
+					if (at % (1ull << HMM_LEAF_SHIFT) == 0)
+						leaf = hmm_leaf_find(mm, at);
+					if (leaf && hmm_entry_state(leaf->e[hmm_leaf_index(at)]) != HMM_SYSTEM)
+						break;
+				}
+				if (at > first)
+					sys3(SYS_madvise, first, at - first, MADV_POPULATE_READ);
+				else
+					at += UMM_PAGE;
+			}
+			if (i < n)
+				at = runs[i].end;
+		}
+		start = walked;
+	}
+}
+
+static void coherent_forget(struct hmm_mm *mm, uint64_t start, uint64_t end)
+{
+	struct linked *l = linked_of(mm);
+
+	pthread_mutex_lock(&mm->lock);
+	for (unsigned t = 0; t < mm->h->chain.n; t++)
+		hmm_iset_del(&l->coherent[t], start, end);
+	pthread_mutex_unlock(&mm->lock);
+}
+
+/* Under out_lock, signals blocked. */
+static int collect_locked(struct hmm_migrate *m)
+{
+	struct hmm_mm *mm = m->mm;
+	struct hmm_victim v[UMM_BATCH_RUNS];
+	unsigned n = 0;
+	int rc;
+
+	m->npages = 0;
+	for (uint64_t at = m->start; at < m->end; n++) {
+		uint64_t z = (at | (UMM_RUN_PAGES * UMM_PAGE - 1)) + 1;
+		struct umm_vma vma;
+
+		if (z > m->end)
+			z = m->end;
+		/* A move crosses no border of mappings. */
+		if (!umm_vma_next(mm->space, at, &vma) && vma.start <= at && vma.end < z)
+			z = vma.end;
+		if (n == UMM_BATCH_RUNS) {
+			m->end = at;
+			break;
+		}
+		v[n] = (struct hmm_victim){at, (uint32_t)((z - at) / UMM_PAGE)};
+		at = z;
+	}
+	mm->out_owner = m->owner;
+	rc = hmm_out_begin(mm, 0, v, n);
+	if (!rc)
+		rc = hmm_out_finish(mm, 0);
+	mm->out_owner = NULL;
+	if (rc < 0)
+		return rc;
+	m->npages = hmm_out_gather(mm, 0, m->src, m->slot);
+	for (unsigned i = 0; i < m->npages; i++) {
+		m->addr[i] = mm->slot[0][m->slot[i]].addr;
+		m->handle[i] = HMM_HANDLE_NONE;
+	}
+	return 0;
+}
+
+static int commit_locked(struct hmm_migrate *m)
+{
+	uint8_t tier[HMM_BATCH_MAX];
+	int moved;
+
+	memset(tier, tier_of(m->mm, m->to), sizeof(tier));
+	moved = (int)hmm_out_commit(m->mm, 0, m->src, m->slot, m->handle, tier, m->npages);
+	m->npages = 0;
+	return moved;
+}
+
+int hmm_migrate_collect(struct hmm_migrate *m)
+{
+	sigset_t old;
+	int rc;
+
+	if (!range_is_good(m->start, m->end) || (m->end - m->start) / UMM_PAGE > HMM_BATCH_MAX ||
+	    tier_of(m->mm, m->to) < 0 || (m->to->ops->caps & HMM_DEV_COHERENT))
+		return -EINVAL;
+	signals_block(&old);
+	rc = check_range(m->mm, m->start, m->end);
+	if (rc)
+		goto out;
+	wait_out_quarantine(m->mm, m->start, m->end);
+	populate_absent(m->mm, m->start, m->end);
+	coherent_forget(m->mm, m->start, m->end);
+	pthread_mutex_lock(&m->mm->out_lock);
+	rc = collect_locked(m);
+	if (!rc) {
+		memcpy(m->reserved, &old, sizeof(old));
+		return 0; /* lock and mask until commit */
+	}
+	pthread_mutex_unlock(&m->mm->out_lock);
+out:
+	signals_restore(&old);
+	return rc;
+}
+
+int hmm_migrate_copy(struct hmm_migrate *m)
+{
+	int rc = m->npages ? m->to->ops->copy_in(m->to, m->src, m->handle, m->npages) : 0;
+
+	if (rc < 0)
+		for (unsigned i = 0; i < m->npages; i++)
+			m->handle[i] = HMM_HANDLE_NONE;
+	return rc;
+}
+
+int hmm_migrate_commit(struct hmm_migrate *m)
+{
+	sigset_t old;
+	int moved = commit_locked(m);
+
+	pthread_mutex_unlock(&m->mm->out_lock);
+	memcpy(&old, m->reserved, sizeof(old));
+	signals_restore(&old);
+	return moved;
+}
+
+/* With the leaf's lock: record and page table agree under it. */
+static hmm_entry_t entry_at(struct hmm_mm *mm, uint64_t addr)
+{
+	struct hmm_leaf *leaf = hmm_leaf_find(mm, addr);
+	hmm_entry_t e = 0;
+
+	if (!leaf)
+		return 0;
+	pthread_mutex_lock(&leaf->lock);
+	e = leaf->e[hmm_leaf_index(addr)];
+	pthread_mutex_unlock(&leaf->lock);
+	return e;
+}
+
+static uint64_t count_on(struct hmm_mm *mm, unsigned tier, uint64_t start, uint64_t end)
+{
+	struct linked *l = linked_of(mm);
+	uint64_t n = 0;
+
+	for (uint64_t at = start; at < end; at += UMM_PAGE) {
+		hmm_entry_t e = entry_at(mm, at);
+
+		n += hmm_entry_state(e) == HMM_DEVICE && hmm_entry_tier(e) == tier;
+	}
+	if (mm->h->chain.dev[tier]->ops->caps & HMM_DEV_COHERENT) {
+		const struct hmm_interval *in;
+
+		pthread_mutex_lock(&mm->lock);
+		for (uint64_t at = start; (in = hmm_iset_next(&l->coherent[tier], at)) && in->start < end; at = in->end)
+			n += ((in->end < end ? in->end : end) - (in->start > start ? in->start : start)) / UMM_PAGE;
+		pthread_mutex_unlock(&mm->lock);
+	}
+	return n;
+}
+
+/* Pages that are there, and of this process's own: the record says whose they are now. */
+static int to_coherent(struct hmm_mm *mm, unsigned tier, uint64_t start, uint64_t end, const void *owner)
+{
+	struct linked *l = linked_of(mm);
+	struct umm_change c = {.event = UMM_EVENT_MIGRATE,
+			       .start = start,
+			       .end = end,
+			       .owner = owner ? owner : mm->h,
+			       .blockable = true};
+	int rc = 0;
+
+	umm_invalidate_begin(mm->space, &c);
+	umm_evlock_shared(&mm->space->ctl->evlock);
+	for (uint64_t at = start; at < end && !rc;) {
+		struct umm_page_run runs[64];
+		uint64_t walked;
+		int n = umm_page_scan(mm->space, at, end, runs, 64, &walked);
+
+		if (n < 0 || walked <= at)
+			break;
+		pthread_mutex_lock(&mm->lock);
+		for (int i = 0; i < n && !rc; i++) {
+			if ((runs[i].flags & (UMM_PAGE_PRESENT | UMM_PAGE_FILE | UMM_PAGE_ZERO)) != UMM_PAGE_PRESENT ||
+			    !hmm_iset_covers(&mm->registered, runs[i].start, runs[i].end))
+				continue;
+			for (unsigned t = 0; t < mm->h->chain.n; t++)
+				if (t != tier)
+					hmm_iset_del(&l->coherent[t], runs[i].start, runs[i].end);
+			rc = hmm_iset_add(&l->coherent[tier], runs[i].start, runs[i].end);
+		}
+		pthread_mutex_unlock(&mm->lock);
+		at = walked;
+	}
+	umm_evlock_unshared(&mm->space->ctl->evlock);
+	umm_invalidate_end(mm->space, &c);
+	return rc;
+}
+
+/* A private page of our own for each of [start, end) that is to stay mapped on the device. */
+static int own_pages(struct hmm_mm *mm, uint64_t start, uint64_t end)
+{
+	for (uint64_t at = start; at < end;) {
+		struct umm_vma v;
+		uint64_t z;
+		int rc = umm_vma_next(mm->space, at, &v);
+
+		if (rc || v.start > at)
+			return rc && rc != -ENOENT ? rc : -EINVAL;
+		z = v.end < end ? v.end : end;
+		if (is_manageable(&v) && is_readonly(&v)) {
+			/* The zero page is nobody's: a writer for a moment, as for a move. */
+			sys3(SYS_mprotect, at, z - at, PROT_READ | PROT_WRITE);
+			sys3(SYS_madvise, at, z - at, MADV_POPULATE_WRITE);
+			sys3(SYS_mprotect, at, z - at, PROT_READ);
+		} else if (is_manageable(&v)) {
+			sys3(SYS_madvise, at, z - at, MADV_POPULATE_WRITE);
+		}
+		at = z;
+	}
+	return 0;
+}
+
+int hmm_migrate_to_device(struct hmm_mm *mm, struct hmm_device *dev, uint64_t start, uint64_t end, const void *owner,
+			  uint64_t *moved)
+{
+	int tier = tier_of(mm, dev), rc;
+	struct hmm_migrate *m = NULL;
+	sigset_t old;
+
+	if (moved)
+		*moved = 0;
+	if (tier < 0 || !range_is_good(start, end))
+		return -EINVAL;
+	m = umm_alloc(mm->space, sizeof(*m));
+	if (!m)
+		return -ENOMEM;
+	signals_block(&old);
+	rc = check_range(mm, start, end);
+	if (rc)
+		goto out;
+	wait_out_quarantine(mm, start, end);
+	/* What another device holds comes by way of the system. */
+	pthread_mutex_lock(&mm->out_lock);
+	rc = hmm_restore_from(mm, start, end, ~0u & ~(1u << tier) & ((1u << HMM_TIERS_MAX) - 1), NULL);
+	pthread_mutex_unlock(&mm->out_lock);
+	if (rc)
+		goto out;
+	if (dev->ops->caps & HMM_DEV_COHERENT) {
+		rc = own_pages(mm, start, end);
+		if (!rc)
+			rc = to_coherent(mm, (unsigned)tier, start, end, owner);
+		goto count;
+	}
+	for (uint64_t at = start; at < end && !rc; at = m->end) {
+		*m = (struct hmm_migrate){.mm = mm, .to = dev, .start = at, .owner = owner};
+		m->end = (at | (HMM_BATCH_MAX * UMM_PAGE - 1)) + 1;
+		if (m->end > end)
+			m->end = end;
+		for (unsigned tries = 0; tries < COLLECT_TRIES && !rc; tries++) {
+			int done;
+
+			/* A run that meets a page shared since fork() ends there: once more from behind. */
+			rc = hmm_migrate_collect(m);
+			if (rc)
+				break;
+			hmm_migrate_copy(m);
+			done = hmm_migrate_commit(m);
+			if (!done || count_on(mm, (unsigned)tier, m->start, m->end) == (m->end - m->start) / UMM_PAGE)
+				break;
+		}
+	}
+count:
+	if (moved)
+		*moved = count_on(mm, (unsigned)tier, start, end);
+out:
+	signals_restore(&old);
+	umm_free(mm->space, m, sizeof(*m));
+	return rc;
+}
+
+int hmm_migrate_to_system(struct hmm_mm *mm, struct hmm_device *dev, uint64_t start, uint64_t end, uint64_t *moved)
+{
+	struct linked *l = linked_of(mm);
+	unsigned tiers = (1u << HMM_TIERS_MAX) - 1;
+	uint64_t came = 0;
+	sigset_t old;
+	int rc;
+
+	if (moved)
+		*moved = 0;
+	if (!range_is_good(start, end))
+		return -EINVAL;
+	if (dev) {
+		rc = tier_of(mm, dev);
+		if (rc < 0)
+			return rc;
+		tiers = 1u << rc;
+	}
+	signals_block(&old);
+	pthread_mutex_lock(&mm->out_lock);
+	rc = hmm_restore_from(mm, start, end, tiers, &came);
+	pthread_mutex_lock(&mm->lock);
+	for (unsigned t = 0; t < mm->h->chain.n && !rc; t++) {
+		const struct hmm_interval *in;
+
+		if (!(tiers & 1u << t))
+			continue;
+		for (uint64_t at = start; (in = hmm_iset_next(&l->coherent[t], at)) && in->start < end; at = in->end)
+			came += ((in->end < end ? in->end : end) - (in->start > start ? in->start : start)) / UMM_PAGE;
+		rc = hmm_iset_del(&l->coherent[t], start, end);
+	}
+	pthread_mutex_unlock(&mm->lock);
+	pthread_mutex_unlock(&mm->out_lock);
+	signals_restore(&old);
+	if (moved)
+		*moved = came;
+	return rc;
+}
+
+int hmm_where(struct hmm_mm *mm, uint64_t start, uint64_t end, struct hmm_device *where[])
+{
+	struct linked *l = linked_of(mm);
+	struct hmm_chain *c = &mm->h->chain;
+	sigset_t old;
+
+	if (!range_is_good(start, end))
+		return -EINVAL;
+	signals_block(&old);
+	umm_evlock_shared(&mm->space->ctl->evlock);
+	pthread_mutex_lock(&mm->lock);
+	for (uint64_t at = start; at < end; at += UMM_PAGE) {
+		hmm_entry_t e = entry_at(mm, at);
+		struct hmm_device **w = &where[(at - start) / UMM_PAGE];
+
+		*w = hmm_entry_state(e) == HMM_DEVICE ? c->dev[hmm_entry_tier(e)] : NULL;
+		for (unsigned t = 0; t < c->n && !*w; t++)
+			if (l->coherent[t].n && hmm_iset_meets(&l->coherent[t], at, at + UMM_PAGE))
+				*w = c->dev[t];
+	}
+	pthread_mutex_unlock(&mm->lock);
+	umm_evlock_unshared(&mm->space->ctl->evlock);
+	signals_restore(&old);
+	return 0;
+}
+
+static int device_access(struct hmm_mm *mm, struct hmm_device *dev, uint64_t addr, char *buf, unsigned npages,
+			 bool write)
+{
+	int tier = tier_of(mm, dev), rc = 0;
+	unsigned done = 0;
+	sigset_t old;
+
+	if (tier < 0 || addr % UMM_PAGE)
+		return -EINVAL;
+	signals_block(&old);
+	while (done < npages) {
+		uint64_t at = addr + done * UMM_PAGE;
+		char *b = buf + done * UMM_PAGE;
+
+		rc = write ? hmm_poke(mm, (unsigned)tier, at, b, npages - done)
+			   : hmm_peek(mm, (unsigned)tier, at, b, npages - done);
+		if (rc <= 0)
+			break;
+		done += (unsigned)rc;
+	}
+	signals_restore(&old);
+	return done ? (int)done : rc;
+}
+
+int hmm_device_read(struct hmm_mm *mm, struct hmm_device *dev, uint64_t addr, void *buf, unsigned npages)
+{
+	return device_access(mm, dev, addr, buf, npages, false);
+}
+
+int hmm_device_write(struct hmm_mm *mm, struct hmm_device *dev, uint64_t addr, const void *buf, unsigned npages)
+{
+	return device_access(mm, dev, addr, (char *)buf, npages, true);
+}

@@ -1,0 +1,573 @@
+/* SPDX-License-Identifier: MIT */
+/* The linked engine, by its public interface: a program with devices of its own. */
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#include "fake.h"
+
+#define PAGE 4096ul
+#define NR 700u /* more than a batch */
+#define SIZE (NR * PAGE)
+
+struct fixture {
+	struct umm_space *space;
+	struct hmm_mm *mm;
+	struct fake *dev[2];
+	struct hmm_device coherent;
+	struct hmm_device_ops coherent_ops;
+	char *mem; /* SIZE, with nobody's page on either side */
+	uint64_t addr;
+};
+
+static int setup(void **state)
+{
+	struct fixture *f = calloc(1, sizeof(*f));
+	int rc = umm_space_open_self(&f->space);
+
+	if (!rc)
+		rc = hmm_mm_open(f->space, &f->mm);
+	if (rc == -EPERM || rc == -EOPNOTSUPP) {
+		print_message("no userfaultfd that moves pages: error %d\n", -rc);
+		exit(77);
+	}
+	if (rc)
+		return -1;
+	f->coherent_ops = (struct hmm_device_ops){.name = "coherent", .caps = HMM_DEV_COHERENT};
+	f->coherent.ops = &f->coherent_ops;
+	for (unsigned i = 0; i < 2; i++) {
+		f->dev[i] = fake_create(true);
+		if (hmm_mm_add_device(f->mm, &f->dev[i]->dev))
+			return -1;
+	}
+	if (hmm_mm_add_device(f->mm, &f->coherent))
+		return -1;
+	f->mem = mmap(NULL, SIZE + 2 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (f->mem == MAP_FAILED)
+		return -1;
+	mprotect(f->mem, PAGE, PROT_NONE);
+	f->mem += PAGE;
+	mprotect(f->mem + SIZE, PAGE, PROT_NONE);
+	madvise(f->mem, SIZE, MADV_NOHUGEPAGE);
+	f->addr = (uintptr_t)f->mem;
+	*state = f;
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	struct fixture *f = *state;
+	int rc = hmm_mm_close(f->mm);
+
+	/* Every reference that was taken has been given back. */
+	for (unsigned i = 0; i < 2; i++) {
+		if (f->dev[i]->refs_total) {
+			print_error("device %u: %lu references left\n", i, (unsigned long)f->dev[i]->refs_total);
+			rc = -1;
+		}
+		fake_free(f->dev[i]);
+	}
+	munmap(f->mem - PAGE, SIZE + 2 * PAGE);
+	umm_space_close(f->space);
+	free(f);
+	return rc;
+}
+
+static void fill(struct fixture *f, unsigned seed)
+{
+	for (size_t i = 0; i < SIZE / sizeof(uint64_t); i++)
+		((uint64_t *)f->mem)[i] = i * 2654435761u + seed;
+}
+
+static void assert_filled(const char *mem, size_t size, unsigned seed, size_t first)
+{
+	for (size_t i = 0; i < size / sizeof(uint64_t); i++)
+		if (((const uint64_t *)mem)[i] != (i + first) * 2654435761u + seed)
+			fail_msg("word %zu is wrong", i);
+}
+
+static unsigned on(struct fixture *f, const struct hmm_device *dev)
+{
+	struct hmm_device *where[NR];
+	unsigned n = 0;
+
+	assert_int_equal(hmm_where(f->mm, f->addr, f->addr + SIZE, where), 0);
+	for (unsigned i = 0; i < NR; i++)
+		n += where[i] == dev;
+	return n;
+}
+
+static bool present(uint64_t addr)
+{
+	int fd = open("/proc/self/pagemap", O_RDONLY);
+	uint64_t e = 0;
+
+	assert_int_equal(pread(fd, &e, sizeof(e), (off_t)(addr / PAGE * sizeof(e))), sizeof(e));
+	close(fd);
+	return e >> 63;
+}
+
+static void there_and_back(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t moved = 99;
+
+	fill(f, 1);
+	for (unsigned round = 0; round < 3; round++) {
+		struct hmm_device *dev = &f->dev[round % 2]->dev;
+
+		assert_int_equal(hmm_migrate_to_device(f->mm, dev, f->addr, f->addr + SIZE, NULL, &moved), 0);
+		assert_int_equal(moved, NR);
+		assert_int_equal(on(f, dev), NR);
+		for (unsigned i = 0; i < NR; i++)
+			assert_false(present(f->addr + i * PAGE));
+		if (round < 2) {
+			assert_int_equal(hmm_migrate_to_system(f->mm, dev, f->addr, f->addr + SIZE, &moved), 0);
+			assert_int_equal(moved, NR);
+			assert_int_equal(on(f, NULL), NR);
+			for (unsigned i = 0; i < NR; i++)
+				assert_true(present(f->addr + i * PAGE));
+		}
+		assert_filled(f->mem, SIZE, 1, 0);
+	}
+	assert_int_equal(on(f, NULL), NR);
+}
+
+static void never_touched_and_read_only(void **state)
+{
+	struct fixture *f = *state;
+	struct hmm_device *dev = &f->dev[0]->dev;
+	uint64_t moved = 0;
+
+	f->mem[PAGE] = 1;
+	(void)*(volatile char *)(f->mem + 2 * PAGE);
+	f->mem[3 * PAGE] = 3;
+	assert_int_equal(mprotect(f->mem + 3 * PAGE, PAGE, PROT_READ), 0);
+	assert_int_equal(hmm_migrate_to_device(f->mm, dev, f->addr, f->addr + SIZE, NULL, &moved), 0);
+	assert_int_equal(moved, NR);
+	assert_int_equal(f->mem[0], 0);
+	assert_int_equal(f->mem[PAGE], 1);
+	assert_int_equal(f->mem[2 * PAGE], 0);
+	assert_int_equal(f->mem[3 * PAGE], 3);
+	/* Still read-only, for system calls too. */
+	int zero = open("/dev/zero", O_RDONLY);
+	assert_int_equal(read(zero, f->mem + 3 * PAGE, 1), -1);
+	assert_int_equal(errno, EFAULT);
+	assert_int_equal(read(zero, f->mem + 4 * PAGE, 1), 1);
+	close(zero);
+	for (size_t i = 4 * PAGE; i < SIZE; i++)
+		assert_int_equal(f->mem[i], 0);
+}
+
+static void from_device_to_device(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t moved = 0, half = f->addr + SIZE / 2 / PAGE * PAGE;
+
+	fill(f, 2);
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev[0]->dev, f->addr, f->addr + SIZE, NULL, &moved), 0);
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev[1]->dev, half, f->addr + SIZE, NULL, &moved), 0);
+	assert_int_equal(moved, NR / 2);
+	assert_int_equal(on(f, &f->dev[0]->dev), NR / 2);
+	assert_int_equal(on(f, &f->dev[1]->dev), NR / 2);
+	/* One device gives up what it holds, and the other keeps its own. */
+	assert_int_equal(hmm_migrate_to_system(f->mm, &f->dev[0]->dev, 0, HMM_ADDR_END, &moved), 0);
+	assert_int_equal(moved, NR / 2);
+	assert_int_equal(on(f, &f->dev[1]->dev), NR / 2);
+	assert_filled(f->mem, SIZE, 2, 0);
+}
+
+static void partial_success(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t moved = 0;
+
+	fill(f, 3);
+	f->dev[0]->take_every = 3;
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev[0]->dev, f->addr, f->addr + 9 * PAGE, NULL, &moved), 0);
+	assert_true(moved >= 3 && moved <= 9);
+	assert_int_equal(on(f, &f->dev[0]->dev), moved);
+	f->dev[1]->fail_in = -EIO;
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev[1]->dev, f->addr, f->addr + 9 * PAGE, NULL, &moved), 0);
+	assert_int_equal(moved, 0);
+	assert_int_equal(on(f, NULL), NR);
+	assert_filled(f->mem, SIZE, 3, 0);
+}
+
+static void in_three_phases(void **state)
+{
+	struct fixture *f = *state;
+	struct hmm_migrate *m = calloc(1, sizeof(*m));
+
+	fill(f, 4);
+	*m = (struct hmm_migrate){.mm = f->mm, .to = &f->dev[0]->dev, .start = f->addr, .end = f->addr + 100 * PAGE};
+	assert_int_equal(hmm_migrate_collect(m), 0);
+	assert_int_equal(m->npages, 100);
+	for (unsigned i = 0; i < 100; i++) {
+		assert_int_equal(m->addr[i], f->addr + i * PAGE);
+		assert_false(present(m->addr[i]));
+		assert_filled(m->src[i], PAGE, 4, i * PAGE / sizeof(uint64_t));
+	}
+	assert_int_equal(hmm_migrate_copy(m), 100);
+	/* Touched before it was committed: the device's copy is not wanted any more. */
+	((uint64_t *)f->mem)[0] = 77;
+	/* And one that the driver changes its mind about. */
+	f->dev[0]->ops.put(&f->dev[0]->dev, &m->handle[1], 1);
+	m->handle[1] = HMM_HANDLE_NONE;
+	assert_int_equal(hmm_migrate_commit(m), 98);
+	assert_int_equal(on(f, &f->dev[0]->dev), 98);
+	assert_int_equal(((uint64_t *)f->mem)[0], 77);
+	((uint64_t *)f->mem)[0] = 4;
+	assert_filled(f->mem, SIZE, 4, 0);
+	free(m);
+}
+
+static void bad_arguments(void **state)
+{
+	struct fixture *f = *state;
+	struct hmm_device *dev = &f->dev[0]->dev, other = f->dev[0]->dev;
+	struct hmm_mm *again;
+	uint64_t moved = 99, end = f->addr + SIZE;
+	char *shared;
+
+	assert_int_equal(hmm_migrate_to_device(f->mm, dev, f->addr + 1, end, NULL, &moved), -EINVAL);
+	assert_int_equal(moved, 0);
+	assert_int_equal(hmm_migrate_to_device(f->mm, dev, end, f->addr, NULL, NULL), -EINVAL);
+	assert_int_equal(hmm_migrate_to_device(f->mm, dev, f->addr, HMM_ADDR_END + PAGE, NULL, NULL), -EINVAL);
+	assert_int_equal(hmm_migrate_to_device(f->mm, &other, f->addr, end, NULL, NULL), -EINVAL);
+	/* Unreadable, and a hole. */
+	assert_int_equal(hmm_migrate_to_device(f->mm, dev, f->addr, end + PAGE, NULL, NULL), -EINVAL);
+	assert_int_equal(munmap(f->mem + PAGE, PAGE), 0);
+	assert_int_equal(hmm_migrate_to_device(f->mm, dev, f->addr, end, NULL, NULL), -EINVAL);
+	assert_int_equal(hmm_mm_manage(f->mm, f->addr, end), -EINVAL);
+	assert_int_equal(hmm_mm_add_device(f->mm, dev), -EEXIST);
+	assert_int_equal(hmm_mm_add_device(f->mm, NULL), -EINVAL);
+	assert_int_equal(hmm_mm_open(f->space, &again), -EBUSY);
+	shared = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	assert_int_equal(hmm_mm_manage(f->mm, (uintptr_t)shared, (uintptr_t)shared + PAGE), -EINVAL);
+	assert_int_equal(hmm_migrate_to_device(f->mm, dev, (uintptr_t)shared, (uintptr_t)shared + PAGE, NULL, &moved),
+			 0);
+	assert_int_equal(moved, 0);
+	munmap(shared, PAGE);
+}
+
+static void a_device_at_its_own_pages(void **state)
+{
+	struct fixture *f = *state;
+	struct hmm_device *dev = &f->dev[0]->dev;
+	uint64_t *buf = umm_alloc(f->space, SIZE);
+	uint64_t moved;
+
+	fill(f, 5);
+	assert_int_equal(hmm_device_read(f->mm, dev, f->addr, buf, NR), 0);
+	assert_int_equal(hmm_device_write(f->mm, dev, f->addr, buf, NR), 0);
+	assert_int_equal(hmm_migrate_to_device(f->mm, dev, f->addr, f->addr + SIZE, NULL, &moved), 0);
+	assert_int_equal(hmm_device_read(f->mm, dev, f->addr, buf, NR), NR);
+	assert_filled((char *)buf, SIZE, 5, 0);
+	assert_int_equal(on(f, dev), NR);
+	(void)*(volatile char *)(f->mem + 10 * PAGE); /* page 10 comes back */
+	assert_int_equal(hmm_device_read(f->mm, dev, f->addr, buf, NR), 10);
+	for (size_t i = 0; i < SIZE / 8; i++)
+		buf[i] = i * 2654435761u + 6;
+	assert_int_equal(hmm_device_write(f->mm, dev, f->addr, buf, NR), 10);
+	assert_int_equal(hmm_device_write(f->mm, dev, f->addr + 11 * PAGE, buf + 11 * PAGE / 8, NR - 11), NR - 11);
+	assert_int_equal(on(f, dev), NR - 1);
+	assert_filled(f->mem, 10 * PAGE, 6, 0);
+	assert_filled(f->mem + 10 * PAGE, PAGE, 5, 10 * PAGE / 8);
+	assert_filled(f->mem + 11 * PAGE, SIZE - 11 * PAGE, 6, 11 * PAGE / 8);
+	umm_free(f->space, buf, SIZE);
+}
+
+static void what_happens_to_the_mapping_happens_to_the_pages(void **state)
+{
+	struct fixture *f = *state;
+	struct hmm_device *dev = &f->dev[0]->dev;
+	uint64_t moved;
+	char *to;
+
+	fill(f, 7);
+	assert_int_equal(hmm_migrate_to_device(f->mm, dev, f->addr, f->addr + SIZE, NULL, &moved), 0);
+	/* Dropped, unmapped, moved away. */
+	assert_int_equal(madvise(f->mem, 10 * PAGE, MADV_DONTNEED), 0);
+	for (size_t i = 0; i < 10 * PAGE; i++)
+		assert_int_equal(f->mem[i], 0);
+	assert_int_equal(munmap(f->mem + 10 * PAGE, 10 * PAGE), 0);
+	to = mmap(NULL, 100 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	assert_ptr_equal(mremap(f->mem + 20 * PAGE, 100 * PAGE, 100 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to), to);
+	assert_filled(to, 100 * PAGE, 7, 20 * PAGE / 8);
+	/* In place again: what was dropped does not come back. */
+	assert_ptr_equal(mmap(f->mem + 10 * PAGE, 110 * PAGE, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0),
+			 f->mem + 10 * PAGE);
+	for (size_t i = 10 * PAGE; i < 120 * PAGE; i++)
+		assert_int_equal(f->mem[i], 0);
+	assert_filled(f->mem + 120 * PAGE, SIZE - 120 * PAGE, 7, 120 * PAGE / 8);
+	munmap(to, 100 * PAGE);
+}
+
+static void contents_dropped_a_moment_ago_can_move(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t moved;
+
+	fill(f, 8);
+	assert_int_equal(hmm_mm_manage(f->mm, f->addr, f->addr + SIZE), 0);
+	assert_int_equal(madvise(f->mem, SIZE, MADV_DONTNEED), 0);
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev[0]->dev, f->addr, f->addr + SIZE, NULL, &moved), 0);
+	assert_int_equal(moved, NR);
+	for (size_t i = 0; i < SIZE; i += 64)
+		assert_int_equal(f->mem[i], 0);
+}
+
+/* By libc and by a raw call, which nothing but the kernel tells us of. */
+static void a_child_has_its_own(struct fixture *f, bool raw)
+{
+	uint64_t moved;
+	int status;
+	pid_t pid;
+
+	fill(f, 9);
+	assert_int_equal(madvise(f->mem + 600 * PAGE, PAGE, MADV_WIPEONFORK), 0);
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev[0]->dev, f->addr, f->addr + SIZE, NULL, &moved), 0);
+	assert_int_equal(moved, NR);
+	pid = raw ? (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0) : fork();
+	if (!pid) {
+		for (size_t i = 0; i < 600 * PAGE / 8; i++)
+			if (((uint64_t *)f->mem)[i] != i * 2654435761u + 9)
+				_exit(1);
+		for (size_t i = 600 * PAGE; i < 601 * PAGE; i++)
+			if (f->mem[i])
+				_exit(2);
+		memset(f->mem, 1, SIZE);
+		_exit(0);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+	/* The parent's are where they were, and what they were. */
+	assert_int_equal(on(f, &f->dev[0]->dev), NR);
+	assert_filled(f->mem, SIZE, 9, 0);
+	/* And shared pages can move again. */
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev[1]->dev, f->addr, f->addr + SIZE, NULL, &moved), 0);
+	assert_int_equal(moved, NR);
+	assert_filled(f->mem, SIZE, 9, 0);
+}
+
+static void fork_by_libc(void **state)
+{
+	a_child_has_its_own(*state, false);
+}
+
+static void fork_raw(void **state)
+{
+	a_child_has_its_own(*state, true);
+}
+
+static void a_shared_page_moves_without_the_other(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t moved;
+	int go[2], status;
+	char byte = 0;
+	pid_t pid;
+
+	fill(f, 10);
+	assert_int_equal(pipe(go), 0);
+	pid = fork();
+	if (!pid) {
+		close(go[1]);
+		if (read(go[0], &byte, 1) != 0)
+			_exit(1);
+		for (size_t i = 0; i < SIZE / 8; i++)
+			if (((uint64_t *)f->mem)[i] != i * 2654435761u + 10)
+				_exit(2);
+		_exit(0);
+	}
+	close(go[0]);
+	assert_int_equal(hmm_mm_manage(f->mm, f->addr, f->addr + SIZE), 0);
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev[0]->dev, f->addr, f->addr + SIZE, NULL, &moved), 0);
+	assert_int_equal(on(f, &f->dev[0]->dev), moved);
+	memset(f->mem, 5, SIZE);
+	close(go[1]);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+}
+
+static void coherent_pages_stay_mapped(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t moved;
+	char *to;
+
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->coherent, f->addr, f->addr + SIZE, NULL, &moved), 0);
+	assert_int_equal(moved, NR);
+	fill(f, 11);
+	assert_int_equal(on(f, &f->coherent), NR);
+	for (unsigned i = 0; i < NR; i++)
+		assert_true(present(f->addr + i * PAGE));
+	assert_int_equal(madvise(f->mem, PAGE, MADV_DONTNEED), 0);
+	assert_int_equal(on(f, &f->coherent), NR - 1);
+	to = mremap(f->mem + PAGE, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, f->mem);
+	assert_ptr_equal(to, f->mem);
+	assert_int_equal(on(f, &f->coherent), NR - 1);
+	assert_filled(to, PAGE, 11, PAGE / 8);
+	assert_int_equal(
+		hmm_migrate_to_device(f->mm, &f->dev[0]->dev, f->addr + 2 * PAGE, f->addr + SIZE, NULL, &moved), 0);
+	assert_int_equal(moved, NR - 2);
+	assert_int_equal(on(f, &f->coherent), 1);
+	assert_int_equal(hmm_migrate_to_system(f->mm, &f->coherent, 0, HMM_ADDR_END, &moved), 0);
+	assert_int_equal(moved, 1);
+	assert_int_equal(on(f, &f->coherent), 0);
+	assert_filled(f->mem + 2 * PAGE, SIZE - 2 * PAGE, 11, 2 * PAGE / 8);
+}
+
+static bool told_invalidate(struct umm_notifier *n, const struct umm_change *change, uint64_t seq);
+
+struct told {
+	struct umm_notifier n;
+	unsigned migrate, others;
+	const void *owner;
+};
+
+static const struct umm_notifier_ops told_ops = {.invalidate = told_invalidate};
+
+static bool told_invalidate(struct umm_notifier *n, const struct umm_change *change, uint64_t seq)
+{
+	struct told *t = (struct told *)n;
+
+	umm_notifier_set_seq(n, seq);
+	if (change->event == UMM_EVENT_MIGRATE) {
+		t->migrate++;
+		t->owner = change->owner;
+	} else {
+		t->others++;
+	}
+	return true;
+}
+
+static void notifiers_are_told_whose_migration_it_is(void **state)
+{
+	struct fixture *f = *state;
+	struct told t = {0};
+	uint64_t moved;
+
+	fill(f, 12);
+	assert_int_equal(umm_notifier_insert(&t.n, f->space, f->addr, SIZE, &told_ops), 0);
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev[0]->dev, f->addr, f->addr + SIZE, &t, &moved), 0);
+	assert_true(t.migrate > 0);
+	assert_ptr_equal(t.owner, &t);
+	assert_int_equal(t.others, 0);
+	t.migrate = 0;
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->coherent, f->addr, f->addr + SIZE, f, &moved), 0);
+	assert_true(t.migrate > 0);
+	assert_ptr_equal(t.owner, f);
+	umm_notifier_remove(&t.n);
+}
+
+static struct {
+	atomic_bool stop;
+	atomic_uint wrong;
+	struct fixture *f;
+} race;
+
+static void *adder(void *arg)
+{
+	unsigned which = (unsigned)(uintptr_t)arg;
+
+	for (unsigned round = 0; !atomic_load(&race.stop); round++)
+		for (unsigned i = 0; i < NR; i++) {
+			uint64_t *p = (uint64_t *)(race.f->mem + i * PAGE) + which;
+
+			if (*p != round)
+				atomic_fetch_add(&race.wrong, 1);
+			*p = round + 1;
+		}
+	return NULL;
+}
+
+/* Every word is counted up by one thread while its page comes and goes. */
+static void threads_write_while_pages_move(void **state)
+{
+	struct fixture *f = *state;
+	pthread_t t[3];
+	uint64_t moved, all = 0;
+
+	memset(f->mem, 0, SIZE);
+	atomic_store(&race.stop, false);
+	atomic_store(&race.wrong, 0);
+	race.f = f;
+	for (uintptr_t i = 0; i < 3; i++)
+		assert_int_equal(pthread_create(&t[i], NULL, adder, (void *)i), 0);
+	for (unsigned round = 0; round < 60; round++) {
+		unsigned a = round * 37 % NR, n = 1 + round * 53 % (NR - a);
+		uint64_t at = f->addr + a * PAGE;
+
+		assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev[round % 2]->dev, at, at + n * PAGE, NULL, &moved),
+				 0);
+		all += moved;
+		if (!(round % 5))
+			assert_int_equal(hmm_migrate_to_system(f->mm, NULL, at, at + n * PAGE, NULL), 0);
+	}
+	atomic_store(&race.stop, true);
+	for (unsigned i = 0; i < 3; i++)
+		pthread_join(t[i], NULL);
+	assert_int_equal(atomic_load(&race.wrong), 0);
+	assert_true(all + f->dev[0]->copied_in + f->dev[1]->copied_in > 0);
+}
+
+static void letting_go(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t moved;
+
+	fill(f, 13);
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev[0]->dev, f->addr, f->addr + SIZE, NULL, &moved), 0);
+	/* Watched and unwatched, it stays the engine's. */
+	assert_int_equal(umm_space_watch(f->space, f->addr, SIZE), 0);
+	assert_int_equal(umm_space_unwatch(f->space, f->addr, SIZE), 0);
+	assert_filled(f->mem, 100 * PAGE, 13, 0);
+	assert_int_equal(hmm_mm_unmanage(f->mm, f->addr, f->addr + SIZE), 0);
+	assert_int_equal(on(f, NULL), NR);
+	assert_filled(f->mem, SIZE, 13, 0);
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev[0]->dev, f->addr, f->addr + SIZE, NULL, &moved), 0);
+	assert_int_equal(moved, NR);
+	/* teardown closes with pages away */
+}
+
+int main(int argc, char **argv)
+{
+	const struct CMUnitTest tests[] = {
+#define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+		T(there_and_back),
+		T(never_touched_and_read_only),
+		T(from_device_to_device),
+		T(partial_success),
+		T(in_three_phases),
+		T(bad_arguments),
+		T(a_device_at_its_own_pages),
+		T(what_happens_to_the_mapping_happens_to_the_pages),
+		T(contents_dropped_a_moment_ago_can_move),
+		T(fork_by_libc),
+		T(fork_raw),
+		T(a_shared_page_moves_without_the_other),
+		T(coherent_pages_stay_mapped),
+		T(notifiers_are_told_whose_migration_it_is),
+		T(threads_write_while_pages_move),
+		T(letting_go),
+	};
+
+	if (argc > 1)
+		cmocka_set_test_filter(argv[1]);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
