@@ -66,6 +66,7 @@ static bool lot_gather(struct hmm_mm *mm, unsigned tier, struct lot *l, unsigned
 		if (++*leaves > DEMOTE_LEAVES)
 			break;
 		i = mm->demote_hand > leaf->base ? hmm_leaf_index(mm->demote_hand) : 0;
+		unsigned first = l->n; /* of this leaf; one of few leaves may come again in the same lot */
 		pthread_mutex_lock(&leaf->lock);
 		for (; leaf->away && i < HMM_LEAF_PAGES && l->n < DEMOTE_PAGES; i++) {
 			hmm_entry_t e = leaf->e[i];
@@ -82,9 +83,6 @@ static bool lot_gather(struct hmm_mm *mm, unsigned tier, struct lot *l, unsigned
 			l->handle[l->n++] = hmm_entry_payload(e);
 		}
 		/* Under the leaf lock: afterwards the page could be brought back and its handle be another's. */
-		unsigned first = l->n;
-		while (first && l->leaf[first - 1] == leaf)
-			first--;
 		if (l->n > first)
 			d->ops->get(d, l->handle + first, l->n - first);
 		pthread_mutex_unlock(&leaf->lock);
