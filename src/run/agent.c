@@ -212,34 +212,75 @@ struct dirent64 {
 	char name[];
 };
 
-/* Kill every process that shares this address space with us. */
-static void kill_all_inside(void)
+static int number(const char *c)
+{
+	int n = 0;
+
+	if (*c < '0' || *c > '9')
+		return 0;
+	for (; *c >= '0' && *c <= '9'; c++)
+		n = n * 10 + (*c - '0');
+	return n;
+}
+
+/*
+ * Call @each with every number that is a name in directory @path below @at,
+ * until it returns true.  Returns whether it did.
+ */
+static bool each_number(int at, const char *path, bool (*each)(int dir, int n, void *arg), void *arg)
 {
 	char buf[1024] __attribute__((aligned(8)));
-	int me = (int)sys0(SYS_getpid);
-	int dir = (int)sys3(SYS_open, "/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+	int dir = (int)sys4(SYS_openat, at, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+	bool found = false;
+	long len;
 
 	if (dir < 0)
-		return;
-	for (;;) {
-		long n = sys3(SYS_getdents64, dir, buf, sizeof(buf));
+		return false;
+	while (!found && (len = sys3(SYS_getdents64, dir, buf, sizeof(buf))) > 0) {
+		for (long k = 0; k < len && !found;) {
+			struct dirent64 *d = (struct dirent64 *)(buf + k);
+			int n = number(d->name);
 
-		if (n <= 0)
-			break;
-		for (long at = 0; at < n;) {
-			struct dirent64 *d = (struct dirent64 *)(buf + at);
-			int pid = 0;
-
-			at += d->reclen;
-			for (const char *c = d->name; *c >= '0' && *c <= '9'; c++)
-				pid = pid * 10 + (*c - '0');
-			if (d->name[0] < '0' || d->name[0] > '9' || pid == me)
-				continue;
-			if (sys5(SYS_kcmp, me, pid, KCMP_VM, 0, 0) == 0)
-				sys2(SYS_kill, pid, SIGKILL);
+			k += d->reclen;
+			found = n && each(dir, n, arg);
 		}
 	}
 	sys_close(dir);
+	return found;
+}
+
+static bool lives_here(int dir, int tid, void *arg)
+{
+	return sys5(SYS_kcmp, *(int *)arg, tid, KCMP_VM, 0, 0) == 0;
+}
+
+static bool kill_if_here(int dir, int pid, void *arg)
+{
+	char path[24];
+	unsigned n = 0;
+	int digits[12], k = 0;
+
+	if (pid == *(int *)arg)
+		return false;
+	for (int p = pid; p; p /= 10)
+		digits[k++] = p % 10;
+	while (k)
+		path[n++] = (char)('0' + digits[--k]);
+	for (const char *c = "/task"; *c; c++)
+		path[n++] = *c;
+	path[n] = 0;
+	/* Any of its threads: the first may have ended already. */
+	if (each_number(dir, path, lives_here, arg))
+		sys2(SYS_kill, pid, SIGKILL);
+	return false;
+}
+
+/* Kill every process that shares this address space with us. */
+static void kill_all_inside(void)
+{
+	int me = (int)sys0(SYS_getpid);
+
+	each_number(AT_FDCWD, "/proc", kill_if_here, &me);
 }
 
 static void supervisor_died(struct agent_fds *f)

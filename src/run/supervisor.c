@@ -27,6 +27,7 @@
 #include <fcntl.h>
 #include <linux/kcmp.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -72,6 +73,7 @@ struct member {
 	uint64_t arena; /* where it lies in the space */
 	unsigned forks; /* that everything rests for; mm->out_lock */
 	bool fork_said;
+	uint64_t tick;
 	pthread_mutex_t advise_lock;
 };
 
@@ -85,6 +87,7 @@ struct supervisor {
 	struct hmm *h;
 	int epfd, listen_fd, front_fd, tick_fd;
 	struct watch w_listen, w_front, w_tick;
+	uint64_t tick;
 	int spare_fd;
 	bool signed_on; /* somebody ever did */
 	pid_t front;
@@ -420,34 +423,73 @@ static int64_t call_do(struct member *m, uint32_t op, uint64_t start, uint64_t l
 	}
 }
 
-/*
- * A fault in the arena: a bell, or (raw fork) something that nobody expects.
- * Whatever it is, the page is filled, so that who touched it goes on.
- */
-static int called(void *priv, struct hmm_mm *mm, uint64_t addr)
+/* A page of the arena is there again: who touched it goes on. */
+static int fill(struct hmm_mm *mm, uint64_t addr)
 {
-	struct member *m = member_of(priv, mm);
-	struct arena a;
 	uint64_t done;
 	int rc;
 
-	arena_layout(&a, (char *)(uintptr_t)mm->keep_start);
-	if (m && m->sock >= 0 && addr >= (uintptr_t)a.bells && addr < (uintptr_t)a.bells + ARENA_BELLS) {
-		struct umm_ctl *ctl = m->ctl_map;
-		struct umm_call *call = &ctl->call[(addr - (uintptr_t)a.bells) / UMM_PAGE];
-
-		umm_monitor_yield(mm->space);
-		if (atomic_load(&call->state) == UMM_CALL_ASKED) {
-			call->ret = call_do(m, call->op, call->arg[0], call->arg[1]);
-			atomic_store(&call->state, UMM_CALL_DONE);
-		}
-	}
 	umm_evlock_shared(&mm->space->ctl->evlock);
 	rc = umm_uffd_zeropage(mm->space->uffd, addr, UMM_PAGE, &done);
 	if (rc && rc != -EAGAIN)
 		umm_uffd_wake(mm->space->uffd, addr, UMM_PAGE);
 	umm_evlock_unshared(&mm->space->ctl->evlock);
 	return rc == -EAGAIN ? rc : 0;
+}
+
+struct bell {
+	struct member *m;
+	uint64_t addr;
+	struct umm_call *call;
+};
+
+static void *answer(void *arg)
+{
+	struct bell *b = arg;
+	struct umm_space *space = b->m->mm->space;
+
+	b->call->ret = call_do(b->m, b->call->op, b->call->arg[0], b->call->arg[1]);
+	atomic_store(&b->call->state, UMM_CALL_DONE);
+	while (fill(b->m->mm, b->addr) == -EAGAIN) {
+		umm_space_drain(space);
+		sched_yield();
+	}
+	umm_space_put(space); /* and with it, maybe, the member */
+	free(b);
+	return NULL;
+}
+
+/*
+ * A fault in the arena: a bell, or (raw fork) something that nobody expects.
+ * What a bell asks for may wait for locks whose holders wait for faults to be
+ * served, so it is done on a thread of its own, not on one that serves faults.
+ */
+static int called(void *priv, struct hmm_mm *mm, uint64_t addr)
+{
+	struct member *m = member_of(priv, mm);
+	struct umm_call *call;
+	struct bell *b;
+	struct arena a;
+	pthread_t t;
+
+	arena_layout(&a, (char *)(uintptr_t)mm->keep_start);
+	if (!m || m->sock < 0 || addr < (uintptr_t)a.bells || addr >= (uintptr_t)a.bells + ARENA_BELLS)
+		return fill(mm, addr);
+	call = &((struct umm_ctl *)m->ctl_map)->call[(addr - (uintptr_t)a.bells) / UMM_PAGE];
+	if (atomic_load(&call->state) != UMM_CALL_ASKED)
+		return fill(mm, addr);
+	b = malloc(sizeof(*b));
+	if (!b)
+		return fill(mm, addr); /* the hook sees that nothing was answered */
+	*b = (struct bell){m, addr, call};
+	umm_space_get(mm->space);
+	if (!pthread_create(&t, NULL, answer, b)) {
+		pthread_detach(t);
+		return 0;
+	}
+	umm_space_put(mm->space);
+	free(b);
+	return fill(mm, addr);
 }
 
 /* ------------------------------------------------------------------ members */
@@ -1086,30 +1128,38 @@ static bool space_is_dead(struct member *m)
 	return umm_uffd_copy(m->mm->space->uffd, (uintptr_t)a.ident, page, UMM_PAGE, &done) == -ESRCH;
 }
 
+/* The next member that this tick has to look at; each once.  What is done to one may end others. */
+static struct member *tick_next(struct supervisor *s)
+{
+	struct member *m;
+
+	pthread_mutex_lock(&s->lock);
+	for (m = s->members; m; m = m->next) {
+		if (m->tick == s->tick)
+			continue;
+		m->tick = s->tick;
+		if (m->pid <= 0 || m->sock < 0 || program_left(m))
+			break;
+	}
+	pthread_mutex_unlock(&s->lock);
+	return m;
+}
+
 static void on_tick(struct supervisor *s)
 {
-	struct member *list[64];
-	unsigned n = 0;
+	struct member *m;
 	uint64_t count;
 
 	if (read(s->tick_fd, &count, sizeof(count)) < 0)
 		return;
-	pthread_mutex_lock(&s->lock);
-	for (struct member *m = s->members; m && n < 64; m = m->next)
-		if (m->pid <= 0 || m->sock < 0 || program_left(m))
-			list[n++] = m;
-	pthread_mutex_unlock(&s->lock);
-	for (unsigned i = 0; i < n; i++) {
-		struct member *m = list[i];
-
+	s->tick++;
+	while ((m = tick_next(s))) {
 		if (s->killing)
 			member_kill(m);
-		if (m->agent > 0 && m->pid > 0 && !pidfd_ended(m->pidfd)) {
-			/* Another image, which could not be entered, runs under its pid. */
-			exec_happened(s, m->pid, NULL);
-			continue;
-		}
-		if (space_is_dead(m))
+		if (m->agent > 0 && m->pid > 0 && !pidfd_ended(m->pidfd))
+			exec_happened(s, m->pid,
+				      NULL); /* another image, which could not be entered, runs under its pid */
+		else if (space_is_dead(m))
 			member_end(m);
 	}
 }
