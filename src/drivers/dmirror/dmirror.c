@@ -6,9 +6,19 @@
  *
  * dm->lock is "the driver's lock" of umm.h.  An entry of the table is put in
  * under it, after umm_read_retry() has said that what the entry stands for
- * still holds; it is dropped under it by the callback; and the device copies
- * through it under it.  So while a copy runs, an invalidation of that page
- * waits for it, and when the invalidation goes on, no entry is left.
+ * still holds, and dropped under it by the callback.
+ *
+ * A copy through the table may meet a page that is away, and then waits for
+ * threads that serve faults; these run callbacks, too.  So no copy runs under
+ * the lock: it is entered in dm->copies first.  The callback drops entries and
+ * then waits for the copies of its range, but not where the change is "late"
+ * (umm.h), i.e. told by such a thread: then it marks them stale, and they are
+ * done again.
+ *
+ * Pages in this device's own memory have no entry: hmm_device_read() and _write()
+ * find them, and say when they are no longer there.  Exclusive access is memory
+ * of another device that nobody can open: what is there, the CPU has not, and
+ * a touch brings it back.
  *
  * Memory can go away without anybody being told in time (a raw munmap of a
  * range that is not watched, mprotect).  The device is in software and copies
@@ -24,14 +34,13 @@
  */
 #include <errno.h>
 #include <pthread.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "drivers/dmirror/dmirror.h"
+#include "drivers/dmirror/memory.h"
 
 #define PAGE_SHIFT 12
 #define PAGE_SIZE ((uint64_t)1 << PAGE_SHIFT)
@@ -51,11 +60,31 @@ struct node {
 	};
 };
 
+/* A copy that runs. */
+struct copy {
+	uint64_t start, end;
+	bool stale;
+	struct copy *next;
+};
+
+struct dmirror_host {
+	struct umm_space *space;
+	struct hmm_mm *mm;
+	struct dmirror_memory memory[DMIRROR_DEVICES];
+	struct dmirror_memory exclusive;
+};
+
 struct dmirror {
 	struct umm_notifier notifier; /* of all there is */
 	struct umm_space *space;
+	struct dmirror_host *host; /* NULL: no memory */
+	struct hmm_device *own;    /* its memory */
+	bool coherent;
+	uint64_t flags;
 	pid_t pid;
-	pthread_mutex_t lock; /* the driver's: entries */
+	pthread_mutex_t lock; /* the driver's: entries, copies */
+	pthread_cond_t copied;
+	struct copy *copies;
 	pthread_mutex_t grow; /* before lock: who adds nodes */
 	struct node *root;
 };
@@ -67,20 +96,17 @@ static unsigned slot_of(uint64_t addr, unsigned level)
 	return (addr >> (PAGE_SHIFT + level * NODE_BITS)) & (NODE_SLOTS - 1);
 }
 
-static struct node *node_new(void)
+static struct node *node_new(struct umm_space *space)
 {
-	struct node *n =
-		mmap(NULL, sizeof(*n), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-
-	return n == MAP_FAILED ? NULL : n;
+	return umm_alloc(space, sizeof(struct node));
 }
 
-static void node_free(struct node *n, unsigned level)
+static void node_free(struct umm_space *space, struct node *n, unsigned level)
 {
 	for (unsigned i = 0; level && i < NODE_SLOTS; i++)
 		if (n->child[i])
-			node_free(n->child[i], level - 1);
-	munmap(n, sizeof(*n));
+			node_free(space, n->child[i], level - 1);
+	umm_free(space, n, sizeof(*n));
 }
 
 /* The entry of @addr; NULL when its node is not there. */
@@ -106,7 +132,7 @@ static int table_grow(struct dmirror *dm, uint64_t start, uint64_t end)
 			struct node **slot = &n->child[slot_of(addr, level)];
 
 			if (!*slot) {
-				struct node *fresh = node_new();
+				struct node *fresh = node_new(dm->space);
 
 				if (!fresh) {
 					rc = -ENOMEM;
@@ -141,9 +167,24 @@ static void table_drop(struct node *n, unsigned level, uint64_t base, uint64_t s
 
 /* ----------------------------------------------------------------- notifier */
 
+/* Those that meet @change have to be done again, unless it waits for them. */
+static bool copies_meet(struct dmirror *dm, const struct umm_change *change)
+{
+	bool found = false;
+
+	for (struct copy *c = dm->copies; c; c = c->next) {
+		if (c->start >= change->end || c->end <= change->start)
+			continue;
+		c->stale |= change->late;
+		found = true;
+	}
+	return found;
+}
+
 static bool dmirror_invalidate(struct umm_notifier *n, const struct umm_change *change, uint64_t seq)
 {
 	struct dmirror *dm = (struct dmirror *)n;
+	bool done = true;
 
 	if (change->blockable)
 		pthread_mutex_lock(&dm->lock);
@@ -151,8 +192,17 @@ static bool dmirror_invalidate(struct umm_notifier *n, const struct umm_change *
 		return false;
 	umm_notifier_set_seq(n, seq);
 	table_drop(dm->root, LEVELS - 1, 0, change->start, change->end < ADDR_END ? change->end : ADDR_END);
+	while (copies_meet(dm, change)) {
+		if (change->late)
+			break;
+		if (!change->blockable) {
+			done = false;
+			break;
+		}
+		pthread_cond_wait(&dm->copied, &dm->lock);
+	}
 	pthread_mutex_unlock(&dm->lock);
-	return true;
+	return done;
 }
 
 static const struct umm_notifier_ops dmirror_notifier_ops = {.invalidate = dmirror_invalidate};
@@ -167,11 +217,19 @@ static uint64_t now_ns(void)
 	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
+static int places(struct dmirror *dm, uint64_t start, uint64_t end, struct hmm_device *where[])
+{
+	if (dm->host && end <= HMM_ADDR_END)
+		return hmm_where(dm->host->mm, start, end, where);
+	memset(where, 0, (end - start) / PAGE_SIZE * sizeof(*where));
+	return 0;
+}
+
 /*
  * The loop that every driver has: see umm.h.  On success the lock is held, and
  * until it is dropped the range is as its entries say.
  */
-static int range_lock(struct dmirror *dm, struct umm_range *range, bool fault)
+static int range_lock(struct dmirror *dm, struct umm_range *range, bool fault, struct hmm_device *where[])
 {
 	for (;;) {
 		int rc = 0;
@@ -179,6 +237,10 @@ static int range_lock(struct dmirror *dm, struct umm_range *range, bool fault)
 		if (now_ns() >= range->deadline_ns)
 			return -EBUSY;
 		range->notifier_seq = umm_read_begin(&dm->notifier);
+		/* Before the look: a page that came back in between is seen there. */
+		rc = where ? places(dm, range->start, range->end, where) : 0;
+		if (rc)
+			return rc;
 		rc = fault ? umm_range_fault(range) : umm_range_snapshot(range);
 		if (rc == -EBUSY)
 			continue;
@@ -194,7 +256,9 @@ static int range_lock(struct dmirror *dm, struct umm_range *range, bool fault)
 /* Bring [start, end) into the device's table. */
 static int dmirror_fault(struct dmirror *dm, uint64_t start, uint64_t end, bool write, uint64_t deadline_ns)
 {
-	uint64_t entries[FAULT_PAGES];
+	struct hmm_device *where[FAULT_PAGES];
+	uint64_t entries[FAULT_PAGES], first = start, n;
+	bool own;
 	struct umm_range range = {
 		.space = dm->space,
 		.notifier = &dm->notifier,
@@ -209,7 +273,22 @@ static int dmirror_fault(struct dmirror *dm, uint64_t start, uint64_t end, bool 
 
 		range.start = start;
 		range.end = end - start < most ? end : start + most;
-		rc = range_lock(dm, &range, true);
+		rc = places(dm, range.start, range.end, where);
+		if (rc)
+			break;
+		/*
+		 * What is in this device's memory is not asked for: that would take
+		 * it away.  But where it begins with such a page that page could not
+		 * be used, and the mapping will say why.
+		 */
+		own = start > first && dm->own && !dm->coherent && where[0] == dm->own;
+		for (n = 1; start + n * PAGE_SIZE < range.end; n++)
+			if ((dm->own && !dm->coherent && where[n] == dm->own) != own)
+				break;
+		range.end = start + n * PAGE_SIZE;
+		if (own)
+			continue;
+		rc = range_lock(dm, &range, true, NULL);
 		if (rc)
 			break;
 		for (uint64_t addr = start; addr < range.end; addr += PAGE_SIZE)
@@ -245,17 +324,78 @@ static uint64_t copy_through_table(struct dmirror *dm, char *buf, uint64_t addr,
 	uint64_t need = UMM_PFN_VALID | (write ? UMM_PFN_WRITE : 0);
 
 	while (pos < end) {
-		uint64_t stop = pos, got, *e;
+		struct copy me = {.start = pos, .end = pos}, **link;
+		uint64_t got = 0, *e;
 
 		pthread_mutex_lock(&dm->lock);
-		while (stop < end && stop - pos < COPY_BYTES && (e = table_entry(dm, stop)) && (*e & need) == need)
-			stop += PAGE_SIZE;
-		got = copy_checked(dm, buf + (pos - addr), pos, stop - pos, write) & -PAGE_SIZE;
+		while (me.end < end && me.end - pos < COPY_BYTES && (e = table_entry(dm, me.end)) &&
+		       (*e & need) == need)
+			me.end += PAGE_SIZE;
+		if (me.end > pos) {
+			me.next = dm->copies;
+			dm->copies = &me;
+			pthread_mutex_unlock(&dm->lock);
+			got = copy_checked(dm, buf + (pos - addr), pos, me.end - pos, write) & -PAGE_SIZE;
+			pthread_mutex_lock(&dm->lock);
+			for (link = &dm->copies; *link != &me;)
+				link = &(*link)->next;
+			*link = me.next;
+			pthread_cond_broadcast(&dm->copied);
+		}
 		pthread_mutex_unlock(&dm->lock);
-		if (!got)
+		if (!got || me.stale)
 			break;
 		pos += got;
 	}
+	return pos;
+}
+
+/* Do mappings allow [start, end) what @flags ask for?  Returns how far. */
+static uint64_t allowed_until(struct dmirror *dm, uint64_t start, uint64_t end, uint32_t flags)
+{
+	while (start < end) {
+		struct umm_vma v;
+
+		if (umm_vma_next(dm->space, start, &v) || v.start > start || (flags & ~v.flags))
+			break;
+		start = v.end < end ? v.end : end;
+	}
+	return start;
+}
+
+/* The same, of pages that are in memory that only devices reach. */
+static uint64_t copy_own(struct dmirror *dm, char *buf, uint64_t addr, uint64_t pos, uint64_t end, bool write)
+{
+	struct hmm_mm *mm = dm->host ? dm->host->mm : NULL;
+
+	while (mm && pos < end && end <= HMM_ADDR_END) {
+		uint64_t most = end - pos < COPY_BYTES ? end : pos + COPY_BYTES;
+		unsigned n;
+		int got = 0;
+
+		most = allowed_until(dm, pos, most, UMM_VMA_READ | (write ? UMM_VMA_WRITE : 0));
+		n = (unsigned)((most - pos) / PAGE_SIZE);
+		if (n && !dm->coherent)
+			got = write ? hmm_device_write(mm, dm->own, pos, buf + (pos - addr), n)
+				    : hmm_device_read(mm, dm->own, pos, buf + (pos - addr), n);
+		if (n && got <= 0 && !write) /* a write would end it */
+			got = hmm_device_read(mm, &dm->host->exclusive.dev, pos, buf + (pos - addr), n);
+		if (got <= 0)
+			break;
+		pos += (unsigned)got * PAGE_SIZE;
+	}
+	return pos;
+}
+
+static uint64_t copy_what_is_there(struct dmirror *dm, char *buf, uint64_t addr, uint64_t pos, uint64_t end, bool write)
+{
+	uint64_t at;
+
+	do {
+		at = pos;
+		pos = copy_through_table(dm, buf, addr, pos, end, write);
+		pos = copy_own(dm, buf, addr, pos, end, write);
+	} while (pos != at && pos < end);
 	return pos;
 }
 
@@ -267,7 +407,7 @@ static int dmirror_copy(struct dmirror *dm, char *buf, uint64_t addr, uint64_t l
 	for (;;) {
 		int rc;
 
-		pos = copy_through_table(dm, buf, addr, pos, end, write);
+		pos = copy_what_is_there(dm, buf, addr, pos, end, write);
 		if (pos == end)
 			break;
 		if (pos != seen) {
@@ -290,12 +430,15 @@ static bool range_is_good(uint64_t addr, uint64_t npages)
 	return !(addr % PAGE_SIZE) && npages && addr < ADDR_END && npages <= (ADDR_END - addr) / PAGE_SIZE;
 }
 
-static char *buffer_new(uint64_t len)
+/* Not the caller's: that may be away, or part of what is mirrored. */
+static char *buffer_new(struct dmirror *dm, uint64_t len)
 {
-	/* Populated: the kernel writes it while the lock is held. */
-	char *buf = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	return umm_alloc(dm->space, len);
+}
 
-	return buf == MAP_FAILED ? NULL : buf;
+static void buffer_free(struct dmirror *dm, void *buf, uint64_t len)
+{
+	umm_free(dm->space, buf, len);
 }
 
 int dmirror_read(struct dmirror *dm, uint64_t addr, void *ptr, uint64_t npages, uint64_t *faults)
@@ -306,7 +449,7 @@ int dmirror_read(struct dmirror *dm, uint64_t addr, void *ptr, uint64_t npages, 
 
 	if (!range_is_good(addr, npages))
 		return -EINVAL;
-	buf = buffer_new(len);
+	buf = buffer_new(dm, len);
 	if (!buf)
 		return -ENOMEM;
 	rc = dmirror_copy(dm, buf, addr, len, false, &rounds);
@@ -314,7 +457,7 @@ int dmirror_read(struct dmirror *dm, uint64_t addr, void *ptr, uint64_t npages, 
 		rc = -EFAULT;
 	if (!rc && faults)
 		*faults = rounds;
-	munmap(buf, len);
+	buffer_free(dm, buf, len);
 	return rc;
 }
 
@@ -326,27 +469,33 @@ int dmirror_write(struct dmirror *dm, uint64_t addr, const void *ptr, uint64_t n
 
 	if (!range_is_good(addr, npages))
 		return -EINVAL;
-	buf = buffer_new(len);
+	buf = buffer_new(dm, len);
 	if (!buf)
 		return -ENOMEM;
 	if (copy_checked(dm, buf, (uintptr_t)ptr, len, false) == len)
 		rc = dmirror_copy(dm, buf, addr, len, true, faults);
-	munmap(buf, len);
+	buffer_free(dm, buf, len);
 	return rc;
 }
 
 /* ---------------------------------------------------------------- snapshots */
 
-static uint8_t describe(uint64_t e)
+static uint8_t describe(const struct dmirror *dm, uint64_t e, const struct hmm_device *where, bool writable)
 {
 	unsigned order = (e & UMM_PFN_ORDER_MASK) >> UMM_PFN_ORDER_SHIFT;
 	uint8_t what;
 
 	if (e & UMM_PFN_ERROR)
 		return DMIRROR_ERROR;
-	if (!(e & UMM_PFN_VALID))
-		return DMIRROR_NONE;
+	if (!(e & UMM_PFN_VALID)) {
+		if (!where || where != dm->own)
+			return DMIRROR_NONE;
+		return DMIRROR_PRIVATE_LOCAL | (writable ? DMIRROR_WRITE : DMIRROR_READ);
+	}
 	what = e & UMM_PFN_WRITE ? DMIRROR_WRITE : DMIRROR_READ;
+	/* Present: only a coherent device can hold it. */
+	if (where && (where->ops->caps & HMM_DEV_COHERENT))
+		what |= where == dm->own ? DMIRROR_COHERENT_LOCAL : DMIRROR_COHERENT_REMOTE;
 	if (order == 2 * NODE_BITS)
 		return what | DMIRROR_PUD;
 	/* The huge zero page is not "the" zero page. */
@@ -358,13 +507,14 @@ static uint8_t describe(uint64_t e)
 int dmirror_snapshot(struct dmirror *dm, uint64_t addr, uint8_t *ptr, uint64_t npages)
 {
 	uint64_t entries[FAULT_PAGES], end = addr + npages * PAGE_SIZE;
+	struct hmm_device *where[FAULT_PAGES];
 	struct umm_range range = {.space = dm->space, .notifier = &dm->notifier, .entries = entries};
 	uint8_t *buf;
 	int rc = 0;
 
 	if (!range_is_good(addr, npages))
 		return -EINVAL;
-	buf = (uint8_t *)buffer_new(npages);
+	buf = (uint8_t *)buffer_new(dm, npages);
 	if (!buf)
 		return -ENOMEM;
 	for (uint64_t start = addr; start < end; start = range.end) {
@@ -373,35 +523,298 @@ int dmirror_snapshot(struct dmirror *dm, uint64_t addr, uint8_t *ptr, uint64_t n
 		range.start = start;
 		range.end = end - start < most ? end : start + most;
 		range.deadline_ns = now_ns() + PATIENCE_NS;
-		rc = range_lock(dm, &range, false);
+		rc = range_lock(dm, &range, false, where);
 		if (rc)
 			goto out;
 		for (uint64_t i = 0; i < (range.end - start) / PAGE_SIZE; i++)
-			buf[(start - addr) / PAGE_SIZE + i] = describe(entries[i]);
+			buf[(start - addr) / PAGE_SIZE + i] = describe(
+				dm, entries[i], where[i],
+				where[i] && allowed_until(dm, start + i * PAGE_SIZE, start + (i + 1) * PAGE_SIZE,
+							  UMM_VMA_WRITE) > start + i * PAGE_SIZE);
 		pthread_mutex_unlock(&dm->lock);
 	}
 	if (copy_checked(dm, buf, (uintptr_t)ptr, npages, true) < npages)
 		rc = -EFAULT;
 out:
-	munmap(buf, npages);
+	buffer_free(dm, buf, npages);
 	return rc;
+}
+
+/* ------------------------------------------------------------- device memory */
+
+/*
+ * The contents of a range that was migrated, or has become exclusive: in
+ * @memory, or what the table has.  Nothing is faulted.
+ */
+static int copy_migrated(struct dmirror *dm, struct hmm_device *memory, char *buf, uint64_t addr, uint64_t end,
+			 uint64_t *there)
+{
+	struct hmm_device *where[FAULT_PAGES];
+	struct hmm_mm *mm = dm->host->mm;
+
+	*there = 0;
+	for (uint64_t pos = addr; pos < end;) {
+		uint64_t most = end - pos < FAULT_PAGES * PAGE_SIZE ? end : pos + FAULT_PAGES * PAGE_SIZE, n = 0;
+		int got, rc;
+
+		if (!(memory->ops->caps & HMM_DEV_COHERENT)) {
+			got = hmm_device_read(mm, memory, pos, buf + (pos - addr),
+					      (unsigned)((most - pos) / PAGE_SIZE));
+			if (got < 0)
+				return got;
+			*there += (unsigned)got;
+			pos += (unsigned)got * PAGE_SIZE;
+			if (got)
+				continue;
+		} else {
+			rc = hmm_where(mm, pos, most, where);
+			if (rc)
+				return rc;
+			while (pos + n * PAGE_SIZE < most && where[n] == memory)
+				n++;
+			if (n) {
+				if (copy_checked(dm, buf + (pos - addr), pos, n * PAGE_SIZE, false) < n * PAGE_SIZE)
+					return -EBUSY; /* unmapped meanwhile */
+				*there += n;
+				pos += n * PAGE_SIZE;
+				continue;
+			}
+		}
+		if (copy_through_table(dm, buf, addr, pos, pos + PAGE_SIZE, false) == pos)
+			return -ENOENT;
+		pos += PAGE_SIZE;
+	}
+	return 0;
+}
+
+static int to_device(struct dmirror *dm, uint64_t addr, uint64_t end)
+{
+	for (uint64_t at = addr; at < end;) {
+		struct umm_vma v;
+		uint64_t stop;
+		int rc = umm_vma_next(dm->space, at, &v);
+
+		if (rc == -ENOENT || (!rc && (v.start > at || !(v.flags & UMM_VMA_READ) ||
+					      (v.flags & (UMM_VMA_HUGETLB | UMM_VMA_SPECIAL)))))
+			return -EINVAL;
+		if (rc)
+			return rc;
+		stop = v.end < end ? v.end : end;
+		/* What will not go keeps its entries. */
+		if (!(v.flags & (UMM_VMA_SHARED | UMM_VMA_FILE)))
+			rc = hmm_migrate_to_device(dm->host->mm, dm->own, at, stop, dm, NULL);
+		if (rc)
+			return rc;
+		at = stop;
+	}
+	return 0;
+}
+
+int dmirror_migrate_to_dev(struct dmirror *dm, uint64_t addr, void *ptr, uint64_t npages, uint64_t *cpages)
+{
+	uint64_t len = npages * PAGE_SIZE, there = 0;
+	char *buf;
+	int rc;
+
+	if (!range_is_good(addr, npages))
+		return -EINVAL;
+	if (!dm->own)
+		return -EOPNOTSUPP;
+	buf = buffer_new(dm, len);
+	if (!buf)
+		return -ENOMEM;
+	/* Memory here comes in single pages: there is no large allocation that could fail twice. */
+	dm->flags &= ~(uint64_t)DMIRROR_FLAG_FAIL_ALLOC;
+	rc = to_device(dm, addr, addr + len);
+	if (!rc)
+		rc = copy_migrated(dm, dm->own, buf, addr, addr + len, &there);
+	if (!rc && copy_checked(dm, buf, (uintptr_t)ptr, len, true) < len)
+		rc = -EFAULT;
+	if (!rc && cpages)
+		*cpages = there;
+	buffer_free(dm, buf, len);
+	return rc;
+}
+
+int dmirror_migrate_to_sys(struct dmirror *dm, uint64_t addr, uint64_t npages, uint64_t *cpages)
+{
+	uint64_t end = addr + npages * PAGE_SIZE, came;
+	struct umm_vma v;
+	int rc;
+
+	if (!range_is_good(addr, npages) || end > HMM_ADDR_END)
+		return -EINVAL;
+	if (!dm->own)
+		return -EOPNOTSUPP;
+	for (uint64_t at = addr; at < end; at = v.end) {
+		rc = umm_vma_next(dm->space, at, &v);
+		if (rc == -ENOENT || (!rc && (v.start > at || !(v.flags & UMM_VMA_READ))))
+			return -EINVAL;
+		if (rc)
+			return rc;
+	}
+	dm->flags &= ~(uint64_t)DMIRROR_FLAG_FAIL_ALLOC;
+	rc = hmm_migrate_to_system(dm->host->mm, dm->own, addr, end, &came);
+	if (!rc && cpages)
+		*cpages = came;
+	return rc;
+}
+
+int dmirror_release(struct dmirror *dm)
+{
+	return dm->own ? hmm_migrate_to_system(dm->host->mm, dm->own, 0, HMM_ADDR_END, NULL) : 0;
+}
+
+int dmirror_flags(struct dmirror *dm, uint64_t flags)
+{
+	dm->flags = flags;
+	return 0;
+}
+
+int dmirror_exclusive(struct dmirror *dm, uint64_t addr, void *ptr, uint64_t npages, uint64_t *cpages)
+{
+	uint64_t len = npages * PAGE_SIZE, end = addr + len, there = 0;
+	struct umm_vma v;
+	char *buf;
+	int rc = 0;
+
+	if (!range_is_good(addr, npages))
+		return -EINVAL;
+	if (!dm->host)
+		return -EOPNOTSUPP;
+	for (uint64_t at = addr; at < end; at = v.end) {
+		rc = umm_vma_next(dm->space, at, &v);
+		if (rc == -ENOENT || (!rc && (v.start > at || (~v.flags & (UMM_VMA_READ | UMM_VMA_WRITE)))))
+			return -EFAULT;
+		if (rc)
+			return rc;
+		if (v.flags & (UMM_VMA_SHARED | UMM_VMA_FILE | UMM_VMA_HUGETLB | UMM_VMA_SPECIAL))
+			return -EOPNOTSUPP;
+	}
+	buf = buffer_new(dm, len);
+	if (!buf)
+		return -ENOMEM;
+	rc = hmm_migrate_to_device(dm->host->mm, &dm->host->exclusive.dev, addr, end, dm, NULL);
+	if (!rc)
+		rc = copy_migrated(dm, &dm->host->exclusive.dev, buf, addr, end, &there);
+	if (rc == -ENOENT)
+		rc = -EBUSY;
+	if (!rc && copy_checked(dm, buf, (uintptr_t)ptr, len, true) < len)
+		rc = -EFAULT;
+	if (!rc && cpages)
+		*cpages = there;
+	buffer_free(dm, buf, len);
+	return rc;
+}
+
+int dmirror_check_exclusive(struct dmirror *dm, uint64_t addr, uint64_t npages)
+{
+	struct hmm_device *where[FAULT_PAGES];
+	uint64_t end = addr + npages * PAGE_SIZE;
+
+	if (!range_is_good(addr, npages) || end > HMM_ADDR_END)
+		return -EINVAL;
+	for (uint64_t at = addr, z; dm->host && at < end; at = z) {
+		int rc;
+
+		z = end - at < FAULT_PAGES * PAGE_SIZE ? end : at + FAULT_PAGES * PAGE_SIZE;
+		rc = hmm_where(dm->host->mm, at, z, where);
+		if (rc)
+			return rc;
+		for (uint64_t i = 0; i < (z - at) / PAGE_SIZE; i++)
+			if (where[i] == &dm->host->exclusive.dev)
+				return -EPERM;
+	}
+	return 0;
 }
 
 /* --------------------------------------------------------------------- life */
 
+int dmirror_host_open(struct umm_space *space, struct dmirror_host **hostp)
+{
+	struct dmirror_host *h = umm_alloc(space, sizeof(*h));
+	int rc;
+
+	if (!h)
+		return -ENOMEM;
+	h->space = space;
+	rc = hmm_mm_open(space, &h->mm);
+	if (rc)
+		goto fail;
+	for (unsigned i = 0; i < DMIRROR_DEVICES && !rc; i++) {
+		static const char *const name[DMIRROR_DEVICES] = {"dmirror0", "dmirror1", "dmirror2", "dmirror3"};
+
+		rc = dmirror_memory_init(&h->memory[i], space, name[i], i >= DMIRROR_PRIVATE);
+		if (!rc)
+			rc = hmm_mm_add_device(h->mm, &h->memory[i].dev);
+	}
+	if (!rc)
+		rc = dmirror_memory_init(&h->exclusive, space, "dmirror exclusive", false);
+	if (!rc)
+		rc = hmm_mm_add_device(h->mm, &h->exclusive.dev);
+	if (rc) {
+		dmirror_host_close(h);
+		return rc;
+	}
+	*hostp = h;
+	return 0;
+fail:
+	umm_free(space, h, sizeof(*h));
+	return rc;
+}
+
+int dmirror_host_close(struct dmirror_host *h)
+{
+	int rc;
+
+	if (!h)
+		return 0;
+	rc = hmm_mm_close(h->mm);
+	if (rc)
+		return rc;
+	for (unsigned i = 0; i < DMIRROR_DEVICES; i++)
+		dmirror_memory_fini(&h->memory[i]);
+	dmirror_memory_fini(&h->exclusive);
+	umm_free(h->space, h, sizeof(*h));
+	return 0;
+}
+
+struct hmm_mm *dmirror_host_mm(struct dmirror_host *h)
+{
+	return h->mm;
+}
+
+int dmirror_open_nr(struct dmirror_host *h, unsigned nr, struct dmirror **dmp)
+{
+	struct dmirror *dm;
+	int rc;
+
+	if (nr >= DMIRROR_DEVICES)
+		return -ENODEV;
+	rc = dmirror_open(h->space, &dm);
+	if (rc)
+		return rc;
+	dm->host = h;
+	dm->own = &h->memory[nr].dev;
+	dm->coherent = nr >= DMIRROR_PRIVATE;
+	*dmp = dm;
+	return 0;
+}
+
 int dmirror_open(struct umm_space *space, struct dmirror **dmp)
 {
-	struct dmirror *dm = calloc(1, sizeof(*dm));
+	struct dmirror *dm = umm_alloc(space, sizeof(*dm));
 	int rc = -ENOMEM;
 
 	if (!dm)
 		return -ENOMEM;
 	dm->space = space;
 	dm->pid = getpid();
-	dm->root = node_new();
+	dm->root = node_new(space);
 	if (!dm->root)
 		goto fail;
 	pthread_mutex_init(&dm->lock, NULL);
+	pthread_cond_init(&dm->copied, NULL);
 	pthread_mutex_init(&dm->grow, NULL);
 	rc = umm_notifier_insert(&dm->notifier, space, 0, ADDR_END, &dmirror_notifier_ops);
 	if (rc)
@@ -410,10 +823,11 @@ int dmirror_open(struct umm_space *space, struct dmirror **dmp)
 	return 0;
 fail_root:
 	pthread_mutex_destroy(&dm->grow);
+	pthread_cond_destroy(&dm->copied);
 	pthread_mutex_destroy(&dm->lock);
-	node_free(dm->root, LEVELS - 1);
+	node_free(dm->space, dm->root, LEVELS - 1);
 fail:
-	free(dm);
+	umm_free(space, dm, sizeof(*dm));
 	return rc;
 }
 
@@ -421,9 +835,11 @@ void dmirror_close(struct dmirror *dm)
 {
 	if (!dm)
 		return;
+	dmirror_release(dm);
 	umm_notifier_remove(&dm->notifier);
 	pthread_mutex_destroy(&dm->grow);
+	pthread_cond_destroy(&dm->copied);
 	pthread_mutex_destroy(&dm->lock);
-	node_free(dm->root, LEVELS - 1);
-	free(dm);
+	node_free(dm->space, dm->root, LEVELS - 1);
+	umm_free(dm->space, dm, sizeof(*dm));
 }

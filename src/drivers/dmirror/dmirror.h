@@ -12,7 +12,7 @@
 #ifndef DMIRROR_H
 #define DMIRROR_H
 
-#include "umm.h"
+#include "hmm.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -26,18 +26,47 @@ struct dmirror;
 #define DMIRROR_WRITE 0x02u /* may be written */
 #define DMIRROR_PMD 0x04u   /* and is part of a huge page */
 #define DMIRROR_PUD 0x08u
-#define DMIRROR_ZERO 0x10u  /* and is the zero page */
-#define DMIRROR_ERROR 0xffu /* a hole, or not readable */
+#define DMIRROR_ZERO 0x10u            /* and is the zero page */
+#define DMIRROR_PRIVATE_LOCAL 0x20u   /* and is in this device's own memory, not the CPU's */
+#define DMIRROR_COHERENT_LOCAL 0x40u  /* and is in this device's memory, which the CPU reaches */
+#define DMIRROR_COHERENT_REMOTE 0x50u /* and is in such memory of another device */
+#define DMIRROR_ERROR 0xffu           /* a hole, or not readable */
+
+/* What dmirror_flags() takes. */
+#define DMIRROR_FLAG_FAIL_ALLOC 1u /* the next large allocation fails, once; the device makes do with small ones */
+
+/** All devices of one address space: they share its engine. */
+struct dmirror_host;
+
+#define DMIRROR_PRIVATE 2u /* devices 0, 1: memory of their own, out of the CPU's reach */
+#define DMIRROR_DEVICES 4u /* 2, 3: memory that the CPU reaches as its own */
 
 /**
- * dmirror_open() - a device that mirrors @space.
+ * dmirror_host_open() - the four devices of @space.
+ * @space: the caller's own, open until dmirror_host_close().
+ *
+ * Returns 0, or as hmm_mm_open().
+ */
+int dmirror_host_open(struct umm_space *space, struct dmirror_host **hostp);
+
+/** dmirror_host_close() - its devices are closed before; NULL is fine.  Returns 0, or -ENOMEM: it lives on. */
+int dmirror_host_close(struct dmirror_host *host);
+
+/** dmirror_host_mm() - the engine that they share. */
+struct hmm_mm *dmirror_host_mm(struct dmirror_host *host);
+
+/** dmirror_open_nr() - device @nr of @host; ended with dmirror_close().  Returns 0, -ENODEV, -ENOMEM. */
+int dmirror_open_nr(struct dmirror_host *host, unsigned nr, struct dmirror **dmp);
+
+/**
+ * dmirror_open() - a device without memory that mirrors @space.
  * @space: the caller's own, open until dmirror_close().
  *
  * Returns 0, -ENOMEM.
  */
 int dmirror_open(struct umm_space *space, struct dmirror **dmp);
 
-/** dmirror_close() - NULL is fine. */
+/** dmirror_close() - what the device of that number holds comes back.  NULL is fine. */
 void dmirror_close(struct dmirror *dm);
 
 /**
@@ -61,6 +90,39 @@ int dmirror_write(struct dmirror *dm, uint64_t addr, const void *ptr, uint64_t n
 
 /** dmirror_snapshot() - one byte DMIRROR_* a page to @ptr; faults nothing.  Returns as dmirror_read(). */
 int dmirror_snapshot(struct dmirror *dm, uint64_t addr, uint8_t *ptr, uint64_t npages);
+
+/**
+ * dmirror_migrate_to_dev() - take pages into device memory, and copy their contents to @ptr.
+ * @cpages: out, on success only: pages that are there.
+ *
+ * Returns 0; -EINVAL a hole, unreadable memory, or a mapping that has no pages
+ * to migrate (hugetlb; mappings before it stay migrated); -ENOENT a page neither
+ * went nor is in the device's table; -EFAULT @ptr is bad; -EBUSY, -ENOMEM;
+ * -EOPNOTSUPP a device without memory.
+ */
+int dmirror_migrate_to_dev(struct dmirror *dm, uint64_t addr, void *ptr, uint64_t npages, uint64_t *cpages);
+
+/** dmirror_migrate_to_sys() - give pages back; @cpages: how many came.  Returns as dmirror_migrate_to_dev(). */
+int dmirror_migrate_to_sys(struct dmirror *dm, uint64_t addr, uint64_t npages, uint64_t *cpages);
+
+/** dmirror_release() - give back all that this device holds.  Returns 0, -ENOMEM. */
+int dmirror_release(struct dmirror *dm);
+
+/**
+ * dmirror_exclusive() - map pages for atomic operations of the device, and copy their contents to @ptr.
+ * @cpages: out, on success only: pages that the device has for itself.
+ *
+ * A touch by the CPU, or a write by a device, ends it.  Returns 0; -EFAULT a hole
+ * or memory that must not be written, or @ptr is bad; -EOPNOTSUPP memory that is
+ * not anonymous and private; -EBUSY a page would not come free; -ENOMEM.
+ */
+int dmirror_exclusive(struct dmirror *dm, uint64_t addr, void *ptr, uint64_t npages, uint64_t *cpages);
+
+/** dmirror_check_exclusive() - 0, or -EPERM while any page of the range is still exclusive. */
+int dmirror_check_exclusive(struct dmirror *dm, uint64_t addr, uint64_t npages);
+
+/** dmirror_flags() - DMIRROR_FLAG_*. */
+int dmirror_flags(struct dmirror *dm, uint64_t flags);
 
 #ifdef __cplusplus
 }

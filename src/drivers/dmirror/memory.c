@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Device memory in software.
+ *
+ * It is asked for while a thread of the same process waits for a page, so all
+ * of it is umm_alloc()'s: neither malloc's nor part of what is mirrored.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "drivers/dmirror/memory.h"
+
+static struct dmirror_memory *memory_of(struct hmm_device *dev)
+{
+	return (struct dmirror_memory *)dev;
+}
+
+static char *page_of(struct dmirror_memory *m, hmm_handle_t h)
+{
+	return m->chunk[h / DMIRROR_CHUNK_PAGES]->page + h % DMIRROR_CHUNK_PAGES * HMM_PAGE_SIZE;
+}
+
+/* Lock held. */
+static bool memory_grow(struct dmirror_memory *m)
+{
+	struct dmirror_chunk *c;
+
+	if (m->nchunks == DMIRROR_CHUNKS)
+		return false;
+	c = umm_alloc(m->space, sizeof(*c));
+	if (!c)
+		return false;
+	c->page = umm_alloc(m->space, DMIRROR_CHUNK_PAGES * HMM_PAGE_SIZE);
+	if (!c->page) {
+		umm_free(m->space, c, sizeof(*c));
+		return false;
+	}
+	for (unsigned i = 0; i < DMIRROR_CHUNK_PAGES; i++) {
+		c->next[i] = m->free;
+		m->free = m->nchunks * DMIRROR_CHUNK_PAGES + i;
+	}
+	m->chunk[m->nchunks++] = c;
+	return true;
+}
+
+static int memory_copy_in(struct hmm_device *dev, const void *const src[], hmm_handle_t handle[], unsigned n)
+{
+	struct dmirror_memory *m = memory_of(dev);
+	unsigned taken = 0;
+
+	pthread_mutex_lock(&m->lock);
+	for (; taken < n && (m->free != HMM_HANDLE_NONE || memory_grow(m)); taken++) {
+		hmm_handle_t h = m->free;
+		struct dmirror_chunk *c = m->chunk[h / DMIRROR_CHUNK_PAGES];
+
+		m->free = c->next[h % DMIRROR_CHUNK_PAGES];
+		c->refs[h % DMIRROR_CHUNK_PAGES] = 1;
+		m->pages++;
+		handle[taken] = h;
+	}
+	pthread_mutex_unlock(&m->lock);
+	for (unsigned i = 0; i < taken; i++)
+		memcpy(page_of(m, handle[i]), src[i], HMM_PAGE_SIZE);
+	for (unsigned i = taken; i < n; i++)
+		handle[i] = HMM_HANDLE_NONE;
+	return (int)taken;
+}
+
+static int memory_copy_out(struct hmm_device *dev, const hmm_handle_t handle[], void *const dst[], int status[],
+			   unsigned n)
+{
+	for (unsigned i = 0; i < n; i++) {
+		memcpy(dst[i], page_of(memory_of(dev), handle[i]), HMM_PAGE_SIZE);
+		status[i] = 0;
+	}
+	return 0;
+}
+
+static void memory_get(struct hmm_device *dev, const hmm_handle_t handle[], unsigned n)
+{
+	struct dmirror_memory *m = memory_of(dev);
+
+	pthread_mutex_lock(&m->lock);
+	for (unsigned i = 0; i < n; i++)
+		m->chunk[handle[i] / DMIRROR_CHUNK_PAGES]->refs[handle[i] % DMIRROR_CHUNK_PAGES]++;
+	pthread_mutex_unlock(&m->lock);
+}
+
+static void memory_put(struct hmm_device *dev, const hmm_handle_t handle[], unsigned n)
+{
+	struct dmirror_memory *m = memory_of(dev);
+
+	pthread_mutex_lock(&m->lock);
+	for (unsigned i = 0; i < n; i++) {
+		struct dmirror_chunk *c = m->chunk[handle[i] / DMIRROR_CHUNK_PAGES];
+		unsigned k = handle[i] % DMIRROR_CHUNK_PAGES;
+
+		if (--c->refs[k])
+			continue;
+		c->next[k] = m->free;
+		m->free = handle[i];
+		m->pages--;
+	}
+	pthread_mutex_unlock(&m->lock);
+}
+
+static void memory_stats(struct hmm_device *dev, struct hmm_device_stats *st)
+{
+	struct dmirror_memory *m = memory_of(dev);
+
+	pthread_mutex_lock(&m->lock);
+	*st = (struct hmm_device_stats){
+		.pages = m->pages,
+		.bytes_stored = m->pages * HMM_PAGE_SIZE,
+		.bytes_ram = (uint64_t)m->nchunks * DMIRROR_CHUNK_PAGES * HMM_PAGE_SIZE,
+		.bytes_capacity = (uint64_t)DMIRROR_CHUNKS * DMIRROR_CHUNK_PAGES * HMM_PAGE_SIZE,
+		.pages_raw = m->pages,
+	};
+	pthread_mutex_unlock(&m->lock);
+}
+
+static void memory_close(struct hmm_device *dev)
+{
+	dmirror_memory_fini(memory_of(dev));
+}
+
+static const struct hmm_device_ops private_ops = {
+	.name = "dmirror",
+	.caps = HMM_DEV_MEMORY | HMM_DEV_RAM,
+	.copy_in = memory_copy_in,
+	.copy_out = memory_copy_out,
+	.get = memory_get,
+	.put = memory_put,
+	.stats = memory_stats,
+	.close = memory_close,
+};
+
+static const struct hmm_device_ops coherent_ops = {
+	.name = "dmirror",
+	.caps = HMM_DEV_COHERENT,
+	.stats = memory_stats,
+	.close = memory_close,
+};
+
+int dmirror_memory_init(struct dmirror_memory *m, struct umm_space *space, const char *name, bool coherent)
+{
+	*m = (struct dmirror_memory){.space = space, .free = HMM_HANDLE_NONE};
+	m->chunk = umm_alloc(space, DMIRROR_CHUNKS * sizeof(*m->chunk));
+	if (!m->chunk)
+		return -ENOMEM;
+	pthread_mutex_init(&m->lock, NULL);
+	m->dev.ops = coherent ? &coherent_ops : &private_ops;
+	snprintf(m->dev.spec, sizeof(m->dev.spec), "%s", name);
+	return 0;
+}
+
+void dmirror_memory_fini(struct dmirror_memory *m)
+{
+	if (!m->chunk)
+		return;
+	for (unsigned i = 0; i < m->nchunks; i++) {
+		umm_free(m->space, m->chunk[i]->page, DMIRROR_CHUNK_PAGES * HMM_PAGE_SIZE);
+		umm_free(m->space, m->chunk[i], sizeof(*m->chunk[i]));
+	}
+	umm_free(m->space, m->chunk, DMIRROR_CHUNKS * sizeof(*m->chunk));
+	m->chunk = NULL;
+	pthread_mutex_destroy(&m->lock);
+}

@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: MIT */
+/* Device memory in software: pages of the arena of a space, by handle. */
+#ifndef DMIRROR_MEMORY_H
+#define DMIRROR_MEMORY_H
+
+#include <pthread.h>
+
+#include "hmm.h"
+
+#define DMIRROR_CHUNK_PAGES 512u
+#define DMIRROR_CHUNKS 16384u /* 32 GiB */
+
+struct dmirror_chunk {
+	char *page;                         /* DMIRROR_CHUNK_PAGES of them */
+	uint32_t refs[DMIRROR_CHUNK_PAGES]; /* 0: free, and then next is the handle of another free one */
+	hmm_handle_t next[DMIRROR_CHUNK_PAGES];
+};
+
+struct dmirror_memory {
+	struct hmm_device dev;
+	struct umm_space *space;
+	pthread_mutex_t lock;         /* what follows; contents belong to who holds a reference */
+	struct dmirror_chunk **chunk; /* DMIRROR_CHUNKS of them */
+	unsigned nchunks;
+	hmm_handle_t free;
+	uint64_t pages;
+};
+
+/** @coherent: the CPU reaches it as its own memory, so it holds nothing itself.  0 or -ENOMEM. */
+int dmirror_memory_init(struct dmirror_memory *m, struct umm_space *space, const char *name, bool coherent);
+void dmirror_memory_fini(struct dmirror_memory *m);
+
+#endif
