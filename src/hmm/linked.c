@@ -193,6 +193,11 @@ static void linked_change(void *priv, const struct umm_change *c)
 	l->engine->change(priv, c);
 }
 
+static int linked_uniform(void *priv, uint64_t start, uint64_t end)
+{
+	return hmm_mm_uniform(priv, start, end);
+}
+
 static int linked_fault(void *priv, const struct umm_fault *f)
 {
 	struct hmm_mm *mm = priv;
@@ -410,6 +415,7 @@ int hmm_mm_open(struct umm_space *space, struct hmm_mm **mmp)
 		l->ops.fault = linked_fault;
 		l->ops.change = linked_change;
 		l->ops.holds = linked_holds;
+		l->ops.uniform = linked_uniform;
 		space->ops = &l->ops;
 		l->mm->registered.space = l->mm->foreign.space = l->mm->stuck.space = space;
 		for (unsigned t = 0; t < HMM_TIERS_MAX; t++)

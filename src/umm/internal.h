@@ -41,6 +41,8 @@ struct umm_space_ops {
 	void (*change)(void *priv, const struct umm_change *change);
 	/** Are pages of [@start, @end) away, or may they come to be?  Then it stays registered for faults. */
 	bool (*holds)(void *priv, uint64_t start, uint64_t end);
+	/** Before mremap() of [@start, @end): what is managed in part becomes managed as a whole. */
+	int (*uniform)(void *priv, uint64_t start, uint64_t end);
 	/** The space was forked; @uffd is the child's, the callee's to close.  Event lock held exclusively. */
 	void (*forked)(void *priv, int uffd);
 };
@@ -89,6 +91,8 @@ struct umm_space {
  */
 int umm_space_adopt(pid_t pid, int uffd, int pagemap_fd, int maps_fd, struct umm_ctl *ctl, struct umm_space **spacep);
 void umm_space_get(struct umm_space *space);
+/** In a forked child: close what it has inherited of @space, and nothing else; @space is of no more use. */
+void umm_space_abandon(struct umm_space *space);
 void umm_space_put(struct umm_space *space);
 /** Does @pid, as a fault names it, mean the same process to us?  (A fault gives it as its own pid namespace sees it.) */
 bool umm_same_pidns(pid_t pid);
@@ -124,6 +128,8 @@ int umm_uffd_wake(int uffd, uint64_t start, uint64_t len);
 /* monitor.c */
 int umm_monitor_create(unsigned nthreads, struct umm_monitor **mp);
 void umm_monitor_destroy(struct umm_monitor *m);
+/** In a forked child, as umm_space_abandon(). */
+void umm_monitor_abandon(struct umm_monitor *m);
 int umm_monitor_add(struct umm_monitor *m, struct umm_space *space);
 /** No thread of the monitor starts on @space any more once it has returned; one may still be busy with it. */
 void umm_monitor_del(struct umm_space *space);

@@ -448,6 +448,12 @@ void umm_monitor_destroy(struct umm_monitor *m)
 	free(m);
 }
 
+void umm_monitor_abandon(struct umm_monitor *m)
+{
+	close(m->epfd);
+	close(m->kick);
+}
+
 int umm_monitor_add(struct umm_monitor *m, struct umm_space *s)
 {
 	int rc = 0;

@@ -131,6 +131,19 @@ void umm_space_put(struct umm_space *s)
 	free(s);
 }
 
+void umm_space_abandon(struct umm_space *s)
+{
+	/* A userfaultfd that a child has inherited acts on its parent's memory. */
+	if (s->uffd >= 0)
+		close(s->uffd);
+	if (s->pagemap_fd >= 0)
+		close(s->pagemap_fd);
+	if (s->maps_fd >= 0)
+		close(s->maps_fd);
+	if (s->monitor)
+		umm_monitor_abandon(s->monitor);
+}
+
 void umm_space_close(struct umm_space *space)
 {
 	struct umm_monitor *own;

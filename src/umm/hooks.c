@@ -1,0 +1,253 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Calls that change an address space, told before they do.
+ *
+ * DOC: a hook
+ *
+ * A library that has this file in it interposes libc's names by being preloaded
+ * or linked first; no code is patched.  Around the call stand
+ * umm_invalidate_begin() and umm_invalidate_end(): callbacks have returned when
+ * the call begins, and who reads the range sleeps until it has ended.  No lock
+ * is held across the call, and all signals are blocked meanwhile: a handler
+ * that used a mirror would wait for the thread that it has interrupted.
+ *
+ * The calls themselves are made raw, so that nothing has to be looked up and
+ * the engine's own calls of the same names come through here unharmed.  What
+ * libc does inside (malloc's munmap, say) is not seen here; where the range is
+ * watched, the kernel tells of it.
+ *
+ * The space is process-wide state of this library, as the hooks are.  A forked
+ * child has none: a call that finds itself in another process tells nobody.
+ */
+#include "umm/hooks.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "umm/internal.h"
+#include "umm/sys.h"
+
+#define API __attribute__((visibility("default")))
+
+#ifndef MADV_DONTNEED_LOCKED
+#define MADV_DONTNEED_LOCKED 24
+#endif
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL 102
+#endif
+
+static _Atomic(struct umm_space *) hooked;
+
+void umm_hooks_set(struct umm_space *space)
+{
+	atomic_store(&hooked, space);
+}
+
+static struct umm_space *space_get(void)
+{
+	struct umm_space *s = atomic_load_explicit(&hooked, memory_order_acquire);
+
+	return s && s->pid == getpid() ? s : NULL;
+}
+
+struct hook {
+	struct umm_space *space;
+	struct umm_change change[2]; /* a call may end one mapping and move another */
+	unsigned n;
+	sigset_t signals;
+};
+
+static void add(struct hook *h, enum umm_event event, uint64_t start, uint64_t len, uint64_t new_start)
+{
+	uint64_t end = (start + len + UMM_PAGE - 1) & ~(UMM_PAGE - 1);
+
+	/* What the kernel will refuse changes nothing. */
+	if (!h->space || start % UMM_PAGE || end <= start || end > 1ull << 56)
+		return;
+	h->change[h->n++] = (struct umm_change){
+		.event = event, .start = start, .end = end, .new_start = new_start, .blockable = true};
+}
+
+static void begin(struct hook *h)
+{
+	sigset_t all;
+
+	if (!h->n)
+		return;
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &h->signals);
+	for (unsigned i = 0; i < h->n; i++)
+		umm_invalidate_begin(h->space, &h->change[i]);
+}
+
+static void end(struct hook *h)
+{
+	if (!h->n)
+		return;
+	for (unsigned i = h->n; i--;)
+		umm_invalidate_end(h->space, &h->change[i]);
+	pthread_sigmask(SIG_SETMASK, &h->signals, NULL);
+}
+
+static long result(long rc)
+{
+	if (rc >= -4095 && rc < 0) {
+		errno = (int)-rc;
+		return -1;
+	}
+	return rc;
+}
+
+API int munmap(void *addr, size_t len)
+{
+	struct hook h = {.space = space_get()};
+	long rc;
+
+	add(&h, UMM_EVENT_UNMAP, (uintptr_t)addr, len, 0);
+	begin(&h);
+	rc = sys2(SYS_munmap, addr, len);
+	end(&h);
+	return (int)result(rc);
+}
+
+void *umm_hooked_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t offset)
+{
+	struct hook h = {.space = flags & MAP_FIXED ? space_get() : NULL};
+	long rc;
+
+	add(&h, UMM_EVENT_UNMAP, (uintptr_t)addr, len, 0);
+	begin(&h);
+	rc = sys6(SYS_mmap, addr, len, prot, flags, fd, offset);
+	end(&h);
+	return (void *)result(rc);
+}
+
+API void *mremap(void *old, size_t old_len, size_t new_len, int flags, ...)
+{
+	struct hook h = {.space = space_get()};
+	void *to = NULL;
+	long rc;
+
+	if (flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)) {
+		va_list ap;
+
+		va_start(ap, flags);
+		to = va_arg(ap, void *);
+		va_end(ap);
+	}
+	/* A mapping of which a part is managed moves half-way and fails: make it uniform first. */
+	if (h.space && h.space->ops && h.space->ops->uniform && old_len)
+		h.space->ops->uniform(h.space->priv, (uintptr_t)old, (uintptr_t)old + old_len);
+	add(&h, UMM_EVENT_REMAP, (uintptr_t)old, old_len, (uintptr_t)to);
+	if (flags & MREMAP_FIXED)
+		add(&h, UMM_EVENT_UNMAP, (uintptr_t)to, new_len, 0);
+	begin(&h);
+	rc = sys5(SYS_mremap, old, old_len, new_len, flags, to);
+	end(&h);
+	return (void *)result(rc);
+}
+
+API int mprotect(void *addr, size_t len, int prot)
+{
+	struct hook h = {.space = space_get()};
+	long rc;
+
+	add(&h, UMM_EVENT_PROTECT, (uintptr_t)addr, len, 0);
+	begin(&h);
+	rc = sys3(SYS_mprotect, addr, len, prot);
+	end(&h);
+	return (int)result(rc);
+}
+
+API int pkey_mprotect(void *addr, size_t len, int prot, int key)
+{
+	struct hook h = {.space = space_get()};
+	long rc;
+
+	add(&h, UMM_EVENT_PROTECT, (uintptr_t)addr, len, 0);
+	begin(&h);
+	rc = sys4(SYS_pkey_mprotect, addr, len, prot, key);
+	end(&h);
+	return (int)result(rc);
+}
+
+static bool drops_contents(int advice)
+{
+	switch (advice) {
+	case MADV_DONTNEED:
+	case MADV_DONTNEED_LOCKED:
+	case MADV_FREE:
+	case MADV_REMOVE:
+	case MADV_PAGEOUT:
+	case MADV_GUARD_INSTALL:
+		return true;
+	default:
+		return false;
+	}
+}
+
+API int madvise(void *addr, size_t len, int advice)
+{
+	struct hook h = {.space = drops_contents(advice) ? space_get() : NULL};
+	long rc;
+
+	add(&h, UMM_EVENT_CLEAR, (uintptr_t)addr, len, 0);
+	begin(&h);
+	rc = sys3(SYS_madvise, addr, len, advice);
+	end(&h);
+	return (int)result(rc);
+}
+
+/* -------------------------------------------------------------------- fork */
+
+static const struct umm_change fork_change = {.event = UMM_EVENT_FORK, .end = 1ull << 56, .blockable = true};
+
+/* The space as it was told, and the mask; of the one thread that forks: libc has it alone. */
+static struct {
+	struct umm_space *space;
+	sigset_t signals;
+} forking;
+
+static void fork_prepare(void)
+{
+	struct umm_space *s = space_get();
+	sigset_t all, old;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	if (s)
+		umm_invalidate_begin(s, &fork_change);
+	forking.space = s;
+	forking.signals = old;
+}
+
+static void fork_parent(void)
+{
+	sigset_t old = forking.signals;
+
+	if (forking.space)
+		umm_invalidate_end(forking.space, &fork_change);
+	forking.space = NULL;
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+}
+
+static void fork_child(void)
+{
+	sigset_t old = forking.signals;
+
+	if (forking.space)
+		umm_space_abandon(forking.space);
+	umm_hooks_set(NULL);
+	forking.space = NULL;
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+}
+
+__attribute__((constructor)) static void hooks_init(void)
+{
+	pthread_atfork(fork_prepare, fork_parent, fork_child);
+}

@@ -1,0 +1,454 @@
+/* SPDX-License-Identifier: MIT */
+/* Device memory: pages that go there, come back, and are what they were. */
+#include <sys/uio.h>
+
+#include "conform.h"
+
+/* What a written page of this kind of device looks like to the device itself. */
+static int local(const struct variant *v)
+{
+	return (v->coherent ? P_COHERENT_LOCAL : P_PRIVATE_LOCAL) | P_WRITE;
+}
+
+static void check_snapshot(int fd, const char *p, size_t npages, int what)
+{
+	unsigned char snap[NPAGES];
+	struct command c;
+
+	CHECK_EQ(dev_cmd(fd, SNAPSHOT, p, snap, npages, &c), 0);
+	for (size_t i = 0; i < npages; i++)
+		CHECK_EQ(snap[i], what);
+}
+
+static void migrate_all(int fd, char *p, char *buf, size_t npages)
+{
+	struct command c;
+
+	CHECK_EQ(dev_cmd(fd, MIGRATE_TO_DEV, p, buf, npages, &c), 0);
+	CHECK_EQ(c.cpages, npages);
+}
+
+static void migrate(const struct variant *v)
+{
+	int fd = dev_open(v->dev);
+	char *p = anon(), *buf = anon();
+
+	number(p, SIZE, 1);
+	migrate_all(fd, p, buf, NPAGES);
+	CHECK_NUMBERED(buf, SIZE, 1);
+	check_snapshot(fd, p, NPAGES, local(v));
+	CHECK_NUMBERED(p, SIZE, 1);
+}
+
+static void touch_brings_back_ten_rounds(const struct variant *v)
+{
+	int fd = dev_open(v->dev);
+	char *p = anon(), *buf = anon();
+
+	for (unsigned round = 0; round < 10; round++) {
+		number(p, SIZE, round);
+		migrate_all(fd, p, buf, NPAGES);
+		CHECK_NUMBERED(buf, SIZE, round);
+		CHECK_NUMBERED(p, SIZE, round);
+		if (!v->coherent)
+			check_snapshot(fd, p, NPAGES, P_WRITE);
+	}
+}
+
+static void back_by_command(const struct variant *v)
+{
+	int fd = dev_open(v->dev);
+	char *p = anon(), *buf = anon();
+	struct command c;
+
+	for (unsigned round = 0; round < 10; round++) {
+		number(p, SIZE, round);
+		migrate_all(fd, p, buf, NPAGES);
+		CHECK_EQ(dev_cmd(fd, MIGRATE_TO_SYS, p, buf, NPAGES, &c), 0);
+		CHECK_EQ(c.cpages, NPAGES);
+		check_snapshot(fd, p, NPAGES, P_WRITE);
+		CHECK_NUMBERED(p, SIZE, round);
+	}
+	CHECK_EQ(dev_cmd(fd, MIGRATE_TO_SYS, p, buf, NPAGES, &c), 0);
+	CHECK_EQ(c.cpages, 0);
+	CHECK_EQ(munmap(p + 4 * PAGE, PAGE), 0);
+	CHECK_EQ(dev_cmd(fd, MIGRATE_TO_SYS, p, buf, NPAGES, &c), -EINVAL);
+	CHECK_EQ(mprotect(p, PAGE, PROT_NONE), 0);
+	CHECK_EQ(dev_cmd(fd, MIGRATE_TO_SYS, p, buf, 1, &c), -EINVAL);
+}
+
+static void release_and_close_keep_data(const struct variant *v)
+{
+	int fd = dev_open(v->dev);
+	char *p = anon(), *buf = anon();
+	struct command c;
+
+	number(p, SIZE, 1);
+	migrate_all(fd, p, buf, NPAGES);
+	CHECK_EQ(dev_cmd(fd, RELEASE, p, buf, NPAGES, &c), 0);
+	check_snapshot(fd, p, NPAGES, P_WRITE);
+	CHECK_NUMBERED(p, SIZE, 1);
+	migrate_all(fd, p, buf, NPAGES);
+	CHECK_EQ(close(fd), 0);
+	fd = dev_open(v->dev);
+	check_snapshot(fd, p, NPAGES, P_WRITE);
+	CHECK_NUMBERED(p, SIZE, 1);
+}
+
+static void zero_readonly_and_written(const struct variant *v)
+{
+	int fd = dev_open(v->dev);
+	char *p = anon(), *buf = anon();
+	struct command c;
+
+	/* Never touched, read only once, written, written and read-only now; then a hole, and no access. */
+	(void)*(volatile char *)(p + PAGE);
+	number(p + 2 * PAGE, PAGE, 2);
+	number(p + 3 * PAGE, PAGE, 3);
+	CHECK_EQ(mprotect(p + 3 * PAGE, PAGE, PROT_READ), 0);
+	CHECK_EQ(munmap(p + 4 * PAGE, PAGE), 0);
+	CHECK_EQ(mprotect(p + 6 * PAGE, PAGE, PROT_NONE), 0);
+	migrate_all(fd, p, buf, 4);
+	CHECK(all_zero(buf, 2 * PAGE));
+	CHECK_NUMBERED(buf + 2 * PAGE, PAGE, 2);
+	CHECK_NUMBERED(buf + 3 * PAGE, PAGE, 3);
+	/* What may be written follows the mapping. */
+	check_snapshot(fd, p, 3, local(v));
+	check_snapshot(fd, p + 3 * PAGE, 1, (local(v) & ~P_WRITE) | P_READ);
+	CHECK_EQ(dev_cmd(fd, WRITE, p + 3 * PAGE, buf, 1, &c), -EPERM);
+	CHECK_EQ(dev_cmd(fd, MIGRATE_TO_DEV, p, buf, 6, &c), -EINVAL);
+	CHECK_EQ(dev_cmd(fd, MIGRATE_TO_DEV, p + 5 * PAGE, buf, 2, &c), -EINVAL);
+	CHECK(all_zero(p, 2 * PAGE));
+	CHECK_NUMBERED(p + 2 * PAGE, PAGE, 2);
+	CHECK_NUMBERED(p + 3 * PAGE, PAGE, 3);
+}
+
+static void shared_memory_does_not_go(const struct variant *v)
+{
+	int fd = dev_open(v->dev);
+	char *p = map(SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS), *buf = anon();
+	struct command c;
+
+	number(p, SIZE, 1);
+	CHECK_EQ(dev_cmd(fd, MIGRATE_TO_DEV, p, buf, NPAGES, &c), -ENOENT);
+	/* But where the device has read it before, it has an entry. */
+	CHECK_EQ(dev_cmd(fd, READ, p, buf, NPAGES, &c), 0);
+	memset(buf, 0, SIZE);
+	CHECK_EQ(dev_cmd(fd, MIGRATE_TO_DEV, p, buf, NPAGES, &c), 0);
+	CHECK_EQ(c.cpages, 0);
+	CHECK_NUMBERED(buf, SIZE, 1);
+}
+
+static void a_device_mapping_does_not_go(const struct variant *v)
+{
+	int fd = dev_open(v->dev);
+	char *p = anon(), *buf = anon(), *own;
+	struct command c;
+
+	number(p, SIZE, 1);
+	own = mmap(p + 8 * PAGE, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, fd, 0);
+	CHECK(own == p + 8 * PAGE);
+	CHECK_EQ(dev_cmd(fd, MIGRATE_TO_DEV, p, buf, NPAGES, &c), -EINVAL);
+	check_snapshot(fd, p, 8, local(v));
+	CHECK_NUMBERED(p, 8 * PAGE, 1);
+}
+
+static void the_device_uses_its_own_pages(const struct variant *v)
+{
+	int fd = dev_open(v->dev);
+	char *p = anon(), *buf = anon();
+	struct command c;
+
+	number(p, SIZE, 1);
+	migrate_all(fd, p, buf, NPAGES);
+	memset(buf, 0, SIZE);
+	CHECK_EQ(dev_cmd(fd, READ, p, buf, NPAGES, &c), 0);
+	CHECK_NUMBERED(buf, SIZE, 1);
+	check_snapshot(fd, p, NPAGES, local(v));
+	number(buf, SIZE, 2);
+	CHECK_EQ(dev_cmd(fd, WRITE, p, buf, NPAGES, &c), 0);
+	check_snapshot(fd, p, NPAGES, local(v));
+	CHECK_NUMBERED(p, SIZE, 2);
+}
+
+static void two_devices(const struct variant *v)
+{
+	int one = dev_open(v->dev), two = dev_open(v->other);
+	char *p = anon(), *buf = anon();
+	struct command c;
+
+	number(p, SIZE, 1);
+	migrate_all(one, p, buf, NPAGES / 2);
+	migrate_all(two, p + SIZE / 2, buf + SIZE / 2, NPAGES / 2);
+	CHECK_NUMBERED(buf, SIZE, 1);
+	check_snapshot(one, p, NPAGES / 2, local(v));
+	check_snapshot(two, p + SIZE / 2, NPAGES / 2, local(v));
+	/* The other sees that it is not the CPU's, or that it is neither's. */
+	check_snapshot(two, p, NPAGES / 2, v->coherent ? P_COHERENT_REMOTE | P_WRITE : P_NONE);
+	/* From one to the other. */
+	migrate_all(two, p, buf, NPAGES / 2);
+	check_snapshot(two, p, NPAGES, local(v));
+	number(buf, SIZE, 2);
+	CHECK_EQ(dev_cmd(one, WRITE, p, buf, NPAGES, &c), 0);
+	memset(buf, 0, SIZE);
+	CHECK_EQ(dev_cmd(two, READ, p, buf, NPAGES, &c), 0);
+	CHECK_NUMBERED(buf, SIZE, 2);
+	CHECK_NUMBERED(p, SIZE, 2);
+}
+
+/* A private and a coherent device. */
+static void two_kinds(const struct variant *v)
+{
+	int one = dev_open(v->dev), two = dev_open((v->dev + 2) % 4);
+	char *p = anon(), *buf = anon();
+
+	number(p, SIZE, 1);
+	migrate_all(one, p, buf, NPAGES);
+	migrate_all(two, p, buf, NPAGES);
+	CHECK_NUMBERED(buf, SIZE, 1);
+	migrate_all(one, p, buf, NPAGES / 2);
+	check_snapshot(one, p, NPAGES / 2, local(v));
+	CHECK_NUMBERED(p, SIZE, 1);
+}
+
+static void a_child_has_its_own(const struct variant *v)
+{
+	int fd = dev_open(v->dev), status;
+	char *p = anon(), *buf = anon();
+	pid_t pid;
+
+	number(p, SIZE, 1);
+	migrate_all(fd, p, buf, NPAGES);
+	pid = fork();
+	if (!pid) {
+		struct command c;
+		int mine;
+
+		CHECK_NUMBERED(p, SIZE, 1);
+		mine = dev_open(0);
+		number(buf, SIZE, 2);
+		CHECK_EQ(dev_cmd(mine, WRITE, p, buf, NPAGES, &c), 0);
+		CHECK_NUMBERED(p, SIZE, 2);
+		migrate_all(mine, p, buf, NPAGES);
+		CHECK_NUMBERED(p, SIZE, 2);
+		_exit(0);
+	}
+	CHECK_EQ(waitpid(pid, &status, 0), pid);
+	CHECK_EQ(status, 0);
+	CHECK_NUMBERED(p, SIZE, 1);
+}
+
+/* Pages that were on the device when the process forked, and that the parent writes then. */
+static void the_parent_writes_after_fork(const struct variant *v)
+{
+	int fd = dev_open(v->dev), go[2], status;
+	char *p = anon(), *buf = anon(), byte;
+	pid_t pid;
+
+	number(p, SIZE, 1);
+	migrate_all(fd, p, buf, NPAGES);
+	CHECK_EQ(pipe(go), 0);
+	pid = fork();
+	if (!pid) {
+		close(go[1]);
+		CHECK_EQ(read(go[0], &byte, 1), 0);
+		CHECK_NUMBERED(p, SIZE, 1);
+		_exit(0);
+	}
+	number(p, SIZE, 2);
+	if (!v->coherent)
+		check_snapshot(fd, p, NPAGES, P_WRITE);
+	close(go[1]);
+	CHECK_EQ(waitpid(pid, &status, 0), pid);
+	CHECK_EQ(status, 0);
+	CHECK_NUMBERED(p, SIZE, 2);
+}
+
+static void system_calls(const struct variant *v)
+{
+	int fd = dev_open(v->dev), file = memfd_create("file", 0), tube[2];
+	char *p = anon(), *buf = anon();
+	struct iovec iov = {p, 16 * PAGE};
+
+	number(p, SIZE, 1);
+	migrate_all(fd, p, buf, NPAGES);
+	CHECK_EQ(write(file, p, SIZE), (long)SIZE);
+	CHECK_EQ(pread(file, buf, SIZE, 0), (long)SIZE);
+	CHECK_NUMBERED(buf, SIZE, 1);
+	check_snapshot(fd, p, NPAGES, v->coherent ? local(v) : P_WRITE);
+	migrate_all(fd, p, buf, NPAGES);
+	number(buf, SIZE, 2);
+	CHECK_EQ(pwrite(file, buf, SIZE, 0), (long)SIZE);
+	CHECK_EQ(pread(file, p, SIZE, 0), (long)SIZE);
+	CHECK_NUMBERED(p, SIZE, 2);
+	check_snapshot(fd, p, NPAGES, v->coherent ? local(v) : P_WRITE);
+	/* Pages that a pipe holds. */
+	migrate_all(fd, p, buf, NPAGES);
+	CHECK_EQ(pipe(tube), 0);
+	CHECK_EQ(vmsplice(tube[1], &iov, 1, 0), 16 * (long)PAGE);
+	check_snapshot(fd, p, 16, v->coherent ? local(v) : P_WRITE);
+	CHECK_EQ(read(tube[0], buf, 16 * PAGE), 16 * (long)PAGE);
+	CHECK_NUMBERED(buf, 16 * PAGE, 2);
+}
+
+static void partial_munmap(const struct variant *v)
+{
+	static const struct {
+		unsigned first, n;
+	} cut[] = {{0, 256}, {384, 256}, {768, 256}};
+
+	for (unsigned i = 0; i < 3; i++) {
+		int fd = dev_open(v->dev);
+		char *p = anon(), *buf = anon(), *at = p + cut[i].first * PAGE;
+		size_t first = cut[i].first * PAGE, end = first + cut[i].n * PAGE;
+
+		number(p, SIZE, 1);
+		migrate_all(fd, p, buf, NPAGES);
+		CHECK_EQ(munmap(at, cut[i].n * PAGE), 0);
+		check_snapshot(fd, at, cut[i].n, P_ERROR);
+		if (first)
+			check_snapshot(fd, p, cut[i].first, local(v));
+		CHECK_NUMBERED(p, first, 1);
+		CHECK_NUMBERED(p + end, SIZE - end, 1 + end / 4);
+		close(fd);
+	}
+}
+
+static void moved_mappings(const struct variant *v)
+{
+	static const unsigned offset[] = {0, 128, 512};
+
+	for (unsigned i = 0; i < 12; i++) {
+		bool before = i & 1, dontunmap = i & 2;
+		size_t off = offset[i / 4] * PAGE, len = SIZE - off;
+		int fd = dev_open(v->dev);
+		char *p = anon(), *buf = anon(), *to = map(SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS), *q;
+
+		number(p, SIZE, 1);
+		if (!before)
+			migrate_all(fd, p, buf, NPAGES);
+		q = mremap(p + off, len, len, MREMAP_MAYMOVE | MREMAP_FIXED | (dontunmap ? MREMAP_DONTUNMAP : 0), to);
+		CHECK(q == to);
+		if (before)
+			migrate_all(fd, q, buf, len / PAGE);
+		else
+			check_snapshot(fd, q, len / PAGE, local(v));
+		if (dontunmap)
+			CHECK(all_zero(p + off, len));
+		CHECK_NUMBERED(q, len, 1 + off / 4);
+		CHECK_NUMBERED(p, off, 1);
+		munmap(p, SIZE);
+		munmap(to, SIZE);
+		close(fd);
+	}
+}
+
+/* Huge pages never touched, read only (the zero page), written, and given back. */
+static void huge_pages(const struct variant *v)
+{
+	int fd = dev_open(v->dev);
+	char *buf = map(HUGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+
+	for (unsigned what = 0; what < 4; what++) {
+		char *p = huge(HUGE_SIZE);
+
+		if (what == 1)
+			(void)*(volatile char *)p;
+		if (what >= 2)
+			number(p, HUGE_SIZE, 1);
+		if (what == 3)
+			CHECK_EQ(madvise(p, HUGE_SIZE, MADV_FREE), 0);
+		memset(buf, 0xff, HUGE_SIZE);
+		migrate_all(fd, p, buf, HUGE_SIZE / PAGE);
+		if (what < 2) {
+			CHECK(all_zero(buf, HUGE_SIZE));
+			CHECK(all_zero(p, HUGE_SIZE));
+		} else if (what == 2) {
+			CHECK_NUMBERED(buf, HUGE_SIZE, 1);
+			CHECK_NUMBERED(p, HUGE_SIZE, 1);
+		}
+		/* MADV_FREE: each page is what it was, or zeros. */
+		for (size_t at = 0; what == 3 && at < HUGE_SIZE; at += PAGE)
+			CHECK(misnumbered(p + at, PAGE, 1 + at / 4) < 0 || all_zero(p + at, PAGE));
+		munmap(p, HUGE_SIZE);
+	}
+}
+
+static void a_failing_large_allocation(const struct variant *v)
+{
+	int fd = dev_open(v->dev);
+	char *p = huge(HUGE_SIZE), *buf = map(HUGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+	struct command c;
+
+	number(p, HUGE_SIZE, 1);
+	CHECK_EQ(dev_cmd(fd, FLAGS, NULL, NULL, 1, &c), 0);
+	migrate_all(fd, p, buf, HUGE_SIZE / PAGE);
+	CHECK_NUMBERED(buf, HUGE_SIZE, 1);
+	CHECK_EQ(dev_cmd(fd, FLAGS, NULL, NULL, 1, &c), 0);
+	CHECK_EQ(dev_cmd(fd, MIGRATE_TO_SYS, p, buf, HUGE_SIZE / PAGE, &c), 0);
+	CHECK_EQ(c.cpages, HUGE_SIZE / PAGE);
+	CHECK_NUMBERED(p, HUGE_SIZE, 1);
+	migrate_all(fd, p, buf, HUGE_SIZE / PAGE);
+	CHECK_EQ(dev_cmd(fd, FLAGS, NULL, NULL, 1, &c), 0);
+	CHECK_NUMBERED(p, HUGE_SIZE, 1);
+}
+
+static void throughput(const struct variant *v)
+{
+	int fd = dev_open(v->dev);
+	size_t most = getenv("HMM_TEST_LONG") ? 256ul << 20 : 16ul << 20;
+
+	for (size_t size = 512ul << 10; size <= most; size *= 4) {
+		char *p = map(size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+		char *buf = map(size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+		struct timespec t[3];
+		struct command c;
+
+		number(p, size, 1);
+		memset(buf, 1, size);
+		clock_gettime(CLOCK_MONOTONIC, &t[0]);
+		migrate_all(fd, p, buf, size / PAGE);
+		clock_gettime(CLOCK_MONOTONIC, &t[1]);
+		CHECK_EQ(dev_cmd(fd, MIGRATE_TO_SYS, p, buf, size / PAGE, &c), 0);
+		clock_gettime(CLOCK_MONOTONIC, &t[2]);
+		CHECK_EQ(c.cpages, size / PAGE);
+		CHECK_NUMBERED(p, size, 1);
+		double there = (double)(t[1].tv_sec - t[0].tv_sec) + (double)(t[1].tv_nsec - t[0].tv_nsec) / 1e9;
+		double back = (double)(t[2].tv_sec - t[1].tv_sec) + (double)(t[2].tv_nsec - t[1].tv_nsec) / 1e9;
+		printf("    %6zu KiB: %.2f GB/s there, %.2f GB/s back\n", size >> 10, (double)size / there / 1e9,
+		       (double)size / back / 1e9);
+		munmap(p, size);
+		munmap(buf, size);
+	}
+}
+
+static const struct test tests[] = {
+#define T(name)             \
+	{                   \
+#name, name \
+	}
+	T(migrate),
+	T(touch_brings_back_ten_rounds),
+	T(back_by_command),
+	T(release_and_close_keep_data),
+	T(zero_readonly_and_written),
+	T(shared_memory_does_not_go),
+	T(a_device_mapping_does_not_go),
+	T(the_device_uses_its_own_pages),
+	T(two_devices),
+	T(two_kinds),
+	T(a_child_has_its_own),
+	T(the_parent_writes_after_fork),
+	T(system_calls),
+	T(partial_munmap),
+	T(moved_mappings),
+	T(huge_pages),
+	T(a_failing_large_allocation),
+	T(throughput),
+	{0},
+};
+
+int main(int argc, char **argv)
+{
+	return run_all(tests, variants, argc, argv);
+}

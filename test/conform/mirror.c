@@ -1,0 +1,361 @@
+/* SPDX-License-Identifier: MIT */
+/* READ, WRITE and SNAPSHOT: the device looks at memory that is the CPU's. */
+#include <pthread.h>
+
+#include "conform.h"
+
+static void arguments(const struct variant *v)
+{
+	int fd = dev_open(v->dev);
+	char *p = anon(), *buf = anon();
+	struct command c;
+
+	for (unsigned n = READ; n <= READ_UNLOCKED; n++) {
+		if (n == RELEASE || n == FLAGS)
+			continue;
+		CHECK_EQ(dev_cmd(fd, n, p + 1, buf, 1, &c), -EINVAL);
+		CHECK_EQ(dev_cmd(fd, n, p, buf, 0, &c), -EINVAL);
+		CHECK_EQ(dev_cmd(fd, n, p, buf, UINT64_MAX / PAGE, &c), -EINVAL);
+		/* Outputs are written on success only. */
+		CHECK_EQ(c.cpages, 999);
+		CHECK_EQ(c.faults, 999);
+	}
+	CHECK_EQ(dev_cmd(fd, READ_UNLOCKED + 1, p, buf, 1, &c), -EINVAL);
+	CHECK_EQ(dev_cmd(fd, READ, p, NULL, 1, &c), -EFAULT);
+	CHECK_EQ(dev_cmd(fd, WRITE, p, NULL, 1, &c), -EFAULT);
+	CHECK_EQ(ioctl(fd, REQUEST(READ), NULL), -1);
+	CHECK_EQ(errno, EFAULT);
+	munmap(p + PAGE, PAGE);
+	CHECK_EQ(dev_cmd(fd, READ, p, buf, 3, &c), -EFAULT);
+	CHECK_EQ(dev_cmd(fd, WRITE, p, buf, 3, &c), -EFAULT);
+	close(fd);
+	CHECK_EQ(dev_cmd(fd, READ, p, buf, 1, &c), -EBADF);
+}
+
+static void read_untouched_and_written(const struct variant *v)
+{
+	int fd = dev_open(v->dev);
+	char *p = anon(), *buf = anon();
+	struct command c;
+
+	/* The first page stays untouched, the others are read-only when they are read. */
+	number(p, SIZE, 0);
+	CHECK_EQ(madvise(p, PAGE, MADV_DONTNEED), 0);
+	CHECK_EQ(mprotect(p, SIZE, PROT_READ), 0);
+	memset(buf, 0xff, SIZE);
+	CHECK_EQ(dev_cmd(fd, READ, p, buf, NPAGES, &c), 0);
+	CHECK_EQ(c.cpages, NPAGES);
+	CHECK_EQ(c.faults, 1);
+	CHECK(all_zero(buf, PAGE));
+	CHECK(!memcmp(p, buf, SIZE));
+	CHECK_EQ(dev_cmd(fd, READ, p, buf, NPAGES, &c), 0);
+	CHECK_EQ(c.faults, 0);
+	/* The same where the program could serve the pages itself. */
+	p = anon();
+	number(p, SIZE, 3);
+	CHECK_EQ(dev_cmd(fd, READ_UNLOCKED, p, buf, NPAGES, &c), 0);
+	CHECK_EQ(c.faults, 1);
+	CHECK_NUMBERED(buf, SIZE, 3);
+}
+
+static void write_ten_buffers(const struct variant *v)
+{
+	int fd = dev_open(v->dev);
+	char *buf = anon();
+	struct command c;
+
+	number(buf, SIZE, 0);
+	for (unsigned i = 0; i < 10; i++) {
+		char *p = anon();
+
+		CHECK_EQ(dev_cmd(fd, WRITE, p, buf, NPAGES, &c), 0);
+		CHECK_EQ(c.cpages, NPAGES);
+		CHECK_EQ(c.faults, 1);
+		CHECK_NUMBERED(p, SIZE, 0);
+	}
+}
+
+static void read_then_write(const struct variant *v)
+{
+	int fd = dev_open(v->dev);
+	char *p = anon(), *buf = anon();
+	struct command c;
+
+	number(p, SIZE, 1);
+	CHECK_EQ(dev_cmd(fd, READ, p, buf, NPAGES, &c), 0);
+	CHECK_EQ(c.faults, 1);
+	number(buf, SIZE, 2);
+	CHECK_EQ(dev_cmd(fd, WRITE, p, buf, NPAGES, &c), 0);
+	CHECK_EQ(c.faults, 0);
+	CHECK_NUMBERED(p, SIZE, 2);
+}
+
+static void protection(const struct variant *v)
+{
+	int fd = dev_open(v->dev);
+	char *p = anon(), *buf = anon();
+	struct command c;
+
+	number(p, SIZE, 5);
+	number(buf, SIZE, 6);
+	CHECK_EQ(mprotect(p, SIZE, PROT_NONE), 0);
+	CHECK_EQ(dev_cmd(fd, READ, p, buf, NPAGES, &c), -EFAULT);
+	CHECK_NUMBERED(buf, SIZE, 6);
+	CHECK_EQ(dev_cmd(fd, WRITE, p, buf, NPAGES, &c), -EFAULT);
+	CHECK_EQ(mprotect(p, SIZE, PROT_READ), 0);
+	CHECK_EQ(dev_cmd(fd, WRITE, p, buf, NPAGES, &c), -EPERM);
+	CHECK_NUMBERED(p, SIZE, 5);
+	CHECK_EQ(dev_cmd(fd, READ, p, buf, NPAGES, &c), 0);
+	CHECK_NUMBERED(buf, SIZE, 5);
+	CHECK_EQ(mprotect(p, SIZE, PROT_READ | PROT_WRITE), 0);
+	number(buf, SIZE, 7);
+	CHECK_EQ(dev_cmd(fd, WRITE, p, buf, NPAGES, &c), 0);
+	CHECK_NUMBERED(p, SIZE, 7);
+}
+
+/* A child writes through its own descriptor. */
+static void child_writes(const struct variant *v, int flags)
+{
+	bool shared = flags & MAP_SHARED;
+	char *p = map(SIZE, PROT_READ | PROT_WRITE, flags | MAP_ANONYMOUS), *buf = anon();
+	struct command c;
+	int fd = dev_open(v->dev), status;
+	pid_t pid;
+
+	number(p, SIZE, 0);
+	number(buf, SIZE, 100);
+	pid = fork();
+	if (!pid) {
+		int mine;
+
+		/* What was inherited is the parent's. */
+		CHECK(dev_cmd(fd, WRITE, p, buf, NPAGES, &c) != 0);
+		mine = dev_open(0);
+		CHECK_EQ(dev_cmd(mine, WRITE, p, buf, NPAGES, &c), 0);
+		CHECK_EQ(c.faults, 1);
+		CHECK_NUMBERED(p, SIZE, 100);
+		close(mine);
+		_exit(0);
+	}
+	CHECK_EQ(waitpid(pid, &status, 0), pid);
+	CHECK_EQ(status, 0);
+	CHECK_NUMBERED(p, SIZE, shared ? 100 : 0);
+	CHECK_EQ(dev_cmd(fd, READ, p, buf, NPAGES, &c), 0);
+	CHECK_NUMBERED(buf, SIZE, shared ? 100 : 0);
+}
+
+static void fork_private(const struct variant *v)
+{
+	child_writes(v, MAP_PRIVATE);
+}
+
+static void fork_shared(const struct variant *v)
+{
+	child_writes(v, MAP_SHARED);
+}
+
+static void transparent_huge_pages(const struct variant *v)
+{
+	int fd = dev_open(v->dev);
+	char *p = huge(2 * HUGE_SIZE), *buf = anon();
+	struct command c;
+
+	number(buf, SIZE, 1);
+	CHECK_EQ(dev_cmd(fd, WRITE, p, buf, HUGE_SIZE / PAGE, &c), 0);
+	CHECK_EQ(c.faults, 1);
+	CHECK_NUMBERED(p, HUGE_SIZE, 1);
+	CHECK_EQ(dev_cmd(fd, READ, p, buf, HUGE_SIZE / PAGE, &c), 0);
+	CHECK_EQ(c.faults, 0);
+}
+
+static void hugetlb(const struct variant *v)
+{
+	char *p = mmap(NULL, HUGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0), *buf;
+	unsigned char snap[4];
+	struct command c;
+	int fd;
+
+	if (p == MAP_FAILED)
+		_exit(77);
+	fd = dev_open(v->dev);
+	buf = anon();
+	number(buf, SIZE, 1);
+	CHECK_EQ(dev_cmd(fd, WRITE, p, buf, HUGE_SIZE / PAGE, &c), 0);
+	CHECK_EQ(c.faults, 1);
+	CHECK_NUMBERED(p, HUGE_SIZE, 1);
+	CHECK_EQ(dev_cmd(fd, SNAPSHOT, p, snap, 4, &c), 0);
+	CHECK_EQ(snap[3], P_WRITE | P_PMD);
+	CHECK_EQ(mprotect(p, HUGE_SIZE, PROT_READ), 0);
+	CHECK_EQ(dev_cmd(fd, SNAPSHOT, p, snap, 4, &c), 0);
+	CHECK_EQ(snap[0], P_READ | P_PMD);
+	CHECK_EQ(dev_cmd(fd, MIGRATE_TO_DEV, p, buf, HUGE_SIZE / PAGE, &c), -EINVAL);
+	munmap(p, HUGE_SIZE);
+}
+
+static void shared_file(const struct variant *v)
+{
+	int fd = dev_open(v->dev), file = memfd_create("file", 0);
+	char *p, *buf = anon();
+	struct command c;
+
+	CHECK_EQ(ftruncate(file, SIZE), 0);
+	number(buf, SIZE, 1);
+	CHECK_EQ(pwrite(file, buf, SIZE, 0), (long)SIZE);
+	p = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+	CHECK(p != MAP_FAILED);
+	memset(buf, 0, SIZE);
+	CHECK_EQ(dev_cmd(fd, READ, p, buf, NPAGES, &c), 0);
+	CHECK_EQ(c.faults, 1);
+	CHECK_NUMBERED(buf, SIZE, 1);
+	number(buf, SIZE, 2);
+	CHECK_EQ(dev_cmd(fd, WRITE, p, buf, NPAGES, &c), 0);
+	memset(buf, 0, SIZE);
+	CHECK_EQ(pread(file, buf, SIZE, 0), (long)SIZE);
+	CHECK_NUMBERED(buf, SIZE, 2);
+}
+
+static void snapshot(const struct variant *v)
+{
+	int fd = dev_open(v->dev);
+	volatile char *p = anon();
+	unsigned char snap[8];
+	char *own;
+	struct command c;
+
+	p[1 * PAGE] = 1;
+	(void)p[2 * PAGE];
+	p[3 * PAGE] = 1;
+	CHECK_EQ(mprotect((char *)p + 3 * PAGE, PAGE, PROT_READ), 0);
+	CHECK_EQ(mprotect((char *)p + 4 * PAGE, PAGE, PROT_NONE), 0);
+	CHECK_EQ(munmap((char *)p + 5 * PAGE, PAGE), 0);
+	p[6 * PAGE] = 1;
+	CHECK_EQ(dev_cmd(fd, SNAPSHOT, (char *)p, snap, 8, &c), 0);
+	CHECK_EQ(snap[0], P_NONE);
+	CHECK_EQ(snap[1], P_WRITE);
+	CHECK_EQ(snap[2], P_READ | P_ZERO);
+	CHECK_EQ(snap[3], P_READ);
+	CHECK_EQ(snap[4], P_ERROR);
+	CHECK_EQ(snap[5], P_ERROR);
+	CHECK_EQ(snap[6], P_WRITE);
+	CHECK_EQ(snap[7], P_NONE);
+	/* The device's own mapping. */
+	own = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+	CHECK(own != MAP_FAILED);
+	CHECK_EQ(dev_cmd(fd, SNAPSHOT, own, snap, 1, &c), 0);
+	CHECK_EQ(snap[0], P_READ);
+	CHECK_EQ(own[0], 0);
+}
+
+static void two_devices_read_one_page(const struct variant *v)
+{
+	int one = dev_open(v->dev), two = dev_open(v->other);
+	char *p = anon(), buf[PAGE];
+	struct command c;
+
+	number(p, PAGE, 1);
+	CHECK_EQ(mprotect(p, PAGE, PROT_READ), 0);
+	CHECK_EQ(dev_cmd(one, READ, p, buf, 1, &c), 0);
+	CHECK_EQ(c.faults, 1);
+	CHECK_NUMBERED(buf, PAGE, 1);
+	CHECK_EQ(dev_cmd(two, READ, p, buf, 1, &c), 0);
+	CHECK_EQ(c.faults, 1);
+	CHECK_NUMBERED(buf, PAGE, 1);
+	/* Where one has it in its memory, the other reads it all the same. */
+	memset(buf, 0, PAGE);
+	CHECK_EQ(dev_cmd(one, MIGRATE_TO_DEV, p, buf, 1, &c), 0);
+	CHECK_EQ(c.cpages, 1);
+	CHECK_NUMBERED(buf, PAGE, 1);
+	memset(buf, 0, PAGE);
+	CHECK_EQ(dev_cmd(two, READ, p, buf, 1, &c), 0);
+	CHECK_EQ(c.faults, 1);
+	CHECK_NUMBERED(buf, PAGE, 1);
+}
+
+struct unmapper {
+	char *p;
+	unsigned spin;
+};
+
+static void *unmap_later(void *arg)
+{
+	struct unmapper *u = arg;
+
+	for (volatile unsigned i = 0; i < u->spin; i++)
+		;
+	CHECK_EQ(munmap(u->p, SIZE), 0);
+	return NULL;
+}
+
+/* The reader gets what was there, or is refused. */
+static void munmap_while_the_device_reads(const struct variant *v)
+{
+	int fd = dev_open(v->dev);
+	char *buf = anon();
+
+	for (unsigned round = 0; round < 30; round++) {
+		struct unmapper u = {.p = anon(), .spin = round * 20000};
+		struct command c;
+		pthread_t t;
+		int rc;
+
+		number(u.p, SIZE, round);
+		memset(buf, 0, SIZE);
+		CHECK_EQ(pthread_create(&t, NULL, unmap_later, &u), 0);
+		rc = dev_cmd(fd, READ, u.p, buf, NPAGES, &c);
+		if (rc)
+			CHECK_EQ(rc, -EFAULT);
+		else
+			CHECK_NUMBERED(buf, SIZE, round);
+		pthread_join(t, NULL);
+		CHECK_EQ(dev_cmd(fd, READ, u.p, buf, 1, &c), -EFAULT);
+	}
+}
+
+static const struct test tests[] = {
+#define T(name)             \
+	{                   \
+#name, name \
+	}
+	T(arguments),
+	T(read_untouched_and_written),
+	T(write_ten_buffers),
+	T(read_then_write),
+	T(protection),
+	T(fork_private),
+	T(fork_shared),
+	T(transparent_huge_pages),
+	T(hugetlb),
+	T(shared_file),
+	T(snapshot),
+	T(two_devices_read_one_page),
+	T(munmap_while_the_device_reads),
+	{0},
+};
+
+/* Huge pages of hugetlb, where there are none and we may ask for some.  Returns how many there were. */
+static int hugetlb_pages(int want)
+{
+	FILE *f = fopen("/proc/sys/vm/nr_hugepages", want < 0 ? "r" : "w");
+	int n = -1;
+
+	if (!f)
+		return -1;
+	if (want < 0 && fscanf(f, "%d", &n) != 1)
+		n = -1;
+	if (want >= 0)
+		fprintf(f, "%d\n", want);
+	fclose(f);
+	return n;
+}
+
+int main(int argc, char **argv)
+{
+	int had = hugetlb_pages(-1), rc;
+
+	if (had == 0)
+		hugetlb_pages(2);
+	rc = run_all(tests, variants, argc, argv);
+	if (had == 0)
+		hugetlb_pages(0);
+	return rc;
+}
