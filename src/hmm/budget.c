@@ -223,32 +223,35 @@ void hmm_budget_charge(struct hmm_mm *mm, uint64_t pages)
 	}
 }
 
+static void arm_one(struct hmm_mm *mm)
+{
+	uint64_t now;
+
+	if (!mm->inside || atomic_load(&mm->dead) || atomic_load(&mm->rest))
+		return;
+	if (!atomic_load(&mm->armed) && !mm->inside->arm(mm->inside_priv)) {
+		atomic_store(&mm->armed, true);
+		atomic_store(&mm->space->ctl->armed, 1);
+	}
+	now = hmm_now_ns();
+	if (atomic_load(&mm->armed) && now >= mm->discover_at_ns) {
+		hmm_discover(mm);
+		/* Thousands of mappings take milliseconds to walk: at most a tenth of the time. */
+		mm->discover_at_ns = now + 10 * (hmm_now_ns() - now);
+	}
+}
+
 static void arm_all(struct hmm *h)
 {
-	struct hmm_mm *list[256];
-	unsigned n = 0;
+	struct hmm_mm **list;
+	int n = hmm_mms_get(h, &list);
 
+	if (n < 0)
+		return; /* the next round tries again */
 	atomic_store(&h->armed, true);
-	pthread_mutex_lock(&h->lock);
-	for (struct hmm_mm *mm = h->mms; mm && n < 256; mm = mm->next)
-		if (mm->inside && !atomic_load(&mm->dead) && !atomic_load(&mm->rest)) {
-			umm_space_get(mm->space);
-			list[n++] = mm;
-		}
-	pthread_mutex_unlock(&h->lock);
-	for (unsigned i = 0; i < n; i++) {
-		if (!atomic_load(&list[i]->armed) && !list[i]->inside->arm(list[i]->inside_priv)) {
-			atomic_store(&list[i]->armed, true);
-			atomic_store(&list[i]->space->ctl->armed, 1);
-		}
-		uint64_t now = hmm_now_ns();
-		if (atomic_load(&list[i]->armed) && now >= list[i]->discover_at_ns) {
-			hmm_discover(list[i]);
-			/* Thousands of mappings take milliseconds to walk: at most a tenth of the time. */
-			list[i]->discover_at_ns = now + 10 * (hmm_now_ns() - now);
-		}
-		umm_space_put(list[i]->space);
-	}
+	for (int i = 0; i < n; i++)
+		arm_one(list[i]);
+	hmm_mms_put(list, (unsigned)n);
 }
 
 static void room_made(struct hmm *h)

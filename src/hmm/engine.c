@@ -342,3 +342,29 @@ void hmm_mm_del(struct hmm_mm *mm)
 	umm_monitor_del(mm->space);
 	umm_space_put(mm->space);
 }
+
+int hmm_mms_get(struct hmm *h, struct hmm_mm ***listp)
+{
+	struct hmm_mm **list;
+	unsigned n = 0;
+
+	pthread_mutex_lock(&h->lock);
+	for (struct hmm_mm *mm = h->mms; mm; mm = mm->next)
+		n++;
+	list = malloc((n + 1) * sizeof(*list));
+	n = 0;
+	for (struct hmm_mm *mm = h->mms; list && mm; mm = mm->next) {
+		umm_space_get(mm->space);
+		list[n++] = mm;
+	}
+	pthread_mutex_unlock(&h->lock);
+	*listp = list;
+	return list ? (int)n : -ENOMEM;
+}
+
+void hmm_mms_put(struct hmm_mm **list, unsigned n)
+{
+	for (unsigned i = 0; i < n; i++)
+		umm_space_put(list[i]->space);
+	free(list);
+}

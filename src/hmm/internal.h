@@ -270,7 +270,8 @@ struct hmm {
 	pthread_cond_t want;       /* the budget thread has work */
 	pthread_cond_t room;       /* it has made room */
 	_Atomic bool want_set;
-	uint64_t futile_ns; /* how long to leave it when nothing would go */
+	uint64_t futile_ns;    /* how long to leave it when nothing would go */
+	unsigned reclaim_turn; /* whose turn it is to give; the budget thread's */
 	int self_statm_fd;
 	uint64_t credit_at_ns; /* shares were measured, of all spaces; lock */
 	uint64_t credit_cost_ns;
@@ -294,6 +295,9 @@ int hmm_mm_add(struct hmm *h, struct umm_space *space, char *window, const struc
 void hmm_mm_del(struct hmm_mm *mm);
 void hmm_say(struct hmm *h, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 uint64_t hmm_now_ns(void);
+/** All spaces, as they are now, with a reference each.  Returns how many, or -ENOMEM; hmm_mms_put() ends it. */
+int hmm_mms_get(struct hmm *h, struct hmm_mm ***list);
+void hmm_mms_put(struct hmm_mm **list, unsigned n);
 
 /* residency.c */
 int hmm_radix_init(struct hmm_radix *r);

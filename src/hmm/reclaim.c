@@ -182,28 +182,46 @@ static uint64_t reclaim_mm(struct hmm_mm *mm, uint64_t pages)
 	return stored;
 }
 
+static bool gives(const struct hmm_mm *mm)
+{
+	return mm->inside && atomic_load(&mm->armed) && !atomic_load(&mm->dead) && !atomic_load(&mm->rest);
+}
+
+/*
+ * Each gives by what it has; a share too small for a batch is a whole batch, so
+ * of many spaces only some have to give, and the next time others.  Those that
+ * are small beside the largest are asked when the others gave nothing.
+ */
 uint64_t hmm_reclaim(struct hmm *h, uint64_t pages)
 {
-	struct hmm_mm *list[256];
-	uint64_t all = 0, stored = 0;
-	unsigned n = 0;
+	struct hmm_mm **list;
+	uint64_t all = 0, largest = 0, stored = 0;
+	unsigned first = h->reclaim_turn;
+	int n = hmm_mms_get(h, &list);
 
-	pthread_mutex_lock(&h->lock);
-	for (struct hmm_mm *mm = h->mms; mm && n < 256; mm = mm->next) {
-		if (!mm->inside || !atomic_load(&mm->armed) || atomic_load(&mm->dead) || atomic_load(&mm->rest))
+	if (n < 0)
+		return 0;
+	for (int i = 0; i < n; i++) {
+		if (!gives(list[i]))
 			continue;
-		umm_space_get(mm->space);
-		list[n++] = mm;
-		all += mm->anon_pages;
+		all += list[i]->anon_pages;
+		if (list[i]->anon_pages > largest)
+			largest = list[i]->anon_pages;
 	}
-	pthread_mutex_unlock(&h->lock);
-	/* Each gives by what it has; a share too small for a batch is a whole batch. */
-	for (unsigned i = 0; i < n; i++) {
-		uint64_t share = all ? pages * list[i]->anon_pages / all : pages;
+	for (unsigned pass = 0; pass < 2 && !stored; pass++) {
+		for (unsigned i = 0; i < (unsigned)n && stored < pages; i++) {
+			unsigned at = (first + i) % (unsigned)n;
+			struct hmm_mm *mm = list[at];
+			bool small = mm->anon_pages * 64 < largest;
 
-		if (list[i]->anon_pages * 64 >= all || n == 1)
-			stored += reclaim_mm(list[i], share ? share : 1);
-		umm_space_put(list[i]->space);
+			if (!gives(mm) || small != (pass == 1))
+				continue;
+			uint64_t share = all ? pages * mm->anon_pages / all : pages;
+
+			stored += reclaim_mm(mm, share ? share : 1);
+			h->reclaim_turn = at + 1;
+		}
 	}
+	hmm_mms_put(list, (unsigned)n);
 	return stored;
 }

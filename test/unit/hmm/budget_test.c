@@ -85,6 +85,95 @@ static void full_devices_are_told_of_once(void **state)
 	world_destroy(w);
 }
 
+#define MANY 300u
+
+struct crowd {
+	_Atomic unsigned arms[MANY], asked[MANY];
+	struct hmm_mm *mm[MANY];
+};
+
+/* They cannot be armed, and are asked every time. */
+static int crowd_arm(void *priv)
+{
+	atomic_fetch_add((_Atomic unsigned *)priv, 1);
+	return -EAGAIN;
+}
+
+static void crowd_pins(void *priv)
+{
+	atomic_fetch_add((_Atomic unsigned *)priv + MANY, 1);
+}
+
+static const struct hmm_inside_ops crowd_inside = {.arm = crowd_arm, .pins = crowd_pins};
+
+static struct crowd *crowd_create(struct world *w)
+{
+	struct crowd *c = calloc(1, sizeof(*c));
+
+	for (unsigned i = 0; i < MANY; i++) {
+		struct umm_space *space;
+
+		assert_int_equal(umm_space_adopt(0, -1, -1, -1, w->ctl, &space), 0);
+		assert_int_equal(hmm_mm_add(w->h, space, NULL, &crowd_inside, &c->arms[i], &c->mm[i]), 0);
+	}
+	return c;
+}
+
+static void of_many_spaces_none_is_left_out(void **state)
+{
+	char *p;
+	struct world *w = begin(&p, 1);
+	struct crowd *c = crowd_create(w);
+
+	w->h->opt.budget = UMM_PAGE;
+	assert_int_equal(hmm_budget_start(w->h), 0);
+	/* The last that was added is asked first, and the world's own space last. */
+	while (atomic_load(&c->arms[MANY - 1]) < 3)
+		sched_yield();
+	hmm_budget_stop(w->h);
+	for (unsigned i = 0; i < MANY; i++)
+		assert_true(atomic_load(&c->arms[i]) >= 2);
+	assert_true(atomic_load(&w->mm->armed));
+	world_destroy(w);
+	free(c);
+}
+
+static void each_of_many_gives_its_part(void **state)
+{
+	char *p;
+	struct world *w = begin(&p, 1);
+	struct crowd *c = crowd_create(w);
+
+	for (unsigned i = 0; i < MANY; i++) {
+		c->mm[i]->anon_pages = 1000;
+		atomic_store(&c->mm[i]->armed, true);
+	}
+	/* None of them is large beside all; none has anything, so that all are asked. */
+	assert_int_equal(hmm_reclaim(w->h, 1), 0);
+	for (unsigned i = 0; i < MANY; i++)
+		assert_int_equal(atomic_load(&c->asked[i]), 1);
+	/* Small ones are asked, too, when a large one gives nothing, after it. */
+	c->mm[0]->anon_pages = 1000000;
+	assert_int_equal(hmm_reclaim(w->h, 1), 0);
+	for (unsigned i = 0; i < MANY; i++)
+		assert_int_equal(atomic_load(&c->asked[i]), 2);
+	/* And not when there is one that gives: that one is the world's own, the last in the list. */
+	c->mm[0]->anon_pages = 0;
+	w->mm->anon_pages = 1000000;
+	atomic_store(&w->mm->armed, true);
+	assert_int_equal(hmm_discover(w->mm), 0);
+	assert_true(hmm_reclaim(w->h, 1) > 0);
+	for (unsigned i = 0; i < MANY; i++)
+		assert_int_equal(atomic_load(&c->asked[i]), 2);
+	/* Of equals it is not always the same that have to give: after the world's it is the turn of the next. */
+	w->mm->anon_pages = 1000;
+	assert_true(hmm_reclaim(w->h, 1) > 0);
+	for (unsigned i = 1; i < MANY; i++)
+		assert_int_equal(atomic_load(&c->asked[i]), 3);
+	world_destroy(w);
+	free(c);
+}
+
 int main(void)
 {
 	const char *why;
@@ -92,6 +181,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(what_is_above_it_goes),
 		cmocka_unit_test(full_devices_are_told_of_once),
+		cmocka_unit_test(of_many_spaces_none_is_left_out),
+		cmocka_unit_test(each_of_many_gives_its_part),
 	};
 
 	if (!w)
