@@ -359,7 +359,7 @@ int hmm_fault(void *priv, const struct umm_fault *f)
 {
 	struct hmm_mm *mm = priv;
 	bool write = f->flags & UFFD_PAGEFAULT_FLAG_WRITE, system;
-	unsigned which, n;
+	unsigned which = 0, n;
 	uint64_t placed = 0;
 	int rc;
 
@@ -369,7 +369,8 @@ int hmm_fault(void *priv, const struct umm_fault *f)
 		learn_pid(mm, f->tid);
 	if (fault_of_inside(mm, f, &rc))
 		return rc == -EAGAIN ? rc : 0;
-	n = stream_size(mm, f->addr >> UMM_PAGE_SHIFT, &which);
+	/* A driver's pages leave its device when they are touched, not before. */
+	n = mm->h->opt.linked ? 1 : stream_size(mm, f->addr >> UMM_PAGE_SHIFT, &which);
 
 	atomic_fetch_add(&mm->faults, !f->again);
 	atomic_fetch_add(&mm->h->faults, !f->again);
