@@ -135,7 +135,7 @@ static void shared_memory_does_not_go(const struct variant *v)
 	CHECK_EQ(dev_cmd(fd, READ, p, buf, NPAGES, &c), 0);
 	memset(buf, 0, SIZE);
 	CHECK_EQ(dev_cmd(fd, MIGRATE_TO_DEV, p, buf, NPAGES, &c), 0);
-	CHECK_EQ(c.cpages, 0);
+	CHECK_EQ(c.cpages, NPAGES);
 	CHECK_NUMBERED(buf, SIZE, 1);
 }
 
@@ -185,7 +185,10 @@ static void two_devices(const struct variant *v)
 	check_snapshot(two, p + SIZE / 2, NPAGES / 2, local(v));
 	/* The other sees that it is not the CPU's, or that it is neither's. */
 	check_snapshot(two, p, NPAGES / 2, v->coherent ? P_COHERENT_REMOTE | P_WRITE : P_NONE);
-	/* From one to the other. */
+	/* What one has, the other does not get; the CPU's in between it does. */
+	CHECK_EQ(dev_cmd(two, MIGRATE_TO_DEV, p, buf, NPAGES / 2, &c), -ENOENT);
+	check_snapshot(one, p, NPAGES / 2, local(v));
+	CHECK_EQ(dev_cmd(one, MIGRATE_TO_SYS, p, buf, NPAGES / 2, &c), 0);
 	migrate_all(two, p, buf, NPAGES / 2);
 	check_snapshot(two, p, NPAGES, local(v));
 	number(buf, SIZE, 2);
@@ -201,13 +204,17 @@ static void two_kinds(const struct variant *v)
 {
 	int one = dev_open(v->dev), two = dev_open((v->dev + 2) % 4);
 	char *p = anon(), *buf = anon();
+	struct command c;
 
 	number(p, SIZE, 1);
-	migrate_all(one, p, buf, NPAGES);
-	migrate_all(two, p, buf, NPAGES);
-	CHECK_NUMBERED(buf, SIZE, 1);
 	migrate_all(one, p, buf, NPAGES / 2);
+	migrate_all(two, p + SIZE / 2, buf + SIZE / 2, NPAGES / 2);
+	CHECK_NUMBERED(buf, SIZE, 1);
 	check_snapshot(one, p, NPAGES / 2, local(v));
+	check_snapshot(one, p + SIZE / 2, NPAGES / 2, v->coherent ? P_NONE : P_COHERENT_REMOTE | P_WRITE);
+	memset(buf, 0, SIZE);
+	CHECK_EQ(dev_cmd(two, READ, p, buf, NPAGES, &c), 0);
+	CHECK_NUMBERED(buf, SIZE, 1);
 	CHECK_NUMBERED(p, SIZE, 1);
 }
 

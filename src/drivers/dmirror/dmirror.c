@@ -546,13 +546,11 @@ out:
  * The contents of a range that was migrated, or has become exclusive: in
  * @memory, or what the table has.  Nothing is faulted.
  */
-static int copy_migrated(struct dmirror *dm, struct hmm_device *memory, char *buf, uint64_t addr, uint64_t end,
-			 uint64_t *there)
+static int copy_migrated(struct dmirror *dm, struct hmm_device *memory, char *buf, uint64_t addr, uint64_t end)
 {
 	struct hmm_device *where[FAULT_PAGES];
 	struct hmm_mm *mm = dm->host->mm;
 
-	*there = 0;
 	for (uint64_t pos = addr; pos < end;) {
 		uint64_t most = end - pos < FAULT_PAGES * PAGE_SIZE ? end : pos + FAULT_PAGES * PAGE_SIZE, n = 0;
 		int got, rc;
@@ -562,7 +560,6 @@ static int copy_migrated(struct dmirror *dm, struct hmm_device *memory, char *bu
 					      (unsigned)((most - pos) / PAGE_SIZE));
 			if (got < 0)
 				return got;
-			*there += (unsigned)got;
 			pos += (unsigned)got * PAGE_SIZE;
 			if (got)
 				continue;
@@ -575,7 +572,6 @@ static int copy_migrated(struct dmirror *dm, struct hmm_device *memory, char *bu
 			if (n) {
 				if (copy_checked(dm, buf + (pos - addr), pos, n * PAGE_SIZE, false) < n * PAGE_SIZE)
 					return -EBUSY; /* unmapped meanwhile */
-				*there += n;
 				pos += n * PAGE_SIZE;
 				continue;
 			}
@@ -583,6 +579,33 @@ static int copy_migrated(struct dmirror *dm, struct hmm_device *memory, char *bu
 		if (copy_through_table(dm, buf, addr, pos, pos + PAGE_SIZE, false) == pos)
 			return -ENOENT;
 		pos += PAGE_SIZE;
+	}
+	return 0;
+}
+
+/* Of the pages of [start, end), all in one mapping: those that are the system's go; what another device has stays
+ * there. */
+static int pieces_to_device(struct dmirror *dm, uint64_t start, uint64_t end)
+{
+	struct hmm_device *where[FAULT_PAGES];
+
+	for (uint64_t at = start, stop; at < end; at = stop) {
+		unsigned n = 0, most;
+		bool stays;
+		int rc;
+
+		stop = end - at < FAULT_PAGES * PAGE_SIZE ? end : at + FAULT_PAGES * PAGE_SIZE;
+		most = (unsigned)((stop - at) / PAGE_SIZE);
+		rc = hmm_where(dm->host->mm, at, stop, where);
+		if (rc)
+			return rc;
+		stays = where[0] && where[0] != &dm->host->exclusive.dev;
+		while (n < most && (where[n] && where[n] != &dm->host->exclusive.dev) == stays)
+			n++;
+		stop = at + n * PAGE_SIZE;
+		rc = stays ? 0 : hmm_migrate_to_device(dm->host->mm, dm->own, at, stop, dm, NULL);
+		if (rc)
+			return rc;
 	}
 	return 0;
 }
@@ -602,7 +625,7 @@ static int to_device(struct dmirror *dm, uint64_t addr, uint64_t end)
 		stop = v.end < end ? v.end : end;
 		/* What will not go keeps its entries. */
 		if (!(v.flags & (UMM_VMA_SHARED | UMM_VMA_FILE)))
-			rc = hmm_migrate_to_device(dm->host->mm, dm->own, at, stop, dm, NULL);
+			rc = pieces_to_device(dm, at, stop);
 		if (rc)
 			return rc;
 		at = stop;
@@ -612,7 +635,7 @@ static int to_device(struct dmirror *dm, uint64_t addr, uint64_t end)
 
 int dmirror_migrate_to_dev(struct dmirror *dm, uint64_t addr, void *ptr, uint64_t npages, uint64_t *cpages)
 {
-	uint64_t len = npages * PAGE_SIZE, there = 0;
+	uint64_t len = npages * PAGE_SIZE;
 	char *buf;
 	int rc;
 
@@ -627,11 +650,11 @@ int dmirror_migrate_to_dev(struct dmirror *dm, uint64_t addr, void *ptr, uint64_
 	dm->flags &= ~(uint64_t)DMIRROR_FLAG_FAIL_ALLOC;
 	rc = to_device(dm, addr, addr + len);
 	if (!rc)
-		rc = copy_migrated(dm, dm->own, buf, addr, addr + len, &there);
+		rc = copy_migrated(dm, dm->own, buf, addr, addr + len);
 	if (!rc && copy_checked(dm, buf, (uintptr_t)ptr, len, true) < len)
 		rc = -EFAULT;
 	if (!rc && cpages)
-		*cpages = there;
+		*cpages = npages;
 	buffer_free(dm, buf, len);
 	return rc;
 }
@@ -673,7 +696,7 @@ int dmirror_flags(struct dmirror *dm, uint64_t flags)
 
 int dmirror_exclusive(struct dmirror *dm, uint64_t addr, void *ptr, uint64_t npages, uint64_t *cpages)
 {
-	uint64_t len = npages * PAGE_SIZE, end = addr + len, there = 0;
+	uint64_t len = npages * PAGE_SIZE, end = addr + len;
 	struct umm_vma v;
 	char *buf;
 	int rc = 0;
@@ -696,13 +719,13 @@ int dmirror_exclusive(struct dmirror *dm, uint64_t addr, void *ptr, uint64_t npa
 		return -ENOMEM;
 	rc = hmm_migrate_to_device(dm->host->mm, &dm->host->exclusive.dev, addr, end, dm, NULL);
 	if (!rc)
-		rc = copy_migrated(dm, &dm->host->exclusive.dev, buf, addr, end, &there);
+		rc = copy_migrated(dm, &dm->host->exclusive.dev, buf, addr, end);
 	if (rc == -ENOENT)
 		rc = -EBUSY;
 	if (!rc && copy_checked(dm, buf, (uintptr_t)ptr, len, true) < len)
 		rc = -EFAULT;
 	if (!rc && cpages)
-		*cpages = there;
+		*cpages = npages;
 	buffer_free(dm, buf, len);
 	return rc;
 }

@@ -93,11 +93,11 @@ int dmirror_snapshot(struct dmirror *dm, uint64_t addr, uint8_t *ptr, uint64_t n
 
 /**
  * dmirror_migrate_to_dev() - take pages into device memory, and copy their contents to @ptr.
- * @cpages: out, on success only: pages that are there.
+ * @cpages: out, on success only: pages that the device has now, in its memory or in its table: all.
  *
  * Returns 0; -EINVAL a hole, unreadable memory, or a mapping that has no pages
  * to migrate (hugetlb; mappings before it stay migrated); -ENOENT a page neither
- * went nor is in the device's table; -EFAULT @ptr is bad; -EBUSY, -ENOMEM;
+ * went (it is shared, or on another device) nor is in the device's table; -EFAULT @ptr is bad; -EBUSY, -ENOMEM;
  * -EOPNOTSUPP a device without memory.
  */
 int dmirror_migrate_to_dev(struct dmirror *dm, uint64_t addr, void *ptr, uint64_t npages, uint64_t *cpages);
