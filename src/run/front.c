@@ -124,18 +124,22 @@ static int find_preload(char *path, size_t len)
 	return -ENOENT;
 }
 
+/* 0, or -1: why has been said. */
 static int start_supervisor(const struct run_options *opt, int *fd, pid_t *pid, struct run_ready *ready)
 {
 	int sv[2];
 	pid_t front = getpid();
 
-	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sv))
-		return -errno;
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sv)) {
+		fail(0, "socketpair", strerror(errno));
+		return -1;
+	}
 	*pid = fork();
 	if (*pid < 0) {
+		fail(0, "fork", strerror(errno));
 		close(sv[0]);
 		close(sv[1]);
-		return -errno;
+		return -1;
 	}
 	if (!*pid) {
 		close(sv[0]);
@@ -143,8 +147,23 @@ static int start_supervisor(const struct run_options *opt, int *fd, pid_t *pid, 
 	}
 	close(sv[1]);
 	*fd = sv[0];
-	ssize_t n = recv(*fd, ready, sizeof(*ready), 0);
-	return n == sizeof(*ready) ? ready->rc : -ESRCH;
+	if (recv(*fd, ready, sizeof(*ready), 0) == sizeof(*ready))
+		return ready->rc ? -1 : 0;
+	fail(0, "the supervisor died before the program was started", NULL);
+	close(*fd);
+	return -1;
+}
+
+/* As seen from anywhere: the supervisor leaves the caller's directory. */
+static int absolute(const char *path, char *buf, size_t len)
+{
+	char cwd[4096];
+	int n;
+
+	if (*path != '/' && !getcwd(cwd, sizeof(cwd)))
+		return -errno;
+	n = *path == '/' ? snprintf(buf, len, "%s", path) : snprintf(buf, len, "%s/%s", cwd, path);
+	return (size_t)n < len ? 0 : -ENAMETOOLONG;
 }
 
 static void exec_program(char **argv, const char *path, const struct run_ready *ready, const char *preload,
@@ -252,7 +271,7 @@ int hmm_run_main(int argc, char **argv)
 	};
 	struct run_options opt = {.chain = "lz4,file:/var/tmp"};
 	struct run_ready ready;
-	char preload[400], path[4096], why[256];
+	char preload[400], path[4096], stats[8192], why[256];
 	const char *ram = "50%";
 	sigset_t watched, mask;
 	pid_t supervisor = 0, program;
@@ -313,6 +332,10 @@ int hmm_run_main(int argc, char **argv)
 		if (!f)
 			return fail(EXIT_OURS, opt.stats_path, strerror(errno));
 		fclose(f);
+		rc = absolute(opt.stats_path, stats, sizeof(stats));
+		if (rc)
+			return fail(EXIT_OURS, opt.stats_path, strerror(-rc));
+		opt.stats_path = stats;
 	}
 	sigfillset(&watched);
 	sigdelset(&watched, SIGKILL);
@@ -321,9 +344,8 @@ int hmm_run_main(int argc, char **argv)
 	for (const int *s = (const int[]){SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP, SIGSYS, 0}; *s; s++)
 		sigdelset(&watched, *s);
 	sigprocmask(SIG_BLOCK, &watched, &mask);
-	rc = start_supervisor(&opt, &sup_fd, &supervisor, &ready);
-	if (rc)
-		return EXIT_OURS; /* it has said why */
+	if (start_supervisor(&opt, &sup_fd, &supervisor, &ready))
+		return EXIT_OURS;
 	if (pipe2(started, O_CLOEXEC))
 		return fail(EXIT_OURS, "pipe", strerror(errno));
 	program = fork();
