@@ -97,7 +97,6 @@ struct supervisor {
 	struct member *members;
 	bool program_ended;
 	bool killing;
-	pthread_t restore_thread;
 };
 
 /* --------------------------------------------------------------------- help */
@@ -857,40 +856,63 @@ static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hell
 	return 0;
 }
 
-struct restore_job {
-	struct supervisor *s;
-	int sock;
-};
-
-/* Everything comes back and stays: on a thread of its own, the tree must be served meanwhile. */
-static void *restore_main(void *arg)
+/* Everything comes back and stays. */
+static int restore_all(struct hmm *h)
 {
-	struct restore_job *job = arg;
-	struct hmm *h = job->s->h;
-	struct hmm_mm *list[256];
-	unsigned n = 0;
+	struct hmm_mm **list;
+	int n;
 
 	atomic_store(&h->resting, true);
-	pthread_mutex_lock(&h->lock);
-	for (struct hmm_mm *mm = h->mms; mm && n < 256; mm = mm->next) {
-		umm_space_get(mm->space);
-		list[n++] = mm;
-	}
-	pthread_mutex_unlock(&h->lock);
-	for (unsigned i = 0; i < n; i++) {
+	n = hmm_mms_get(h, &list);
+	if (n < 0)
+		return n;
+	for (int i = 0; i < n; i++) {
 		atomic_fetch_add(&list[i]->rest, 1);
 		pthread_mutex_lock(&list[i]->out_lock); /* what is on its way out gets there first */
 		hmm_restore(list[i], 0, 1ull << 47);
 		pthread_mutex_unlock(&list[i]->out_lock);
-		umm_space_put(list[i]->space);
 	}
-	FILE *f = fdopen(job->sock, "w");
+	hmm_mms_put(list, (unsigned)n);
+	return 0;
+}
+
+#define STAT_CHUNK 16384u
+
+struct stat_job {
+	struct supervisor *s;
+	int sock;
+	uint32_t what;
+};
+
+/*
+ * On a thread of its own: the tree must be served meanwhile, however long it
+ * takes or the client does not read.  The text is complete before any of it is
+ * sent, no lock may be held for a client; and a packet takes no more than fits
+ * a socket's buffer.
+ */
+static void *stat_main(void *arg)
+{
+	struct stat_job *job = arg;
+	struct hmm *h = job->s->h;
+	char *text = NULL;
+	size_t len = 0, at = 0;
+	int rc = job->what == WIRE_STAT_RESTORE ? restore_all(h) : 0;
+	FILE *f = rc ? NULL : open_memstream(&text, &len);
+
 	if (f) {
 		stats_json(h, f);
-		fclose(f);
-	} else {
-		close(job->sock);
+		if (fclose(f))
+			len = 0;
 	}
+	while (at < len) {
+		ssize_t n = send(job->sock, text + at, len - at < STAT_CHUNK ? len - at : STAT_CHUNK, MSG_NOSIGNAL);
+
+		if (n <= 0)
+			break;
+		at += (size_t)n;
+	}
+	free(text);
+	close(job->sock);
 	free(job);
 	return NULL;
 }
@@ -899,35 +921,21 @@ static void stat_client(struct supervisor *s, int sock, const struct wire_stat *
 {
 	struct ucred cred;
 	socklen_t len = sizeof(cred);
+	struct stat_job *job = NULL;
+	pthread_t t;
 
-	if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &cred, &len) || (cred.uid && cred.uid != getuid())) {
-		close(sock);
-		return;
-	}
-	if (q->what == WIRE_STAT_RESTORE) {
-		struct restore_job *job = malloc(sizeof(*job));
-		pthread_t t;
-
-		if (job) {
-			*job = (struct restore_job){s, sock};
-			if (!pthread_create(&t, NULL, restore_main, job)) {
-				pthread_detach(t);
-				return;
-			}
-			free(job);
-		}
-		close(sock);
-		return;
-	}
-	char *text = NULL;
-	size_t room = 0;
-	FILE *f = open_memstream(&text, &room);
-	if (f) {
-		stats_json(s->h, f);
-		fclose(f);
-		send(sock, text, room, MSG_NOSIGNAL | MSG_DONTWAIT);
-		free(text);
-	}
+	if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &cred, &len) || (cred.uid && cred.uid != getuid()))
+		goto refuse;
+	job = malloc(sizeof(*job));
+	if (!job)
+		goto refuse;
+	*job = (struct stat_job){s, sock, q->what};
+	if (pthread_create(&t, NULL, stat_main, job))
+		goto refuse;
+	pthread_detach(t);
+	return;
+refuse:
+	free(job);
 	close(sock);
 }
 
@@ -1204,6 +1212,11 @@ static int start(struct supervisor *s, char *err, size_t errlen)
 	rc = hmm_create(&o, &s->h, err, errlen);
 	if (rc)
 		return rc;
+	/* Devices are open: the caller's directory need not be kept busy. */
+	if (chdir("/")) {
+		snprintf(err, errlen, "cannot go to /: %s", strerror(errno));
+		return -errno;
+	}
 	rc = listen_on(s);
 	if (rc) {
 		snprintf(err, errlen, "cannot listen for the program: %s", strerror(-rc));
