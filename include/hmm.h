@@ -293,11 +293,12 @@ int hmm_migrate_to_system(struct hmm_mm *mm, struct hmm_device *dev, uint64_t st
 /**
  * hmm_where() - which device holds each page of [@start, @end).
  * @where: out, one per page; NULL: none, the page is the system's.
+ * @handle: out, one per page: its handle, or HMM_HANDLE_NONE; may be NULL.
  *
  * True when it is written.  Who needs it to stay true asks under a sequence of a
  * notifier.  Returns 0 or -EINVAL.  Thread-safe.
  */
-int hmm_where(struct hmm_mm *mm, uint64_t start, uint64_t end, struct hmm_device *where[]);
+int hmm_where(struct hmm_mm *mm, uint64_t start, uint64_t end, struct hmm_device *where[], hmm_handle_t handle[]);
 
 /**
  * hmm_device_read() - the contents of pages from @addr on, as long as they are in @dev's own memory.

@@ -141,6 +141,9 @@ static int fill_zero(struct hmm_mm *mm, uint64_t addr, unsigned n, bool write, u
 		rc = umm_uffd_zeropage(mm->space->uffd, addr, UMM_PAGE, &bytes);
 	else
 		rc = place(mm, addr, zeros, n > 1 ? plain_holes(mm, addr, n) : n, &bytes);
+	/* Where a page was away there may be a marker (linked.c), which the zero page does not replace. */
+	if (rc == -EEXIST && !write && mm->h->opt.linked)
+		rc = umm_uffd_copy(mm->space->uffd, addr, zeros, UMM_PAGE, &bytes);
 	*placed = bytes / UMM_PAGE;
 	if (bytes) {
 		atomic_fetch_add(&mm->zero_filled, *placed);

@@ -22,6 +22,13 @@
  * read-only mapping is made writable; what moves is the page itself, so nothing
  * that anybody writes in that moment is lost.
  *
+ * DOC: markers
+ *
+ * What is away is marked as such in the page table, by write-protecting where
+ * nothing is: /proc/self/pagemap then says "swapped", as it says of a page in
+ * a device's memory.  A page can be copied onto it, but the zero page cannot be
+ * put there; who drops the page between commit and marker leaves such a place.
+ *
  * DOC: coherent devices
  *
  * Their pages stay mapped; that a page is such a device's is a record of its
@@ -665,6 +672,9 @@ static void populate_absent(struct hmm_mm *mm, uint64_t start, uint64_t end)
 		for (int i = 0; i <= n; i++) {
 			uint64_t stop = i < n ? runs[i].start : walked;
 
+			if (i < n && !(runs[i].flags & UMM_PAGE_PRESENT))
+				continue; /* swapped, or marked */
+
 			while (at < stop) {
 				struct hmm_leaf *leaf = hmm_leaf_find(mm, at);
 				uint64_t first = at;
@@ -738,6 +748,20 @@ static int collect_locked(struct hmm_migrate *m)
 	return 0;
 }
 
+/* No error counts: a marker is for who looks.  A page that has come back meanwhile loses its protection unseen. */
+static void mark_away(struct hmm_migrate *m)
+{
+	for (unsigned i = 0, n; i < m->npages; i += n) {
+		struct uffdio_writeprotect wp = {.mode = UFFDIO_WRITEPROTECT_MODE_WP};
+
+		for (n = 1; i + n < m->npages && m->addr[i + n] == m->addr[i] + n * UMM_PAGE;)
+			n++;
+		wp.range.start = m->addr[i];
+		wp.range.len = n * UMM_PAGE;
+		sys_ioctl(m->mm->space->uffd, UFFDIO_WRITEPROTECT, &wp);
+	}
+}
+
 static int commit_locked(struct hmm_migrate *m)
 {
 	uint8_t tier[HMM_BATCH_MAX];
@@ -745,6 +769,7 @@ static int commit_locked(struct hmm_migrate *m)
 
 	memset(tier, tier_of(m->mm, m->to), sizeof(tier));
 	moved = (int)hmm_out_commit(m->mm, 0, m->src, m->slot, m->handle, tier, m->npages);
+	mark_away(m);
 	m->npages = 0;
 	return moved;
 }
@@ -991,7 +1016,7 @@ int hmm_migrate_to_system(struct hmm_mm *mm, struct hmm_device *dev, uint64_t st
 	return rc;
 }
 
-int hmm_where(struct hmm_mm *mm, uint64_t start, uint64_t end, struct hmm_device *where[])
+int hmm_where(struct hmm_mm *mm, uint64_t start, uint64_t end, struct hmm_device *where[], hmm_handle_t handle[])
 {
 	struct linked *l = linked_of(mm);
 	struct hmm_chain *c = &mm->h->chain;
@@ -1007,6 +1032,8 @@ int hmm_where(struct hmm_mm *mm, uint64_t start, uint64_t end, struct hmm_device
 		struct hmm_device **w = &where[(at - start) / UMM_PAGE];
 
 		*w = hmm_entry_state(e) == HMM_DEVICE ? c->dev[hmm_entry_tier(e)] : NULL;
+		if (handle)
+			handle[(at - start) / UMM_PAGE] = *w ? hmm_entry_payload(e) : HMM_HANDLE_NONE;
 		for (unsigned t = 0; t < c->n && !*w; t++)
 			if (l->coherent[t].n && hmm_iset_meets(&l->coherent[t], at, at + UMM_PAGE))
 				*w = c->dev[t];

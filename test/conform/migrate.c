@@ -381,6 +381,47 @@ static void huge_pages(const struct variant *v)
 	}
 }
 
+/* A huge page is one on the device, too; what is away is neither present nor lost, but swapped. */
+static void huge_pages_seen(const struct variant *v)
+{
+	int fd = dev_open(v->dev), pagemap = open("/proc/self/pagemap", O_RDONLY);
+	char *buf = map(HUGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+	uint64_t pm[HUGE_SIZE / PAGE];
+
+	for (unsigned what = 0; what < 2; what++) {
+		char *p = huge(HUGE_SIZE);
+		unsigned char snap;
+		struct command c;
+
+		/* Written, or never touched. */
+		if (!what) {
+			number(p, HUGE_SIZE, 1);
+			CHECK_EQ(dev_cmd(fd, SNAPSHOT, p, &snap, 1, &c), 0);
+			if (snap != (P_WRITE | P_PMD))
+				_exit(77); /* no huge pages to be had */
+		}
+		migrate_all(fd, p, buf, HUGE_SIZE / PAGE);
+		check_snapshot(fd, p, HUGE_SIZE / PAGE, local(v) | (!v->coherent || !what ? P_PMD : 0));
+		if (v->coherent)
+			continue;
+		CHECK_EQ(pread(pagemap, pm, sizeof(pm), (off_t)((uintptr_t)p / PAGE * 8)), (long)sizeof(pm));
+		for (unsigned i = 0; i < HUGE_SIZE / PAGE; i++)
+			CHECK_EQ(pm[i] >> 62, 1);
+		/* Dropped, it is a page of zeros, whether it is read or written first; and goes again. */
+		CHECK_EQ(madvise(p, 8 * PAGE, MADV_DONTNEED), 0);
+		check_snapshot(fd, p, 8, P_NONE);
+		check_snapshot(fd, p + 8 * PAGE, 8, local(v));
+		CHECK(all_zero(p, 4 * PAGE));
+		p[5 * PAGE] = 1;
+		CHECK(all_zero(p + 5 * PAGE + 1, PAGE - 1));
+		migrate_all(fd, p, buf, 8);
+		CHECK(all_zero(buf, 5 * PAGE));
+		CHECK_EQ(buf[5 * PAGE], 1);
+		if (!what)
+			CHECK_NUMBERED(p + 8 * PAGE, HUGE_SIZE - 8 * PAGE, 1 + 8 * PAGE / 4);
+	}
+}
+
 static void a_failing_large_allocation(const struct variant *v)
 {
 	int fd = dev_open(v->dev);
@@ -450,6 +491,7 @@ static const struct test tests[] = {
 	T(partial_munmap),
 	T(moved_mappings),
 	T(huge_pages),
+	T(huge_pages_seen),
 	T(a_failing_large_allocation),
 	T(throughput),
 	{0},

@@ -35,6 +35,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
@@ -50,6 +51,7 @@
 #define ADDR_END ((uint64_t)1 << (PAGE_SHIFT + LEVELS * NODE_BITS))
 #define FAULT_PAGES 512u               /* in one range */
 #define COPY_BYTES ((uint64_t)1 << 20) /* most in one copy: an invalidation waits that long */
+#define HUGE_BYTES ((uint64_t)NODE_SLOTS * PAGE_SIZE)
 #define PATIENCE_NS 10000000000ull
 
 /* A page table: slots are nodes, at the last level the flags of an entry (UMM_PFN_VALID, UMM_PFN_WRITE). */
@@ -220,7 +222,7 @@ static uint64_t now_ns(void)
 static int places(struct dmirror *dm, uint64_t start, uint64_t end, struct hmm_device *where[])
 {
 	if (dm->host && end <= HMM_ADDR_END)
-		return hmm_where(dm->host->mm, start, end, where);
+		return hmm_where(dm->host->mm, start, end, where, NULL);
 	memset(where, 0, (end - start) / PAGE_SIZE * sizeof(*where));
 	return 0;
 }
@@ -480,6 +482,22 @@ int dmirror_write(struct dmirror *dm, uint64_t addr, const void *ptr, uint64_t n
 
 /* ---------------------------------------------------------------- snapshots */
 
+/* Is the block one large page of this device, in one mapping? */
+static bool is_large(struct dmirror *dm, uint64_t block)
+{
+	struct hmm_device *where[NODE_SLOTS];
+	hmm_handle_t handle[NODE_SLOTS];
+	struct umm_vma v;
+
+	if (umm_vma_next(dm->space, block, &v) || v.start > block || v.end < block + HUGE_BYTES ||
+	    hmm_where(dm->host->mm, block, block + HUGE_BYTES, where, handle))
+		return false;
+	for (unsigned i = 0; i < NODE_SLOTS; i++)
+		if (where[i] != dm->own || handle[i] != handle[0] + i)
+			return false;
+	return !(handle[0] % NODE_SLOTS) && dmirror_memory_is_large((struct dmirror_memory *)dm->own, handle[0]);
+}
+
 static uint8_t describe(const struct dmirror *dm, uint64_t e, const struct hmm_device *where, bool writable)
 {
 	unsigned order = (e & UMM_PFN_ORDER_MASK) >> UMM_PFN_ORDER_SHIFT;
@@ -502,6 +520,25 @@ static uint8_t describe(const struct dmirror *dm, uint64_t e, const struct hmm_d
 	if (order == NODE_BITS)
 		return what | DMIRROR_PMD;
 	return e & UMM_PFN_ZERO ? what | DMIRROR_ZERO : what;
+}
+
+/* Pages of [start, end) that a large page of the device holds say so in @codes. */
+static void mark_large(struct dmirror *dm, uint8_t *codes, uint64_t start, uint64_t end)
+{
+	for (uint64_t at = start, stop; dm->own && !dm->coherent && at < end; at = stop) {
+		bool some = false;
+
+		stop = (at | (HUGE_BYTES - 1)) + 1;
+		if (stop > end)
+			stop = end;
+		for (uint64_t a = at; a < stop; a += PAGE_SIZE)
+			some |= (codes[(a - start) / PAGE_SIZE] & ~(DMIRROR_READ | DMIRROR_WRITE)) ==
+				DMIRROR_PRIVATE_LOCAL;
+		if (!some || !is_large(dm, at & ~(HUGE_BYTES - 1)))
+			continue;
+		for (uint64_t a = at; a < stop; a += PAGE_SIZE)
+			codes[(a - start) / PAGE_SIZE] |= DMIRROR_PMD;
+	}
 }
 
 int dmirror_snapshot(struct dmirror *dm, uint64_t addr, uint8_t *ptr, uint64_t npages)
@@ -532,6 +569,7 @@ int dmirror_snapshot(struct dmirror *dm, uint64_t addr, uint8_t *ptr, uint64_t n
 				where[i] && allowed_until(dm, start + i * PAGE_SIZE, start + (i + 1) * PAGE_SIZE,
 							  UMM_VMA_WRITE) > start + i * PAGE_SIZE);
 		pthread_mutex_unlock(&dm->lock);
+		mark_large(dm, (uint8_t *)buf + (start - addr) / PAGE_SIZE, start, range.end);
 	}
 	if (copy_checked(dm, buf, (uintptr_t)ptr, npages, true) < npages)
 		rc = -EFAULT;
@@ -564,7 +602,7 @@ static int copy_migrated(struct dmirror *dm, struct hmm_device *memory, char *bu
 			if (got)
 				continue;
 		} else {
-			rc = hmm_where(mm, pos, most, where);
+			rc = hmm_where(mm, pos, most, where, NULL);
 			if (rc)
 				return rc;
 			while (pos + n * PAGE_SIZE < most && where[n] == memory)
@@ -583,12 +621,76 @@ static int copy_migrated(struct dmirror *dm, struct hmm_device *memory, char *bu
 	return 0;
 }
 
+/* Is this block, all in one mapping, one huge page, or would a touch make it one? */
+static bool is_huge(struct dmirror *dm, uint64_t block)
+{
+	struct hmm_device *where[NODE_SLOTS];
+	struct umm_page_run run;
+	uint64_t walked;
+
+	/* To look at what is away would bring it back. */
+	if (hmm_where(dm->host->mm, block, block + HUGE_BYTES, where, NULL))
+		return false;
+	for (unsigned i = 0; i < NODE_SLOTS; i++)
+		if (where[i])
+			return false;
+	for (unsigned looks = 0; looks < 2; looks++) {
+		int n = umm_page_scan(dm->space, block, block + HUGE_BYTES, &run, 1, &walked);
+
+		if (n < 0)
+			return false;
+		if (n)
+			return run.start == block && run.end == block + HUGE_BYTES &&
+			       (run.flags & (UMM_PAGE_PRESENT | UMM_PAGE_HUGE)) == (UMM_PAGE_PRESENT | UMM_PAGE_HUGE);
+		madvise((void *)(uintptr_t)block, HUGE_BYTES, MADV_POPULATE_READ);
+	}
+	return false;
+}
+
+/*
+ * A huge page goes to one large page of the device: what a driver does that
+ * copies by itself, in the three phases of hmm.h.
+ */
+static int huge_to_device(struct dmirror *dm, uint64_t block)
+{
+	struct dmirror_memory *memory = (struct dmirror_memory *)dm->own;
+	struct hmm_migrate *m = umm_alloc(dm->space, sizeof(*m));
+	int rc;
+
+	if (!m)
+		return -ENOMEM;
+	*m = (struct hmm_migrate){
+		.mm = dm->host->mm, .to = dm->own, .start = block, .end = block + HUGE_BYTES, .owner = dm};
+	rc = hmm_migrate_collect(m);
+	if (!rc) {
+		if (m->npages < DMIRROR_CHUNK_PAGES || dmirror_memory_take_large(memory, m->src, m->handle))
+			hmm_migrate_copy(m);
+		hmm_migrate_commit(m);
+	}
+	umm_free(dm->space, m, sizeof(*m));
+	return rc;
+}
+
 /* Of the pages of [start, end), all in one mapping: those that are the system's go; what another device has stays
  * there. */
 static int pieces_to_device(struct dmirror *dm, uint64_t start, uint64_t end)
 {
 	struct hmm_device *where[FAULT_PAGES];
 
+	for (uint64_t at = start, stop; !dm->coherent && at < end; at = stop) {
+		stop = (at | (HUGE_BYTES - 1)) + 1;
+		if (at % HUGE_BYTES || stop > end || !is_huge(dm, at))
+			continue;
+		/* A large allocation that fails is made up for with small ones, below. */
+		if (dm->flags & DMIRROR_FLAG_FAIL_ALLOC) {
+			dm->flags &= ~(uint64_t)DMIRROR_FLAG_FAIL_ALLOC;
+			continue;
+		}
+		int rc = huge_to_device(dm, at);
+
+		if (rc)
+			return rc;
+	}
 	for (uint64_t at = start, stop; at < end; at = stop) {
 		unsigned n = 0, most;
 		bool stays;
@@ -596,10 +698,10 @@ static int pieces_to_device(struct dmirror *dm, uint64_t start, uint64_t end)
 
 		stop = end - at < FAULT_PAGES * PAGE_SIZE ? end : at + FAULT_PAGES * PAGE_SIZE;
 		most = (unsigned)((stop - at) / PAGE_SIZE);
-		rc = hmm_where(dm->host->mm, at, stop, where);
+		rc = hmm_where(dm->host->mm, at, stop, where, NULL);
 		if (rc)
 			return rc;
-		stays = where[0] && where[0] != &dm->host->exclusive.dev;
+		stays = where[0] && where[0] != &dm->host->exclusive.dev; /* also where it is here already */
 		while (n < most && (where[n] && where[n] != &dm->host->exclusive.dev) == stays)
 			n++;
 		stop = at + n * PAGE_SIZE;
@@ -646,8 +748,6 @@ int dmirror_migrate_to_dev(struct dmirror *dm, uint64_t addr, void *ptr, uint64_
 	buf = buffer_new(dm, len);
 	if (!buf)
 		return -ENOMEM;
-	/* Memory here comes in single pages: there is no large allocation that could fail twice. */
-	dm->flags &= ~(uint64_t)DMIRROR_FLAG_FAIL_ALLOC;
 	rc = to_device(dm, addr, addr + len);
 	if (!rc)
 		rc = copy_migrated(dm, dm->own, buf, addr, addr + len);
@@ -741,7 +841,7 @@ int dmirror_check_exclusive(struct dmirror *dm, uint64_t addr, uint64_t npages)
 		int rc;
 
 		z = end - at < FAULT_PAGES * PAGE_SIZE ? end : at + FAULT_PAGES * PAGE_SIZE;
-		rc = hmm_where(dm->host->mm, at, z, where);
+		rc = hmm_where(dm->host->mm, at, z, where, NULL);
 		if (rc)
 			return rc;
 		for (uint64_t i = 0; i < (z - at) / PAGE_SIZE; i++)

@@ -21,27 +21,78 @@ static char *page_of(struct dmirror_memory *m, hmm_handle_t h)
 	return m->chunk[h / DMIRROR_CHUNK_PAGES]->page + h % DMIRROR_CHUNK_PAGES * HMM_PAGE_SIZE;
 }
 
-/* Lock held. */
-static bool memory_grow(struct dmirror_memory *m)
+/* A chunk of which every page is free; its number, or DMIRROR_CHUNKS.  Lock held. */
+static unsigned chunk_new(struct dmirror_memory *m)
 {
+	unsigned nr = m->free_chunk;
 	struct dmirror_chunk *c;
 
+	if (nr != DMIRROR_CHUNKS) {
+		m->free_chunk = m->chunk[nr]->next_chunk;
+		return nr;
+	}
 	if (m->nchunks == DMIRROR_CHUNKS)
-		return false;
+		return DMIRROR_CHUNKS;
 	c = umm_alloc(m->space, sizeof(*c));
 	if (!c)
-		return false;
+		return DMIRROR_CHUNKS;
 	c->page = umm_alloc(m->space, DMIRROR_CHUNK_PAGES * HMM_PAGE_SIZE);
 	if (!c->page) {
 		umm_free(m->space, c, sizeof(*c));
-		return false;
+		return DMIRROR_CHUNKS;
 	}
+	m->chunk[m->nchunks] = c;
+	return m->nchunks++;
+}
+
+/* Lock held. */
+static bool memory_grow(struct dmirror_memory *m)
+{
+	unsigned nr = chunk_new(m);
+	struct dmirror_chunk *c;
+
+	if (nr == DMIRROR_CHUNKS)
+		return false;
+	c = m->chunk[nr];
+	c->large = false;
 	for (unsigned i = 0; i < DMIRROR_CHUNK_PAGES; i++) {
 		c->next[i] = m->free;
-		m->free = m->nchunks * DMIRROR_CHUNK_PAGES + i;
+		m->free = (hmm_handle_t)nr * DMIRROR_CHUNK_PAGES + i;
 	}
-	m->chunk[m->nchunks++] = c;
 	return true;
+}
+
+int dmirror_memory_take_large(struct dmirror_memory *m, const void *const src[], hmm_handle_t handle[])
+{
+	struct dmirror_chunk *c;
+	unsigned nr;
+
+	pthread_mutex_lock(&m->lock);
+	nr = chunk_new(m);
+	c = nr == DMIRROR_CHUNKS ? NULL : m->chunk[nr];
+	if (c) {
+		c->large = true;
+		c->used = DMIRROR_CHUNK_PAGES;
+		m->pages += DMIRROR_CHUNK_PAGES;
+		for (unsigned i = 0; i < DMIRROR_CHUNK_PAGES; i++) {
+			c->refs[i] = 1;
+			handle[i] = (hmm_handle_t)nr * DMIRROR_CHUNK_PAGES + i;
+		}
+	}
+	pthread_mutex_unlock(&m->lock);
+	for (unsigned i = 0; c && i < DMIRROR_CHUNK_PAGES; i++)
+		memcpy(c->page + i * HMM_PAGE_SIZE, src[i], HMM_PAGE_SIZE);
+	return c ? 0 : -ENOMEM;
+}
+
+bool dmirror_memory_is_large(struct dmirror_memory *m, hmm_handle_t handle)
+{
+	bool large;
+
+	pthread_mutex_lock(&m->lock);
+	large = m->chunk[handle / DMIRROR_CHUNK_PAGES]->large;
+	pthread_mutex_unlock(&m->lock);
+	return large;
 }
 
 static int memory_copy_in(struct hmm_device *dev, const void *const src[], hmm_handle_t handle[], unsigned n)
@@ -56,6 +107,7 @@ static int memory_copy_in(struct hmm_device *dev, const void *const src[], hmm_h
 
 		m->free = c->next[h % DMIRROR_CHUNK_PAGES];
 		c->refs[h % DMIRROR_CHUNK_PAGES] = 1;
+		c->used++;
 		m->pages++;
 		handle[taken] = h;
 	}
@@ -98,9 +150,15 @@ static void memory_put(struct hmm_device *dev, const hmm_handle_t handle[], unsi
 
 		if (--c->refs[k])
 			continue;
-		c->next[k] = m->free;
-		m->free = handle[i];
 		m->pages--;
+		c->used--;
+		if (!c->large) {
+			c->next[k] = m->free;
+			m->free = handle[i];
+		} else if (!c->used) {
+			c->next_chunk = m->free_chunk;
+			m->free_chunk = (unsigned)(handle[i] / DMIRROR_CHUNK_PAGES);
+		}
 	}
 	pthread_mutex_unlock(&m->lock);
 }
@@ -145,7 +203,7 @@ static const struct hmm_device_ops coherent_ops = {
 
 int dmirror_memory_init(struct dmirror_memory *m, struct umm_space *space, const char *name, bool coherent)
 {
-	*m = (struct dmirror_memory){.space = space, .free = HMM_HANDLE_NONE};
+	*m = (struct dmirror_memory){.space = space, .free = HMM_HANDLE_NONE, .free_chunk = DMIRROR_CHUNKS};
 	m->chunk = umm_alloc(space, DMIRROR_CHUNKS * sizeof(*m->chunk));
 	if (!m->chunk)
 		return -ENOMEM;

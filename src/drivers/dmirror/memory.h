@@ -14,6 +14,9 @@ struct dmirror_chunk {
 	char *page;                         /* DMIRROR_CHUNK_PAGES of them */
 	uint32_t refs[DMIRROR_CHUNK_PAGES]; /* 0: free, and then next is the handle of another free one */
 	hmm_handle_t next[DMIRROR_CHUNK_PAGES];
+	unsigned used;
+	bool large;          /* given out as one piece: its pages are free when all are */
+	unsigned next_chunk; /* of those that are all free */
 };
 
 struct dmirror_memory {
@@ -23,11 +26,17 @@ struct dmirror_memory {
 	struct dmirror_chunk **chunk; /* DMIRROR_CHUNKS of them */
 	unsigned nchunks;
 	hmm_handle_t free;
+	unsigned free_chunk; /* DMIRROR_CHUNKS: none */
 	uint64_t pages;
 };
 
 /** @coherent: the CPU reaches it as its own memory, so it holds nothing itself.  0 or -ENOMEM. */
 int dmirror_memory_init(struct dmirror_memory *m, struct umm_space *space, const char *name, bool coherent);
+/** Take DMIRROR_CHUNK_PAGES pages as one large one: handles in a row, the first a multiple of their number.  0 or
+ * -ENOMEM. */
+int dmirror_memory_take_large(struct dmirror_memory *m, const void *const src[], hmm_handle_t handle[]);
+/** Does @handle lie in what dmirror_memory_take_large() gave? */
+bool dmirror_memory_is_large(struct dmirror_memory *m, hmm_handle_t handle);
 void dmirror_memory_fini(struct dmirror_memory *m);
 
 #endif

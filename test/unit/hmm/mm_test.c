@@ -103,7 +103,7 @@ static unsigned on(struct fixture *f, const struct hmm_device *dev)
 	struct hmm_device *where[NR];
 	unsigned n = 0;
 
-	assert_int_equal(hmm_where(f->mm, f->addr, f->addr + SIZE, where), 0);
+	assert_int_equal(hmm_where(f->mm, f->addr, f->addr + SIZE, where, NULL), 0);
 	for (unsigned i = 0; i < NR; i++)
 		n += where[i] == dev;
 	return n;
