@@ -47,7 +47,8 @@ int hmm_chain_next(const char **chain, char *spec, size_t len)
 		return 0;
 	for (;;) {
 		end += strcspn(end, ",");
-		if (!*end || find(end + 1, ":,"))
+		/* A name alone has no argument that could hold the comma. */
+		if (!*end || find(end + 1, ":,") || !memchr(start, ':', (size_t)(end - start)))
 			break;
 		end++;
 	}
@@ -56,7 +57,8 @@ int hmm_chain_next(const char **chain, char *spec, size_t len)
 		return -EINVAL;
 	memcpy(spec, start, n);
 	spec[n] = '\0';
-	*chain = *end ? end + 1 : end;
+	/* Behind a comma there must be one more: the next call finds an empty one. */
+	*chain = *end && end[1] ? end + 1 : end;
 	return 1;
 }
 

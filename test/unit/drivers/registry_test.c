@@ -126,7 +126,17 @@ static void test_chain(void **state)
 		assert_null(good[i].spec[n]);
 	}
 
-	const char *bad = ",lz4";
+	const char *bad = "lz4,";
+
+	assert_int_equal(hmm_chain_next(&bad, spec, sizeof(spec)), 1);
+	assert_string_equal(spec, "lz4");
+	assert_int_equal(hmm_chain_next(&bad, spec, sizeof(spec)), -EINVAL);
+	bad = "lz4,nosuch";
+	assert_int_equal(hmm_chain_next(&bad, spec, sizeof(spec)), 1);
+	assert_string_equal(spec, "lz4");
+	assert_int_equal(hmm_chain_next(&bad, spec, sizeof(spec)), 1);
+	assert_string_equal(spec, "nosuch");
+	bad = ",lz4";
 
 	assert_int_equal(hmm_chain_next(&bad, spec, sizeof(spec)), -EINVAL);
 	bad = "file:/a/path/that/is/longer/than/forty/characters";
