@@ -2,6 +2,9 @@
 /* hmm stat: ask the supervisor of a running tree. */
 #include <errno.h>
 #include <getopt.h>
+#include <limits.h>
+#include <stdbool.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,27 +15,44 @@
 #include "cli/cli.h"
 #include "run/wire.h"
 
-/* The abstract socket "hmm/PID/..." of a front; 0 or -ENOENT. */
-static int socket_of(int pid, char *name, size_t len)
+#define ACCEPTS 0x10000u /* in the flags of /proc/net/unix: somebody listens */
+#define PACKET 65536u    /* more than an answer is sent in at a time */
+
+/*
+ * The next abstract socket "hmm/PID/..." that somebody listens on, of front
+ * @pid, or of any (0).  Connections to it have the same name.  0 or -ENOENT.
+ */
+static int socket_next(FILE *f, int pid, char *name, size_t len)
 {
-	FILE *f = fopen("/proc/net/unix", "r");
-	char line[512], want[32];
-	int rc = -ENOENT;
+	char line[512], want[32] = "@hmm/";
 
-	snprintf(want, sizeof(want), "@hmm/%d/", pid);
-	while (f && rc && fgets(line, sizeof(line), f)) {
-		char *at = strstr(line, want);
+	if (pid)
+		snprintf(want, sizeof(want), "@hmm/%d/", pid);
+	while (fgets(line, sizeof(line), f)) {
+		unsigned flags;
+		char *at = strchr(line, '@');
 
-		if (!at)
+		if (!at || strncmp(at, want, strlen(want)) || sscanf(line, "%*s %*s %*s %x", &flags) != 1 ||
+		    !(flags & ACCEPTS))
 			continue;
 		at[strcspn(at, "\n")] = 0;
 		if (strlen(at + 1) >= len)
 			continue; /* not one of ours */
 		strcpy(name, at + 1);
-		rc = 0;
+		return 0;
 	}
-	if (f)
-		fclose(f);
+	return -ENOENT;
+}
+
+static int socket_of(int pid, char *name, size_t len)
+{
+	FILE *f = fopen("/proc/net/unix", "r");
+	int rc;
+
+	if (!f)
+		return -errno;
+	rc = socket_next(f, pid, name, len);
+	fclose(f);
 	return rc;
 }
 
@@ -54,39 +74,145 @@ static int parent_of(int pid)
 	return ppid;
 }
 
-static int ask(int pid, uint32_t what, char **answer)
+static int connect_to(const char *name)
 {
 	struct sockaddr_un sa = {.sun_family = AF_UNIX};
-	struct wire_stat q = {.magic = WIRE_STAT_MAGIC, .what = what};
-	char name[WIRE_NAME_MAX];
-	size_t room = 1 << 16, used = 0;
-	int rc;
+	socklen_t len = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + strlen(name));
+	int rc, fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 
-	/* The front, the program, or any descendant of it. */
-	while ((rc = socket_of(pid, name, sizeof(name))) && pid > 1)
-		pid = parent_of(pid);
-	if (rc)
-		return rc;
-	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 	if (fd < 0)
 		return -errno;
 	memcpy(sa.sun_path + 1, name, strlen(name));
-	if (connect(fd, (struct sockaddr *)&sa, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + strlen(name))) ||
-	    send(fd, &q, sizeof(q), MSG_NOSIGNAL) < 0) {
-		rc = -errno;
-		close(fd);
-		return rc;
-	}
-	*answer = calloc(1, room + 1);
-	while (*answer) {
-		ssize_t n = recv(fd, *answer + used, room - used, 0);
-
-		if (n <= 0)
-			break;
-		used += (size_t)n;
-	}
+	if (!connect(fd, (struct sockaddr *)&sa, len))
+		return fd;
+	rc = -errno;
 	close(fd);
-	return used ? 0 : -EPERM;
+	return rc;
+}
+
+/* All that comes until the other side hangs up, with a terminating zero.  0, -ENOMEM, or -EIO: not a whole answer. */
+static int receive(int fd, char **answer)
+{
+	size_t room = 0, used = 0;
+	char *text = NULL;
+	ssize_t n;
+
+	do {
+		if (room - used < PACKET + 1) {
+			char *more = realloc(text, room + 8 * PACKET);
+
+			if (!more) {
+				free(text);
+				return -ENOMEM;
+			}
+			text = more;
+			room += 8 * PACKET;
+		}
+		n = recv(fd, text + used, PACKET, 0);
+		if (n > 0)
+			used += (size_t)n;
+	} while (n > 0 || (n < 0 && errno == EINTR));
+	text[used] = 0;
+	if (used && text[used - 1] == '\n') {
+		*answer = text;
+		return 0;
+	}
+	free(text);
+	return used ? -EIO : -EPERM;
+}
+
+static int ask_socket(const char *name, uint32_t what, char **answer)
+{
+	struct wire_stat q = {.magic = WIRE_STAT_MAGIC, .what = what};
+	int rc, fd = connect_to(name);
+
+	if (fd < 0)
+		return fd;
+	rc = send(fd, &q, sizeof(q), MSG_NOSIGNAL) < 0 ? -errno : receive(fd, answer);
+	close(fd);
+	return rc;
+}
+
+/* Anybody may call a socket as we do; who would not answer us is not asked, and cannot keep us waiting. */
+static bool ours(const char *name)
+{
+	struct ucred cred;
+	socklen_t len = sizeof(cred);
+	int fd = connect_to(name);
+	bool is;
+
+	if (fd < 0)
+		return false;
+	is = !getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) && (!geteuid() || cred.uid == geteuid());
+	close(fd);
+	return is;
+}
+
+static bool has_space_of(const char *json, int pid)
+{
+	char want[32];
+
+	snprintf(want, sizeof(want), "{\"pid\": %d,", pid);
+	return strstr(json, want) != NULL;
+}
+
+/* Does whoever listens there have the space of @pid, or of an ancestor? */
+static bool serves(const char *name, int pid)
+{
+	bool found = false;
+	char *json;
+
+	if (!ours(name) || ask_socket(name, WIRE_STAT_JSON, &json))
+		return false;
+	for (int p = pid; p > 1 && !found; p = parent_of(p))
+		found = has_space_of(json, p);
+	free(json);
+	return found;
+}
+
+/* For those whose front is no ancestor of theirs: daemons. */
+static int search(int pid, char *name, size_t len)
+{
+	FILE *f = fopen("/proc/net/unix", "r");
+	char(*all)[WIRE_NAME_MAX] = NULL;
+	size_t n = 0;
+	int rc = 0;
+
+	if (!f)
+		return -errno;
+	/* The list first, then the questions: each makes sockets, which would shift what is read. */
+	while (!rc) {
+		char(*more)[WIRE_NAME_MAX] = realloc(all, (n + 1) * sizeof(*all));
+
+		if (!more)
+			break;
+		all = more;
+		rc = socket_next(f, 0, all[n], sizeof(all[n]));
+		n += !rc;
+	}
+	fclose(f);
+	rc = -ENOENT;
+	for (size_t i = 0; i < n && rc; i++) {
+		if (!serves(all[i], pid))
+			continue;
+		snprintf(name, len, "%s", all[i]);
+		rc = 0;
+	}
+	free(all);
+	return rc;
+}
+
+static int ask(int pid, uint32_t what, char **answer)
+{
+	char name[WIRE_NAME_MAX];
+	int rc = -ENOENT;
+
+	/* The front, the program, or any descendant of it. */
+	for (int p = pid; rc == -ENOENT && p > 0; p = parent_of(p))
+		rc = socket_of(p, name, sizeof(name));
+	if (rc == -ENOENT)
+		rc = search(pid, name, sizeof(name));
+	return rc ? rc : ask_socket(name, what, answer);
 }
 
 /* The number of a field of ours: we wrote the text, its form is known. */
@@ -104,7 +230,8 @@ static void table(const char *json)
 	double mib = 1 << 20;
 
 	printf("budget    %10.1f MiB\n", field(json, "budget_bytes") / mib);
-	printf("total     %10.1f MiB  (peak %.1f)\n", field(json, "total_bytes") / mib, field(json, "peak_bytes") / mib);
+	printf("total     %10.1f MiB  (peak %.1f)\n", field(json, "total_bytes") / mib,
+	       field(json, "peak_bytes") / mib);
 	printf("resident  %10.1f MiB\n", field(json, "resident_bytes") / mib);
 	printf("store     %10.1f MiB  of RAM\n", field(json, "store_ram_bytes") / mib);
 	printf("away      %10.1f MiB  (%.0f pages, ratio %.2f)\n", field(json, "away_bytes") / mib,
@@ -115,8 +242,10 @@ static void table(const char *json)
 
 int hmm_stat_main(int argc, char **argv)
 {
-	static const struct option longs[] = {
-		{"json", no_argument, NULL, 'j'}, {"restore", no_argument, NULL, 'r'}, {"help", no_argument, NULL, 'h'}, {0}};
+	static const struct option longs[] = {{"json", no_argument, NULL, 'j'},
+					      {"restore", no_argument, NULL, 'r'},
+					      {"help", no_argument, NULL, 'h'},
+					      {0}};
 	static const char usage[] = "usage: hmm stat PID [--json] [--restore]\n";
 	bool json = false;
 	uint32_t what = WIRE_STAT_JSON;
@@ -124,25 +253,31 @@ int hmm_stat_main(int argc, char **argv)
 	int c, rc;
 
 	optind = 0;
+	opterr = 0; /* one line for each error, and it is ours */
 	while ((c = getopt_long(argc, argv, "h", longs, NULL)) != -1) {
 		if (c == 'j') {
 			json = true;
 		} else if (c == 'r') {
 			what = WIRE_STAT_RESTORE;
+		} else if (c == 'h') {
+			fputs(usage, stdout);
+			return 0;
 		} else {
-			fputs(usage, c == 'h' ? stdout : stderr);
-			return c == 'h' ? 0 : 125;
+			fprintf(stderr, "hmm stat: %s: no such option (see hmm stat --help)\n", argv[optind - 1]);
+			return 125;
 		}
 	}
 	long pid = optind + 1 == argc ? strtol(argv[optind], &end, 10) : 0;
-	if (pid <= 0 || *end) {
+	if (pid <= 0 || pid > INT_MAX || *end) {
 		fputs(usage, stderr);
 		return 125;
 	}
 	rc = ask((int)pid, what, &answer);
 	if (rc) {
 		fprintf(stderr, "hmm stat: %ld: %s\n", pid,
-			rc == -ENOENT ? "not a process of hmm run" : rc == -EPERM ? "not yours to ask" : strerror(-rc));
+			rc == -ENOENT  ? "not a process of hmm run"
+			: rc == -EPERM ? "not yours to ask"
+				       : strerror(-rc));
 		free(answer);
 		return 1;
 	}

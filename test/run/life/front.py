@@ -8,10 +8,13 @@ import json
 import os
 import pty
 import re
+import resource
 import select
 import shutil
 import signal
+import socket
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
@@ -161,6 +164,17 @@ def daemon(h):
         r.wait(orphans=False)
         r.expect()
         check(not os.path.exists(os.path.join(d, "done")), "it was not waited for")
+        # No ancestor of it is the front any more; it is told by its space.
+        def heirs():
+            return [p for p in descendants() if comm(p) == "life-changes" and ppid(p) == os.getpid() and
+                    state(p) not in "Z" and os.getsid(p) not in (p, os.getsid(0))]
+
+        r.until(heirs, "where is the daemon?")
+        pid = heirs()[0]
+        r.until(lambda: ask(h, pid).returncode == 0, "it is not told by its space")
+        for back in ((), ("--restore",)):
+            a = ask(h, pid, "--json", *back)
+            check(a.returncode == 0 and pid in [s["pid"] for s in json.loads(a.stdout)["spaces"]], f"stat: {a}")
         with open(os.path.join(d, "go"), "w"):
             pass
         r.wait()  # for the daemon, its agent and the supervisor
@@ -207,9 +221,52 @@ def stat_running(h):
     r.wait()
     check(r.rc == -signal.SIGTERM, f"status {r.rc}: {r.err()}")
     check(not re.search("page .* word", r.err()), r.err())
-    for args, want in ((["1"], 1), (["0"], 125), (["x"], 125), ([], 125), ([str(r.pid)], 1)):
+    for args, want in ((["1"], 1), (["0"], 125), (["x"], 125), ([], 125), ([str(r.pid)], 1), (["--bogus", "1"], 125)):
         a = ask(h, *args)
         check(a.returncode == want and a.stderr.count("\n") == 1, f"stat {args}: {a}")
+
+
+def stat_many(h):
+    """More processes than fit one packet of an answer, or a list of fixed length."""
+    n = 650
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 16 * n:
+        skip(f"no right to {16 * n} open files")
+    r = h.start(["bash", "-c", f"for ((i = 0; i < {n}; i++)); do sleep 3600 & done; echo started; read; kill $(jobs -p)"],
+                ram="1G", stdin=subprocess.PIPE)
+    r.until(lambda: "started" in r.out(), "it does not get going")
+
+    def spaces(*args):
+        a = ask(h, r.pid, "--json", *args)
+        check(a.returncode == 0, f"stat: {a.stderr}")
+        return json.loads(a.stdout)["spaces"]
+
+    r.until(lambda: len(spaces()) > n, "not all of them are listed")
+    check(len(spaces("--restore")) > n, "not all of them came back")
+    # A client that does not read keeps nobody else waiting.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:
+        with open("/proc/net/unix", encoding="utf-8") as f:
+            name = re.search(f"@(hmm/{r.pid}/.*)", f.read()).group(1)
+        silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        silent.connect("\0" + name)
+        silent.send(struct.pack("II", 0x74617473, 0))
+        check(silent.recv(1, socket.MSG_PEEK) == b"{", "no answer has begun")
+        check(len(spaces()) > n, "another one is not answered")
+    r.child.stdin.close()
+    r.wait()
+
+
+def elsewhere(h):
+    """The supervisor does not hold the directory that it was started in, and files named from there are right."""
+    with tempfile.TemporaryDirectory(prefix="hmmtest-") as d:
+        os.mkdir(os.path.join(d, "tier"))
+        r = h.start([built(h, "life-spin"), "96", "0", "0"], ram="48M", to="lz4,file:tier", stats=False,
+                    opts=["--stats", "figures"], cwd=d)
+        r.until(lambda: "spinning" in r.out(), "it does not get going")
+        check(os.readlink(f"/proc/{r.supervisor()}/cwd") == "/", "the supervisor keeps the directory busy")
+        os.kill(r.program(), signal.SIGTERM)
+        r.wait()
+        with open(os.path.join(d, "figures"), encoding="utf-8") as f:
+            check(json.load(f)["pages_out"] > 0, "nothing moved")
 
 
 def figures(h):
@@ -244,6 +301,9 @@ def bad_input(h):
             refused(h, ["--ram", ram, "true"], 125, "not a size")
         for ram in ("0", "1", "1M", "7M"):
             refused(h, ["--ram", ram, "true"], 125, "at least \\d+M")
+        refused(h, ["--to", "lz4,", "true"], 125, "a chain is")
+        # Even the first step can fail.
+        refused(h, ["true"], 125, "socketpair: Too many open files", ["prlimit", "--nofile=4:4"])
         for to in ("nosuch", "lz4,nosuch", "", "lz4,,lz4", "lz4:x", "faulty:lz4", "file:"):
             refused(h, ["--to", to, "true"], 125, "^hmm")
         refused(h, ["--to", "file:/no/such/folder", "true"], 125, "/no/such/folder.*No such file")
@@ -336,5 +396,5 @@ def user_forks(h):
 
 
 if __name__ == "__main__":
-    main_of(status, signals, streams, environment, job_control, daemon, stat_running, figures, bad_input, user_refused,
-            user_served, user_forks)
+    main_of(status, signals, streams, environment, job_control, daemon, stat_running, stat_many, elsewhere, figures,
+            bad_input, user_refused, user_served, user_forks)
