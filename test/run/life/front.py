@@ -278,6 +278,50 @@ def figures(h):
     check(r.rc == 0 and r.err().count("\n") == 1, r.err())
 
 
+# ------------------------------------------------------- starting the program
+
+
+def nested(h):
+    """One hmm run inside another: the inner tree is the inner one's, with the inner budget."""
+    with tempfile.TemporaryDirectory(prefix="hmmtest-") as d:
+        inner = os.path.join(d, "inner")
+        r = h.run([h.exe, "run", "--ram", "32M", "--stats", inner, "--", built(h, "life-spin"), "96", "0", "1"],
+                  ram="1G")
+        check(r.rc == 0, f"status {r.rc}: {r.err()}")
+        with open(inner, encoding="utf-8") as f:
+            s = json.load(f)
+        check(s["budget_bytes"] == 32 << 20 and s["pages_out"] > 0, f"the inner one did nothing: {s}")
+
+
+def shell_script(h):
+    """A script without a first line for the kernel is the shell's, as env(1) has it."""
+    with tempfile.TemporaryDirectory(prefix="hmmtest-") as d:
+        script, empty = os.path.join(d, "script"), os.path.join(d, "empty")
+        for path, text in ((script, 'echo "$0 $# $2"; exit 3\n'), (empty, "")):
+            with open(path, "w", encoding="utf-8") as f:
+                f.write(text)
+            os.chmod(path, 0o755)
+        for args in ([script, "a", "b c"], [script], [empty]):
+            native = subprocess.run(["env", *args], capture_output=True, text=True, check=False)
+            r = h.run(args)
+            check((r.rc, r.out(), r.err()) == (native.returncode, native.stdout, native.stderr),
+                  f"{args}: {r.rc} {r.out()!r} {r.err()!r}, not {native}")
+
+
+def long_preload(h):
+    """However long the program's own LD_PRELOAD is: all of it is there."""
+    with tempfile.TemporaryDirectory(prefix="hmmtest-") as d:
+        libm = subprocess.run(["sh", "-c", "ldconfig -p | awk '/libm.so.6 .*x86-64/ { print $NF; exit }'"],
+                              capture_output=True, text=True, check=False).stdout.strip()
+        long = os.path.join(d, "x" * 200, "y" * 200)
+        os.makedirs(long)
+        os.symlink(libm, os.path.join(long, "libm.so"))
+        env = dict(os.environ, LD_PRELOAD=":".join([os.path.join(long, "libm.so")] * 20))
+        check(len(env["LD_PRELOAD"]) > 8192, "not long")
+        r = h.run(["sh", "-c", 'echo "$LD_PRELOAD"'], env=env)
+        check(r.rc == 0 and r.out() == env["LD_PRELOAD"] + "\n" and not r.err(), f"{r.rc} {r.out()!r} {r.err()!r}")
+
+
 # ----------------------------------------------------------------- bad input
 
 
@@ -294,7 +338,7 @@ def bad_input(h):
         plain, garbage = os.path.join(d, "plain"), os.path.join(d, "garbage")
         for path in (plain, garbage):
             with open(path, "w") as f:
-                f.write("\x01\x02 this is no program\n")
+                f.write("\x01\x00 this is no program\n")
         os.chmod(plain, 0o644)
         os.chmod(garbage, 0o755)
         for ram in ("xyz", "", "-5M", "12Q", "5M5", "0%", "101%", "%", "nan%", "64M "):
@@ -381,7 +425,8 @@ def user_forks(h):
     """The kernel tells nobody of forks then: all comes back before libc's, a raw one fails closed, nobody reads zeros."""
     as_nobody(h)
     with Rights(0o666, "0"):
-        for name in ("generations", "parent-first", "threads", "while-evicted", "spawn", "system", "vfork", "clone-vm"):
+        for name in ("generations", "parent-first", "threads", "while-evicted", "spawn", "system", "vfork", "clone-vm",
+                     "daemon", "forkpty", "slow"):
             r = h.run([built(h, "life-fork"), name], ram="64M", prefix=NOBODY)
             r.expect(no_stderr="page .* word")
             if name == "parent-first":
@@ -397,4 +442,4 @@ def user_forks(h):
 
 if __name__ == "__main__":
     main_of(status, signals, streams, environment, job_control, daemon, stat_running, stat_many, elsewhere, figures,
-            bad_input, user_refused, user_served, user_forks)
+            nested, shell_script, long_preload, bad_input, user_refused, user_served, user_forks)
