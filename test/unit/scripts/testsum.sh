@@ -13,10 +13,10 @@ fail() {
 	exit 1
 }
 
-# expect STATUS LAST-LINE, on $tmp/log
+# expect STATUS LAST-LINE [TESTS], on $tmp/log
 expect() {
 	rc=0
-	"$testsum" "$tmp/log" "$tmp/sum" >"$tmp/out" 2>&1 || rc=$?
+	"$testsum" "$tmp/log" "$tmp/sum" ${3+"$3"} >"$tmp/out" 2>&1 || rc=$?
 	[ "$rc" -eq "$1" ] || fail "exit status $rc, not $1"
 	[ "$(tail -n 1 "$tmp/out")" = "$2" ] || fail "the last line is not '$2'"
 	[ "$(cat "$tmp/sum")" = "$2" ] || fail "the summary file is not '$2'"
@@ -41,6 +41,15 @@ expect 1 "1 passed, 3 failed, 0 skipped"
 grep -q '^it broke$' "$tmp/out" || fail "what c said is not shown"
 grep -q '^badly$' "$tmp/out" || fail "what c said to stderr is not shown"
 grep -q '^---- failed: c, d, e$' "$tmp/out" || fail "the failed ones are not named"
+
+# Whatever Meson knows of must have been run, and as often.
+printf '%s\n' '{"name": "hmm:unit / a", "result": "OK"}' "$skip" >"$tmp/log"
+echo '[{"name": "a", "suite": ["hmm:unit"]}, {"name": "b"}]' >"$tmp/tests"
+expect 0 "1 passed, 0 failed, 1 skipped" "$tmp/tests"
+echo '[{"name": "a"}, {"name": "b"}, {"name": "lost"}, {"name": "a"}]' >"$tmp/tests"
+expect 1 "1 passed, 2 failed, 1 skipped" "$tmp/tests"
+grep -q '^---- failed: lost, a$' "$tmp/out" || fail "those that were not run are not named"
+expect 1 "1 passed, 1 failed, 1 skipped" "$tmp/no such list"
 
 # No test at all, no log, and half a log: none of them is a success.
 : >"$tmp/log"
