@@ -42,6 +42,8 @@
 #define CREDIT_EVERY_NS 250000000ull
 #define CREDIT_FAULTS 512u
 #define CREDIT_REST 4u
+#define FORKING_NS 60000000000ull /* no fork takes longer, its atfork handlers included */
+#define BUDGET_STACK (2ul << 20)  /* whatever RLIMIT_STACK says */
 #define HOLD_NS 20000000ull
 #define HOLD_MAX 10u
 
@@ -223,16 +225,35 @@ void hmm_budget_charge(struct hmm_mm *mm, uint64_t pages)
 	}
 }
 
+/* Whether @mm may be managed from now on.  Of hooks that fork: "forks and the moment of arming" in src/run/preload.c.
+ */
+static bool arm(struct hmm_mm *mm)
+{
+	struct umm_ctl *ctl = mm->space->ctl;
+	uint64_t now = hmm_now_ns();
+
+	if (!atomic_load(&ctl->armed)) {
+		if (mm->inside->arm(mm->inside_priv))
+			return false;
+		atomic_store(&ctl->armed, 1);
+		mm->arming_ns = now;
+	}
+	/* Who was killed half-way through a fork counts for ever, if others live on in the space: they are not spared.
+	 */
+	return !atomic_load(&ctl->no_fork_events) || !atomic_load(&ctl->forking) || now - mm->arming_ns > FORKING_NS;
+}
+
 static void arm_one(struct hmm_mm *mm)
 {
 	uint64_t now;
 
 	if (!mm->inside || atomic_load(&mm->dead) || atomic_load(&mm->rest))
 		return;
-	if (!atomic_load(&mm->armed) && !mm->inside->arm(mm->inside_priv)) {
+	/* Before anything was registered, or where events are withheld, only the hook knows. */
+	if (atomic_load(&mm->space->ctl->has_forked))
+		atomic_store(&mm->forked, true);
+	if (!atomic_load(&mm->armed) && arm(mm))
 		atomic_store(&mm->armed, true);
-		atomic_store(&mm->space->ctl->armed, 1);
-	}
 	now = hmm_now_ns();
 	if (atomic_load(&mm->armed) && now >= mm->discover_at_ns) {
 		hmm_discover(mm);
@@ -334,10 +355,14 @@ static void *budget_main(void *arg)
 
 int hmm_budget_start(struct hmm *h)
 {
+	pthread_attr_t attr;
 	int rc;
 
 	h->budget_started = true;
-	rc = -pthread_create(&h->budget_thread, NULL, budget_main, h);
+	pthread_attr_init(&attr);
+	pthread_attr_setstacksize(&attr, BUDGET_STACK);
+	rc = -pthread_create(&h->budget_thread, &attr, budget_main, h);
+	pthread_attr_destroy(&attr);
 	if (rc)
 		h->budget_started = false;
 	return rc;

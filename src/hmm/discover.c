@@ -59,6 +59,8 @@ int hmm_discover(struct hmm_mm *mm)
 	struct umm_vma v;
 	uint64_t at = 0;
 
+	if (!atomic_load(&mm->armed))
+		return 0; /* asked for by a hook, while a fork still runs that asked nobody */
 	foreign_age(mm);
 	while (!umm_vma_next(mm->space, at, &v)) {
 		bool known;

@@ -223,11 +223,19 @@ static int child_copy_parked(struct hmm_mm *mm, struct hmm_mm *child, const stru
 	return 0;
 }
 
+/* The child's records are not what they should be, and nobody may know its pid yet: whatever it finds, it must not use.
+ */
+static void child_doom(struct hmm_mm *mm, struct hmm_mm *child, const char *why)
+{
+	atomic_store(&child->doomed, true);
+	mm->h->opt.fatal(mm->h->opt.priv, child, why);
+}
+
 static void mm_forked(void *priv, int uffd)
 {
 	struct hmm_mm *mm = priv, *child = NULL;
 	struct hmm_iset absent = {0}, empty = {0};
-	int rc;
+	int rc = 0;
 
 	hmm_out_sync(mm);
 	atomic_store(&mm->forked, true);
@@ -235,27 +243,28 @@ static void mm_forked(void *priv, int uffd)
 		return;
 	atomic_store(&child->forked, true);
 	pthread_mutex_lock(&mm->lock);
-	for (unsigned i = 0; i < mm->registered.n; i++)
-		hmm_iset_add(&child->registered, mm->registered.v[i].start, mm->registered.v[i].end);
-	for (unsigned i = 0; i < mm->foreign.n; i++)
-		hmm_iset_add(&child->foreign, mm->foreign.v[i].start, mm->foreign.v[i].end);
+	for (unsigned i = 0; i < mm->registered.n && !rc; i++)
+		rc = hmm_iset_add(&child->registered, mm->registered.v[i].start, mm->registered.v[i].end);
+	for (unsigned i = 0; i < mm->foreign.n && !rc; i++)
+		rc = hmm_iset_add(&child->foreign, mm->foreign.v[i].start, mm->foreign.v[i].end);
 	pthread_mutex_unlock(&mm->lock);
-	if (hmm_residency_clone(mm, child))
-		mm->h->opt.fatal(mm->h->opt.priv, child, "no memory for the records of a forked child");
+	if (rc || hmm_residency_clone(mm, child))
+		child_doom(mm, child, "no memory for the records of a forked child");
 	if (atomic_load(&mm->radix.away)) {
 		if (hmm_find_unforked(mm, &absent, &empty))
-			mm->h->opt.fatal(mm->h->opt.priv, child, "cannot tell what a forked child has inherited");
+			child_doom(mm, child, "cannot tell what a forked child has inherited");
 		child_without(child, &absent, true);
 		child_without(child, &empty, false);
 		rc = child_copy_parked(mm, child, &absent, &empty);
 		if (rc && rc != -ESRCH)
-			mm->h->opt.fatal(mm->h->opt.priv, child, "a page could not be given to a forked child");
+			child_doom(mm, child, "a page could not be given to a forked child");
 		hmm_iset_clear(&absent);
 		hmm_iset_clear(&empty);
 	}
 	rc = umm_monitor_add(mm->h->monitor, child->space);
 	if (rc)
-		mm->h->opt.fatal(mm->h->opt.priv, child, "cannot serve a forked child");
+		child_doom(mm, child, "cannot serve a forked child");
+	atomic_store(&child->ready, true);
 }
 
 static int mm_fault(void *priv, const struct umm_fault *f)

@@ -20,6 +20,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -315,18 +316,29 @@ device:;
 	return rc;
 }
 
-/* A space that came by a raw fork has no agent: who faults in it says which process it is. */
+#define ASK_MAX 4u
+
+/*
+ * A space that came by a raw fork has no agent: who faults in it may say which
+ * process it is.  May, because the number is one of the faulting task's own pid
+ * namespace, and because others than those who live in it can fault in a space.
+ */
 static void learn_pid(struct hmm_mm *mm, uint32_t tid)
 {
+	static const char *const what[] = {"statm", "smaps_rollup", "smaps"};
+	int *fd[] = {&mm->statm_fd, &mm->rollup_fd, &mm->smaps_fd};
 	char path[64];
 
+	if (atomic_fetch_add(&mm->asked, 1) >= ASK_MAX || !mm->h->opt.lives_in ||
+	    !mm->h->opt.lives_in(mm->h->opt.priv, mm, (pid_t)tid))
+		return;
 	pthread_mutex_lock(&mm->lock);
-	if (mm->statm_fd < 0 && umm_same_pidns((pid_t)tid)) {
+	if (mm->statm_fd < 0) {
 		mm->space->pid = (pid_t)tid;
-		snprintf(path, sizeof(path), "/proc/%u/statm", tid);
-		mm->statm_fd = open(path, O_RDONLY | O_CLOEXEC);
-		snprintf(path, sizeof(path), "/proc/%u/smaps_rollup", tid);
-		mm->rollup_fd = open(path, O_RDONLY | O_CLOEXEC);
+		for (unsigned i = 0; i < 3; i++) {
+			snprintf(path, sizeof(path), "/proc/%u/%s", tid, what[i]);
+			*fd[i] = open(path, O_RDONLY | O_CLOEXEC);
+		}
 	}
 	pthread_mutex_unlock(&mm->lock);
 }
@@ -370,6 +382,11 @@ int hmm_fault(void *priv, const struct umm_fault *f)
 		return mm->h->opt.called(mm->h->opt.priv, mm, f->addr);
 	if (mm->statm_fd < 0 && f->tid)
 		learn_pid(mm, f->tid);
+	if (atomic_load(&mm->doomed)) {
+		if (mm->space->pid > 0)
+			kill(mm->space->pid, SIGKILL);
+		return 0; /* it waits until it is dead: it must not go on with what it would find */
+	}
 	if (fault_of_inside(mm, f, &rc))
 		return rc == -EAGAIN ? rc : 0;
 	/* A driver's pages leave its device when they are touched, not before. */

@@ -168,6 +168,9 @@ struct hmm_mm {
 	void *inside_priv;
 	_Atomic bool armed;
 	_Atomic bool dead;
+	_Atomic bool ready; /* a forked child: its records are complete */
+	_Atomic bool doomed; /* its records are not right: who faults in it is killed, and never served */
+	_Atomic unsigned asked; /* how often it was tried to find out which process it is */
 	_Atomic unsigned rest; /* > 0: nothing is moved out for now */
 
 	pthread_mutex_t out_lock;
@@ -197,6 +200,7 @@ struct hmm_mm {
 	struct hmm_iset stuck;         /* cannot be moved; looked at again when emptied from time to time */
 	uint64_t keep_start, keep_end; /* the engine's own arena in there */
 	uint64_t discover_at_ns;       /* not again before; the budget thread's */
+	uint64_t arming_ns;	       /* its hooks were told to ask; the budget thread's */
 
 	uint64_t hand; /* the clock's; out_lock */
 	_Atomic uint32_t lap;
@@ -240,6 +244,8 @@ struct hmm_options {
 	 * Runs under the parent's event lock.  0 or -errno: the child must die.
 	 */
 	int (*forked)(void *priv, struct hmm_mm *parent, int uffd, struct hmm_mm **child);
+	/** Does task @tid, as we see its number, live in @mm?  Asked of spaces that nobody signed on for. */
+	bool (*lives_in)(void *priv, struct hmm_mm *mm, pid_t tid);
 	/** A fault in the engine's own arena (mm->keep_start ..): somebody calls.  0, or -EAGAIN as a fault. */
 	int (*called)(void *priv, struct hmm_mm *mm, uint64_t addr);
 	void *priv;

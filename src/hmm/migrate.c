@@ -186,7 +186,7 @@ void hmm_out_sync(struct hmm_mm *mm)
 			/* Moved: the copy to the window follows without any lock. */
 			for (unsigned spin = 0;
 			     atomic_load_explicit(&run->state, memory_order_acquire) != UMM_RUN_FILLED; spin++) {
-				if (atomic_load(&mm->dead))
+				if (atomic_load(&mm->dead) || (mm->space->gone && mm->space->gone(mm)))
 					return; /* the inside died half-way: so does the space */
 				if (spin > 1000)
 					sched_yield();

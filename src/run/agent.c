@@ -5,8 +5,9 @@
  * A task of its own that shares nothing with the program but memory: not in
  * its thread group (so exit_group, seccomp TSYNC, setuid and unshare of the
  * program leave it alone), own descriptors, own session (signals to the
- * program's group do not reach it), exit signal 0 (the program's wait() does
- * not see it), own stack and own thread block.  It uses no libc, allocates
+ * program's group do not reach it), nobody's child but init's (neither the
+ * program nor an image that it execs ever hears of it), own stack and own
+ * thread block.  It uses no libc, allocates
  * nothing, and touches nothing that is the program's, except by UFFDIO_MOVE.
  *
  * It holds a second reference to the userfaultfd: if the supervisor dies, what
@@ -28,6 +29,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
+#include "run/confine.h"
 #include "umm/inside.h"
 
 struct agent_fds {
@@ -356,7 +358,10 @@ static int agent_main(void *arg)
 	sys3(SYS_close_range, 0, ~0u, 0);
 	sys0(SYS_setsid);
 	sys2(SYS_prctl, PR_SET_NAME, "hmm-agent");
+	sys1(SYS_chdir, "/");
 	int rc = sign_on(a, &f, &in);
+	if (rc >= 0)
+		rc = confine();
 	if (rc < 0) {
 		a->err = rc;
 		atomic_store(&a->state, AGENT_REFUSED);
@@ -370,7 +375,7 @@ static int agent_main(void *arg)
 }
 
 /* clone() with a function to run: the new task starts on @stack, which holds what it needs. */
-static long spawn(unsigned long flags, char *stack, void *tls, int (*fn)(void *), void *arg)
+static long spawn(unsigned long flags, char *stack, void *tls, void *alive, int (*fn)(void *), void *arg)
 {
 	void **sp = (void **)stack;
 	long ret;
@@ -378,7 +383,7 @@ static long spawn(unsigned long flags, char *stack, void *tls, int (*fn)(void *)
 	*--sp = arg;
 	*--sp = (void *)fn;
 	register void *tls_r8 __asm__("r8") = tls;
-	register long zero_r10 __asm__("r10") = 0;
+	register void *alive_r10 __asm__("r10") = alive;
 	__asm__ volatile("syscall\n\t"
 			 "test %%rax, %%rax\n\t"
 			 "jnz 1f\n\t"
@@ -392,10 +397,26 @@ static long spawn(unsigned long flags, char *stack, void *tls, int (*fn)(void *)
 			 "hlt\n"
 			 "1:"
 			 : "=a"(ret)
-			 : "a"(SYS_clone), "D"(flags), "S"(sp), "d"(0), "r"(zero_r10), "r"(tls_r8), [exit] "i"(SYS_exit)
+			 : "a"(SYS_clone), "D"(flags), "S"(sp), "d"(0), "r"(alive_r10),
+			   "r"(tls_r8), [exit] "i"(SYS_exit)
 			 : "rcx", "r11", "memory");
 	return ret;
 }
+
+/* Runs while the program waits as for vfork(): makes the agent, and by its end an orphan of it. */
+static int midwife_main(void *arg)
+{
+	struct agent *a = arg;
+	struct arena *ar = &a->arena;
+
+	atomic_store(&a->alive, 1);
+	atomic_store(&a->tid, (int32_t)spawn(CLONE_VM | CLONE_SETTLS | CLONE_CHILD_CLEARTID, ar->stack + ARENA_STACK,
+					     ar->tls, &a->alive, agent_main, a));
+	return 0;
+}
+
+#define MIDWIFE_STACK 8192ul /* the low end of the agent's, which it never reaches */
+#define WAIT_ALL 0x40000000  /* __WALL */
 
 int agent_start(struct agent *a)
 {
@@ -405,16 +426,21 @@ int agent_start(struct agent *a)
 	*(void **)ar->tls = ar->tls;
 	*(void **)(ar->tls + 16) = ar->tls;
 	atomic_store(&a->state, AGENT_STARTING);
-	long tid = spawn(CLONE_VM | CLONE_SETTLS, ar->stack + ARENA_STACK, ar->tls, agent_main, a);
-	if (tid < 0)
-		return (int)tid;
+	atomic_store(&a->tid, 0);
+	long pid = spawn(CLONE_VM | CLONE_VFORK | CLONE_FILES | CLONE_FS, ar->stack + MIDWIFE_STACK, NULL, NULL,
+			 midwife_main, a);
+	if (pid < 0)
+		return (int)pid;
+	while (sys4(SYS_wait4, pid, 0, WAIT_ALL, 0) == -EINTR)
+		;
+	if (atomic_load(&a->tid) <= 0)
+		return a->tid ? a->tid : -ESRCH;
 	while (atomic_load(&a->state) == AGENT_STARTING) {
-		struct timespec ts = {.tv_sec = 1};
+		struct timespec ts = {.tv_nsec = 100000000};
 
 		sys_futex_wait(&a->state, AGENT_STARTING, &ts);
-		/* It was killed before it could say anything. */
-		if (atomic_load(&a->state) == AGENT_STARTING &&
-		    sys4(SYS_wait4, tid, 0, 0x40000001 /* __WALL | WNOHANG */, 0) == tid)
+		/* It was killed before it could say anything, by a filter of the program's for one. */
+		if (!atomic_load(&a->alive) && atomic_load(&a->state) == AGENT_STARTING)
 			return -ESRCH;
 	}
 	return atomic_load(&a->state) == AGENT_READY ? 0 : a->err;

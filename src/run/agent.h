@@ -21,7 +21,9 @@ struct agent {
 	int32_t pid;
 	uint32_t parent; /* space that was forked, or 0 */
 	_Atomic uint32_t state;
-	int err; /* why it was refused */
+	_Atomic int32_t tid;   /* of the agent; -errno when it could not be made */
+	_Atomic int32_t alive; /* the kernel clears it when the agent ends, however */
+	int err;               /* why it was refused */
 };
 
 /** agent_start() - start it and wait until it is ready or refused.  All signals blocked by the caller.  0 or -errno. */

@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <linux/kcmp.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -24,6 +25,7 @@
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -76,8 +78,15 @@ static int parse_ram(const char *text, uint64_t *bytes)
 static int check_kernel(char *why, size_t len)
 {
 	uint64_t need = (1ull << 16) | (1ull << 14) | (1ull << 2) | (1ull << 3) | (1ull << 6) | (1ull << 8), got;
-	int fd = umm_inside_uffd();
+	int fd;
 
+	if (syscall(SYS_kcmp, getpid(), getpid(), KCMP_VM, 0, 0)) {
+		/* Who lives in which address space would be a guess. */
+		snprintf(why, len, "kcmp(2): %s; a container's seccomp profile must allow it (see hmm doctor)",
+			 strerror(errno));
+		return -errno;
+	}
+	fd = umm_inside_uffd();
 	if (fd == -EPERM || fd == -EACCES || fd == -ENOENT) {
 		snprintf(why, len,
 			 "no permission for userfaultfd; as root: chmod a+rw /dev/userfaultfd, or sysctl -w "
@@ -166,22 +175,42 @@ static int absolute(const char *path, char *buf, size_t len)
 	return (size_t)n < len ? 0 : -ENAMETOOLONG;
 }
 
+/* A script that does not say by what: the shell's, as execvp() has it.  Returns errno. */
+static int exec_by_shell(char **argv, const char *path)
+{
+	size_t n = 1;
+
+	while (argv[n - 1])
+		n++;
+	char **by_shell = malloc((n + 1) * sizeof(*by_shell));
+	if (!by_shell)
+		return ENOMEM;
+	by_shell[0] = "/bin/sh";
+	by_shell[1] = (char *)path;
+	memcpy(by_shell + 2, argv + 1, (n - 1) * sizeof(*argv));
+	syscall(SYS_execve, by_shell[0], by_shell, environ);
+	return errno;
+}
+
 static void exec_program(char **argv, const char *path, const struct run_ready *ready, const char *preload,
 			 const sigset_t *mask, int failed_fd)
 {
-	char run[1024], both[4096];
 	const char *theirs = getenv("LD_PRELOAD");
+	size_t len = strlen(preload) + (theirs ? strlen(theirs) : 0) + 2;
+	char run[1024], *both = malloc(len);
+	int err = ENOMEM;
 
 	snprintf(run, sizeof(run), "%s %s %s", ready->name, ready->token, preload);
-	if (theirs)
-		snprintf(both, sizeof(both), "%s:%s", preload, theirs);
-	else
-		snprintf(both, sizeof(both), "%s", preload);
-	setenv(WIRE_ENV, run, 1);
-	setenv("LD_PRELOAD", both, 1);
-	sigprocmask(SIG_SETMASK, mask, NULL);
-	execv(path, argv);
-	int err = errno;
+	if (both)
+		snprintf(both, len, theirs ? "%s:%s" : "%s", preload, theirs);
+	if (both && !setenv(WIRE_ENV, run, 1) && !setenv("LD_PRELOAD", both, 1)) {
+		sigprocmask(SIG_SETMASK, mask, NULL);
+		/* Not libc's: under another hmm run that is hooked, and leads to the other one's supervisor. */
+		syscall(SYS_execve, path, argv, environ);
+		err = errno;
+		if (err == ENOEXEC)
+			err = exec_by_shell(argv, path);
+	}
 	while (write(failed_fd, "f", 1) < 0 && errno == EINTR)
 		;
 	fail(0, argv[0], strerror(err));
@@ -260,6 +289,23 @@ static int stand_in(pid_t program, pid_t supervisor, int sup_fd, const sigset_t 
 			return status;
 		}
 	}
+}
+
+/* What the program closes must be closed: we keep its standard error, to speak, and nothing else of the caller's. */
+static void give_up_streams(int sup_fd, int started_fd)
+{
+	int null = open("/dev/null", O_RDWR | O_CLOEXEC), low = sup_fd < started_fd ? sup_fd : started_fd;
+	int high = sup_fd < started_fd ? started_fd : sup_fd;
+
+	if (null < 0)
+		return;
+	dup2(null, 0);
+	dup2(null, 1);
+	if (low > 3)
+		close_range(3, (unsigned)low - 1, 0);
+	if (high > low + 1)
+		close_range((unsigned)low + 1, (unsigned)high - 1, 0);
+	close_range((unsigned)high + 1, ~0u, 0);
 }
 
 int hmm_run_main(int argc, char **argv)
@@ -356,6 +402,7 @@ int hmm_run_main(int argc, char **argv)
 		exec_program(argv, path, &ready, preload, &mask, started[1]);
 	}
 	close(started[1]);
+	give_up_streams(sup_fd, started[0]);
 	char byte = RUN_PROGRAM_ENDED;
 	while ((rc = (int)read(started[0], &byte, 1)) < 0 && errno == EINTR)
 		;

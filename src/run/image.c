@@ -101,7 +101,10 @@ int run_image_check(const char *path, char *why, size_t len)
 			return rc;
 		}
 		close(fd);
-		if (n < 4 || memcmp(head.text, "#!", 2)) {
+		if (n < 2 || memcmp(head.text, "#!", 2)) {
+			/* Without a word on who reads it, a text is for the shell; anything else is for nobody. */
+			if (n < 0 || !memchr(head.text, 0, (size_t)n))
+				return 0;
 			snprintf(why, len, "%s", strerror(ENOEXEC));
 			return -ENOEXEC;
 		}

@@ -24,7 +24,9 @@
 #include "run/preload.h"
 
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <pthread.h>
+#include <pty.h>
 #include <sched.h>
 #include <signal.h>
 #include <spawn.h>
@@ -33,9 +35,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <threads.h>
 #include <unistd.h>
+#include <utmp.h>
 
 #define API __attribute__((visibility("default")))
 
@@ -45,8 +50,18 @@ static struct preload {
 	char env_run[WIRE_NAME_MAX + WIRE_TOKEN + 512]; /* "HMM_RUN=..." */
 	char library[400];
 	struct agent agent;
+
+	/* popen() under way: environ is @popen_env meanwhile.  Not on a stack: a child that is forked now has it, too.
+	 */
 	pthread_mutex_t environ_lock;
-} P = {.environ_lock = PTHREAD_MUTEX_INITIALIZER};
+	char **popen_env, **popen_old;
+	size_t popen_room; /* bytes at @popen_env */
+
+	/* system() under way: the first one in takes the signals away, the last one out gives them back. */
+	pthread_mutex_t system_lock;
+	unsigned system_users;
+	struct sigaction system_int, system_quit;
+} P = {.environ_lock = PTHREAD_MUTEX_INITIALIZER, .system_lock = PTHREAD_MUTEX_INITIALIZER};
 
 struct agent *preload_agent(void)
 {
@@ -238,8 +253,8 @@ static char *const *env_with(char *const env[], char **out, char *preload)
 }
 
 /* The augmented environment on the caller's stack: exec must work in a vfork child. */
-#define ENV_WITH(env)                                                                                                  \
-	env_with((env), alloca((env_count(env) + 3) * sizeof(char *)),                                                 \
+#define ENV_WITH(env)                                                  \
+	env_with((env), alloca((env_count(env) + 3) * sizeof(char *)), \
 		 alloca(sizeof("LD_PRELOAD=") + sizeof(P.library) + 2 + env_preload_len(env)))
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
@@ -311,17 +326,17 @@ API int execveat(int dirfd, const char *path, char *const argv[], char *const en
 }
 
 /* The variable arguments of an execl-like call as a vector on the caller's stack; @ap is left behind their NULL. */
-#define ARGV_FROM(argv, ap, arg0)                                                                                      \
-	va_list ap;                                                                                                    \
-	size_t argc = 1;                                                                                               \
-	va_start(ap, arg0);                                                                                            \
-	while (va_arg(ap, char *))                                                                                     \
-		argc++;                                                                                                \
-	va_end(ap);                                                                                                    \
-	char **argv = alloca((argc + 1) * sizeof(char *));                                                             \
-	argv[0] = (char *)arg0;                                                                                        \
-	va_start(ap, arg0);                                                                                            \
-	for (size_t n = 1; n <= argc; n++)                                                                             \
+#define ARGV_FROM(argv, ap, arg0)                          \
+	va_list ap;                                        \
+	size_t argc = 1;                                   \
+	va_start(ap, arg0);                                \
+	while (va_arg(ap, char *))                         \
+		argc++;                                    \
+	va_end(ap);                                        \
+	char **argv = alloca((argc + 1) * sizeof(char *)); \
+	argv[0] = (char *)arg0;                            \
+	va_start(ap, arg0);                                \
+	for (size_t n = 1; n <= argc; n++)                 \
 	argv[n] = va_arg(ap, char *)
 
 API int execl(const char *path, const char *arg0, ...)
@@ -361,71 +376,154 @@ API int posix_spawnp(pid_t *pid, const char *file, const posix_spawn_file_action
 }
 
 /*
- * system() and popen() start the shell from inside libc, with environ as it is
- * then.  It is ours for the time of the spawn; a setenv() of another thread in
- * that moment would be lost.
+ * system(): libc's starts the shell from inside, with environ as it is then,
+ * and waits inside.  So what POSIX says it does, with a spawn of our own.
  */
-API int system(const char *command)
+static void system_enter(void)
 {
-	real_init();
-	if (!P.on || !command)
-		return R.system(command);
-	/* libc waits inside, so the swap would last; do what POSIX says it does, with a spawn of our own. */
-	posix_spawnattr_t attr;
-	struct sigaction ign = {.sa_handler = SIG_IGN}, intr, quit;
-	sigset_t mask, old, reset;
-	char *argv[] = {"sh", "-c", (char *)command, NULL};
-	int status = -1;
-	pid_t pid;
+	struct sigaction ign = {.sa_handler = SIG_IGN};
+	sigset_t old;
 
-	sigaction(SIGINT, &ign, &intr);
-	sigaction(SIGQUIT, &ign, &quit);
-	sigemptyset(&mask);
-	sigaddset(&mask, SIGCHLD);
-	pthread_sigmask(SIG_BLOCK, &mask, &old);
-	sigemptyset(&reset);
-	if (intr.sa_handler != SIG_IGN)
-		sigaddset(&reset, SIGINT);
-	if (quit.sa_handler != SIG_IGN)
-		sigaddset(&reset, SIGQUIT);
-	posix_spawnattr_init(&attr);
-	posix_spawnattr_setsigmask(&attr, &old);
-	posix_spawnattr_setsigdefault(&attr, &reset);
-	posix_spawnattr_setflags(&attr, POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK);
-	int rc = posix_spawn(&pid, "/bin/sh", NULL, &attr, argv, environ);
-	posix_spawnattr_destroy(&attr);
-	if (!rc) {
-		while (waitpid(pid, &status, 0) < 0) {
-			if (errno != EINTR) {
-				status = -1;
-				break;
-			}
-		}
-	} else {
-		status = W_EXITCODE(127, 0);
+	preload_signals_block(&old);
+	pthread_mutex_lock(&P.system_lock);
+	if (!P.system_users++) {
+		sigaction(SIGINT, &ign, &P.system_int);
+		sigaction(SIGQUIT, &ign, &P.system_quit);
 	}
-	sigaction(SIGINT, &intr, NULL);
-	sigaction(SIGQUIT, &quit, NULL);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	if (rc)
-		errno = rc;
+	pthread_mutex_unlock(&P.system_lock);
+	preload_signals_restore(&old);
+}
+
+static void system_leave(const sigset_t *mask)
+{
+	sigset_t old;
+
+	preload_signals_block(&old);
+	pthread_mutex_lock(&P.system_lock);
+	if (!--P.system_users) {
+		sigaction(SIGINT, &P.system_int, NULL);
+		sigaction(SIGQUIT, &P.system_quit, NULL);
+	}
+	pthread_mutex_unlock(&P.system_lock);
+	pthread_sigmask(SIG_SETMASK, mask, NULL);
+}
+
+struct system_child {
+	pid_t pid;
+	sigset_t mask; /* the caller's */
+};
+
+static int system_wait(pid_t pid)
+{
+	int status;
+
+	while (waitpid(pid, &status, 0) < 0)
+		if (errno != EINTR)
+			return -1;
 	return status;
 }
 
+/* The thread was cancelled while it waited: the shell goes with it. */
+static void system_cancelled(void *p)
+{
+	struct system_child *c = p;
+
+	kill(c->pid, SIGKILL);
+	system_wait(c->pid);
+	system_leave(&c->mask);
+}
+
+API int system(const char *command)
+{
+	posix_spawnattr_t attr;
+	struct system_child c;
+	sigset_t block, reset;
+	char *argv[] = {"sh", "-c", (char *)command, NULL};
+	int status, rc;
+
+	real_init();
+	if (!P.on || !command)
+		return R.system(command);
+	system_enter();
+	sigemptyset(&block);
+	sigaddset(&block, SIGCHLD);
+	pthread_sigmask(SIG_BLOCK, &block, &c.mask);
+	sigemptyset(&reset);
+	if (P.system_int.sa_handler != SIG_IGN)
+		sigaddset(&reset, SIGINT);
+	if (P.system_quit.sa_handler != SIG_IGN)
+		sigaddset(&reset, SIGQUIT);
+	posix_spawnattr_init(&attr);
+	posix_spawnattr_setsigmask(&attr, &c.mask);
+	posix_spawnattr_setsigdefault(&attr, &reset);
+	posix_spawnattr_setflags(&attr, POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK);
+	rc = posix_spawn(&c.pid, "/bin/sh", NULL, &attr, argv, environ);
+	posix_spawnattr_destroy(&attr);
+	if (rc) {
+		system_leave(&c.mask);
+		errno = rc;
+		return W_EXITCODE(127, 0);
+	}
+	pthread_cleanup_push(system_cancelled, &c);
+	status = system_wait(c.pid);
+	pthread_cleanup_pop(0);
+	rc = errno;
+	system_leave(&c.mask);
+	errno = rc;
+	return status;
+}
+
+/* Room for @bytes that outlives a fork of another thread: kept, and grown by doubling, so that little is ever lost. */
+static bool popen_reserve(size_t bytes)
+{
+	void *p;
+
+	if (bytes <= P.popen_room)
+		return true;
+	p = malloc(2 * bytes);
+	if (!p)
+		return false;
+	/* The old one is not freed: a thread may have seen it as its environ, and be on its way through it. */
+	P.popen_env = p;
+	P.popen_room = 2 * bytes;
+	return true;
+}
+
+/*
+ * popen(): only libc can make a FILE that pclose() knows, so environ is ours
+ * for the time of the spawn; a setenv() of another thread in that moment would
+ * be lost.
+ */
 API FILE *popen(const char *command, const char *type)
 {
+	FILE *f = NULL;
+
 	real_init();
 	if (!P.on)
 		return R.popen(command, type);
 	pthread_mutex_lock(&P.environ_lock);
 	char **mine = environ;
-	environ = (char **)ENV_WITH(mine);
-	FILE *f = R.popen(command, type);
+	size_t pointers = (env_count(mine) + 3) * sizeof(char *);
+	if (popen_reserve(pointers + sizeof("LD_PRELOAD=") + sizeof(P.library) + 2 + env_preload_len(mine))) {
+		env_with(mine, P.popen_env, (char *)P.popen_env + pointers);
+		P.popen_old = mine;
+		environ = P.popen_env;
+		f = R.popen(command, type);
+		environ = mine;
+	}
 	int err = errno;
-	environ = mine;
 	pthread_mutex_unlock(&P.environ_lock);
 	errno = err;
 	return f;
+}
+
+/* In a forked child: what other threads of the parent held is held by nobody, and nobody ends what they were at. */
+static void calls_abandon(void)
+{
+	if (P.popen_env && environ == P.popen_env)
+		environ = P.popen_old;
+	P.environ_lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
+	P.system_lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
 }
 
 /* --------------------------------------------------------------------- agent */
@@ -465,33 +563,76 @@ static void agent_up(uint32_t parent)
 /* In the new process: what was the parent's is still there, shared; ours comes with our agent. */
 static void after_fork(void)
 {
+	calls_abandon();
 	agent_up(P.agent.arena.ctl->space_id);
-	/* Without an agent we are served all the same, and never moved from; what we start still belongs to the tree. */
+	if (P.on)
+		atomic_store(&P.agent.arena.ctl->has_forked, 1);
+	/* Without an agent we are served all the same, and never moved from; what we start still belongs to the tree.
+	 */
 	P.on = true;
 }
 
-/* Where the kernel tells nobody of forks, nothing may be away while one happens. */
-static bool before_fork(void)
+enum fork_way {
+	FORK_PLAIN,   /* nobody need know */
+	FORK_COUNTED, /* the engine does not begin before it is over */
+	FORK_ASKED,   /* everything is back, and rests */
+	FORK_REFUSED, /* it cannot come back: a child would lack it */
+};
+
+/*
+ * Where the kernel tells nobody of forks, nothing may be away while one happens.
+ *
+ * DOC: forks and the moment of arming
+ *
+ * A fork that finds the space unarmed asks nobody, and may last: libc runs the
+ * program's atfork handlers first.  So it counts itself before it looks; the
+ * engine announces that it is armed, then looks at the count, and neither
+ * registers nor moves before it has seen it at zero.  One of both sees the
+ * other.  Forks that find the space armed ask, and are not counted.
+ */
+static enum fork_way before_fork(void)
 {
-	return P.on && atomic_load(&P.agent.arena.ctl->no_fork_events) && !preload_call(UMM_CALL_FORK_BEGIN, 0, 0, 0);
+	struct umm_ctl *c = P.agent.arena.ctl;
+	int64_t rc;
+
+	/* Without an agent of ours the control block, if any, is our parent's. */
+	if (!P.on || atomic_load(&P.agent.state) != AGENT_READY)
+		return FORK_PLAIN;
+	atomic_store(&c->has_forked, 1);
+	if (!atomic_load(&c->no_fork_events))
+		return FORK_PLAIN;
+	atomic_fetch_add(&c->forking, 1);
+	if (!atomic_load(&c->armed))
+		return FORK_COUNTED;
+	atomic_fetch_sub(&c->forking, 1);
+	rc = preload_call(UMM_CALL_FORK_BEGIN, 0, 0, 0);
+	/* -ENOSYS: nobody answers bells, so nobody manages anything either. */
+	return !rc ? FORK_ASKED : rc == -ENOSYS ? FORK_PLAIN : FORK_REFUSED;
 }
 
-static void after_fork_in_parent(bool restored)
+static void after_fork_in_parent(enum fork_way way)
 {
 	int err = errno;
 
-	if (restored)
+	if (way == FORK_COUNTED)
+		atomic_fetch_sub(&P.agent.arena.ctl->forking, 1);
+	if (way == FORK_ASKED)
 		preload_call(UMM_CALL_FORK_END, 0, 0, 0);
 	errno = err;
 }
 
 static pid_t fork_with(pid_t (*real)(void))
 {
-	bool restored = before_fork();
-	pid_t pid = real();
+	enum fork_way way = before_fork();
+	pid_t pid;
 
+	if (way == FORK_REFUSED) {
+		errno = ENOMEM;
+		return -1;
+	}
+	pid = real();
 	if (pid)
-		after_fork_in_parent(restored);
+		after_fork_in_parent(way);
 	else if (P.on)
 		after_fork();
 	return pid;
@@ -520,8 +661,8 @@ static int start_clone(void *p)
 API int clone(int (*fn)(void *), void *stack, int flags, void *arg, ...)
 {
 	struct start_c11 s = {fn, arg}; /* the child has a copy of this stack, if not the stack it runs on */
+	enum fork_way way;
 	va_list ap;
-	bool restored;
 	int pid;
 
 	va_start(ap, arg);
@@ -530,9 +671,80 @@ API int clone(int (*fn)(void *), void *stack, int flags, void *arg, ...)
 	real_init();
 	if (!P.on || (flags & CLONE_VM) || !fn)
 		return R.clone(fn, stack, flags, arg, parent_tid, tls, child_tid);
-	restored = before_fork();
+	way = before_fork();
+	if (way == FORK_REFUSED) {
+		errno = ENOMEM;
+		return -1;
+	}
 	pid = R.clone(start_clone, stack, flags, &s, parent_tid, tls, child_tid);
-	after_fork_in_parent(restored);
+	after_fork_in_parent(way);
+	return pid;
+}
+
+static int open_null(void)
+{
+	struct stat st;
+	int fd = open("/dev/null", O_RDWR);
+
+	if (fd < 0)
+		return -1;
+	if (!fstat(fd, &st)) {
+		if (S_ISCHR(st.st_mode) && st.st_rdev == makedev(1, 3))
+			return fd;
+		errno = ENODEV; /* what lies there would keep what is written */
+	}
+	int err = errno;
+	close(fd);
+	errno = err;
+	return -1;
+}
+
+API int daemon(int nochdir, int noclose)
+{
+	pid_t pid = fork();
+
+	if (pid < 0)
+		return -1;
+	if (pid)
+		_exit(0);
+	if (setsid() < 0)
+		return -1;
+	if (!nochdir && chdir("/")) {
+		/* libc does not look either */
+	}
+	if (noclose)
+		return 0;
+	int fd = open_null();
+	if (fd < 0)
+		return -1;
+	for (int to = 0; to <= 2; to++)
+		dup2(fd, to);
+	if (fd > 2)
+		close(fd);
+	return 0;
+}
+
+API int forkpty(int *master, char *name, const struct termios *mode, const struct winsize *size)
+{
+	int ours, theirs, err;
+	pid_t pid;
+
+	if (openpty(&ours, &theirs, name, mode, size))
+		return -1;
+	pid = fork();
+	if (!pid) {
+		close(ours);
+		if (login_tty(theirs))
+			_exit(1);
+		return 0;
+	}
+	err = errno;
+	close(theirs);
+	if (pid < 0)
+		close(ours);
+	else
+		*master = ours;
+	errno = err;
 	return pid;
 }
 

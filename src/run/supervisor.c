@@ -48,6 +48,7 @@
 #include "run/stats.h"
 
 #define CTL_BYTES (ARENA_CTL + ARENA_WINDOW)
+#define THREAD_STACK (2ul << 20)
 #define TICK_NS 500000000l
 
 struct member;
@@ -77,10 +78,14 @@ struct member {
 	pthread_mutex_t advise_lock;
 };
 
+/* Somebody who has connected and said nothing yet. */
 struct guest {
+	struct guest *next;
 	struct watch w;
 	int sock;
 };
+
+#define GUESTS_MAX 64u
 
 struct supervisor {
 	struct run_options opt;
@@ -95,6 +100,8 @@ struct supervisor {
 	char token[WIRE_TOKEN + 1];
 	pthread_mutex_t lock; /* members */
 	struct member *members;
+	struct guest *guests; /* the latest first */
+	unsigned nguests;
 	bool program_ended;
 	bool killing;
 };
@@ -323,7 +330,8 @@ static void inside_pins(void *priv)
 
 		if (tid <= 0 || syscall(SYS_get_robust_list, tid, &head, &len) || !head)
 			continue;
-		umm_pin_lock(ctl);
+		if (!umm_pin_lock_soon(ctl))
+			break; /* its holder has died, and with it the program; or the program wrote there */
 		/* The block begins some hundred bytes before the list and is smaller than a page. */
 		umm_pin_add(ctl, (head - UMM_PAGE / 4) >> UMM_PAGE_SHIFT);
 		umm_pin_add(ctl, (head + UMM_PAGE - 1) >> UMM_PAGE_SHIFT);
@@ -384,6 +392,7 @@ static int64_t call_fork_begin(struct member *m)
 
 static int64_t call_fork_end(struct member *m)
 {
+	atomic_store(&m->mm->forked, true);
 	struct hmm_mm *mm = m->mm;
 
 	pthread_mutex_lock(&mm->out_lock);
@@ -600,19 +609,23 @@ static int forked(void *priv, struct hmm_mm *parent, int uffd, struct hmm_mm **c
 {
 	struct supervisor *s = priv;
 	struct member *pm = member_of(s, parent), *m;
-	int rc = member_create(s, uffd, -1, -1, 0, &m);
+	int own = fcntl(uffd, F_DUPFD_CLOEXEC, 0);
+	int rc = own < 0 ? -errno : member_create(s, own, -1, -1, 0, &m);
 
 	if (rc) {
+		/* The descriptor stays open, or the child would read zeros. */
 		fprintf(stderr,
-			"hmm: a forked child of process %d cannot be served: %s; its memory that is away reads as"
-			" errors\n",
+			"hmm: a forked child of process %d cannot be served: %s; it hangs when it touches memory that"
+			" is away, and must be killed\n",
 			(int)parent->space->pid, strerror(-rc));
 		return rc;
 	}
+	close(uffd);
 	m->arena = pm ? pm->arena : 0;
 	m->mm->keep_start = parent->keep_start;
 	m->mm->keep_end = parent->keep_end;
 	m->mm->space->features = parent->space->features;
+	m->mm->space->gone = NULL;
 	atomic_store(&m->mm->armed, true);
 	*child = m->mm;
 	return 0;
@@ -620,11 +633,48 @@ static int forked(void *priv, struct hmm_mm *parent, int uffd, struct hmm_mm **c
 
 /* --------------------------------------------------------------------- hello */
 
+static bool agent_is_gone(void *priv)
+{
+	struct hmm_mm *mm = priv;
+	struct member *m = mm->gone_priv;
+	struct pollfd p = {.fd = m->sock};
+
+	return m->sock >= 0 && poll(&p, 1, 0) == 1 && (p.revents & (POLLHUP | POLLERR));
+}
+
+static int proc_fd(pid_t pid, const char *what)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/%s", (int)pid, what);
+	return open(path, O_RDONLY | O_CLOEXEC);
+}
+
 static bool page_present(int pagemap, uint64_t addr)
 {
 	uint64_t e;
 
 	return pread(pagemap, &e, sizeof(e), (off_t)(addr / UMM_PAGE * 8)) == sizeof(e) && (e >> 63 & 1);
+}
+
+/* A page of the arena that is there only after we have put it there through the space's descriptor: then it is that
+ * space's. */
+static bool task_lives_in(void *priv, struct hmm_mm *mm, pid_t tid)
+{
+	static const char page[UMM_PAGE] __attribute__((aligned(4096)));
+	struct arena a;
+	uint64_t done;
+	bool lives = false;
+	int fd = proc_fd(tid, "pagemap");
+
+	arena_layout(&a, (char *)(uintptr_t)mm->keep_start);
+	if (fd < 0)
+		return false;
+	if (mm->keep_start && !page_present(fd, (uintptr_t)a.ident) &&
+	    !umm_uffd_copy(mm->space->uffd, (uintptr_t)a.ident, page, UMM_PAGE, &done))
+		lives = page_present(fd, (uintptr_t)a.ident);
+	close(fd);
+	return lives;
 }
 
 /*
@@ -666,8 +716,8 @@ static int find_orphan(struct supervisor *s, const struct wire_hello *hello, int
 			uint64_t done;
 			int rc;
 
-			if (m->sock >= 0 || m->arena != hello->arena)
-				continue;
+			if (m->sock >= 0 || m->arena != hello->arena || !atomic_load(&m->mm->ready))
+				continue; /* ours is ready: its parent's event has been applied */
 			rc = umm_uffd_copy(m->mm->space->uffd, (uintptr_t)a.ident, page, UMM_PAGE, &done);
 			if (!rc && page_present(pagemap, (uintptr_t)a.ident)) {
 				*found = m;
@@ -684,14 +734,6 @@ static int find_orphan(struct supervisor *s, const struct wire_hello *hello, int
 		}
 	} while (busy);
 	return 0;
-}
-
-static int proc_fd(pid_t pid, const char *what)
-{
-	char path[64];
-
-	snprintf(path, sizeof(path), "/proc/%d/%s", (int)pid, what);
-	return open(path, O_RDONLY | O_CLOEXEC);
 }
 
 static int welcome(struct member *m, int uffd)
@@ -761,24 +803,48 @@ static void exec_happened(struct supervisor *s, pid_t pid, struct hmm_mm *except
 	}
 }
 
-/* The program's pid as we see it: the agent is its child.  -1: it has ended already. */
-static pid_t program_of(pid_t agent)
+/*
+ * The process that @pidfd, which the guest sent, stands for: only one that
+ * lives in the guest's own address space, as the kernel says, will do.  -1: it
+ * has ended already; -EACCES: it is another's.
+ */
+static pid_t program_of(pid_t agent, int pidfd)
 {
-	char path[64], buf[512], *at;
-	int ppid;
+	char path[64], line[128];
+	int pid = -1;
 
-	snprintf(path, sizeof(path), "/proc/%d/stat", (int)agent);
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
-	ssize_t n = fd >= 0 ? read(fd, buf, sizeof(buf) - 1) : -1;
-	if (fd >= 0)
-		close(fd);
-	if (n <= 0)
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", pidfd);
+	FILE *f = fopen(path, "r");
+	bool is_pidfd = false;
+	while (f && fgets(line, sizeof(line), f))
+		if (sscanf(line, "Pid: %d", &pid) == 1)
+			is_pidfd = true;
+	if (f)
+		fclose(f);
+	if (!is_pidfd)
+		return -EACCES;
+	if (pid <= 0 || pidfd_ended(pidfd))
 		return -1;
-	buf[n] = 0;
-	at = strrchr(buf, ')'); /* the name may hold anything */
-	if (!at || sscanf(at + 1, " %*c %d", &ppid) != 1 || syscall(SYS_kcmp, agent, ppid, KCMP_VM, 0, 0))
-		return -1;
-	return ppid;
+	return lives_in(agent, pid) ? pid : pidfd_ended(pidfd) ? -1 : -EACCES;
+}
+
+/* Ours to open, lest the guest show us another's; who we may not look at shows us its own, and can fool nobody else. */
+static void take_proc_fd(const struct ucred *guest, const char *what, int *fd)
+{
+	int own = proc_fd(guest->pid, what);
+
+	if (own < 0 && guest->uid == getuid())
+		return;
+	if (*fd >= 0)
+		close(*fd);
+	*fd = own;
+}
+
+static void take_fd(int *to, int fd)
+{
+	if (*to >= 0)
+		close(*to);
+	*to = fd;
 }
 
 static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hello *hello, int fds[4])
@@ -788,11 +854,20 @@ static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hell
 	struct member *m = NULL;
 	struct arena a;
 	int rc, adopted = -1;
+	pid_t pid;
 
-	if (memcmp(hello->token, s->token, WIRE_TOKEN))
+	if (memcmp(hello->token, s->token, WIRE_TOKEN) || s->killing)
 		return -EACCES;
 	if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &cred, &len))
 		return -errno;
+	pid = program_of(cred.pid, fds[3]);
+	if (pid < -1)
+		return pid;
+	take_proc_fd(&cred, "pagemap", &fds[1]);
+	take_proc_fd(&cred, "maps", &fds[2]);
+	/* What ran under this pid before has become the program that says hello. */
+	if (pid > 0 && !hello->parent)
+		exec_happened(s, pid, NULL);
 	if (hello->parent) {
 		rc = find_orphan(s, hello, fds[1], &m);
 		if (rc)
@@ -823,15 +898,17 @@ static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hell
 		}
 	}
 	fds[0] = fds[1] = fds[2] = -1;
-	m->pid = m->mm->space->pid = program_of(cred.pid);
+	m->pid = m->mm->space->pid = pid;
 	m->agent = cred.pid;
 	m->arena = hello->arena;
 	arena_layout(&a, (char *)(uintptr_t)hello->arena);
 	m->mm->keep_start = (uintptr_t)a.base;
 	m->mm->keep_end = (uintptr_t)a.base + a.len;
-	m->mm->statm_fd = proc_fd(cred.pid, "statm");
-	m->mm->rollup_fd = proc_fd(cred.pid, "smaps_rollup");
-	m->mm->smaps_fd = proc_fd(cred.pid, "smaps");
+	pthread_mutex_lock(&m->mm->lock);
+	take_fd(&m->mm->statm_fd, proc_fd(cred.pid, "statm"));
+	take_fd(&m->mm->rollup_fd, proc_fd(cred.pid, "smaps_rollup"));
+	take_fd(&m->mm->smaps_fd, proc_fd(cred.pid, "smaps"));
+	pthread_mutex_unlock(&m->mm->lock);
 	m->pidfd = fds[3];
 	fds[3] = -1;
 	m->sock = sock;
@@ -840,8 +917,6 @@ static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hell
 		m->sock = -1;
 		return rc;
 	}
-	if (m->pid > 0)
-		exec_happened(s, m->pid, m->mm);
 	watch_add(s, m->sock, &m->w_sock);
 	if (m->pidfd >= 0)
 		watch_add(s, m->pidfd, &m->w_pidfd);
@@ -849,6 +924,9 @@ static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hell
 	if (adopted >= 0)
 		inside_arm(m);
 	m->mm->inside_priv = m;
+	m->mm->space->gone = agent_is_gone;
+	if (hello->parent)
+		atomic_store(&m->mm->forked, true); /* what it has it shares */
 	atomic_thread_fence(memory_order_release);
 	m->mm->inside = &inside_ops;
 	if (adopted >= 0)
@@ -939,6 +1017,8 @@ refuse:
 	close(sock);
 }
 
+static void guest_forget(struct supervisor *s, struct guest *g);
+
 /* First words of a connection. */
 static void guest_speaks(struct supervisor *s, struct guest *g)
 {
@@ -952,6 +1032,7 @@ static void guest_speaks(struct supervisor *s, struct guest *g)
 	struct msghdr msg = {
 		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
 	int fds[4] = {-1, -1, -1, -1}, sock = g->sock, nfds = 0;
+	bool stays = false;
 	ssize_t n = recvmsg(sock, &msg, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
 
 	epoll_ctl(s->epfd, EPOLL_CTL_DEL, sock, NULL);
@@ -971,10 +1052,10 @@ static void guest_speaks(struct supervisor *s, struct guest *g)
 
 			if (send(sock, &again, sizeof(again), MSG_NOSIGNAL) == sizeof(again)) {
 				watch_add(s, sock, &g->w);
-				g = NULL;
+				stays = true;
 			}
 		}
-		if (rc && g)
+		if (rc && !stays)
 			close(sock);
 	} else {
 		close(sock);
@@ -982,10 +1063,22 @@ static void guest_speaks(struct supervisor *s, struct guest *g)
 	for (int i = 0; i < 4; i++)
 		if (fds[i] >= 0)
 			close(fds[i]);
-	free(g);
+	if (!stays)
+		guest_forget(s, g);
 }
 
 /* -------------------------------------------------------------------- events */
+
+static void guest_forget(struct supervisor *s, struct guest *g)
+{
+	struct guest **p = &s->guests;
+
+	while (*p != g)
+		p = &(*p)->next;
+	*p = g->next;
+	s->nguests--;
+	free(g);
+}
 
 static void on_listen(struct supervisor *s)
 {
@@ -1009,7 +1102,16 @@ static void on_listen(struct supervisor *s)
 	}
 	g->sock = sock;
 	g->w = (struct watch){W_GUEST, g};
+	g->next = s->guests;
+	s->guests = g;
 	watch_add(s, sock, &g->w);
+	if (++s->nguests > GUESTS_MAX) {
+		/* Who has been silent for longest must be somebody who only takes up room. */
+		for (g = s->guests; g->next; g = g->next)
+			;
+		close(g->sock);
+		guest_forget(s, g);
+	}
 }
 
 static void on_program_end(struct member *m)
@@ -1042,13 +1144,23 @@ static void on_agent(struct member *m)
 		member_end(m);
 }
 
+/*
+ * All at once first.  Who lives in a program's space besides it is looked for
+ * by the ticks that follow: for each space that takes a walk over all processes.
+ */
 static void kill_tree(struct supervisor *s)
 {
+	struct itimerspec soon = {.it_interval = {0, TICK_NS / 5}, .it_value = {0, TICK_NS / 50}};
+
 	s->killing = true;
 	pthread_mutex_lock(&s->lock);
 	for (struct member *m = s->members; m; m = m->next)
-		member_kill(m);
+		if (m->pidfd >= 0)
+			syscall(SYS_pidfd_send_signal, m->pidfd, SIGKILL, NULL, 0);
+		else if (m->mm->space->pid > 0)
+			kill(m->mm->space->pid, SIGKILL);
 	pthread_mutex_unlock(&s->lock);
+	timerfd_settime(s->tick_fd, 0, &soon, NULL);
 }
 
 static void write_stats(struct supervisor *s)
@@ -1123,9 +1235,9 @@ static void on_front(struct supervisor *s)
 static bool space_is_dead(struct member *m)
 {
 	if (m->agent > 0) {
-		if (m->pid > 0)
-			return pidfd_ended(m->pidfd);
-		return !sharers(m->agent, NULL, NULL);
+		if (!pidfd_ended(m->pidfd))
+			return false;
+		return m->pid > 0 || !sharers(m->agent, NULL, NULL);
 	}
 	/* No agent, no pid: ask the descriptor; any call that needs the address space will say. */
 	struct arena a;
@@ -1203,6 +1315,7 @@ static int start(struct supervisor *s, char *err, size_t errlen)
 		.fatal = fatal,
 		.forked = forked,
 		.called = called,
+		.lives_in = task_lives_in,
 		.priv = s,
 	};
 	struct itimerspec it = {.it_interval = {0, TICK_NS}, .it_value = {0, TICK_NS}};
@@ -1283,11 +1396,28 @@ void supervisor_main(const struct run_options *opt, int front_fd, pid_t front)
 	sigprocmask(SIG_BLOCK, &all, NULL);
 	setsid();
 	prctl(PR_SET_NAME, "hmm-supervisor");
+	/* Nothing of the caller's may be held open by us: somebody may wait for its end. */
+	if (dup2(front_fd, 3) == 3) {
+		front_fd = 3;
+		syscall(SYS_close_range, 4, ~0u, 0);
+	}
 	/* About ten descriptors a program: as many as we may have. */
 	if (!getrlimit(RLIMIT_NOFILE, &nofile)) {
 		nofile.rlim_cur = nofile.rlim_max;
 		setrlimit(RLIMIT_NOFILE, &nofile);
 	}
+	/* The program's standard input and output are the program's. */
+	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	if (null >= 0) {
+		dup2(null, 0);
+		dup2(null, 1);
+		close(null);
+	}
+	/* Our threads' stacks are ours to choose, not RLIMIT_STACK's. */
+	pthread_attr_t attr;
+	pthread_attr_init(&attr);
+	pthread_attr_setstacksize(&attr, THREAD_STACK);
+	pthread_setattr_default_np(&attr);
 	ready.rc = -ENOMEM;
 	if (s) {
 		s->opt = *opt;
@@ -1302,13 +1432,6 @@ void supervisor_main(const struct run_options *opt, int front_fd, pid_t front)
 		fprintf(stderr, "hmm: %s\n", err);
 	if (send(front_fd, &ready, sizeof(ready), MSG_NOSIGNAL) != sizeof(ready) || ready.rc)
 		_exit(1);
-	/* The program's standard input and output are the program's. */
-	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-	if (null >= 0) {
-		dup2(null, 0);
-		dup2(null, 1);
-		close(null);
-	}
 	loop(s);
 	_exit(0);
 }

@@ -108,8 +108,9 @@ static void arena_release(struct umm_arena *a, void *p, size_t size)
 {
 	unsigned c = class_of(size);
 
-	if (1ull << c >= UMM_PAGE)
-		madvise(p, 1ull << c, MADV_DONTNEED); /* it is given out as zeros */
+	/* It is given out as zeros.  Locked memory (mlockall) cannot be dropped. */
+	if (1ull << c >= UMM_PAGE && madvise(p, 1ull << c, MADV_DONTNEED))
+		memset(p, 0, 1ull << c);
 	pthread_mutex_lock(&a->lock);
 	*(void **)p = a->freed[c];
 	a->freed[c] = p;

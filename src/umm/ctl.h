@@ -93,6 +93,8 @@ struct umm_ctl {
 	uint32_t space_id;	    /* the engine's name for the space */
 	_Atomic uint32_t armed;	    /* the engine moves pages of this space */
 	_Atomic uint32_t no_fork_events; /* the kernel withholds them: pages come back before fork */
+	_Atomic uint32_t forking; /* forks under way that found the space unarmed, where events are withheld */
+	_Atomic uint32_t has_forked; /* by a hook, whether there was an event or not: it shares pages with others */
 	_Atomic uint32_t acked;		 /* orders other than batches that the inside has carried out */
 	_Atomic uint32_t epoch;
 	_Atomic uint32_t populating; /* the inside's thread id while it asks for pages of its own; else 0 */
@@ -117,6 +119,21 @@ static inline void umm_pin_lock(struct umm_ctl *c)
 		atomic_uint *word = (atomic_uint *)&c->pin_lock;
 		sys_futex_wait(word, 1, &ts);
 	}
+}
+
+/** As umm_pin_lock(), but not for ever: false when somebody holds it for longer than anybody should. */
+static inline bool umm_pin_lock_soon(struct umm_ctl *c)
+{
+	uint32_t zero = 0;
+
+	for (unsigned tries = 0; !atomic_compare_exchange_strong(&c->pin_lock, &zero, 1); zero = 0) {
+		struct timespec ts = {.tv_nsec = 1000000};
+
+		if (tries++ > 200)
+			return false;
+		sys_futex_wait((atomic_uint *)&c->pin_lock, 1, &ts);
+	}
+	return true;
 }
 
 static inline void umm_pin_unlock(struct umm_ctl *c)

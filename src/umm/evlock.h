@@ -93,7 +93,8 @@ static inline void umm_evlock_unshared(struct umm_evlock *l)
 	sys_futex_wake(&l->word, INT32_MAX);
 }
 
-static inline void umm_evlock_excl(struct umm_evlock *l)
+/** @gone as above: who shares the lock may have died with it.  Returns whether it is held. */
+static inline bool umm_evlock_excl_unless(struct umm_evlock *l, bool (*gone)(void *arg), void *arg)
 {
 	for (unsigned spin = 0;; spin++) {
 		uint32_t w = atomic_load_explicit(&l->word, memory_order_relaxed);
@@ -103,15 +104,26 @@ static inline void umm_evlock_excl(struct umm_evlock *l)
 
 			if (atomic_compare_exchange_weak_explicit(&l->word, &w, next, memory_order_acquire,
 								  memory_order_relaxed))
-				break;
+				return true;
 		} else if (!(w & UMM_EVLOCK_WANT)) {
 			atomic_fetch_or(&l->word, UMM_EVLOCK_WANT);
 		} else if (spin > UMM_EVLOCK_SPINS) {
 			umm_evlock_sleep(l, w);
+			if (gone && gone(arg)) {
+				/* Others that want it exclusively say so again. */
+				atomic_fetch_and(&l->word, ~(UMM_EVLOCK_WANT | UMM_EVLOCK_SLEEP));
+				sys_futex_wake(&l->word, INT32_MAX);
+				return false;
+			}
 		} else {
 			sys_relax();
 		}
 	}
+}
+
+static inline void umm_evlock_excl(struct umm_evlock *l)
+{
+	umm_evlock_excl_unless(l, NULL, NULL);
 }
 
 static inline void umm_evlock_unexcl(struct umm_evlock *l)

@@ -80,6 +80,7 @@ struct umm_space {
 	const struct umm_space_ops *ops;
 	void *priv;
 	void (*destroy)(void *priv); /* when the last reference goes */
+	bool (*gone)(void *priv);    /* has whoever stands in the space died, maybe with a lock held?  NULL: nobody does */
 	pthread_mutex_t lock;
 };
 

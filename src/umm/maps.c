@@ -86,8 +86,8 @@ static int next_by_text(struct umm_space *space, uint64_t addr, struct umm_vma *
 		char perms[5] = "", name[64] = "";
 		struct umm_vma v = {.page_size = UMM_PAGE};
 
-		if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s %" SCNx64 " %x:%x %" SCNu64 " %63s", &v.start, &v.end, perms,
-			   &v.offset, &v.dev_major, &v.dev_minor, &v.inode, name) < 7)
+		if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s %" SCNx64 " %x:%x %" SCNu64 " %63s", &v.start, &v.end,
+			   perms, &v.offset, &v.dev_major, &v.dev_minor, &v.inode, name) < 7)
 			continue;
 		if (v.end <= addr)
 			continue;
@@ -114,5 +114,9 @@ int umm_vma_next(struct umm_space *space, uint64_t addr, struct umm_vma *vma)
 			return rc;
 		space->maps_text = true;
 	}
-	return next_by_text(space, addr, vma);
+	/* The file has one position, and others look at mappings, too. */
+	pthread_mutex_lock(&space->lock);
+	int rc = next_by_text(space, addr, vma);
+	pthread_mutex_unlock(&space->lock);
+	return rc;
 }

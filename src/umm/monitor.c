@@ -37,6 +37,7 @@
 #include "umm/internal.h"
 
 #define MONITOR_THREADS_MAX 16u
+#define MONITOR_STACK (2ul << 20)
 #define READ_MAX 32u
 #define KEY_STOP 0
 
@@ -56,6 +57,8 @@ struct umm_monitor {
 	unsigned nspaces, room;
 	struct umm_space **spaces; /* each with a reference */
 	struct backlog *backlog;
+	pthread_mutex_t spare_lock;
+	int spare; /* given up when there is no other descriptor */
 	unsigned nthreads;
 	pthread_t thread[MONITOR_THREADS_MAX];
 };
@@ -202,6 +205,20 @@ static void apply_event(struct umm_space *s, const struct uffd_msg *msg)
 	change(s, &c);
 }
 
+/* A FORK event comes with a descriptor.  There must be one left: who forks waits for the event to be read. */
+static ssize_t read_with_spare(struct umm_monitor *m, int uffd, struct uffd_msg *msg, size_t len)
+{
+	ssize_t got;
+
+	pthread_mutex_lock(&m->spare_lock);
+	if (m->spare >= 0)
+		close(m->spare);
+	got = read(uffd, msg, len);
+	m->spare = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	pthread_mutex_unlock(&m->spare_lock);
+	return got;
+}
+
 /* Read once.  Events are applied; faults go to @faults.  Returns how many, and whether there may be more. */
 static unsigned space_read(struct umm_space *s, struct umm_fault *faults, bool *more)
 {
@@ -209,8 +226,15 @@ static unsigned space_read(struct umm_space *s, struct umm_fault *faults, bool *
 	unsigned n = 0, nfaults = 0;
 
 	*more = false;
-	umm_evlock_excl(&s->ctl->evlock);
+	if (!umm_evlock_excl_unless(&s->ctl->evlock, s->gone, s->priv)) {
+		/* Its agent died inside the lock.  Who killed it, or will, is the supervisor; others want to be served.
+		 */
+		umm_monitor_del(s);
+		return 0;
+	}
 	ssize_t got = read(s->uffd, msg, sizeof(msg));
+	if (got < 0 && (errno == EMFILE || errno == ENFILE) && s->monitor)
+		got = read_with_spare(s->monitor, s->uffd, msg, sizeof(msg));
 	if (got > 0) {
 		n = (unsigned)((size_t)got / sizeof(msg[0]));
 		*more = n == READ_MAX;
@@ -305,6 +329,7 @@ static void serve(struct umm_space *s, struct umm_fault *faults, unsigned n)
 				again[nagain++] = faults[i];
 		if (!nagain)
 			return;
+		lead_drop(); /* it may take a while, and others want to be served */
 		umm_space_drain(s);
 		/* The changer must run before the kernel lets us: it may want this CPU. */
 		sched_yield();
@@ -389,6 +414,7 @@ int umm_monitor_create(unsigned nthreads, struct umm_monitor **mp)
 {
 	struct umm_monitor *m = calloc(1, sizeof(*m));
 	struct epoll_event ev = {.events = EPOLLIN, .data.u64 = KEY_STOP};
+	pthread_attr_t attr;
 	int rc;
 
 	if (!m)
@@ -399,6 +425,8 @@ int umm_monitor_create(unsigned nthreads, struct umm_monitor **mp)
 		nthreads = MONITOR_THREADS_MAX;
 	pthread_mutex_init(&m->leader, NULL);
 	pthread_mutex_init(&m->table, NULL);
+	pthread_mutex_init(&m->spare_lock, NULL);
+	m->spare = open("/dev/null", O_RDONLY | O_CLOEXEC);
 	m->next_key = 1;
 	m->kick = -1;
 	m->epfd = epoll_create1(EPOLL_CLOEXEC);
@@ -408,11 +436,14 @@ int umm_monitor_create(unsigned nthreads, struct umm_monitor **mp)
 		rc = -errno;
 		goto fail;
 	}
-	for (; m->nthreads < nthreads; m->nthreads++) {
-		rc = -pthread_create(&m->thread[m->nthreads], NULL, monitor_thread, m);
-		if (rc)
-			goto fail;
-	}
+	/* Whatever RLIMIT_STACK says: who serves a fault has a cluster of pages on its stack. */
+	pthread_attr_init(&attr);
+	pthread_attr_setstacksize(&attr, MONITOR_STACK);
+	for (rc = 0; !rc && m->nthreads < nthreads; m->nthreads += !rc)
+		rc = -pthread_create(&m->thread[m->nthreads], &attr, monitor_thread, m);
+	pthread_attr_destroy(&attr);
+	if (rc)
+		goto fail;
 	*mp = m;
 	return 0;
 fail:
@@ -443,6 +474,9 @@ void umm_monitor_destroy(struct umm_monitor *m)
 		close(m->kick);
 	if (m->epfd >= 0)
 		close(m->epfd);
+	if (m->spare >= 0)
+		close(m->spare);
+	pthread_mutex_destroy(&m->spare_lock);
 	pthread_mutex_destroy(&m->table);
 	pthread_mutex_destroy(&m->leader);
 	free(m);

@@ -142,7 +142,8 @@ class Run:
         return 0
 
     def agents(self):
-        return self.below("hmm-agent")
+        """Nobody's children: they come to whoever reaps orphans, which is this process."""
+        return [p for p in descendants() if comm(p) == "hmm-agent" and state(p) != "Z"]
 
     def hung(self, what):
         pids = [p for p in [self.pid, *descendants()] if state(p)]

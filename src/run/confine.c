@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: MIT */
+/* The agent's confinement; see confine.h. */
+#include "run/confine.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/audit.h>
+#include <linux/capability.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <signal.h>
+#include <stddef.h>
+#include <sys/prctl.h>
+
+#include "hmm_uapi.h"
+#include "umm/sys.h"
+
+#define LOAD(field) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, field))
+/* The low half of an argument; x86 is little-endian. */
+#define LOAD_ARG(n) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args) + (n)*8)
+#define ALLOW BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)
+#define REFUSE BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM)
+#define IF_NOT(value, skip) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (value), 0, (skip))
+#define LET(nr) IF_NOT(nr, 1), ALLOW
+
+static const struct sock_filter filter[] = {
+	LOAD(arch),
+	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 1, 0),
+	REFUSE,
+	LOAD(nr),
+	LET(SYS_poll),
+	LET(SYS_recvfrom),
+	LET(SYS_madvise),
+	LET(SYS_munlock),
+	LET(SYS_futex),
+	LET(SYS_nanosleep),
+	LET(SYS_sched_yield),
+	LET(SYS_getpid),
+	LET(SYS_gettid),
+	LET(SYS_kcmp),
+	LET(SYS_getdents64),
+	LET(SYS_pidfd_send_signal),
+	LET(SYS_close),
+	LET(SYS_exit),
+	LET(SYS_exit_group),
+	/* moving pages, and emptying staging */
+	IF_NOT(SYS_ioctl, 8),
+	LOAD_ARG(1),
+	LET((__u32)UFFDIO_MOVE),
+	LET((__u32)UFFDIO_REGISTER),
+	LET((__u32)UFFDIO_UNREGISTER),
+	REFUSE,
+	/* looking for who lives in here, when all must be killed */
+	IF_NOT(SYS_openat, 4),
+	LOAD_ARG(2),
+	LET(O_RDONLY | O_DIRECTORY | O_CLOEXEC),
+	REFUSE,
+	IF_NOT(SYS_kill, 3),
+	LOAD_ARG(1),
+	LET(SIGKILL),
+	REFUSE,
+};
+
+int confine(void)
+{
+	struct sock_fprog prog;
+	struct __user_cap_header_struct head;
+	struct __user_cap_data_struct data[2];
+	long rc;
+
+	head.version = _LINUX_CAPABILITY_VERSION_3;
+	head.pid = 0;
+	rc = sys2(SYS_capget, &head, data);
+	if (rc < 0)
+		return (int)rc;
+	data[0].permitted &= 1u << CAP_KILL | 1u << CAP_SYS_PTRACE;
+	data[0].effective &= data[0].permitted;
+	data[0].inheritable = 0;
+	data[1].permitted = data[1].effective = data[1].inheritable = 0;
+	rc = sys2(SYS_capset, &head, data);
+	if (rc < 0)
+		return (int)rc;
+	rc = sys5(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+	if (rc < 0)
+		return (int)rc;
+	prog.len = sizeof(filter) / sizeof(filter[0]);
+	prog.filter = (struct sock_filter *)filter;
+	return (int)sys3(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &prog);
+}
