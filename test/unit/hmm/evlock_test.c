@@ -324,12 +324,32 @@ static void who_waits_may_give_up(void **state)
 	assert_int_equal(atomic_load(&lock.word), 0);
 }
 
+/* Who shared the lock died with it: who wants it alone gives up, and others that share it are not kept out. */
+static void who_wants_it_exclusively_may_give_up(void **state)
+{
+	struct umm_evlock lock = {0};
+	unsigned asked = 0;
+
+	atomic_store(&timeouts_wanted, true);
+	umm_evlock_shared(&lock);
+	assert_false(umm_evlock_excl_unless(&lock, after_three_times, &asked));
+	assert_int_equal(asked, 3);
+	atomic_store(&timeouts_wanted, false);
+	assert_int_equal(atomic_load(&lock.word), 1);
+	assert_true(umm_evlock_try_shared(&lock));
+	umm_evlock_unshared(&lock);
+	umm_evlock_unshared(&lock);
+	assert_true(umm_evlock_excl_unless(&lock, after_three_times, &asked));
+	umm_evlock_unexcl(&lock);
+	assert_int_equal(atomic_load(&lock.word), 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(between_threads),        cmocka_unit_test(between_processes),
 		cmocka_unit_test(every_sleeper_is_woken), cmocka_unit_test(who_wants_it_exclusively_goes_first),
-		cmocka_unit_test(who_waits_may_give_up),
+		cmocka_unit_test(who_waits_may_give_up),  cmocka_unit_test(who_wants_it_exclusively_may_give_up),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
