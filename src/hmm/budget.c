@@ -225,8 +225,7 @@ void hmm_budget_charge(struct hmm_mm *mm, uint64_t pages)
 	}
 }
 
-/* Whether @mm may be managed from now on.  Of hooks that fork: "forks and the moment of arming" in src/run/preload.c.
- */
+/* Whether @mm may be managed from now on; see "forks and the moment of arming" in src/run/preload.c. */
 static bool arm(struct hmm_mm *mm)
 {
 	struct umm_ctl *ctl = mm->space->ctl;
@@ -238,8 +237,7 @@ static bool arm(struct hmm_mm *mm)
 		atomic_store(&ctl->armed, 1);
 		mm->arming_ns = now;
 	}
-	/* Who was killed half-way through a fork counts for ever, if others live on in the space: they are not spared.
-	 */
+	/* Who was killed in the middle of a fork counts for ever: those who live on in the space are not spared. */
 	return !atomic_load(&ctl->no_fork_events) || !atomic_load(&ctl->forking) || now - mm->arming_ns > FORKING_NS;
 }
 

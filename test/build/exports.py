@@ -13,8 +13,8 @@ import sys
 
 # What the preload library stands in for.
 HOOKS = {
-    "clone", "execl", "execle", "execlp", "execv", "execve", "execveat", "execvp", "execvpe", "fexecve", "fork",
-    "_Fork", "ioctl", "madvise", "mremap", "popen", "posix_spawn", "posix_spawnp", "pthread_create", "system",
+    "clone", "daemon", "execl", "execle", "execlp", "execv", "execve", "execveat", "execvp", "execvpe", "fexecve",
+    "fork", "_Fork", "forkpty", "ioctl", "madvise", "mremap", "popen", "posix_spawn", "posix_spawnp", "pthread_create", "system",
     "thrd_create",
 }
 

@@ -7,11 +7,16 @@
  * their last word on standard output, which the driver waits for.
  */
 #include <pthread.h>
+#include <pty.h>
 #include <sched.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdatomic.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <sys/wait.h>
+#include <termios.h>
 
 #include "../victim.h"
 
@@ -418,6 +423,257 @@ static int clone_vm_outlives(void)
 	_exit(0);
 }
 
+/* -------------------------------------------------------- forks inside libc */
+
+/* A child that has what every other has: its parent's pages, and pages of its own that move. */
+static int belongs(void)
+{
+	char *own = v_map(PAGES * V_PAGE);
+
+	v_fill_all(own, PAGES, 4, 0, KIND);
+	for (unsigned k = 0; k < 1000 && !v_absent(own, PAGES); k++)
+		usleep(10000);
+	if (!v_absent(own, PAGES)) {
+		fprintf(stderr, "the child's own pages never move\n");
+		return 1;
+	}
+	return check_depth(0) || v_check_all(own, PAGES, 4, 0, KIND);
+}
+
+static bool is_null(int fd)
+{
+	struct stat st;
+
+	return !fstat(fd, &st) && S_ISCHR(st.st_mode) && st.st_rdev == makedev(1, 3);
+}
+
+static int daemon_is_right(int nochdir, int noclose, const char *cwd)
+{
+	char now[512];
+
+	if (getsid(0) != getpid() || !getcwd(now, sizeof(now)) || strcmp(now, nochdir ? cwd : "/"))
+		return 2;
+	for (int fd = 1; fd < 3; fd++)
+		if (is_null(fd) == !!noclose)
+			return 3;
+	if (!noclose && (!is_null(0) || open("/dev/null", O_RDONLY | O_CLOEXEC) != 3))
+		return 4;
+	return belongs() ? 5 : 0;
+}
+
+/* The daemon tells by a pipe; who called it ends with status 0 at once. */
+static int run_daemon(void)
+{
+	char cwd[512];
+	int bad = 0;
+
+	if (!getcwd(cwd, sizeof(cwd)))
+		return 1;
+	for (int how = 0; how < 4 && !bad; how++) {
+		int fd[2];
+		char word = 'x';
+		pid_t pid;
+
+		if (pipe(fd) || dup2(fd[0], 20) < 0 || dup2(fd[1], 21) < 0 || close(fd[0]) || close(fd[1]))
+			return 1;
+		pid = fork();
+		if (!pid) {
+			close(20);
+			word = daemon(how & 1, how >> 1) ? '1' : (char)('0' + daemon_is_right(how & 1, how >> 1, cwd));
+			_exit(write(21, &word, 1) != 1);
+		}
+		close(21);
+		bad |= pid < 0 || reap_one(pid, "daemon");
+		if (read(20, &word, 1) != 1 || word != '0') {
+			fprintf(stderr, "daemon(%d, %d): '%c'\n", how & 1, how >> 1, word);
+			bad = 1;
+		}
+		close(20);
+	}
+	return bad || check_depth(0);
+}
+
+static int run_forkpty(void)
+{
+	struct winsize size = {.ws_row = 17, .ws_col = 71}, got;
+	struct termios mode;
+	char name[256] = "", text[4096];
+	size_t n = 0;
+	ssize_t k;
+	int master, bad;
+	pid_t pid;
+
+	memset(&mode, 0, sizeof(mode));
+	mode.c_cflag = CS8 | CREAD; /* raw: what is written is what is read */
+	mode.c_cc[VMIN] = 1;
+	cfsetspeed(&mode, B38400);
+	pid = forkpty(&master, name, &mode, &size);
+	if (!pid) {
+		bad = getsid(0) != getpid() || tcgetpgrp(0) != getpid() || !isatty(0) || !isatty(1) || !isatty(2) ||
+		      strcmp(ttyname(1), name) || ioctl(0, TIOCGWINSZ, &got) || got.ws_row != 17 || got.ws_col != 71 ||
+		      open("/dev/null", O_RDONLY | O_CLOEXEC) != 3;
+		bad |= belongs();
+		dprintf(1, bad ? "wrong\n" : "right\n");
+		_exit(0);
+	}
+	if (pid < 0) {
+		perror("forkpty");
+		return 1;
+	}
+	while (n < sizeof(text) - 1 && (k = read(master, text + n, sizeof(text) - 1 - n)) > 0)
+		n += (size_t)k;
+	text[n] = 0;
+	bad = reap_one(pid, "forkpty");
+	if (strcmp(text, "right\n")) {
+		fprintf(stderr, "forkpty: the child says \"%s\"\n", text);
+		bad = 1;
+	}
+	close(master);
+	return bad || check_depth(0);
+}
+
+/* ------------------------------------------ forks while others start programs */
+
+static void *popener(void *arg)
+{
+	while (!atomic_load(&stop)) {
+		FILE *f = popen("exit 0", "r");
+
+		if (!f || pclose(f))
+			return (void *)1;
+	}
+	return NULL;
+}
+
+/*
+ * A child that is forked in the middle of a popen() has the environment that it
+ * should have.  (It cannot popen() itself: libc's own lock may be held in it.)
+ */
+static int while_popen(void)
+{
+	size_t vars = 0;
+	pthread_t t;
+	void *ret;
+	int bad = 0;
+
+	while (environ[vars])
+		vars++;
+	pthread_create(&t, NULL, popener, NULL);
+	for (unsigned k = 0; k < 150 && !bad; k++) {
+		pid_t pid = fork();
+
+		if (!pid) {
+			size_t n = 0;
+
+			while (environ[n])
+				n++;
+			_exit(n != vars || getenv("HMM_RUN"));
+		}
+		bad |= pid < 0 ? 1 : reap_one(pid, "fork beside popen");
+	}
+	atomic_store(&stop, true);
+	pthread_join(t, &ret);
+	return bad || ret || check_depth(0);
+}
+
+static void on_int(int sig)
+{
+}
+
+static void *systems(void *arg)
+{
+	for (unsigned k = 0; k < 60; k++)
+		if (system("exit 0"))
+			return (void *)1;
+	return NULL;
+}
+
+static void *system_for_ever(void *arg)
+{
+	system("echo $$ >&$LIFE_FD; kill -STOP $$");
+	return NULL;
+}
+
+static int signals_are_back(const char *when)
+{
+	struct sigaction i, q;
+
+	sigaction(SIGINT, NULL, &i);
+	sigaction(SIGQUIT, NULL, &q);
+	if (i.sa_handler == on_int && q.sa_handler == SIG_DFL)
+		return 0;
+	fprintf(stderr, "%s: SIGINT or SIGQUIT is not what it was\n", when);
+	return 1;
+}
+
+/* system() from many threads, and one that is cancelled in it: afterwards signals are as before, and the shell is gone.
+ */
+static int system_threads(void)
+{
+	pthread_t t[FORKERS];
+	void *ret;
+	int fd[2], bad = 0;
+	char text[32] = "";
+
+	signal(SIGINT, on_int);
+	for (unsigned i = 0; i < FORKERS; i++)
+		pthread_create(&t[i], NULL, systems, NULL);
+	for (unsigned i = 0; i < FORKERS; i++) {
+		pthread_join(t[i], &ret);
+		bad |= ret != NULL;
+	}
+	bad |= signals_are_back("after many");
+	if (bad || pipe(fd))
+		return 1;
+	snprintf(text, sizeof(text), "%d", fd[1]);
+	setenv("LIFE_FD", text, 1);
+	pthread_create(&t[0], NULL, system_for_ever, NULL);
+	ssize_t n = read(fd[0], text, sizeof(text) - 1);
+	pthread_cancel(t[0]);
+	pthread_join(t[0], &ret);
+	if (n <= 0 || ret != PTHREAD_CANCELED || !kill(atoi(text), 0)) {
+		fprintf(stderr, "the cancelled one's shell lives on\n");
+		bad = 1;
+	}
+	return bad || signals_are_back("after the cancelled one") || check_depth(0);
+}
+
+/* ------------------------------------ a fork that began before anything moved */
+
+static void slow_prepare(void)
+{
+	if (mem)
+		return;
+	mem = v_map(PAGES * V_PAGE);
+	v_fill_all(mem, PAGES, 1, 0, KIND);
+	/* What must not happen has time to happen. */
+	for (unsigned k = 0; k < 60 && !v_absent(mem, PAGES); k++)
+		usleep(10000);
+	char *p = v_map(V_PAGE), *q;
+	if (p == MAP_FAILED || (q = mremap(p, V_PAGE, 9 * V_PAGE, MREMAP_MAYMOVE)) == MAP_FAILED)
+		_exit(9);
+	munmap(q, 9 * V_PAGE);
+}
+
+static int slow_fork(void)
+{
+	int bad = 0;
+
+	pthread_atfork(slow_prepare, NULL, NULL);
+	for (unsigned k = 0; k < 3 && !bad; k++) {
+		pid_t pid = fork();
+
+		if (!pid)
+			_exit(check_depth(0) ? 1 : 0);
+		bad |= pid < 0 ? 1 : reap_one(pid, "a fork that takes its time");
+		/* It is over: from now on things move. */
+		for (unsigned i = 0; i < 1000 && !v_absent(mem, PAGES); i++)
+			usleep(10000);
+		bad |= check_depth(0) != 0;
+	}
+	return bad;
+}
+
 int main(int argc, char **argv)
 {
 	static const struct {
@@ -435,6 +691,10 @@ int main(int argc, char **argv)
 		{"system", run_system},
 		{"clone-vm", clone_vm},
 		{"clone-vm-outlives", clone_vm_outlives},
+		{"daemon", run_daemon},
+		{"forkpty", run_forkpty},
+		{"while-popen", while_popen},
+		{"system-threads", system_threads},
 	};
 	static char path[512];
 	ssize_t n = readlink("/proc/self/exe", path, sizeof(path) - 1);
@@ -445,6 +705,8 @@ int main(int argc, char **argv)
 	self = path;
 	if (!strcmp(argv[1], "small"))
 		return small();
+	if (!strcmp(argv[1], "slow"))
+		return slow_fork();
 	for (unsigned i = 0; i < sizeof(tests) / sizeof(tests[0]); i++) {
 		if (strcmp(argv[1], tests[i].name))
 			continue;
