@@ -54,6 +54,33 @@ static void foreign_age(struct hmm_mm *mm)
 	pthread_mutex_unlock(&mm->lock);
 }
 
+/*
+ * Without FORK events a child would find zeros where pages are away: better it
+ * finds no mapping.  So that comes first, and what it cannot be had for is not
+ * managed; nor is anything that is new in the middle of a fork that has been
+ * allowed (rest; the lock is held while that is arranged).
+ */
+static int manage(struct hmm_mm *mm, const struct umm_vma *v)
+{
+	bool unforked = atomic_load(&mm->space->ctl->no_fork_events) && mm->inside;
+	int rc = 0;
+
+	if (unforked) {
+		pthread_mutex_lock(&mm->out_lock);
+		rc = atomic_load(&mm->rest)
+			     ? -EAGAIN
+			     : mm->inside->advise(mm->inside_priv, v->start, v->end - v->start, MADV_DONTFORK);
+	}
+	if (!rc) {
+		umm_evlock_shared(&mm->space->ctl->evlock);
+		rc = register_piece(mm, v->start, v->end);
+		umm_evlock_unshared(&mm->space->ctl->evlock);
+	}
+	if (unforked)
+		pthread_mutex_unlock(&mm->out_lock);
+	return rc;
+}
+
 int hmm_discover(struct hmm_mm *mm)
 {
 	struct umm_vma v;
@@ -75,19 +102,8 @@ int hmm_discover(struct hmm_mm *mm)
 		pthread_mutex_unlock(&mm->lock);
 		if (known)
 			continue;
-		umm_evlock_shared(&mm->space->ctl->evlock);
-		int rc = register_piece(mm, v.start, v.end);
-		umm_evlock_unshared(&mm->space->ctl->evlock);
-		if (rc == -ESRCH)
-			return rc;
-		/* Without FORK events a child would find zeros where pages are away: better it finds no mapping. */
-		if (rc || !mm->space->ctl->no_fork_events || !mm->inside)
-			continue;
-		/* Not in the middle of a fork that has been allowed: the lock is held while that is arranged. */
-		pthread_mutex_lock(&mm->out_lock);
-		if (!atomic_load(&mm->rest))
-			mm->inside->advise(mm->inside_priv, v.start, v.end - v.start, MADV_DONTFORK);
-		pthread_mutex_unlock(&mm->out_lock);
+		if (manage(mm, &v) == -ESRCH)
+			return -ESRCH;
 	}
 	return 0;
 }

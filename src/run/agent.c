@@ -334,7 +334,7 @@ static void serve(struct agent_fds *f, struct umm_inside *in)
 		if (m.op == WIRE_BYE)
 			return;
 		if (m.op == WIRE_ADVISE) {
-			sys3(SYS_madvise, m.start, m.len, m.arg);
+			atomic_store(&in->ctl->advised, (int32_t)sys3(SYS_madvise, m.start, m.len, m.arg));
 			atomic_fetch_add(&in->ctl->acked, 1);
 			sys_futex_wake(&in->ctl->acked, INT32_MAX);
 		}

@@ -73,7 +73,7 @@ struct member {
 	void *ctl_map;
 	uint64_t arena; /* where it lies in the space */
 	unsigned forks; /* that everything rests for; mm->out_lock */
-	bool fork_said;
+	bool fork_said, arm_said;
 	uint64_t tick;
 	pthread_mutex_t advise_lock;
 };
@@ -284,6 +284,11 @@ static int inside_arm(void *priv)
 	arena_layout(&a, (char *)(uintptr_t)m->arena);
 	rc = umm_uffd_register(m->mm->space->uffd, (uintptr_t)a.staging, ARENA_STAGING + ARENA_BELLS + ARENA_IDENT,
 			       UFFDIO_REGISTER_MODE_MISSING);
+	if (rc && rc != -ESRCH && !m->arm_said) {
+		m->arm_said = true;
+		fprintf(stderr, "hmm: memory of process %d cannot be moved: userfaultfd refuses its staging: %s\n",
+			(int)m->pid, strerror(-rc));
+	}
 	return rc;
 }
 
@@ -305,6 +310,8 @@ static int inside_advise(void *priv, uint64_t start, uint64_t len, int advice)
 			rc = -ESRCH;
 		sys_futex_wait(&ctl->acked, seen, &ts);
 	}
+	if (!rc)
+		rc = atomic_load(&ctl->advised);
 	pthread_mutex_unlock(&m->advise_lock);
 	return rc;
 }
@@ -360,7 +367,8 @@ static void advise_registered(struct member *m, int advice)
 		if (next)
 			in = *next;
 		pthread_mutex_unlock(&mm->lock);
-		if (!next || inside_advise(m, in.start, in.end - in.start, advice))
+		/* A piece that has just been unmapped is none to inherit. */
+		if (!next || inside_advise(m, in.start, in.end - in.start, advice) == -ESRCH)
 			return;
 		at = in.end;
 	}

@@ -36,13 +36,13 @@
 #define UMM_RUN_PAGES 64u    /* most pages in a run */
 #define UMM_BATCH_RUNS 128u  /* most runs in a batch */
 #define UMM_BATCH_PAGES 512u /* most pages in a batch */
-#define UMM_BATCHES 2u	     /* one is filled while the other is stored */
+#define UMM_BATCHES 2u       /* one is filled while the other is stored */
 #define UMM_PIN_SLOTS 65536u
 #define UMM_CALL_SLOTS 32u
 
 enum umm_run_state {
 	UMM_RUN_PENDING = 0,
-	UMM_RUN_MOVED, /* mask says which pages are in staging */
+	UMM_RUN_MOVED,  /* mask says which pages are in staging */
 	UMM_RUN_FILLED, /* and they have been copied to the window */
 };
 
@@ -90,12 +90,13 @@ struct umm_call {
 
 struct umm_ctl {
 	uint32_t magic;
-	uint32_t space_id;	    /* the engine's name for the space */
-	_Atomic uint32_t armed;	    /* the engine moves pages of this space */
+	uint32_t space_id;               /* the engine's name for the space */
+	_Atomic uint32_t armed;          /* the engine moves pages of this space */
 	_Atomic uint32_t no_fork_events; /* the kernel withholds them: pages come back before fork */
-	_Atomic uint32_t forking; /* forks under way that found the space unarmed, where events are withheld */
-	_Atomic uint32_t has_forked; /* by a hook, whether there was an event or not: it shares pages with others */
-	_Atomic uint32_t acked;		 /* orders other than batches that the inside has carried out */
+	_Atomic uint32_t forking;        /* forks under way that found the space unarmed, where events are withheld */
+	_Atomic uint32_t has_forked;     /* by a hook, whether there was an event or not: it shares pages with others */
+	_Atomic int32_t advised;         /* what the last madvise() that was ordered returned */
+	_Atomic uint32_t acked;          /* orders other than batches that the inside has carried out */
 	_Atomic uint32_t epoch;
 	_Atomic uint32_t populating; /* the inside's thread id while it asks for pages of its own; else 0 */
 	struct umm_evlock evlock;
