@@ -231,7 +231,7 @@ static bool arm(struct hmm_mm *mm)
 	struct umm_ctl *ctl = mm->space->ctl;
 	uint64_t now = hmm_now_ns();
 
-	if (!atomic_load(&ctl->armed)) {
+	if (!mm->arming_ns) {
 		if (mm->inside->arm(mm->inside_priv))
 			return false;
 		atomic_store(&ctl->armed, 1);
