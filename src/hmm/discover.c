@@ -16,10 +16,21 @@ static bool manageable(const struct umm_vma *v)
 	return !(v->flags & (UMM_VMA_SHARED | UMM_VMA_FILE | UMM_VMA_SPECIAL | UMM_VMA_STACK | UMM_VMA_HUGETLB));
 }
 
+/*
+ * Event lock shared.  A mapping that was not registered goes and comes without
+ * a word: between the look at it and its registration a part may have been
+ * unmapped, and mapped again right after, not registered.  What is moved out of
+ * such memory comes back as zeros.  So look again: only one mapping from @start
+ * to @end can be registered all over, as a registered and another one do not
+ * merge; and what changes from now on sends an event.
+ */
 static int register_piece(struct hmm_mm *mm, uint64_t start, uint64_t end)
 {
 	int rc = umm_uffd_register(mm->space->uffd, start, end - start, UFFDIO_REGISTER_MODE_MISSING);
+	struct umm_vma now;
 
+	if (!rc && (umm_vma_next(mm->space, start, &now) || now.start != start || now.end != end))
+		rc = -EAGAIN; /* the next walk finds it as it is */
 	pthread_mutex_lock(&mm->lock);
 	if (!rc) {
 		rc = hmm_iset_add(&mm->registered, start, end);
