@@ -20,7 +20,9 @@
  *
  * UFFDIO_MOVE wants both sides writable.  For the moment of the move a private
  * read-only mapping is made writable; what moves is the page itself, so nothing
- * that anybody writes in that moment is lost.
+ * that anybody writes in that moment is lost.  The space's layout lock keeps
+ * calls that change mappings away meanwhile, where hooks see them: the protection
+ * that is put back must be that of the same mapping.
  *
  * DOC: markers
  *
@@ -107,6 +109,22 @@ static bool is_readonly(const struct umm_vma *v)
 	return (v->flags & (UMM_VMA_READ | UMM_VMA_WRITE | UMM_VMA_EXEC)) == UMM_VMA_READ;
 }
 
+static bool has_readonly(struct hmm_mm *mm, unsigned b)
+{
+	struct umm_batch *batch = &mm->space->ctl->batch[b];
+	struct umm_vma v = {0};
+
+	for (unsigned r = 0; r < batch->nr; r++) {
+		if (batch->run[r].addr >= v.start && batch->run[r].addr < v.end)
+			continue;
+		if (umm_vma_next(mm->space, batch->run[r].addr, &v))
+			continue;
+		if (is_readonly(&v))
+			return true;
+	}
+	return false;
+}
+
 /* Make the read-only parts of batch @b writable, or read-only again.  *@which: a bit per run. */
 static void unprotect(struct hmm_mm *mm, unsigned b, bool undo, uint64_t which[UMM_BATCH_RUNS / 64])
 {
@@ -134,9 +152,15 @@ static int linked_go(void *priv, unsigned b)
 	struct linked *l = priv;
 	uint64_t which[UMM_BATCH_RUNS / 64] = {0};
 
+	if (!has_readonly(l->mm, b)) {
+		umm_inside_move(&l->in, b);
+		return 0;
+	}
+	pthread_rwlock_wrlock(&l->mm->space->layout);
 	unprotect(l->mm, b, false, which);
 	umm_inside_move(&l->in, b);
 	unprotect(l->mm, b, true, which);
+	pthread_rwlock_unlock(&l->mm->space->layout);
 	return 0;
 }
 
@@ -337,15 +361,61 @@ static void child_fill(struct hmm_mm *mm, struct child *c)
 	child_events(mm, c);
 }
 
+static void smaps_line(const char *line, uint64_t *start, uint64_t *end, struct child *c)
+{
+	char *at;
+	uint64_t a = strtoull(line, &at, 16);
+
+	if (at != line && *at == '-') {
+		*start = a;
+		*end = strtoull(at + 1, NULL, 16);
+	} else if (!strncmp(line, "VmFlags:", 8)) {
+		if (strstr(line, " dc"))
+			c->failed |= hmm_iset_add(&c->absent, *start, *end) != 0;
+		else if (strstr(line, " wf"))
+			c->failed |= hmm_iset_add(&c->empty, *start, *end) != 0;
+	}
+}
+
+/*
+ * What hmm_find_unforked() does, without malloc: another thread may be in fork(),
+ * holding malloc's lock until its event, too, is read by this very thread.
+ */
+static void find_unforked(struct hmm_mm *mm, struct child *c)
+{
+	char *buf = umm_alloc(mm->space, UMM_PAGE), line[256];
+	int fd = (int)sys3(SYS_open, "/proc/self/smaps", O_RDONLY | O_CLOEXEC, 0);
+	uint64_t start = 0, end = 0;
+	unsigned n = 0;
+	long got = -1;
+
+	while (buf && fd >= 0 && (got = sys3(SYS_read, fd, buf, UMM_PAGE)) > 0) {
+		for (long i = 0; i < got; i++) {
+			if (buf[i] != '\n') {
+				if (n < sizeof(line) - 1)
+					line[n++] = buf[i];
+				continue;
+			}
+			line[n] = 0;
+			n = 0;
+			smaps_line(line, &start, &end, c);
+		}
+	}
+	if (got < 0)
+		c->failed = true;
+	if (fd >= 0)
+		sys_close(fd);
+	umm_free(mm->space, buf, UMM_PAGE);
+}
+
 /* Under the event lock, exclusively: records hold still.  Closing the descriptor leaves the child to itself. */
 static int linked_forked(void *priv, struct hmm_mm *mm, int uffd, struct hmm_mm **childp)
 {
-	struct child c = {.uffd = uffd};
+	struct child c = {.uffd = uffd, .absent.space = mm->space, .empty.space = mm->space};
 
 	if (atomic_load(&mm->radix.away)) {
-		if (hmm_find_unforked(mm, &c.absent, &c.empty))
-			c.failed = true;
-		else
+		find_unforked(mm, &c);
+		if (!c.failed)
 			child_fill(mm, &c);
 		if (c.failed)
 			mm->h->opt.fatal(mm->h->opt.priv, mm, "a forked child could not be given its pages");
@@ -429,7 +499,6 @@ int hmm_mm_open(struct umm_space *space, struct hmm_mm **mmp)
 			l->coherent[t].space = space;
 		l->mm->gone = linked_gone;
 		l->mm->gone_priv = l;
-		l->mm->smaps_fd = open("/proc/self/smaps", O_RDONLY | O_CLOEXEC);
 		/* Not the supervisor's business: no fault tells us of a process. */
 		l->mm->statm_fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
 	}
@@ -548,26 +617,32 @@ static int manage_mapping(struct hmm_mm *mm, const struct umm_vma *v)
 	return rc;
 }
 
-/* Every mapping of [start, end); what cannot be managed gives -EINVAL, unless @lax. */
+/*
+ * Every mapping of [start, end); what cannot be managed gives -EINVAL, unless @lax.
+ * No hooked call changes a mapping between the look and the registration: a part
+ * of one would be left out.
+ */
 static int manage_range(struct hmm_mm *mm, uint64_t start, uint64_t end, bool lax)
 {
-	for (uint64_t at = start; at < end;) {
-		struct umm_vma v;
-		int rc = umm_vma_next(mm->space, at, &v);
+	int rc = 0;
 
+	pthread_rwlock_wrlock(&mm->space->layout);
+	for (uint64_t at = start; at < end && !rc;) {
+		struct umm_vma v;
+
+		rc = umm_vma_next(mm->space, at, &v);
 		if (rc == -ENOENT || (!rc && v.start > at))
-			return -EINVAL;
+			rc = -EINVAL;
 		if (rc)
-			return rc;
+			break;
 		if (is_manageable(&v) && !umm_arena_meets(mm->space->arena, v.start, v.end))
 			rc = manage_mapping(mm, &v);
 		else if (!lax)
 			rc = -EINVAL;
-		if (rc)
-			return rc;
 		at = v.end;
 	}
-	return 0;
+	pthread_rwlock_unlock(&mm->space->layout);
+	return rc;
 }
 
 int hmm_mm_manage(struct hmm_mm *mm, uint64_t start, uint64_t end)
@@ -895,7 +970,23 @@ static int to_coherent(struct hmm_mm *mm, unsigned tier, uint64_t start, uint64_
 	return rc;
 }
 
-/* A private page of our own for each of [start, end) that is to stay mapped on the device. */
+/* A private page of our own in place of the zero page or none: a writer for a moment, as for a move. */
+static void own_readonly(struct hmm_mm *mm, uint64_t start, uint64_t end)
+{
+	struct umm_vma v;
+
+	pthread_rwlock_wrlock(&mm->space->layout);
+	/* It may have changed since we looked. */
+	if (!umm_vma_next(mm->space, start, &v) && v.start <= start && v.end >= end && is_manageable(&v) &&
+	    is_readonly(&v)) {
+		sys3(SYS_mprotect, start, end - start, PROT_READ | PROT_WRITE);
+		sys3(SYS_madvise, start, end - start, MADV_POPULATE_WRITE);
+		sys3(SYS_mprotect, start, end - start, PROT_READ);
+	}
+	pthread_rwlock_unlock(&mm->space->layout);
+}
+
+/* The same for each page of [start, end) that is to stay mapped on the device. */
 static int own_pages(struct hmm_mm *mm, uint64_t start, uint64_t end)
 {
 	for (uint64_t at = start; at < end;) {
@@ -906,14 +997,10 @@ static int own_pages(struct hmm_mm *mm, uint64_t start, uint64_t end)
 		if (rc || v.start > at)
 			return rc && rc != -ENOENT ? rc : -EINVAL;
 		z = v.end < end ? v.end : end;
-		if (is_manageable(&v) && is_readonly(&v)) {
-			/* The zero page is nobody's: a writer for a moment, as for a move. */
-			sys3(SYS_mprotect, at, z - at, PROT_READ | PROT_WRITE);
+		if (is_manageable(&v) && is_readonly(&v))
+			own_readonly(mm, at, z);
+		else if (is_manageable(&v))
 			sys3(SYS_madvise, at, z - at, MADV_POPULATE_WRITE);
-			sys3(SYS_mprotect, at, z - at, PROT_READ);
-		} else if (is_manageable(&v)) {
-			sys3(SYS_madvise, at, z - at, MADV_POPULATE_WRITE);
-		}
 		at = z;
 	}
 	return 0;

@@ -7,9 +7,14 @@
  * A library that has this file in it interposes libc's names by being preloaded
  * or linked first; no code is patched.  Around the call stand
  * umm_invalidate_begin() and umm_invalidate_end(): callbacks have returned when
- * the call begins, and who reads the range sleeps until it has ended.  No lock
- * is held across the call, and all signals are blocked meanwhile: a handler
- * that used a mirror would wait for the thread that it has interrupted.
+ * the call begins, and who reads the range sleeps until it has ended.  All
+ * signals are blocked meanwhile: a handler that used a mirror would wait for the
+ * thread that it has interrupted.
+ *
+ * The one lock that is held across the call, shared, keeps the engine from
+ * changing protections of its own accord at that moment (linked.c): it would
+ * undo what the call has done.  The call may wait for the monitor to read its
+ * event; the monitor takes no such lock, nor waits for who does.
  *
  * The calls themselves are made raw, so that nothing has to be looked up and
  * the engine's own calls of the same names come through here unharmed.  What
@@ -83,12 +88,14 @@ static void begin(struct hook *h)
 	pthread_sigmask(SIG_SETMASK, &all, &h->signals);
 	for (unsigned i = 0; i < h->n; i++)
 		umm_invalidate_begin(h->space, &h->change[i]);
+	pthread_rwlock_rdlock(&h->space->layout);
 }
 
 static void end(struct hook *h)
 {
 	if (!h->n)
 		return;
+	pthread_rwlock_unlock(&h->space->layout);
 	for (unsigned i = h->n; i--;)
 		umm_invalidate_end(h->space, &h->change[i]);
 	pthread_sigmask(SIG_SETMASK, &h->signals, NULL);
@@ -207,8 +214,8 @@ API int madvise(void *addr, size_t len, int advice)
 
 static const struct umm_change fork_change = {.event = UMM_EVENT_FORK, .end = 1ull << 56, .blockable = true};
 
-/* The space as it was told, and the mask; of the one thread that forks: libc has it alone. */
-static struct {
+/* The space as it was told, and the mask; several threads may fork at once. */
+static __thread struct {
 	struct umm_space *space;
 	sigset_t signals;
 } forking;

@@ -74,6 +74,12 @@ struct umm_space {
 	struct umm_ctl *ctl;
 	struct umm_notifiers notifiers;
 	struct umm_quarantine quarantine;
+	/*
+	 * Shared by hooks while their call changes mappings; exclusively by the
+	 * engine while it registers whole mappings, and while it makes read-only
+	 * memory writable for a moment.  Who serves faults and events never takes it.
+	 */
+	pthread_rwlock_t layout;
 	struct umm_monitor *monitor;
 	uint64_t monitor_key;
 	bool own_monitor;

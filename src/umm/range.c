@@ -40,6 +40,7 @@
 
 #define USER_END ((uint64_t)1 << 56)
 #define LOOKS_MAX 4u
+#define POPULATE_TRIES 3u
 /* Between two looks at the clock: populating this much takes milliseconds. */
 #define POPULATE_MAX ((uint64_t)16 << 20)
 
@@ -272,9 +273,16 @@ static int populate(const struct umm_range *r, uint64_t start, uint64_t end, enu
 			return rc;
 		if (stop - start > POPULATE_MAX)
 			stop = start + POPULATE_MAX;
-		rc = umm_space_populate(r->space, start, stop - start, what == LACKS_WRITE);
+		/* A hole that was there for a moment looks like want of memory. */
+		for (unsigned tries = 0; tries < POPULATE_TRIES; tries++) {
+			rc = umm_space_populate(r->space, start, stop - start, what == LACKS_WRITE);
+			if (rc)
+				rc = populate_error(r, start, stop, what, rc);
+			if (rc != -ENOMEM && rc != -EFAULT)
+				break;
+		}
 		if (rc)
-			return populate_error(r, start, stop, what, rc);
+			return rc;
 		rc = time_is_up(r);
 		if (rc)
 			return rc;

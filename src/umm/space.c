@@ -34,6 +34,7 @@ static struct umm_space *space_alloc(void)
 	s->uffd = s->pagemap_fd = s->maps_fd = -1;
 	pthread_mutex_init(&s->lock, NULL);
 	umm_notifiers_init(&s->notifiers);
+	pthread_rwlock_init(&s->layout, NULL);
 	pthread_mutex_init(&s->quarantine.lock, NULL);
 	return s;
 }
@@ -117,6 +118,7 @@ void umm_space_put(struct umm_space *s)
 	if (s->destroy)
 		s->destroy(s->priv);
 	umm_notifiers_destroy(&s->notifiers);
+	pthread_rwlock_destroy(&s->layout);
 	pthread_mutex_destroy(&s->quarantine.lock);
 	pthread_mutex_destroy(&s->lock);
 	if (s->uffd >= 0)

@@ -195,7 +195,10 @@ static inline int run_one(const struct test *t, const struct variant *v)
 		fflush(stdout);
 		_exit(0);
 	}
-	if (sigtimedwait(&chld, NULL, &patience) < 0) {
+	int sig;
+	while ((sig = sigtimedwait(&chld, NULL, &patience)) < 0 && errno == EINTR)
+		;
+	if (sig < 0) {
 		printf("    it stands still\n");
 		kill(pid, SIGKILL);
 	}
