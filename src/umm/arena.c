@@ -12,6 +12,8 @@
  * address space, reserved when the space is opened and never part of what is
  * managed.
  *
+ * Calls are raw: threads that serve faults come here, and must meet no hook.
+ *
  * A freed piece goes to the list of its size, a power of two, and stays there.
  */
 #include <pthread.h>
@@ -20,6 +22,7 @@
 #include <sys/mman.h>
 
 #include "umm/internal.h"
+#include "umm/sys.h"
 
 #define CLASS_MIN 6u /* 64 bytes */
 #define CLASSES 48u
@@ -109,7 +112,7 @@ static void arena_release(struct umm_arena *a, void *p, size_t size)
 	unsigned c = class_of(size);
 
 	/* It is given out as zeros.  Locked memory (mlockall) cannot be dropped. */
-	if (1ull << c >= UMM_PAGE && madvise(p, 1ull << c, MADV_DONTNEED))
+	if (1ull << c >= UMM_PAGE && sys3(SYS_madvise, p, 1ull << c, MADV_DONTNEED))
 		memset(p, 0, 1ull << c);
 	pthread_mutex_lock(&a->lock);
 	*(void **)p = a->freed[c];

@@ -34,7 +34,12 @@ static struct umm_space *space_alloc(void)
 	s->uffd = s->pagemap_fd = s->maps_fd = -1;
 	pthread_mutex_init(&s->lock, NULL);
 	umm_notifiers_init(&s->notifiers);
-	pthread_rwlock_init(&s->layout, NULL);
+	/* Hooked calls may follow one another without end: the engine must get its turn. */
+	pthread_rwlockattr_t attr;
+	pthread_rwlockattr_init(&attr);
+	pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+	pthread_rwlock_init(&s->layout, &attr);
+	pthread_rwlockattr_destroy(&attr);
 	pthread_mutex_init(&s->quarantine.lock, NULL);
 	return s;
 }
