@@ -33,8 +33,11 @@
 
 #include "hmm/internal.h"
 
-#define GROWTH 2000000000ull    /* bytes a second */
-#define SLEEP_MIN_NS 8000000ull /* not oftener: at 2 ms it takes 2 % of a CPU; meanwhile 16 MiB can be touched */
+#define GROWTH 2000000000ull      /* bytes a second */
+#define SLEEP_MIN_NS 8000000ull   /* not oftener: at 2 ms it takes 2 % of a CPU; meanwhile 16 MiB can be touched */
+#define SLEEP_CALM_NS 24000000ull /* 48 MiB can be touched meanwhile */
+#define CALM_LOOKS 8u
+#define CALM_BYTES (2ull << 20)
 #define SLEEP_MAX_NS 200000000ull
 #define SLEEP_ARMED_NS 10000000ull
 #define FUTILE_ROUNDS 8u
@@ -320,6 +323,12 @@ static uint64_t pause_ns(struct hmm *h, uint64_t total)
 	if (atomic_load(&h->armed))
 		return atomic_load(&h->full) ? h->futile_ns : SLEEP_ARMED_NS;
 	ns = total < at ? (at - total) * 1000 / (GROWTH / 1000000) : 0;
+	/* A tree that has not grown for a while is not looked at as often. */
+	h->calm = total > h->looked_at + CALM_BYTES || total + CALM_BYTES < h->looked_at ? 0 : h->calm + 1;
+	if (!h->calm)
+		h->looked_at = total;
+	if (h->calm > CALM_LOOKS && ns < SLEEP_CALM_NS)
+		return SLEEP_CALM_NS;
 	return ns < SLEEP_MIN_NS ? SLEEP_MIN_NS : ns > SLEEP_MAX_NS ? SLEEP_MAX_NS : ns;
 }
 

