@@ -6,6 +6,23 @@
 
 #include "hmm/internal.h"
 
+#define ENGINE_BYTES (8ull << 20) /* windows, records, threads */
+#define LZ4_MIN (1ull << 20)
+
+/*
+ * Compressed memory is part of the budget: left alone it would crowd out what
+ * it is there to serve.  What the engine itself needs comes off first; of the
+ * rest a third, if there is a tier behind it for what is coldest.
+ */
+static uint64_t lz4_share(uint64_t budget, bool last)
+{
+	uint64_t rest = budget > ENGINE_BYTES ? budget - ENGINE_BYTES : 0;
+
+	if (last)
+		return budget / 2;
+	return rest / 3 > LZ4_MIN ? rest / 3 : LZ4_MIN;
+}
+
 int hmm_chain_open(const char *spec, uint64_t budget, struct hmm_chain *c, char *err, size_t errlen)
 {
 	int rc = -EINVAL;
@@ -19,13 +36,14 @@ int hmm_chain_open(const char *spec, uint64_t budget, struct hmm_chain *c, char 
 		if (!rc)
 			break;
 		if (rc < 0 || c->n == HMM_TIERS_MAX) {
-			snprintf(err, errlen, "\"%s\": a chain is 1 to %u devices, separated by commas", at, HMM_TIERS_MAX);
+			snprintf(err, errlen, "\"%s\": a chain is 1 to %u devices, separated by commas", at,
+				 HMM_TIERS_MAX);
 			rc = -EINVAL;
 			goto fail;
 		}
-		/* Compressed memory is part of the budget: left alone it would crowd out what it is there to serve. */
 		if (!strcmp(one, "lz4") && budget)
-			snprintf(one, sizeof(one), "lz4:%llu%s", (unsigned long long)(budget / 2), *spec ? "" : ",raw");
+			snprintf(one, sizeof(one), "lz4:%llu%s", (unsigned long long)lz4_share(budget, !*spec),
+				 *spec ? "" : ",raw");
 		rc = hmm_device_open(one, &c->dev[c->n], err, errlen);
 		if (rc)
 			goto fail;
@@ -47,7 +65,8 @@ void hmm_chain_close(struct hmm_chain *c)
 	c->n = 0;
 }
 
-unsigned hmm_chain_in(struct hmm *h, unsigned from, const void *const src[], hmm_handle_t handle[], uint8_t tier[], unsigned n)
+unsigned hmm_chain_in(struct hmm *h, unsigned from, const void *const src[], hmm_handle_t handle[], uint8_t tier[],
+		      unsigned n)
 {
 	struct hmm_chain *c = &h->chain;
 	const void *left[UMM_BATCH_PAGES];
