@@ -6,13 +6,13 @@
 
 #include "hmm/internal.h"
 
-#define ENGINE_BYTES (8ull << 20) /* windows, records, threads */
+#define ENGINE_BYTES (16ull << 20) /* windows, records, threads; and something to live in */
 #define LZ4_MIN (1ull << 20)
 
 /*
  * Compressed memory is part of the budget: left alone it would crowd out what
- * it is there to serve.  What the engine itself needs comes off first; of the
- * rest a third, if there is a tier behind it for what is coldest.
+ * it is there to serve.  What is needed in any case comes off first; of the
+ * rest half, if there is a tier behind it for what is coldest.
  */
 static uint64_t lz4_share(uint64_t budget, bool last)
 {
@@ -20,7 +20,7 @@ static uint64_t lz4_share(uint64_t budget, bool last)
 
 	if (last)
 		return budget / 2;
-	return rest / 3 > LZ4_MIN ? rest / 3 : LZ4_MIN;
+	return rest / 2 > LZ4_MIN ? rest / 2 : LZ4_MIN;
 }
 
 int hmm_chain_open(const char *spec, uint64_t budget, struct hmm_chain *c, char *err, size_t errlen)
