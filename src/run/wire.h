@@ -13,6 +13,7 @@
 #define WIRE_ENV "HMM_RUN"
 
 #define ALIGN_UP(x, a) (((x) + (a)-1) & ~((a)-1))
+#define ARENA_GUARD 4096ul /* never accessible: what the program maps below does not merge with ours */
 #define ARENA_TLS 4096ul /* the agent's own thread block */
 #define ARENA_STACK (64ul << 10)
 #define ARENA_CTL ALIGN_UP(sizeof(struct umm_ctl), 4096ul)
@@ -38,14 +39,14 @@ struct arena {
 
 static inline unsigned long arena_len(void)
 {
-	return ARENA_TLS + ARENA_STACK + ARENA_CTL + ARENA_WINDOW + ARENA_STAGING + ARENA_BELLS + ARENA_IDENT;
+	return ARENA_GUARD + ARENA_TLS + ARENA_STACK + ARENA_CTL + ARENA_WINDOW + ARENA_STAGING + ARENA_BELLS + ARENA_IDENT;
 }
 
 static inline void arena_layout(struct arena *a, char *base)
 {
 	a->base = base;
 	a->len = arena_len();
-	a->tls = base;
+	a->tls = base + ARENA_GUARD;
 	a->stack = a->tls + ARENA_TLS;
 	a->ctl = (struct umm_ctl *)(a->stack + ARENA_STACK);
 	a->window = (char *)a->ctl + ARENA_CTL;
