@@ -14,7 +14,7 @@
 
 #define ALIGN_UP(x, a) (((x) + (a)-1) & ~((a)-1))
 #define ARENA_GUARD 4096ul /* never accessible: what the program maps below does not merge with ours */
-#define ARENA_TLS 4096ul /* the agent's own thread block */
+#define ARENA_TLS 4096ul   /* the agent's own thread block */
 #define ARENA_STACK (64ul << 10)
 #define ARENA_CTL ALIGN_UP(sizeof(struct umm_ctl), 4096ul)
 #define ARENA_WINDOW ((unsigned long)UMM_BATCHES * UMM_BATCH_PAGES * UMM_PAGE)
@@ -39,7 +39,8 @@ struct arena {
 
 static inline unsigned long arena_len(void)
 {
-	return ARENA_GUARD + ARENA_TLS + ARENA_STACK + ARENA_CTL + ARENA_WINDOW + ARENA_STAGING + ARENA_BELLS + ARENA_IDENT;
+	return ARENA_GUARD + ARENA_TLS + ARENA_STACK + ARENA_CTL + ARENA_WINDOW + ARENA_STAGING + ARENA_BELLS +
+	       ARENA_IDENT;
 }
 
 static inline void arena_layout(struct arena *a, char *base)

@@ -3,7 +3,6 @@
  * Memory without reservation lands right below what hmm keeps in the address
  * space, with the same flags: it must be found all the same.
  */
-#define _GNU_SOURCE
 #include <stdint.h>
 #include <stdio.h>
 #include <sys/mman.h>
