@@ -26,11 +26,24 @@ static bool manageable(const struct umm_vma *v)
  */
 static int register_piece(struct hmm_mm *mm, uint64_t start, uint64_t end)
 {
-	int rc = umm_uffd_register(mm->space->uffd, start, end - start, UFFDIO_REGISTER_MODE_MISSING);
+	int uffd = mm->space->uffd;
 	struct umm_vma now;
+	int rc = 0;
 
-	if (!rc && (umm_vma_next(mm->space, start, &now) || now.start != start || now.end != end))
+	/*
+	 * It may grow in the meantime, and registered in part it could not be
+	 * moved by mremap(): up to the next mapping all that there is is meant.
+	 */
+	if (!umm_vma_next(mm->space, end, &now) && now.start > end)
+		rc = umm_uffd_register(uffd, start, now.start - start, UFFDIO_REGISTER_MODE_MISSING);
+	else
+		rc = -EINVAL;
+	if (rc) /* something else has been mapped there */
+		rc = umm_uffd_register(uffd, start, end - start, UFFDIO_REGISTER_MODE_MISSING);
+	if (!rc && (umm_vma_next(mm->space, start, &now) || now.start != start || now.end < end))
 		rc = -EAGAIN; /* the next walk finds it as it is */
+	if (!rc)
+		end = now.end;
 	pthread_mutex_lock(&mm->lock);
 	if (!rc) {
 		rc = hmm_iset_add(&mm->registered, start, end);
