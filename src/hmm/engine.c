@@ -251,7 +251,12 @@ static void mm_forked(void *priv, int uffd)
 	if (rc || hmm_residency_clone(mm, child))
 		child_doom(mm, child, "no memory for the records of a forked child");
 	if (atomic_load(&mm->radix.away)) {
-		if (hmm_find_unforked(mm, &absent, &empty))
+		/*
+		 * Who came by a raw fork and has not been seen to fault has no smaps that
+		 * we know of.  What it inherited was sorted out at its own fork; what it
+		 * marked itself since then is not known (doc/differences.md).
+		 */
+		if (mm->smaps_fd >= 0 && hmm_find_unforked(mm, &absent, &empty))
 			child_doom(mm, child, "cannot tell what a forked child has inherited");
 		child_without(child, &absent, true);
 		child_without(child, &empty, false);
@@ -324,7 +329,6 @@ int hmm_mm_add(struct hmm *h, struct umm_space *space, char *window, const struc
 	mm->id = ++h->next_id;
 	mm->next = h->mms;
 	h->mms = mm;
-	mm->listed = true;
 	pthread_mutex_unlock(&h->lock);
 	*mmp = mm;
 	return 0;
@@ -344,7 +348,6 @@ void hmm_mm_del(struct hmm_mm *mm)
 		listed = true;
 		break;
 	}
-	mm->listed = false;
 	pthread_mutex_unlock(&h->lock);
 	if (!listed)
 		return;

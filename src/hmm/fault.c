@@ -180,7 +180,7 @@ static int poison(struct hmm_mm *mm, struct hmm_leaf *leaf, unsigned i, int why)
 }
 
 struct run {
-	unsigned first, n;
+	unsigned n;
 	hmm_entry_t e[HMM_PLACE_MAX];
 	hmm_handle_t handle[HMM_PLACE_MAX];
 	int status[HMM_PLACE_MAX];
@@ -192,7 +192,6 @@ static void run_take(struct hmm_mm *mm, struct hmm_leaf *leaf, unsigned i, unsig
 	unsigned tier = hmm_entry_tier(leaf->e[i]);
 	struct hmm_device *d = mm->h->chain.dev[tier];
 
-	r->first = i;
 	r->n = 0;
 	while (r->n < max && i + r->n < HMM_LEAF_PAGES) {
 		hmm_entry_t e = leaf->e[i + r->n];

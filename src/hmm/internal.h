@@ -161,7 +161,6 @@ struct hmm_mm {
 	struct hmm *h;
 	struct umm_space *space;
 	uint32_t id;
-	bool listed; /* on h->mms */
 	struct hmm_radix radix;
 	char *window;
 	const struct hmm_inside_ops *inside; /* NULL: nothing can be moved out */
