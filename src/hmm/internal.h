@@ -285,6 +285,7 @@ struct hmm {
 
 	_Atomic uint64_t faults, pages_in, pages_out, zero_filled, poisoned, out_failed;
 	_Atomic uint64_t registrations;
+	_Atomic uint64_t unregistered; /* runs that were not moved, because their mapping was not registered */
 	uint64_t start_ns;
 };
 

@@ -218,6 +218,11 @@ int hmm_out_finish(struct hmm_mm *mm, unsigned b)
 				     mm->run[b][r].addr + mm->run[b][r].npages * UMM_PAGE);
 			pthread_mutex_unlock(&mm->lock);
 		}
+		if (run->err == -ENXIO) {
+			/* Against our records: the next walk registers it, until then it stays. */
+			hmm_forget(mm, mm->run[b][r].addr, mm->run[b][r].addr + mm->run[b][r].npages * UMM_PAGE);
+			atomic_fetch_add(&mm->h->unregistered, 1);
+		}
 	}
 	umm_evlock_unshared(&mm->space->ctl->evlock);
 	tell_end(mm, b);

@@ -34,6 +34,7 @@
 
 struct agent_fds {
 	int sock, pidfd, pagemap, maps, ctl;
+	int pid; /* of the program that it came with */
 };
 
 static void zero(void *p, unsigned long n)
@@ -300,6 +301,16 @@ static void supervisor_died(struct agent_fds *f)
 	}
 }
 
+/*
+ * With us goes the last userfaultfd, and what is away would be zeros: whatever
+ * made the supervisor think that all have left, the program that we came with
+ * has not.
+ */
+static bool program_is_here(struct agent_fds *f)
+{
+	return !program_is_gone(f) && lives_here(-1, f->pid, &(int){(int)sys0(SYS_getpid)});
+}
+
 static bool supervisor_is_gone(void *arg)
 {
 	struct agent_fds *f = arg;
@@ -331,8 +342,11 @@ static void serve(struct agent_fds *f, struct umm_inside *in)
 			supervisor_died(f);
 			return;
 		}
-		if (m.op == WIRE_BYE)
+		if (m.op == WIRE_BYE) {
+			if (atomic_load(&in->ctl->armed) && program_is_here(f))
+				supervisor_died(f);
 			return;
+		}
 		if (m.op == WIRE_ADVISE) {
 			atomic_store(&in->ctl->advised, (int32_t)sys3(SYS_madvise, m.start, m.len, m.arg));
 			atomic_fetch_add(&in->ctl->acked, 1);
@@ -355,6 +369,7 @@ static int agent_main(void *arg)
 	zero(&in, sizeof(in));
 	in.gone = supervisor_is_gone;
 	in.arg = &f;
+	f.pid = a->pid;
 	sys3(SYS_close_range, 0, ~0u, 0);
 	sys0(SYS_setsid);
 	sys2(SYS_prctl, PR_SET_NAME, "hmm-agent");

@@ -44,9 +44,10 @@ static const struct sock_filter filter[] = {
 	LET(SYS_exit),
 	LET(SYS_exit_group),
 	/* moving pages, and emptying staging */
-	IF_NOT(SYS_ioctl, 8),
+	IF_NOT(SYS_ioctl, 10),
 	LOAD_ARG(1),
 	LET((__u32)UFFDIO_MOVE),
+	LET((__u32)UFFDIO_CONTINUE),
 	LET((__u32)UFFDIO_REGISTER),
 	LET((__u32)UFFDIO_UNREGISTER),
 	REFUSE,

@@ -46,8 +46,22 @@ static int move(int uffd, char *dst, uint64_t src, unsigned npages, unsigned *mo
 }
 
 /*
+ * Is the mapping at @addr registered at all?  UFFDIO_MOVE asks that of staging
+ * only: what left a mapping that is not would be zeros for whoever touches it
+ * next.  The records say that it is; this is the kernel's word: it looks for a
+ * registered mapping before it finds that CONTINUE is not for private memory.
+ */
+static bool is_registered(int uffd, uint64_t addr)
+{
+	struct uffdio_continue c = {.range = {addr, UMM_PAGE}, .mode = UFFDIO_CONTINUE_MODE_DONTWAKE};
+
+	return sys_ioctl(uffd, UFFDIO_CONTINUE, &c) != -ENOENT;
+}
+
+/*
  * Under event and pin lock.  Returns -EAGAIN when a change of the space is
- * under way, -EINVAL when the mapping cannot be moved from at all, else 0.
+ * under way, -EINVAL when the mapping cannot be moved from at all, -ENXIO when
+ * it is not registered, else 0.
  */
 static int move_run(struct umm_inside *in, struct umm_move_run *run, char *staging, unsigned *from)
 {
@@ -62,6 +76,10 @@ static int move_run(struct umm_inside *in, struct umm_move_run *run, char *stagi
 		}
 		for (n = 1; i + n < run->npages && !umm_pin_has(in->ctl, pfn + n);)
 			n++;
+		if (!is_registered(in->uffd, run->addr + i * UMM_PAGE)) {
+			run->err = -ENXIO;
+			return -ENXIO;
+		}
 		int rc = move(in->uffd, staging + i * UMM_PAGE, run->addr + i * UMM_PAGE, n, &moved);
 		for (unsigned k = 0; k < moved; k++)
 			run->mask |= 1ull << (i + k);

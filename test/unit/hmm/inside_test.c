@@ -149,6 +149,27 @@ static void fork_in_the_middle_of_a_run(void **state)
 	stage_destroy(&st);
 }
 
+/* The records are wrong about a mapping: nothing leaves it, for whoever touches it would find zeros. */
+static void what_is_not_registered_stays(void **state)
+{
+	const char *why;
+	struct world *w = world_create("lz4", 1, &why);
+
+	assert_non_null(w);
+	char *p = managed(w, 2 * N, 1);
+	uint64_t start = (uintptr_t)p, end = start + 2 * N * UMM_PAGE;
+
+	assert_int_equal(umm_uffd_unregister(w->space->uffd, start + N * UMM_PAGE, N * UMM_PAGE), 0);
+	assert_int_equal(out(w, p, 2 * N), N);
+	assert_int_equal(count_present(w, p, N), 0);
+	assert_int_equal(count_present(w, p + N * UMM_PAGE, N), N);
+	assert_int_equal(atomic_load(&w->h->unregistered), 1);
+	assert_false(hmm_iset_meets(&w->mm->registered, start + N * UMM_PAGE, end));
+	for (unsigned i = 0; i < 2 * N; i++)
+		assert_true(page_is(p + i * UMM_PAGE, 1, i));
+	world_destroy(w);
+}
+
 int main(void)
 {
 	const char *why;
@@ -156,6 +177,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(the_inside_does_not_wait_for_itself),
 		cmocka_unit_test(fork_in_the_middle_of_a_run),
+		cmocka_unit_test(what_is_not_registered_stays),
 	};
 
 	if (!w)

@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Fact: UFFDIO_CONTINUE on private anonymous memory is EINVAL where that is
+ * registered, whether a page is there or not, and ENOENT where it is not; it
+ * changes nothing.  So it tells which.
+ */
+#include "probe.h"
+
+static int ask(int uffd, void *addr)
+{
+	struct uffdio_continue c = {.range = {(uintptr_t)addr, PAGE}, .mode = UFFDIO_CONTINUE_MODE_DONTWAKE};
+
+	return ioctl(uffd, UFFDIO_CONTINUE, &c) ? -errno : 0;
+}
+
+static bool absent(const char *p)
+{
+	unsigned char in = 0;
+
+	CHECK(!mincore((void *)p, PAGE, &in), "mincore works");
+	return !(in & 1);
+}
+
+int main(void)
+{
+	int uffd;
+	char *in, *out, *huge;
+
+	probe_start();
+	uffd = uffd_open(UFFD_FEATURE_MOVE);
+	in = map_registered(uffd, 2 * PAGE);
+	out = map_filled(2 * PAGE, 'o');
+	CHECK(!uffd_zeropage(uffd, in, PAGE), "a page can be placed");
+
+	CHECK(ask(uffd, in) == -EINVAL, "EINVAL where a page is");
+	CHECK(ask(uffd, in + PAGE) == -EINVAL, "EINVAL where none is");
+	CHECK(absent(in + PAGE), "none has come of it");
+	CHECK(ask(uffd, out) == -ENOENT, "ENOENT where nothing is registered");
+	CHECK(all_bytes(out, 2 * PAGE, 'o'), "the contents are what they were");
+
+	/* The same of a huge page, and of a mapping that has been split off. */
+	huge = map_flags(2 * HUGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+	huge = (char *)(((uintptr_t)huge + HUGE - 1) & ~(HUGE - 1));
+	madvise(huge, HUGE, MADV_HUGEPAGE);
+	memset(huge, 'h', HUGE);
+	CHECK(ask(uffd, huge) == -ENOENT, "ENOENT of a huge page");
+	CHECK(!uffd_register(uffd, huge, HUGE, UFFDIO_REGISTER_MODE_MISSING), "it can be registered");
+	CHECK(ask(uffd, huge) == -EINVAL, "EINVAL of a registered one");
+	CHECK(!uffd_unregister(uffd, huge + HUGE / 2, HUGE / 2), "half of it can be let go");
+	CHECK(ask(uffd, huge + HUGE / 2) == -ENOENT && ask(uffd, huge + HUGE / 2 - PAGE) == -EINVAL,
+	      "each half says its own");
+	CHECK(all_bytes(huge, HUGE, 'h'), "the contents are what they were");
+	return 0;
+}

@@ -1,0 +1,177 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * When an agent leaves.  The test stands in for the supervisor; a child is the
+ * program, and asks for an agent as the preloaded library does.
+ */
+#include <errno.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#include "run/agent.h"
+#include "umm/inside.h"
+
+struct tree {
+	int listen_fd, sock;
+	pid_t program;
+	struct umm_ctl *ctl;
+	char name[32];
+};
+
+static int program_main(const char *name)
+{
+	static struct agent a;
+	sigset_t all;
+	char *p = mmap(NULL, arena_len(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (p == MAP_FAILED)
+		return 1;
+	arena_layout(&a.arena, p);
+	if (mprotect(a.arena.tls, ARENA_TLS + ARENA_STACK, PROT_READ | PROT_WRITE))
+		return 2;
+	strcpy(a.name, name);
+	a.pid = getpid();
+	sigfillset(&all);
+	sigprocmask(SIG_BLOCK, &all, NULL);
+	if (agent_start(&a))
+		return 3;
+	while (atomic_load(&a.alive))
+		usleep(1000);
+	return 42;
+}
+
+static void welcome(struct tree *t)
+{
+	struct wire_hello hello;
+	char control[CMSG_SPACE(4 * sizeof(int))] = {0};
+	struct iovec iov = {&hello, sizeof(hello)};
+	struct msghdr msg = {
+		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
+	struct wire_welcome w = {.magic = WIRE_MAGIC, .space = 1};
+	int fd[4], ctl_fd = memfd_create("control", MFD_CLOEXEC);
+
+	assert_int_equal(recvmsg(t->sock, &msg, MSG_CMSG_CLOEXEC), sizeof(hello));
+	memcpy(fd, CMSG_DATA(CMSG_FIRSTHDR(&msg)), sizeof(fd));
+	for (unsigned i = 0; i < 4; i++)
+		close(fd[i]); /* the userfaultfd, too: the agent has its own */
+	assert_int_equal(ftruncate(ctl_fd, ARENA_CTL + ARENA_WINDOW), 0);
+	t->ctl = mmap(NULL, ARENA_CTL, PROT_READ | PROT_WRITE, MAP_SHARED, ctl_fd, 0);
+	assert_true(t->ctl != MAP_FAILED);
+	msg.msg_iov = &(struct iovec){&w, sizeof(w)};
+	msg.msg_controllen = CMSG_SPACE(sizeof(int));
+	struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
+	c->cmsg_level = SOL_SOCKET;
+	c->cmsg_type = SCM_RIGHTS;
+	c->cmsg_len = CMSG_LEN(sizeof(int));
+	memcpy(CMSG_DATA(c), &ctl_fd, sizeof(int));
+	assert_int_equal(sendmsg(t->sock, &msg, 0), sizeof(w));
+	close(ctl_fd);
+}
+
+static void tree_start(struct tree *t)
+{
+	struct sockaddr_un sa = {.sun_family = AF_UNIX};
+
+	*t = (struct tree){0};
+	snprintf(t->name, sizeof(t->name), "hmm-agent-test-%d", (int)getpid());
+	strcpy(sa.sun_path + 1, t->name);
+	t->listen_fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	assert_int_equal(bind(t->listen_fd, (void *)&sa,
+			      (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + strlen(t->name))),
+			 0);
+	assert_int_equal(listen(t->listen_fd, 4), 0);
+	t->program = fork();
+	assert_true(t->program >= 0);
+	if (!t->program)
+		_exit(program_main(t->name));
+	t->sock = accept4(t->listen_fd, NULL, NULL, SOCK_CLOEXEC);
+	assert_true(t->sock >= 0);
+	welcome(t);
+}
+
+static int tree_end(struct tree *t)
+{
+	int status;
+
+	assert_int_equal(waitpid(t->program, &status, 0), t->program);
+	munmap(t->ctl, ARENA_CTL);
+	close(t->sock);
+	close(t->listen_fd);
+	return status;
+}
+
+static void bye(struct tree *t)
+{
+	struct wire_msg msg = {.op = WIRE_BYE};
+
+	assert_int_equal(send(t->sock, &msg, sizeof(msg), MSG_NOSIGNAL), sizeof(msg));
+}
+
+/* Nothing is away: the program goes on as if we had never been. */
+static void sent_away_before_anything_moved(void **state)
+{
+	struct tree t;
+
+	tree_start(&t);
+	bye(&t);
+	int status = tree_end(&t);
+
+	assert_true(WIFEXITED(status));
+	assert_int_equal(WEXITSTATUS(status), 42);
+}
+
+/* Something may be away, and its program is still there: without us it would find zeros. */
+static void sent_away_by_mistake(void **state)
+{
+	struct tree t;
+
+	tree_start(&t);
+	atomic_store(&t.ctl->armed, 1);
+	bye(&t);
+	int status = tree_end(&t);
+
+	assert_true(WIFSIGNALED(status));
+	assert_int_equal(WTERMSIG(status), SIGKILL);
+}
+
+static void supervisor_dies(void **state)
+{
+	struct tree t;
+
+	tree_start(&t);
+	atomic_store(&t.ctl->armed, 1);
+	shutdown(t.sock, SHUT_RDWR);
+	int status = tree_end(&t);
+
+	assert_true(WIFSIGNALED(status));
+	assert_int_equal(WTERMSIG(status), SIGKILL);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(sent_away_before_anything_moved),
+		cmocka_unit_test(sent_away_by_mistake),
+		cmocka_unit_test(supervisor_dies),
+	};
+	int fd = umm_inside_uffd();
+
+	if (fd < 0) {
+		printf("SKIP: no right to a userfaultfd\n");
+		return 77;
+	}
+	close(fd);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
