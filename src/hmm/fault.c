@@ -147,6 +147,7 @@ static int fill_zero(struct hmm_mm *mm, uint64_t addr, unsigned n, bool write, u
 		rc = umm_uffd_copy(mm->space->uffd, addr, zeros, UMM_PAGE, &bytes);
 	*placed = bytes / UMM_PAGE;
 	if (bytes) {
+		umm_quarantine_filled(mm->space, addr, addr + bytes);
 		atomic_fetch_add(&mm->zero_filled, *placed);
 		atomic_fetch_add(&mm->h->zero_filled, *placed);
 		if (write)

@@ -51,14 +51,16 @@ struct umm_monitor;
 struct umm_arena;
 
 #define UMM_QUARANTINES 64u
-#define UMM_QUARANTINE_NS 500000000ull
+
+struct umm_quarantine_range {
+	uint64_t start, end, until_ns;
+	uint64_t sign; /* page whose absence ends it; 0: none does */
+};
 
 struct umm_quarantine {
 	pthread_mutex_t lock;
 	_Atomic unsigned n;
-	struct {
-		uint64_t start, end, until_ns;
-	} range[UMM_QUARANTINES];
+	struct umm_quarantine_range range[UMM_QUARANTINES];
 };
 
 struct umm_space {
@@ -115,7 +117,12 @@ void umm_arena_free(struct umm_arena *arena);
 bool umm_arena_meets(const struct umm_arena *arena, uint64_t start, uint64_t end);
 
 /* quarantine.c */
+/** For a grace period, whatever happens. */
 void umm_quarantine_add(struct umm_space *space, uint64_t start, uint64_t end);
+/** Its pages are about to be dropped: an event says so.  Event lock held exclusively. */
+void umm_quarantine_dropping(struct umm_space *space, uint64_t start, uint64_t end);
+/** Where nothing was, a page has been placed.  Event lock held. */
+void umm_quarantine_filled(struct umm_space *space, uint64_t start, uint64_t end);
 bool umm_quarantined(struct umm_space *space, uint64_t start, uint64_t end);
 
 /* uffd.c: 0 or -errno throughout */

@@ -180,7 +180,7 @@ static void apply_event(struct umm_space *s, const struct uffd_msg *msg)
 		c.event = UMM_EVENT_CLEAR;
 		c.start = msg->arg.remove.start;
 		c.end = msg->arg.remove.end;
-		umm_quarantine_add(s, c.start, c.end);
+		umm_quarantine_dropping(s, c.start, c.end);
 		break;
 	case UFFD_EVENT_REMAP:
 		c.event = UMM_EVENT_REMAP;
@@ -265,6 +265,8 @@ static int space_fault(struct umm_space *s, const struct umm_fault *f)
 		return rc;
 	if (rc)
 		umm_uffd_wake(s->uffd, f->addr, UMM_PAGE);
+	else
+		umm_quarantine_filled(s, f->addr, f->addr + UMM_PAGE);
 	return 0;
 }
 

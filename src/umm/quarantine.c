@@ -7,13 +7,28 @@
  * The event of MADV_DONTNEED, MADV_FREE and MADV_REMOVE is read *before* the
  * caller drops the pages.  Moved out in between, they would come back later
  * with the old contents; mapped for a device, they would be stale a moment
- * after.  So for a grace period nothing in the range is parked and a range
- * fault says -EBUSY.  A fault of the program itself is served as ever: what it
- * finds is absent already, or will be.
+ * after.  So until they have been dropped nothing in the range is parked and a
+ * range fault says -EBUSY.  A fault of the program itself is served as ever:
+ * what it finds is absent already, or will be.
+ *
+ * When they have been dropped shows in the last page of the range that was
+ * there when the event was read, the sign: the kernel drops from low to high
+ * addresses, so once the sign has gone, all has.  It has gone when the page
+ * map says so, or when somebody's touch of it was served in the meantime.  If
+ * nothing was there, nothing is to go, and there is no quarantine at all.
+ *
+ * A sign may never go (MADV_FREE leaves pages where they are) or come back
+ * unseen (where touches are not told to us): a grace period ends what no sign
+ * does.  Who watches only must not wait for long, so that is shorter there.
  */
 #include "umm/internal.h"
 
 #include <time.h>
+#include <unistd.h>
+
+#define GRACE_NS 2000000000ull
+#define GRACE_WATCHED_NS 500000000ull
+#define NO_SIGN 0ull
 
 static uint64_t now_ns(void)
 {
@@ -23,38 +38,109 @@ static uint64_t now_ns(void)
 	return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
 }
 
-void umm_quarantine_add(struct umm_space *s, uint64_t start, uint64_t end)
+/* The last page of [start, end) that is present or swapped.  0: there is none; -ENOENT: that cannot be told. */
+static int last_page(struct umm_space *s, uint64_t start, uint64_t end, uint64_t *page)
+{
+	uint64_t step = 64 * UMM_PAGE;
+
+	*page = NO_SIGN;
+	if (s->pagemap_fd < 0)
+		return -ENOENT;
+	for (uint64_t z = end; z > start; step *= 8) {
+		uint64_t a = z - start > step ? z - step : start, walked = a;
+		struct umm_page_run runs[16];
+
+		while (walked < z) {
+			int n = umm_page_scan(s, walked, z, runs, 16, &walked);
+
+			if (n < 0)
+				return -ENOENT;
+			if (n)
+				*page = runs[n - 1].end - UMM_PAGE;
+			else
+				break;
+		}
+		if (*page)
+			return 0;
+		z = a;
+	}
+	return 0;
+}
+
+static bool page_is_absent(struct umm_space *s, uint64_t page)
+{
+	uint64_t e;
+
+	return s->pagemap_fd >= 0 &&
+	       pread(s->pagemap_fd, &e, sizeof(e), (off_t)(page / UMM_PAGE * sizeof(e))) == sizeof(e) &&
+	       !(e >> 62 & 3);
+}
+
+static bool is_over(struct umm_space *s, const struct umm_quarantine_range *r, uint64_t now)
+{
+	return r->until_ns <= now || (r->sign != NO_SIGN && page_is_absent(s, r->sign));
+}
+
+static void add(struct umm_space *s, struct umm_quarantine_range new)
 {
 	struct umm_quarantine *q = &s->quarantine;
 	uint64_t now = now_ns();
 	unsigned n = 0;
 
+	new.until_ns = now + (s->self ? GRACE_WATCHED_NS : GRACE_NS);
 	pthread_mutex_lock(&q->lock);
 	for (unsigned i = 0; i < q->n; i++) {
-		if (q->range[i].until_ns <= now)
+		struct umm_quarantine_range *r = &q->range[i];
+
+		if (is_over(s, r, now))
 			continue;
-		if (start <= q->range[i].end && end >= q->range[i].start) {
-			/* One that touches the new one becomes part of it. */
-			if (q->range[i].start < start)
-				start = q->range[i].start;
-			if (q->range[i].end > end)
-				end = q->range[i].end;
+		if (new.start <= r->end && new.end >= r->start) {
+			/* One that touches the new one becomes part of it; two that drop have no sign in common. */
+			new.start = r->start < new.start ? r->start : new.start;
+			new.end = r->end > new.end ? r->end : new.end;
+			new.sign = NO_SIGN;
 			continue;
 		}
-		q->range[n++] = q->range[i];
+		q->range[n++] = *r;
 	}
 	if (n == UMM_QUARANTINES) {
+		struct umm_quarantine_range *r = &q->range[--n];
+
 		/* Too many to tell apart: one that spans the last. */
-		n--;
-		if (q->range[n].start < start)
-			start = q->range[n].start;
-		if (q->range[n].end > end)
-			end = q->range[n].end;
+		new.start = r->start < new.start ? r->start : new.start;
+		new.end = r->end > new.end ? r->end : new.end;
+		new.sign = NO_SIGN;
 	}
-	q->range[n].start = start;
-	q->range[n].end = end;
-	q->range[n].until_ns = now + UMM_QUARANTINE_NS;
+	q->range[n] = new;
 	atomic_store(&q->n, n + 1);
+	pthread_mutex_unlock(&q->lock);
+}
+
+void umm_quarantine_add(struct umm_space *s, uint64_t start, uint64_t end)
+{
+	add(s, (struct umm_quarantine_range){.start = start, .end = end, .sign = NO_SIGN});
+}
+
+void umm_quarantine_dropping(struct umm_space *s, uint64_t start, uint64_t end)
+{
+	struct umm_quarantine_range new = {.start = start, .end = end};
+
+	if (last_page(s, start, end, &new.sign) || new.sign != NO_SIGN)
+		add(s, new);
+}
+
+void umm_quarantine_filled(struct umm_space *s, uint64_t start, uint64_t end)
+{
+	struct umm_quarantine *q = &s->quarantine;
+	unsigned n = 0;
+
+	if (!atomic_load(&q->n))
+		return;
+	pthread_mutex_lock(&q->lock);
+	for (unsigned i = 0; i < q->n; i++)
+		if (q->range[i].sign == NO_SIGN || q->range[i].sign < start || q->range[i].sign >= end)
+			q->range[n++] = q->range[i];
+	atomic_store(&q->n, n);
 	pthread_mutex_unlock(&q->lock);
 }
 
@@ -67,8 +153,16 @@ bool umm_quarantined(struct umm_space *s, uint64_t start, uint64_t end)
 		return false;
 	pthread_mutex_lock(&q->lock);
 	uint64_t now = now_ns();
-	for (unsigned i = 0; i < q->n && !found; i++)
-		found = q->range[i].until_ns > now && start < q->range[i].end && end > q->range[i].start;
+	unsigned n = 0;
+	for (unsigned i = 0; i < q->n; i++) {
+		bool meets = start < q->range[i].end && end > q->range[i].start;
+
+		if (q->range[i].until_ns <= now || (meets && is_over(s, &q->range[i], now)))
+			continue;
+		found |= meets;
+		q->range[n++] = q->range[i];
+	}
+	atomic_store(&q->n, n);
 	pthread_mutex_unlock(&q->lock);
 	return found;
 }

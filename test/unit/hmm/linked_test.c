@@ -386,26 +386,107 @@ static void hands_off_is_for_good(void **state)
 
 /* --------------------------------------------------------------- what does not go */
 
+/* As a caller of madvise() whose event has been read, and who has not dropped anything yet. */
+static void about_to_drop(struct world *w, char *p, unsigned from, unsigned to)
+{
+	umm_evlock_excl(&w->ctl->evlock);
+	umm_quarantine_dropping(w->space, (uintptr_t)p + from * UMM_PAGE, (uintptr_t)p + to * UMM_PAGE);
+	umm_evlock_unexcl(&w->ctl->evlock);
+}
+
+/* What that caller does next. */
+static void drop(struct world *w, char *p, unsigned from, unsigned to)
+{
+	uint64_t start = (uintptr_t)p + from * UMM_PAGE, len = (to - from) * UMM_PAGE;
+
+	assert_int_equal(umm_uffd_unregister(w->space->uffd, start, len), 0);
+	assert_int_equal(madvise(p + from * UMM_PAGE, len, MADV_DONTNEED), 0);
+	assert_int_equal(umm_uffd_register(w->space->uffd, start, len, UFFDIO_REGISTER_MODE_MISSING), 0);
+}
+
+static bool quarantined(struct world *w, char *p, unsigned from, unsigned to)
+{
+	return umm_quarantined(w->space, (uintptr_t)p + from * UMM_PAGE, (uintptr_t)p + to * UMM_PAGE);
+}
+
 static void quarantined_pages_stay(void **state)
 {
 	struct world *w = begin("lz4", 1);
 	char *p = managed(w, N, 1);
 
-	assert_int_equal(madvise(p + 10 * UMM_PAGE, UMM_PAGE, MADV_DONTNEED), 0);
-	settled(w);
+	about_to_drop(w, p, 10, 11);
 	/* A run with a quarantined page in it stays as a whole; the other leaf's goes. */
 	assert_int_equal(out(w, p, N), N / 2);
-	assert_int_equal(count_present(w, p, N / 2), N / 2 - 1);
+	assert_int_equal(count_present(w, p, N / 2), N / 2);
 	assert_int_equal(count_present(w, p + N / 2 * UMM_PAGE, N / 2), 0);
-	assert_true(umm_quarantined(w->space, (uintptr_t)p + 10 * UMM_PAGE, (uintptr_t)p + 11 * UMM_PAGE));
-	assert_false(umm_quarantined(w->space, (uintptr_t)p, (uintptr_t)p + 10 * UMM_PAGE));
-	assert_false(umm_quarantined(w->space, (uintptr_t)p + 11 * UMM_PAGE, (uintptr_t)p + N * UMM_PAGE));
-	quarantine_over(w);
-	assert_false(umm_quarantined(w->space, (uintptr_t)p, (uintptr_t)p + N * UMM_PAGE));
+	assert_true(quarantined(w, p, 10, 11));
+	assert_false(quarantined(w, p, 0, 10));
+	assert_false(quarantined(w, p, 11, N));
+	drop(w, p, 10, 11);
+	assert_false(quarantined(w, p, 0, N));
 	assert_int_equal(out(w, p, N / 2), N / 2 - 1);
 	assert_true(page_is(p + 10 * UMM_PAGE, 0, 10));
 	page_fill(p + 10 * UMM_PAGE, 1, 10);
 	all_are(p, N, 1);
+	world_destroy(w);
+}
+
+/* It is the last page that was there of which the end is told: the others go before it. */
+static void a_quarantine_ends_with_the_last_page(void **state)
+{
+	struct world *w = begin("lz4", 1);
+	char *p = managed(w, N, 1);
+
+	drop(w, p, 14, 20);
+	about_to_drop(w, p, 10, 20);
+	drop(w, p, 10, 13);
+	assert_true(quarantined(w, p, 19, 20));
+	drop(w, p, 13, 14);
+	assert_false(quarantined(w, p, 10, 20));
+	/* Far from the end of a long range it is found as well. */
+	drop(w, p, 1, N);
+	about_to_drop(w, p, 0, N);
+	assert_true(quarantined(w, p, N - 1, N));
+	drop(w, p, 0, 1);
+	assert_false(quarantined(w, p, 0, N));
+	world_destroy(w);
+}
+
+/* Touched right after it was dropped, a page is there again: that it was not is known from the fault. */
+static void a_quarantine_ends_with_a_touch(void **state)
+{
+	struct world *w = begin("lz4", 1);
+	char *p = managed(w, N, 1);
+
+	about_to_drop(w, p, 0, 10);
+	drop(w, p, 0, 10);
+	page_fill(p + 9 * UMM_PAGE, 2, 9);
+	assert_true(present(w, p + 9 * UMM_PAGE));
+	/* Who served it is through with it, too. */
+	umm_evlock_excl(&w->ctl->evlock);
+	umm_evlock_unexcl(&w->ctl->evlock);
+	assert_false(quarantined(w, p, 0, 10));
+	/* Touched and there, it has not been dropped; nor does another page's fault say so. */
+	about_to_drop(w, p, 0, 10);
+	page_fill(p + 9 * UMM_PAGE, 3, 9);
+	page_fill(p + 5 * UMM_PAGE, 3, 5);
+	assert_true(quarantined(w, p, 0, 10));
+	world_destroy(w);
+}
+
+static void nothing_there_is_no_quarantine(void **state)
+{
+	struct world *w = begin("lz4", 1);
+	char *p = managed(w, N, 1);
+
+	drop(w, p, 4, 8);
+	about_to_drop(w, p, 4, 8);
+	assert_false(quarantined(w, p, 4, 8));
+	/* Two callers in one place: what ends one says nothing of the other. */
+	about_to_drop(w, p, 10, 12);
+	about_to_drop(w, p, 11, 13);
+	drop(w, p, 12, 13);
+	assert_true(quarantined(w, p, 10, 11));
 	world_destroy(w);
 }
 
@@ -585,6 +666,9 @@ int main(void)
 		cmocka_unit_test(faults_at_the_end_of_a_mapping),
 		cmocka_unit_test(hands_off_is_for_good),
 		cmocka_unit_test(quarantined_pages_stay),
+		cmocka_unit_test(a_quarantine_ends_with_the_last_page),
+		cmocka_unit_test(a_quarantine_ends_with_a_touch),
+		cmocka_unit_test(nothing_there_is_no_quarantine),
 		cmocka_unit_test(many_quarantines),
 		cmocka_unit_test(what_cannot_move_is_remembered),
 		cmocka_unit_test(unregistered_memory_stays),
