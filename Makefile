@@ -7,6 +7,7 @@
 #   make test       all tests; the last line says how many passed
 #   make demo       a real program on a third of the RAM it needs
 #   make bench      measurements
+#   make kernel-suite   the kernel's own tests of HMM on our dmirror; fetches a kernel's source, or KERNEL_SOURCE=DIR
 #   make install    PREFIX=/usr/local, DESTDIR=
 #   make format     clang-format over all C files
 #   make clean
@@ -19,7 +20,7 @@ DESTDIR ?=
 MESONFLAGS ?=
 
 .DEFAULT_GOAL := build
-.PHONY: build deps test demo bench install format clean
+.PHONY: build deps test demo bench kernel-suite install format clean
 
 deps:
 	@scripts/deps
@@ -54,6 +55,9 @@ demo: build
 
 bench: build
 	@meson test -C '$(BUILD)' --no-rebuild --benchmark --verbose
+
+kernel-suite: build
+	@scripts/kernel-suite '$(BUILD)' $(KERNEL_SOURCE)
 
 install: build
 	@meson configure '$(BUILD)' --prefix '$(PREFIX)'
