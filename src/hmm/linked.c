@@ -34,10 +34,16 @@
  * DOC: coherent devices
  *
  * Their pages stay mapped; that a page is such a device's is a record of its
- * own, which events change as they change the others.
+ * own, which events change as they change the others.  A page that fork() left
+ * shared is copied by whoever writes it, and the copy is the system's: such pages
+ * are write-protected before the fork (asynchronously: nobody waits), and those
+ * that were written since then are taken off the record when it is looked at.
+ * After a raw fork that is done when its event is read, and who writes at once
+ * may go unseen: the page then counts as the device's still.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -53,6 +59,7 @@
 #define COLLECT_TRIES 8u
 #define NAP_NS 1000000l
 #define CHILD_REMAPS 32u
+#define SHARE_TRIES 10000u
 #define CHILD_DEPTH 4u
 
 struct linked {
@@ -62,6 +69,7 @@ struct linked {
 	const struct umm_space_ops *engine; /* what the space would have but for ours */
 	struct umm_space_ops ops;
 	struct hmm_iset coherent[HMM_TIERS_MAX]; /* mm->lock */
+	struct hmm_iset shared;                  /* of these, write-protected since a fork; mm->lock */
 	_Atomic unsigned serving; /* faults at this moment: each may hold references to a device's pages */
 };
 
@@ -203,6 +211,68 @@ static int coherent_remap(struct hmm_iset *set, const struct umm_change *c)
 	return rc;
 }
 
+/* mm->lock held.  Of what a fork left shared: what was written is no longer the device's. */
+static void coherent_settle(struct linked *l, uint64_t start, uint64_t end)
+{
+	const struct hmm_interval *in;
+	uint64_t walked;
+
+	for (uint64_t at = start; (in = hmm_iset_next(&l->shared, at)) && in->start < end; at = walked) {
+		uint64_t a = in->start > at ? in->start : at, z = in->end < end ? in->end : end;
+		struct umm_page_run runs[64];
+		int n = umm_page_scan_written(l->mm->space, a, z, runs, 64, &walked);
+
+		if (n < 0 || walked <= a)
+			return;
+		for (int i = 0; i < n; i++) {
+			hmm_iset_del(&l->shared, runs[i].start, runs[i].end);
+			for (unsigned t = 0; t < l->h->chain.n; t++)
+				hmm_iset_del(&l->coherent[t], runs[i].start, runs[i].end);
+		}
+	}
+}
+
+/* mm->lock held.  Protects the next piece that is not; false: there is none, or it cannot be. */
+static bool coherent_share_next(struct linked *l, unsigned t, uint64_t *at)
+{
+	const struct hmm_interval *in = hmm_iset_next(&l->coherent[t], *at), *known;
+	uint64_t a, z;
+	int rc;
+
+	if (!in)
+		return false;
+	a = in->start > *at ? in->start : *at;
+	z = in->end;
+	known = hmm_iset_next(&l->shared, a);
+	if (known && known->start <= a) {
+		*at = known->end;
+		return true;
+	}
+	if (known && known->start < z)
+		z = known->start;
+	for (unsigned tries = 0; (rc = umm_uffd_writeprotect(l->mm->space->uffd, a, z - a)) == -EAGAIN; tries++) {
+		if (tries == SHARE_TRIES)
+			break;
+		sched_yield(); /* who forked goes on soon */
+	}
+	if (!rc)
+		hmm_iset_add(&l->shared, a, z);
+	*at = z;
+	return true;
+}
+
+static void linked_forking(void *priv)
+{
+	struct hmm_mm *mm = priv;
+	struct linked *l = linked_of(mm);
+
+	pthread_mutex_lock(&mm->lock);
+	for (unsigned t = 0; t < l->h->chain.n; t++)
+		for (uint64_t at = 0; coherent_share_next(l, t, &at);)
+			;
+	pthread_mutex_unlock(&mm->lock);
+}
+
 static void linked_change(void *priv, const struct umm_change *c)
 {
 	struct hmm_mm *mm = priv;
@@ -217,6 +287,12 @@ static void linked_change(void *priv, const struct umm_change *c)
 			hmm_iset_del(&l->coherent[t], c->new_start, c->new_start + (c->end - c->start));
 			rc = coherent_remap(&l->coherent[t], c);
 		}
+	}
+	if (c->event == UMM_EVENT_UNMAP || c->event == UMM_EVENT_CLEAR) {
+		hmm_iset_del(&l->shared, c->start, c->end);
+	} else if (c->event == UMM_EVENT_REMAP) {
+		hmm_iset_del(&l->shared, c->new_start, c->new_start + (c->end - c->start));
+		rc |= coherent_remap(&l->shared, c);
 	}
 	pthread_mutex_unlock(&mm->lock);
 	if (rc)
@@ -413,6 +489,7 @@ static int linked_forked(void *priv, struct hmm_mm *mm, int uffd, struct hmm_mm 
 {
 	struct child c = {.uffd = uffd, .absent.space = mm->space, .empty.space = mm->space};
 
+	linked_forking(mm); /* for a raw one */
 	if (atomic_load(&mm->radix.away)) {
 		find_unforked(mm, &c);
 		if (!c.failed)
@@ -446,6 +523,7 @@ static void linked_gone(void *priv)
 
 	for (unsigned t = 0; t < HMM_TIERS_MAX; t++)
 		hmm_iset_clear(&l->coherent[t]);
+	hmm_iset_clear(&l->shared);
 	l->h->mms = NULL;
 	l->h->chain.n = 0; /* devices are the caller's */
 	hmm_destroy(l->h);
@@ -491,12 +569,14 @@ int hmm_mm_open(struct umm_space *space, struct hmm_mm **mmp)
 		l->ops = *space->ops;
 		l->ops.fault = linked_fault;
 		l->ops.change = linked_change;
+		l->ops.forking = linked_forking;
 		l->ops.holds = linked_holds;
 		l->ops.uniform = linked_uniform;
 		space->ops = &l->ops;
 		l->mm->registered.space = l->mm->foreign.space = l->mm->stuck.space = space;
 		for (unsigned t = 0; t < HMM_TIERS_MAX; t++)
 			l->coherent[t].space = space;
+		l->shared.space = space;
 		l->mm->gone = linked_gone;
 		l->mm->gone_priv = l;
 		/* Not the supervisor's business: no fault tells us of a process. */
@@ -780,6 +860,7 @@ static void coherent_forget(struct hmm_mm *mm, uint64_t start, uint64_t end)
 	pthread_mutex_lock(&mm->lock);
 	for (unsigned t = 0; t < mm->h->chain.n; t++)
 		hmm_iset_del(&l->coherent[t], start, end);
+	hmm_iset_del(&l->shared, start, end);
 	pthread_mutex_unlock(&mm->lock);
 }
 
@@ -827,13 +908,9 @@ static int collect_locked(struct hmm_migrate *m)
 static void mark_away(struct hmm_migrate *m)
 {
 	for (unsigned i = 0, n; i < m->npages; i += n) {
-		struct uffdio_writeprotect wp = {.mode = UFFDIO_WRITEPROTECT_MODE_WP};
-
 		for (n = 1; i + n < m->npages && m->addr[i + n] == m->addr[i] + n * UMM_PAGE;)
 			n++;
-		wp.range.start = m->addr[i];
-		wp.range.len = n * UMM_PAGE;
-		sys_ioctl(m->mm->space->uffd, UFFDIO_WRITEPROTECT, &wp);
+		umm_uffd_writeprotect(m->mm->space->uffd, m->addr[i], n * UMM_PAGE);
 	}
 }
 
@@ -925,6 +1002,7 @@ static uint64_t count_on(struct hmm_mm *mm, unsigned tier, uint64_t start, uint6
 		const struct hmm_interval *in;
 
 		pthread_mutex_lock(&mm->lock);
+		coherent_settle(l, start, end);
 		for (uint64_t at = start; (in = hmm_iset_next(&l->coherent[tier], at)) && in->start < end; at = in->end)
 			n += ((in->end < end ? in->end : end) - (in->start > start ? in->start : start)) / UMM_PAGE;
 		pthread_mutex_unlock(&mm->lock);
@@ -960,7 +1038,9 @@ static int to_coherent(struct hmm_mm *mm, unsigned tier, uint64_t start, uint64_
 			for (unsigned t = 0; t < mm->h->chain.n; t++)
 				if (t != tier)
 					hmm_iset_del(&l->coherent[t], runs[i].start, runs[i].end);
-			rc = hmm_iset_add(&l->coherent[tier], runs[i].start, runs[i].end);
+			rc = hmm_iset_del(&l->shared, runs[i].start, runs[i].end);
+			if (!rc)
+				rc = hmm_iset_add(&l->coherent[tier], runs[i].start, runs[i].end);
 		}
 		pthread_mutex_unlock(&mm->lock);
 		at = walked;
@@ -1086,6 +1166,7 @@ int hmm_migrate_to_system(struct hmm_mm *mm, struct hmm_device *dev, uint64_t st
 	pthread_mutex_lock(&mm->out_lock);
 	rc = hmm_restore_from(mm, start, end, tiers, &came);
 	pthread_mutex_lock(&mm->lock);
+	coherent_settle(l, start, end);
 	for (unsigned t = 0; t < mm->h->chain.n && !rc; t++) {
 		const struct hmm_interval *in;
 
@@ -1114,6 +1195,7 @@ int hmm_where(struct hmm_mm *mm, uint64_t start, uint64_t end, struct hmm_device
 	signals_block(&old);
 	umm_evlock_shared(&mm->space->ctl->evlock);
 	pthread_mutex_lock(&mm->lock);
+	coherent_settle(l, start, end);
 	for (uint64_t at = start; at < end; at += UMM_PAGE) {
 		hmm_entry_t e = entry_at(mm, at);
 		struct hmm_device **w = &where[(at - start) / UMM_PAGE];

@@ -229,6 +229,8 @@ static void fork_prepare(void)
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	if (s)
 		umm_invalidate_begin(s, &fork_change);
+	if (s && s->ops && s->ops->forking)
+		s->ops->forking(s->priv);
 	forking.space = s;
 	forking.signals = old;
 }

@@ -43,6 +43,8 @@ struct umm_space_ops {
 	bool (*holds)(void *priv, uint64_t start, uint64_t end);
 	/** Before mremap() of [@start, @end): what is managed in part becomes managed as a whole. */
 	int (*uniform)(void *priv, uint64_t start, uint64_t end);
+	/** Before a fork by libc: private pages are about to be shared. */
+	void (*forking)(void *priv);
 	/** The space was forked; @uffd is the child's, the callee's to close.  Event lock held exclusively. */
 	void (*forked)(void *priv, int uffd);
 };
@@ -111,6 +113,11 @@ struct umm_notifiers *umm_space_notifiers(struct umm_space *space);
 int umm_space_pagemap_fd(struct umm_space *space);
 int umm_space_populate(struct umm_space *space, uint64_t start, uint64_t len, bool write);
 
+/* pagemap.c */
+/** As umm_page_scan(): present pages that were written since umm_uffd_writeprotect(); all of them where it never was. */
+int umm_page_scan_written(struct umm_space *space, uint64_t start, uint64_t end, struct umm_page_run *runs, unsigned nr,
+			  uint64_t *walk_end);
+
 /* arena.c */
 struct umm_arena *umm_arena_new(void);
 void umm_arena_free(struct umm_arena *arena);
@@ -137,6 +144,8 @@ int umm_uffd_unregister(int uffd, uint64_t start, uint64_t len);
 int umm_uffd_copy(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *copied);
 int umm_uffd_zeropage(int uffd, uint64_t dst, uint64_t len, uint64_t *zeroed);
 int umm_uffd_poison(int uffd, uint64_t dst, uint64_t len);
+/** Nobody waits for it (WP_ASYNC): a write undoes it, which shows.  Where nothing is it leaves a marker. */
+int umm_uffd_writeprotect(int uffd, uint64_t start, uint64_t len);
 int umm_uffd_wake(int uffd, uint64_t start, uint64_t len);
 
 /* monitor.c */

@@ -14,8 +14,9 @@ static uint32_t flags_of(uint64_t categories)
 	       (categories & PAGE_IS_SWAPPED ? UMM_PAGE_SWAPPED : 0);
 }
 
-int umm_page_scan(struct umm_space *space, uint64_t start, uint64_t end, struct umm_page_run *runs, unsigned nr,
-		  uint64_t *walk_end)
+/* Runs of pages in all categories of @all and at least one of @any. */
+static int scan(struct umm_space *space, uint64_t start, uint64_t end, uint64_t all, uint64_t any,
+		struct umm_page_run *runs, unsigned nr, uint64_t *walk_end)
 {
 	struct page_region vec[SCAN_CHUNK];
 	unsigned out = 0;
@@ -31,7 +32,8 @@ int umm_page_scan(struct umm_space *space, uint64_t start, uint64_t end, struct 
 			.end = end,
 			.vec = (uintptr_t)vec,
 			.vec_len = room,
-			.category_anyof_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+			.category_mask = all,
+			.category_anyof_mask = any,
 			.return_mask =
 				PAGE_IS_PRESENT | PAGE_IS_PFNZERO | PAGE_IS_HUGE | PAGE_IS_FILE | PAGE_IS_SWAPPED,
 		};
@@ -46,4 +48,17 @@ int umm_page_scan(struct umm_space *space, uint64_t start, uint64_t end, struct 
 		*walk_end = a.walk_end;
 	}
 	return (int)out;
+}
+
+int umm_page_scan(struct umm_space *space, uint64_t start, uint64_t end, struct umm_page_run *runs, unsigned nr,
+		  uint64_t *walk_end)
+{
+	return scan(space, start, end, 0, PAGE_IS_PRESENT | PAGE_IS_SWAPPED, runs, nr, walk_end);
+}
+
+int umm_page_scan_written(struct umm_space *space, uint64_t start, uint64_t end, struct umm_page_run *runs, unsigned nr,
+			  uint64_t *walk_end)
+{
+	/* What is absent is reported as written, too. */
+	return scan(space, start, end, PAGE_IS_PRESENT | PAGE_IS_WRITTEN, 0, runs, nr, walk_end);
 }

@@ -77,6 +77,13 @@ int umm_uffd_poison(int uffd, uint64_t dst, uint64_t len)
 	return uffd_ioctl(uffd, UFFDIO_POISON, &p);
 }
 
+int umm_uffd_writeprotect(int uffd, uint64_t start, uint64_t len)
+{
+	struct uffdio_writeprotect wp = {.range = {start, len}, .mode = UFFDIO_WRITEPROTECT_MODE_WP};
+
+	return uffd_ioctl(uffd, UFFDIO_WRITEPROTECT, &wp);
+}
+
 int umm_uffd_wake(int uffd, uint64_t start, uint64_t len)
 {
 	struct uffdio_range r = {start, len};

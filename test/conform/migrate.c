@@ -262,13 +262,21 @@ static void the_parent_writes_after_fork(const struct variant *v)
 		CHECK_NUMBERED(p, SIZE, 1);
 		_exit(0);
 	}
-	number(p, SIZE, 2);
-	if (!v->coherent)
-		check_snapshot(fd, p, NPAGES, P_WRITE);
+	/* Of each that is written the system has a copy; the others are where they were. */
+	number(p, SIZE / 2, 2);
+	check_snapshot(fd, p, NPAGES / 2, P_WRITE);
+	if (v->coherent)
+		check_snapshot(fd, p + SIZE / 2, NPAGES / 2, P_COHERENT_LOCAL | P_READ);
+	number(p + SIZE / 2, SIZE / 2, 2 + SIZE / 8);
+	check_snapshot(fd, p, NPAGES, P_WRITE);
 	close(go[1]);
 	CHECK_EQ(waitpid(pid, &status, 0), pid);
 	CHECK_EQ(status, 0);
 	CHECK_NUMBERED(p, SIZE, 2);
+	/* And go again. */
+	migrate_all(fd, p, buf, NPAGES);
+	CHECK_NUMBERED(buf, SIZE, 2);
+	check_snapshot(fd, p, NPAGES, local(v));
 }
 
 static void system_calls(const struct variant *v)
