@@ -144,20 +144,32 @@ void hmm_forget(struct hmm_mm *mm, uint64_t start, uint64_t end)
 
 int hmm_hands_off(struct hmm_mm *mm, uint64_t start, uint64_t end)
 {
+	struct umm_evlock *evlock = &mm->space->ctl->evlock;
+	bool ours;
 	int rc;
 
 	pthread_mutex_lock(&mm->out_lock); /* nothing goes out meanwhile */
 	rc = hmm_restore(mm, start, end);
-	if (!rc) {
-		umm_evlock_shared(&mm->space->ctl->evlock);
-		umm_uffd_unregister(mm->space->uffd, start, end - start);
-		umm_evlock_unshared(&mm->space->ctl->evlock);
-		pthread_mutex_lock(&mm->lock);
-		rc = hmm_iset_del(&mm->registered, start, end);
-		if (!rc)
-			rc = hmm_iset_add(&mm->foreign, start, end);
-		pthread_mutex_unlock(&mm->lock);
-	}
+	if (rc)
+		goto out;
+	umm_evlock_excl(evlock);
+	pthread_mutex_lock(&mm->lock);
+	ours = hmm_iset_meets(&mm->registered, start, end);
+	pthread_mutex_unlock(&mm->lock);
+	/* The kernel lets go of whatever is registered there, be it by another descriptor. */
+	rc = ours ? umm_uffd_unregister(mm->space->uffd, start, end - start) : 0;
+	/* What could not be brought back keeps its poison; to us it is no more than any other page. */
+	if (!rc)
+		hmm_residency_drop(mm, start, end);
+	umm_evlock_unexcl(evlock);
+	if (rc)
+		goto out; /* part of it is unmapped, or somebody else's: it is what it was */
+	pthread_mutex_lock(&mm->lock);
+	rc = hmm_iset_del(&mm->registered, start, end);
+	if (!rc)
+		rc = hmm_iset_add(&mm->foreign, start, end);
+	pthread_mutex_unlock(&mm->lock);
+out:
 	pthread_mutex_unlock(&mm->out_lock);
 	return rc;
 }

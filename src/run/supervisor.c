@@ -39,12 +39,14 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <sys/timerfd.h>
 #include <sys/un.h>
 #include <unistd.h>
 #include <dirent.h>
 
 #include "hmm/internal.h"
+#include "run/lines.h"
 #include "run/stats.h"
 
 #define CTL_BYTES (ARENA_CTL + ARENA_WINDOW)
@@ -90,6 +92,7 @@ struct guest {
 struct supervisor {
 	struct run_options opt;
 	struct hmm *h;
+	struct lines lines;
 	int epfd, listen_fd, front_fd, tick_fd;
 	struct watch w_listen, w_front, w_tick;
 	uint64_t tick;
@@ -110,8 +113,9 @@ struct supervisor {
 
 static void say(void *priv, const char *line)
 {
-	(void)priv;
-	fprintf(stderr, "hmm: %s\n", line);
+	struct supervisor *s = priv;
+
+	lines_say(&s->lines, "%s", line);
 }
 
 static bool pidfd_ended(int pidfd)
@@ -244,7 +248,7 @@ static void fatal(void *priv, struct hmm_mm *mm, const char *why)
 	struct supervisor *s = priv;
 	struct member *m = member_of(s, mm);
 
-	fprintf(stderr, "hmm: process %d must be killed: %s\n", (int)mm->space->pid, why);
+	lines_say(&s->lines, "process %d must be killed: %s", (int)mm->space->pid, why);
 	if (m)
 		member_kill(m);
 }
@@ -286,8 +290,9 @@ static int inside_arm(void *priv)
 			       UFFDIO_REGISTER_MODE_MISSING);
 	if (rc && rc != -ESRCH && !m->arm_said) {
 		m->arm_said = true;
-		fprintf(stderr, "hmm: memory of process %d cannot be moved: userfaultfd refuses its staging: %s\n",
-			(int)m->pid, strerror(-rc));
+		lines_say(&m->sup->lines,
+			  "memory of process %d cannot be moved: userfaultfd refuses its staging: %s", (int)m->pid,
+			  strerror(-rc));
 	}
 	return rc;
 }
@@ -316,19 +321,13 @@ static int inside_advise(void *priv, uint64_t start, uint64_t len, int advice)
 	return rc;
 }
 
-/*
- * Threads that no hook saw being made (a raw clone, a helper of libc's own):
- * the kernel tells where their robust lists lie, which is in their control
- * blocks.  The second net; the hook of pthread_create is the first.
- */
-static void inside_pins(void *priv)
+/* Pin lock held; @ctl is a struct umm_ctl.  The kernel tells where robust lists lie, which is in control blocks. */
+static void pin_threads(pid_t pid, void *ctl)
 {
-	struct member *m = priv;
-	struct umm_ctl *ctl = m->ctl_map;
 	char path[64];
 	struct dirent *e;
 
-	snprintf(path, sizeof(path), "/proc/%d/task", (int)m->pid);
+	snprintf(path, sizeof(path), "/proc/%d/task", (int)pid);
 	DIR *d = opendir(path);
 	while (d && (e = readdir(d))) {
 		pid_t tid = (pid_t)atoi(e->d_name);
@@ -337,15 +336,32 @@ static void inside_pins(void *priv)
 
 		if (tid <= 0 || syscall(SYS_get_robust_list, tid, &head, &len) || !head)
 			continue;
-		if (!umm_pin_lock_soon(ctl))
-			break; /* its holder has died, and with it the program; or the program wrote there */
 		/* The block begins some hundred bytes before the list and is smaller than a page. */
 		umm_pin_add(ctl, (head - UMM_PAGE / 4) >> UMM_PAGE_SHIFT);
 		umm_pin_add(ctl, (head + UMM_PAGE - 1) >> UMM_PAGE_SHIFT);
-		umm_pin_unlock(ctl);
 	}
 	if (d)
 		closedir(d);
+}
+
+/*
+ * Threads that no hook saw being made (a raw clone, a helper of libc's own).
+ * The second net; the hook of pthread_create is the first.  And threads that
+ * have ended: where many did, only those that live are pinned from here on.
+ */
+static void inside_pins(void *priv)
+{
+	struct member *m = priv;
+	struct umm_ctl *ctl = m->ctl_map;
+
+	if (!umm_pin_lock_soon(ctl))
+		return; /* its holder has died, and with it the program; or the program wrote there */
+	if (atomic_load(&ctl->pin_used) > UMM_PIN_SLOTS / 2) {
+		umm_pin_clear(ctl);
+		sharers(m->agent, pin_threads, ctl);
+	}
+	pin_threads(m->pid, ctl);
+	umm_pin_unlock(ctl);
 }
 
 static const struct hmm_inside_ops inside_ops = {
@@ -390,10 +406,10 @@ static int64_t call_fork_begin(struct member *m)
 		atomic_fetch_sub(&mm->rest, 1); /* no end follows */
 	if (!rc && m->sup->opt.verbose && !m->fork_said) {
 		m->fork_said = true;
-		fprintf(stderr,
-			"hmm: process %d forks: without CAP_SYS_PTRACE the kernel tells nobody, so all its memory"
-			" comes back first\n",
-			(int)m->pid);
+		lines_say(&m->sup->lines,
+			  "process %d forks: without CAP_SYS_PTRACE the kernel tells nobody, so all its memory comes"
+			  " back first",
+			  (int)m->pid);
 	}
 	return rc;
 }
@@ -622,10 +638,10 @@ static int forked(void *priv, struct hmm_mm *parent, int uffd, struct hmm_mm **c
 
 	if (rc) {
 		/* The descriptor stays open, or the child would read zeros. */
-		fprintf(stderr,
-			"hmm: a forked child of process %d cannot be served: %s; it hangs when it touches memory that"
-			" is away, and must be killed\n",
-			(int)parent->space->pid, strerror(-rc));
+		lines_say(&s->lines,
+			  "a forked child of process %d cannot be served: %s; it hangs when it touches memory that is"
+			  " away, and must be killed",
+			  (int)parent->space->pid, strerror(-rc));
 		return rc;
 	}
 	close(uffd);
@@ -963,6 +979,7 @@ static int restore_all(struct hmm *h)
 }
 
 #define STAT_CHUNK 16384u
+#define STAT_SECONDS 10
 
 struct stat_job {
 	struct supervisor *s;
@@ -1016,6 +1033,8 @@ static void stat_client(struct supervisor *s, int sock, const struct wire_stat *
 	if (!job)
 		goto refuse;
 	*job = (struct stat_job){s, sock, q->what};
+	/* Who does not read what it asked for is not waited for. */
+	setsockopt(sock, SOL_SOCKET, SO_SNDTIMEO, &(struct timeval){.tv_sec = STAT_SECONDS}, sizeof(struct timeval));
 	if (pthread_create(&t, NULL, stat_main, job))
 		goto refuse;
 	pthread_detach(t);
@@ -1144,7 +1163,7 @@ static void on_agent(struct member *m)
 	 * its descriptor was the second guard of what is away.
 	 */
 	if (!pidfd_ended(m->pidfd) && m->pid > 0 && atomic_load(&m->mm->armed)) {
-		fprintf(stderr, "hmm: the agent of process %d died; the process is killed\n", (int)m->pid);
+		lines_say(&m->sup->lines, "the agent of process %d died; the process is killed", (int)m->pid);
 		member_kill(m);
 		return; /* its pidfd tells when it is dead */
 	}
@@ -1177,7 +1196,7 @@ static void write_stats(struct supervisor *s)
 
 	if (s->opt.verbose) {
 		stats_line(s->h, line, sizeof(line));
-		fprintf(stderr, "hmm: %s\n", line);
+		lines_say(&s->lines, "%s", line);
 	}
 	if (s->opt.stats_path) {
 		FILE *f = fopen(s->opt.stats_path, "w");
@@ -1185,7 +1204,7 @@ static void write_stats(struct supervisor *s)
 		if (f)
 			stats_json(s->h, f);
 		if (!f || fclose(f))
-			fprintf(stderr, "hmm: cannot write %s: %s\n", s->opt.stats_path, strerror(errno));
+			lines_say(&s->lines, "cannot write %s: %s", s->opt.stats_path, strerror(errno));
 	}
 }
 
@@ -1221,8 +1240,9 @@ static void on_front(struct supervisor *s)
 	if (n == 1) {
 		/* The program has ended; descendants may live on, and must not be held up by what we hold open. */
 		if (c == RUN_PROGRAM_ENDED && !s->signed_on)
-			fprintf(stderr, "hmm: the preload library did not get into the program: it ran without hmm\n");
+			lines_say(&s->lines, "the preload library did not get into the program: it ran without hmm");
 		write_stats(s);
+		lines_flush(&s->lines);
 		reap_ended(s);
 		c = all_gone(s) ? RUN_ALL_GONE : RUN_OTHERS_LIVE;
 		send(s->front_fd, &c, 1, MSG_NOSIGNAL);
@@ -1330,6 +1350,11 @@ static int start(struct supervisor *s, char *err, size_t errlen)
 	int rc;
 
 	pthread_mutex_init(&s->lock, NULL);
+	rc = lines_start(&s->lines);
+	if (rc) {
+		snprintf(err, errlen, "cannot start a thread: %s", strerror(-rc));
+		return rc;
+	}
 	rc = hmm_create(&o, &s->h, err, errlen);
 	if (rc)
 		return rc;
@@ -1441,5 +1466,6 @@ void supervisor_main(const struct run_options *opt, int front_fd, pid_t front)
 	if (send(front_fd, &ready, sizeof(ready), MSG_NOSIGNAL) != sizeof(ready) || ready.rc)
 		_exit(1);
 	loop(s);
+	lines_flush(&s->lines);
 	_exit(0);
 }

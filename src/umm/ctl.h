@@ -23,6 +23,8 @@
  * table before it runs anything of the program's; the inside looks a page up
  * and moves it under the same lock, so a page is either moved before it is
  * entered (then the thread's first touch brings it back for good), or never.
+ * Nobody takes a page out: when the table gets full, those of threads that have
+ * ended are left behind, by entering all that live into an empty one.
  */
 #ifndef UMM_CTL_H
 #define UMM_CTL_H
@@ -147,7 +149,7 @@ static inline uint32_t umm_pin_hash(uint64_t pfn)
 	return (uint32_t)((pfn * 0x9e3779b97f4a7c15ull) >> 48) & (UMM_PIN_SLOTS - 1);
 }
 
-/* Under the pin lock, as is umm_pin_add(). */
+/* Under the pin lock, as are those that follow. */
 static inline bool umm_pin_has(struct umm_ctl *c, uint64_t pfn)
 {
 	for (uint32_t i = umm_pin_hash(pfn), n = 0; n < UMM_PIN_SLOTS; n++, i = (i + 1) & (UMM_PIN_SLOTS - 1)) {
@@ -159,6 +161,13 @@ static inline bool umm_pin_has(struct umm_ctl *c, uint64_t pfn)
 			return false;
 	}
 	return true; /* a full table pins everything: slow, never wrong */
+}
+
+static inline void umm_pin_clear(struct umm_ctl *c)
+{
+	for (uint32_t i = 0; i < UMM_PIN_SLOTS; i++)
+		atomic_store_explicit(&c->pin[i], 0, memory_order_relaxed);
+	atomic_store(&c->pin_used, 0);
 }
 
 static inline void umm_pin_add(struct umm_ctl *c, uint64_t pfn)

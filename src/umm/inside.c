@@ -149,6 +149,13 @@ again:
 	atomic_store_explicit(&run->state, UMM_RUN_FILLED, memory_order_release);
 }
 
+static int register_staging(struct umm_inside *in, char *staging, size_t len)
+{
+	struct uffdio_register reg = {.range = {(uintptr_t)staging, len}, .mode = UFFDIO_REGISTER_MODE_MISSING};
+
+	return sys_ioctl(in->uffd, UFFDIO_REGISTER, &reg);
+}
+
 /*
  * Staging is registered, as a destination of MOVE must be; dropping its pages
  * as they are would send an event that somebody must read while we sleep.
@@ -156,7 +163,6 @@ again:
 static void release_staging(struct umm_inside *in, char *staging, size_t len)
 {
 	struct uffdio_range r = {.start = (uintptr_t)staging, .len = len};
-	struct uffdio_register reg = {.range = r, .mode = UFFDIO_REGISTER_MODE_MISSING};
 
 	sys_ioctl(in->uffd, UFFDIO_UNREGISTER, &r);
 	/* mlockall() of the program locks staging too: then nothing can be dropped before it is unlocked. */
@@ -164,7 +170,7 @@ static void release_staging(struct umm_inside *in, char *staging, size_t len)
 		sys2(SYS_munlock, staging, len);
 		sys3(SYS_madvise, staging, len, MADV_DONTNEED);
 	}
-	sys_ioctl(in->uffd, UFFDIO_REGISTER, &reg);
+	register_staging(in, staging, len); /* or else before the next batch */
 }
 
 void umm_inside_move(struct umm_inside *in, unsigned b)
@@ -173,10 +179,20 @@ void umm_inside_move(struct umm_inside *in, unsigned b)
 	size_t base = (size_t)(b % UMM_BATCHES) * UMM_BATCH_PAGES * UMM_PAGE;
 	unsigned nr = batch->nr < UMM_BATCH_RUNS ? batch->nr : UMM_BATCH_RUNS;
 	bool used = false;
+	int rc = 0;
 
+	/* It may have been left unregistered: there was no memory at the time. */
+	if (!is_registered(in->uffd, (uintptr_t)in->staging + base))
+		rc = register_staging(in, in->staging + base, UMM_BATCH_PAGES * UMM_PAGE);
 	for (unsigned i = 0; i < nr; i++) {
 		struct umm_move_run *run = &batch->run[i];
 
+		if (rc) {
+			run->err = rc == -EINVAL ? -EAGAIN : rc;
+			run->mask = 0;
+			atomic_store_explicit(&run->state, UMM_RUN_FILLED, memory_order_release);
+			continue;
+		}
 		if (!run->npages || run->npages > UMM_RUN_PAGES || run->slot + run->npages > UMM_BATCH_PAGES) {
 			run->err = -EINVAL;
 			run->mask = 0;

@@ -120,6 +120,48 @@ static int threads(void)
 	return v_check_all(mem, PAGES, 1, 0, KIND) != 0;
 }
 
+/*
+ * More threads than pages can be kept from going, none with its control block
+ * where another's was: when all have ended, everything else still goes.
+ */
+static void *nothing(void *arg)
+{
+	return arg;
+}
+
+static int ended_threads(void)
+{
+	enum { MANY = 34000, LITTLE = 16 << 10 };
+	char *stacks = mmap(NULL, (size_t)MANY * LITTLE, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	pthread_attr_t attr;
+
+	if (stacks == MAP_FAILED)
+		return failed("mmap");
+	madvise(stacks, (size_t)MANY * LITTLE, MADV_NOHUGEPAGE);
+	pthread_attr_init(&attr);
+	for (size_t n = 0; n < MANY; n++) {
+		char *stack = stacks + n * LITTLE;
+		pthread_t t;
+
+		pthread_attr_setstack(&attr, stack, LITTLE);
+		errno = pthread_create(&t, &attr, nothing, NULL);
+		if (errno)
+			return failed("pthread_create");
+		pthread_join(t, NULL);
+		if (n % 64 == 63)
+			madvise(stack - 63 * LITTLE, 64 * LITTLE, MADV_DONTNEED);
+	}
+	if (turn(0) || turn(1))
+		return 1;
+	size_t away = v_absent(mem, PAGES);
+	if (away < PAGES / 4) {
+		fprintf(stderr, "of %zu pages only %zu are away\n", (size_t)PAGES, away);
+		return 1;
+	}
+	return 0;
+}
+
 /* Threads that sleep in the kernel, their stacks cold, while all else turns; then all end. */
 static pthread_barrier_t barrier;
 
@@ -391,6 +433,7 @@ int main(int argc, char **argv)
 		int (*run)(void);
 	} tests[] = {
 		{"threads", threads},
+		{"ended-threads", ended_threads},
 		{"sleepers", sleepers},
 		{"raw-exit", raw_exit},
 		{"main-thread-exits", main_thread_exits},

@@ -170,6 +170,23 @@ static void what_is_not_registered_stays(void **state)
 	world_destroy(w);
 }
 
+/* Staging could not be registered again after the last batch: that is made good before the next. */
+static void staging_left_unregistered(void **state)
+{
+	const char *why;
+	struct world *w = world_create("lz4", 1, &why);
+
+	assert_non_null(w);
+	char *p = managed(w, 2 * N, 1);
+
+	assert_int_equal(umm_uffd_unregister(w->space->uffd, (uintptr_t)w->in.staging, STAGING), 0);
+	assert_int_equal(out(w, p, 2 * N), 2 * N);
+	assert_int_equal(count_present(w, p, 2 * N), 0);
+	for (unsigned i = 0; i < 2 * N; i++)
+		assert_true(page_is(p + i * UMM_PAGE, 1, i));
+	world_destroy(w);
+}
+
 int main(void)
 {
 	const char *why;
@@ -178,6 +195,7 @@ int main(void)
 		cmocka_unit_test(the_inside_does_not_wait_for_itself),
 		cmocka_unit_test(fork_in_the_middle_of_a_run),
 		cmocka_unit_test(what_is_not_registered_stays),
+		cmocka_unit_test(staging_left_unregistered),
 	};
 
 	if (!w)
