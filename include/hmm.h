@@ -49,6 +49,14 @@ typedef uint64_t hmm_handle_t;
 #define HMM_DEV_MAYBLOCK (1u << 2) /* copy_in and copy_out may sleep for I/O */
 #define HMM_DEV_COHERENT \
 	(1u << 3) /* the CPU reaches its memory as its own: pages stay mapped; see hmm_migrate_to_device() */
+#define HMM_DEV_MAP (1u << 4)    /* has a page table of its own: map, unmap; see hmm_range_map() */
+#define HMM_DEV_HUGE (1u << 5)   /* one entry of that table can map a whole huge page */
+#define HMM_DEV_FAULT (1u << 6)  /* stops by itself at what it has not mapped; else it must be stopped */
+#define HMM_DEV_QUEUE (1u << 7)  /* must not run while entries are taken from it: stop, start */
+#define HMM_DEV_PINNED (1u << 8) /* holds on to what it has mapped: a range is registered as a whole, or not at all */
+#define HMM_DEV_FORK_KEEPS                                                                                           \
+	(1u << 9) /* pins as RDMA and io_uring do: at fork the kernel gives the child copies, and it need not let go \
+		   */
 
 struct hmm_device_stats {
 	uint64_t pages;          /* distinct pages held */
@@ -62,6 +70,28 @@ struct hmm_device_stats {
 	uint64_t errors;         /* failed operations and bad checksums */
 };
 
+/** Most pages in one run that a device maps, but for one that pins. */
+#define HMM_MAP_RUN_MAX 512u
+
+/** Pages to map for a device, or to take from it: whole entries of its table. */
+struct hmm_map_run {
+	uint64_t addr;   /* bytes, page-aligned */
+	uint64_t npages; /* 1..HMM_MAP_RUN_MAX; of a device that pins: the whole range */
+	bool write;      /* the device may write to them */
+	bool huge;       /* one huge page, aligned to itself: one entry (HMM_DEV_HUGE) */
+};
+
+struct hmm_range;
+
+/*
+ * The last five operations are those of devices that map (HMM_DEV_MAP).  They
+ * may run in any thread that changes the space, and as the callbacks of umm.h
+ * they call no malloc and touch no memory of the space but what umm_alloc()
+ * gave.  A driver's lock that they take is an inner one: it is not held when
+ * hmm_range_...() is called.  @why is the change for which entries go; NULL: an
+ * hmm_range_...() call.  With @why->late nothing may be waited for that may
+ * itself wait for a fault.
+ */
 struct hmm_device_ops {
 	const char *name; /* "lz4", "file" ... */
 	uint32_t caps;    /* HMM_DEV_* */
@@ -106,6 +136,48 @@ struct hmm_device_ops {
 
 	/** close: free everything; no handle is used afterwards. */
 	void (*close)(struct hmm_device *dev);
+
+	/**
+	 * map: enter @run, in place of what there was of it.
+	 *
+	 * Never sleeps for a fault of the space, except that of a device that pins:
+	 * there it is the call that pins, made with no lock held; if the range has
+	 * changed meanwhile, unmap follows at once.  Returns 0, or -errno with
+	 * nothing of @run entered.
+	 */
+	int (*map)(struct hmm_device *dev, struct hmm_range *range, const struct hmm_map_run *run);
+
+	/**
+	 * unmap: take @run out; nothing starts through its entries once it returned.
+	 * @dirty: a bit per page of @run, all clear; those are set that the device has
+	 *         written to without the CPU's page table knowing.  Bit 0 is that of a
+	 *         whole huge page.  NULL for a device that pins: the kernel marks what
+	 *         was pinned.
+	 *
+	 * Never fails.  Never sleeps for a fault of the space; but that of a device
+	 * that pins may sleep, and is not called in a late change.
+	 */
+	void (*unmap)(struct hmm_device *dev, struct hmm_range *range, const struct hmm_map_run *run,
+		      const struct umm_change *why, uint64_t *dirty);
+
+	/**
+	 * settle: wait until nothing that was started through entries of [@start, @end)
+	 * still runs.  No lock is held.  When @why is late: see to it that what runs
+	 * does no harm, and wait for nothing.  Returns true, or false when @why is not
+	 * blockable and it would sleep.  NULL: unmap has done it all.
+	 */
+	bool (*settle)(struct hmm_device *dev, struct hmm_range *range, uint64_t start, uint64_t end,
+		       const struct umm_change *why);
+
+	/** stop: the device runs nothing on @range once it has returned (HMM_DEV_QUEUE).  Stops nest. */
+	void (*stop)(struct hmm_device *dev, struct hmm_range *range, const struct umm_change *why);
+
+	/**
+	 * start: it may again, once for each stop.  Called when entries are out of the
+	 * device; but one that does not fault on what is missing (HMM_DEV_FAULT) has to
+	 * wait, after a change of the space, until hmm_range_map() has succeeded.
+	 */
+	void (*start)(struct hmm_device *dev, struct hmm_range *range);
 };
 
 /** The head of every device: a driver embeds it as its first member. */
@@ -311,6 +383,116 @@ int hmm_device_read(struct hmm_mm *mm, struct hmm_device *dev, uint64_t addr, vo
 
 /** hmm_device_write() - the same the other way; @dev gets new handles.  -ENOMEM: it took nothing. */
 int hmm_device_write(struct hmm_mm *mm, struct hmm_device *dev, uint64_t addr, const void *buf, unsigned npages);
+
+/* ------------------------------------------------------- mapping for devices */
+
+/**
+ * DOC: a range that a device maps
+ *
+ * One call for every kind of device.  hmm_range_map() brings pages in, has the
+ * device map them, and from then on takes them from it before they change:
+ *
+ *	hmm_range_open(space, mm, dev, start, end, me, &range);
+ *	again:	hmm_range_map(range, addr, addr + len, HMM_MAP_WRITE, deadline);
+ *		... the device works; what it meets unmapped it reports: again ...
+ *	hmm_range_unmap(range, addr, addr + len, NULL);
+ *	hmm_range_close(range);
+ *
+ * What is mapped stays so over a second hmm_range_map(): after an invalidation
+ * that one maps what was lost, and nothing else.  A range may be as large as the
+ * address space; what is not mapped costs nothing.
+ *
+ *	the device		when the space changes
+ *	has a page table	the pages concerned are unmapped, then settled
+ *	has a queue		it is stopped before that, and started after
+ *	pins			the registration is dropped before a call that the
+ *				hooks see goes on.  Where the kernel tells of a raw
+ *				one it is invalid at once, and dropped by the next
+ *				call made for the range
+ *
+ * None of these calls may be made in a callback of a notifier or of a device.
+ */
+struct hmm_range_hooks {
+	/**
+	 * lost: a device that pins has lost, or is about to lose, the registration.
+	 * @why: not NULL.  With @why->late the device still holds the old pages, until
+	 *       hmm_range_map(), hmm_range_unmap() or hmm_range_close().
+	 *
+	 * In the thread that changes the space, under no lock; the same rules as for
+	 * the operations of a device.
+	 */
+	void (*lost)(struct hmm_range *range, const struct umm_change *why);
+};
+
+/** A range of a space as one device maps it; the rest of it is the engine's. */
+struct hmm_range {
+	struct umm_space *space;
+	struct hmm_mm *mm; /* NULL: no pages are in device memory */
+	struct hmm_device *dev;
+	uint64_t start, end;                 /* bytes, page-aligned */
+	void *priv;                          /* the caller's */
+	const struct hmm_range_hooks *hooks; /* the caller's; may be NULL; set before the first hmm_range_map() */
+	uint64_t cookie;                     /* the device's: a key, a slot ... */
+};
+
+/**
+ * hmm_range_open() - begin to map [@start, @end) for @dev.  Nothing is mapped yet.
+ * @space: the caller's own; @mm: its engine, or NULL where no device has memory.
+ * @dev: with HMM_DEV_MAP; open until hmm_range_close().
+ * @priv: for range->priv.
+ * @rangep: out; ended with hmm_range_close(), before @space is closed.
+ *
+ * Returns 0; -EINVAL a bad range, or the device lacks operations that its
+ * capabilities ask for; -ENOMEM.  Thread-safe.
+ */
+int hmm_range_open(struct umm_space *space, struct hmm_mm *mm, struct hmm_device *dev, uint64_t start, uint64_t end,
+		   void *priv, struct hmm_range **rangep);
+
+/** hmm_range_close() - unmap what is mapped, and end @range.  NULL is fine.  No other call on it may run. */
+void hmm_range_close(struct hmm_range *range);
+
+#define HMM_MAP_WRITE (1u << 0)  /* the device is to write; without it pages are mapped writable where they are */
+#define HMM_MAP_SYSTEM (1u << 1) /* pages in @dev's own memory, too, are to come and be mapped */
+
+/**
+ * hmm_range_map() - see to it that the device has [@start, @end) mapped.
+ * @start, @end: within the range, page-aligned; the whole of it for a device that pins.
+ * @flags: HMM_MAP_*.
+ * @deadline_ns: CLOCK_MONOTONIC; 0: none.
+ *
+ * Pages on other devices are brought back.  Those in @dev's own memory, which it
+ * reaches without a map, stay there (unless the CPU reaches it, too: then they
+ * are mapped as any).  On success each page was mapped at a moment during the
+ * call; it may have been invalidated since, and the device has been told.
+ *
+ * On error nothing is mapped that was not mapped before: what this call had
+ * mapped is taken back.  (A page that it had made writable for the device is lost,
+ * as by an invalidation.)
+ *
+ * Returns 0; -EINVAL; -EFAULT a hole or unreadable page; -EPERM HMM_MAP_WRITE
+ * where the mapping does not allow it; -ETIME the deadline passed before the
+ * range held still; -EINTR; -ENOMEM; -ESRCH; -EOPNOTSUPP another process's
+ * space; or what the device's map gave.  Thread-safe; calls for one range take
+ * turns.
+ */
+int hmm_range_map(struct hmm_range *range, uint64_t start, uint64_t end, unsigned flags, uint64_t deadline_ns);
+
+/**
+ * hmm_range_unmap() - take [@start, @end) from the device.
+ * @dirty: out, pages that the device says it has written to; may be NULL.
+ *
+ * A huge page that is mapped by one entry goes as a whole, also where it reaches
+ * beyond; so does the registration of a device that pins.  Pages that were
+ * written to are marked written in the CPU's page table.  Returns when the device
+ * has settled: 0, or -EINVAL.  Thread-safe.
+ */
+int hmm_range_unmap(struct hmm_range *range, uint64_t start, uint64_t end, uint64_t *dirty);
+
+/** hmm_range_mapped() - has the device all of [@start, @end), and for writing if @write?  True when it is said. */
+bool hmm_range_mapped(struct hmm_range *range, uint64_t start, uint64_t end, bool write);
+
+/** hmm_range_notifier() - what @range is told by, for umm_range_snapshot() and its like. */
+struct umm_notifier *hmm_range_notifier(struct hmm_range *range);
 
 #pragma GCC visibility pop
 

@@ -232,6 +232,14 @@ void umm_notifier_remove(struct umm_notifier *n);
 /** umm_read_begin() - sleep while an invalidation of @n runs; the sequence to check with umm_read_retry(). */
 uint64_t umm_read_begin(struct umm_notifier *n);
 
+/**
+ * umm_read_begin_until() - the same, no longer than until @deadline_ns (CLOCK_MONOTONIC; 0: for ever).
+ * @seq: out.
+ *
+ * Returns 0 or -ETIME.
+ */
+int umm_read_begin_until(struct umm_notifier *n, uint64_t deadline_ns, uint64_t *seq);
+
 /** umm_read_retry() - true when @n was invalidated since.  Called under the driver's lock. */
 bool umm_read_retry(const struct umm_notifier *n, uint64_t seq);
 
@@ -251,11 +259,11 @@ void umm_invalidate_end(struct umm_space *space, const struct umm_change *change
 
 /* Entries of a range, one per page. */
 #define UMM_PFN_VALID ((uint64_t)1 << 63)
-#define UMM_PFN_WRITE ((uint64_t)1 << 62) /* the mapping allows it and the page is exclusively ours */
-#define UMM_PFN_ERROR ((uint64_t)1 << 61) /* hole, or not readable */
-#define UMM_PFN_ZERO ((uint64_t)1 << 60)  /* the shared zero page */
+#define UMM_PFN_WRITE ((uint64_t)1 << 62)  /* the mapping allows it and the page is exclusively ours */
+#define UMM_PFN_ERROR ((uint64_t)1 << 61)  /* hole, or not readable */
+#define UMM_PFN_ZERO ((uint64_t)1 << 60)   /* the shared zero page */
 #define UMM_PFN_DEVICE ((uint64_t)1 << 59) /* the page is in a device's memory */
-#define UMM_PFN_ORDER_SHIFT 48 /* log2 of the pages that one entry of the CPU's page table maps, 5 bits */
+#define UMM_PFN_ORDER_SHIFT 48             /* log2 of the pages that one entry of the CPU's page table maps, 5 bits */
 #define UMM_PFN_ORDER_MASK ((uint64_t)0x1f << UMM_PFN_ORDER_SHIFT)
 
 /* What a caller asks for, in default_flags or in entries[]. */

@@ -75,19 +75,6 @@ struct linked {
 
 _Static_assert(sizeof(sigset_t) <= sizeof(((struct hmm_migrate *)0)->reserved), "room for the signal mask");
 
-static void signals_block(sigset_t *old)
-{
-	sigset_t all;
-
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, old);
-}
-
-static void signals_restore(const sigset_t *old)
-{
-	pthread_sigmask(SIG_SETMASK, old, NULL);
-}
-
 static void nap(void)
 {
 	struct timespec ts = {.tv_nsec = NAP_NS};

@@ -36,6 +36,7 @@
  */
 #include <assert.h>
 #include <errno.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "umm/itree.h"
@@ -185,19 +186,34 @@ void umm_notifier_remove(struct umm_notifier *n)
 	pthread_mutex_unlock(&nots->lock);
 }
 
-uint64_t umm_read_begin(struct umm_notifier *n)
+int umm_read_begin_until(struct umm_notifier *n, uint64_t deadline_ns, uint64_t *seqp)
 {
+	const struct timespec until = {(time_t)(deadline_ns / 1000000000u), (long)(deadline_ns % 1000000000u)};
 	struct umm_notifiers *nots;
 	uint64_t seq;
+	int rc = 0;
 
+	*seqp = __atomic_load_n(&n->seq, __ATOMIC_RELAXED);
 	if (!n->space)
-		return __atomic_load_n(&n->seq, __ATOMIC_RELAXED);
+		return 0;
 	nots = umm_space_notifiers(n->space);
 	pthread_mutex_lock(&nots->lock);
-	seq = __atomic_load_n(&n->seq, __ATOMIC_RELAXED);
-	while (seq == nots->seq)
-		pthread_cond_wait(&nots->changed, &nots->lock);
+	*seqp = seq = __atomic_load_n(&n->seq, __ATOMIC_RELAXED);
+	while (seq == nots->seq && !rc) {
+		if (!deadline_ns)
+			pthread_cond_wait(&nots->changed, &nots->lock);
+		else if (pthread_cond_clockwait(&nots->changed, &nots->lock, CLOCK_MONOTONIC, &until))
+			rc = seq == nots->seq ? -ETIME : 0;
+	}
 	pthread_mutex_unlock(&nots->lock);
+	return rc;
+}
+
+uint64_t umm_read_begin(struct umm_notifier *n)
+{
+	uint64_t seq;
+
+	umm_read_begin_until(n, 0, &seq);
 	return seq;
 }
 

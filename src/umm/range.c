@@ -337,7 +337,9 @@ int umm_range_fault(struct umm_range *range)
 	}
 	rc = -EBUSY;
 out:
-	if (!rc && umm_read_retry(range->notifier, range->notifier_seq))
+	/* What was found, or refused, may have been so for a moment only. */
+	if ((!rc || rc == -ENOMEM || rc == -EFAULT || rc == -EPERM) &&
+	    umm_read_retry(range->notifier, range->notifier_seq))
 		rc = -EBUSY;
 	forget_requests(range, rc != 0);
 	return rc;
