@@ -7,11 +7,14 @@
  * passed over for as many laps as its heat says.
  */
 #include <errno.h>
+#include <sys/mman.h>
 
 #include "hmm/internal.h"
 
 #define SCAN_RUNS 128u
 #define LEAF_BYTES (1ull << HMM_LEAF_SHIFT)
+#define WINDOW_BYTES (UMM_BATCHES * UMM_BATCH_PAGES * UMM_PAGE)
+#define WINDOWS_PART 16u /* of the budget: more than this windows do not take between two rounds */
 
 struct collect {
 	struct hmm_victim v[UMM_BATCH_RUNS];
@@ -131,7 +134,18 @@ static bool collect(struct hmm_mm *mm, struct collect *c)
 	return c->n > 0;
 }
 
-static uint64_t reclaim_mm(struct hmm_mm *mm, uint64_t pages)
+/*
+ * What has been stored is still in the window.  Left there, it takes as much RAM
+ * of each space that ever gave; out_lock held, and all batches settled.
+ */
+static void window_empty(struct hmm_mm *mm)
+{
+	if (mm->window_fd >= 0)
+		madvise(mm->window, WINDOW_BYTES, MADV_REMOVE);
+}
+
+/* @tidy: the window is not to be kept for the next time. */
+static uint64_t reclaim_mm(struct hmm_mm *mm, uint64_t pages, bool tidy)
 {
 	struct collect c;
 	uint64_t stored = 0, asked = 0;
@@ -178,6 +192,8 @@ static uint64_t reclaim_mm(struct hmm_mm *mm, uint64_t pages)
 			atomic_fetch_sub(&mm->h->estimate, (uint64_t)n * UMM_PAGE);
 		}
 	}
+	if (tidy)
+		window_empty(mm);
 	pthread_mutex_unlock(&mm->out_lock);
 	return stored;
 }
@@ -198,6 +214,7 @@ uint64_t hmm_reclaim(struct hmm *h, uint64_t pages)
 	uint64_t all = 0, largest = 0, stored = 0;
 	unsigned first = h->reclaim_turn;
 	int n = hmm_mms_get(h, &list);
+	bool tidy = n > 0 && (uint64_t)n * WINDOW_BYTES > h->opt.budget / WINDOWS_PART;
 
 	if (n < 0)
 		return 0;
@@ -218,7 +235,7 @@ uint64_t hmm_reclaim(struct hmm *h, uint64_t pages)
 				continue;
 			uint64_t share = all ? pages * mm->anon_pages / all : pages;
 
-			stored += reclaim_mm(mm, share ? share : 1);
+			stored += reclaim_mm(mm, share ? share : 1, tidy);
 			h->reclaim_turn = at + 1;
 		}
 	}

@@ -9,6 +9,7 @@
 #include "world.h"
 
 #include <sched.h>
+#include <sys/stat.h>
 
 #define N 2048u
 
@@ -174,15 +175,53 @@ static void each_of_many_gives_its_part(void **state)
 	free(c);
 }
 
+static uint64_t bytes_of(int fd)
+{
+	struct stat st;
+
+	assert_int_equal(fstat(fd, &st), 0);
+	return (uint64_t)st.st_blocks * 512;
+}
+
+/* A window is kept from one round to the next only while all of them are a small part of the budget. */
+static void windows_do_not_eat_the_budget(void **state)
+{
+	int fd = memfd_create("window", MFD_CLOEXEC);
+	char *p;
+	struct world *w = begin(&p, 1);
+
+	free(w->window);
+	assert_int_equal(ftruncate(fd, STAGING), 0);
+	w->window = mmap(NULL, STAGING, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	assert_true(w->window != MAP_FAILED);
+	w->mm->window = w->in.window = w->window;
+	w->mm->window_fd = fd;
+	w->mm->anon_pages = N;
+	atomic_store(&w->mm->armed, true);
+	assert_int_equal(hmm_discover(w->mm), 0);
+
+	w->h->opt.budget = 16 * STAGING;
+	assert_true(hmm_reclaim(w->h, 600) >= 600);
+	assert_true(bytes_of(fd) >= 600 * UMM_PAGE);
+	w->h->opt.budget = 16 * STAGING - UMM_PAGE;
+	assert_true(hmm_reclaim(w->h, 600) >= 600);
+	assert_int_equal(bytes_of(fd), 0);
+	all_are(p, N, 1);
+	munmap(w->window, STAGING);
+	w->window = NULL;
+	close(fd);
+	w->mm->window_fd = -1;
+	world_destroy(w);
+}
+
 int main(void)
 {
 	const char *why;
 	struct world *w = world_create("lz4", 0, &why);
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(what_is_above_it_goes),
-		cmocka_unit_test(full_devices_are_told_of_once),
-		cmocka_unit_test(of_many_spaces_none_is_left_out),
-		cmocka_unit_test(each_of_many_gives_its_part),
+		cmocka_unit_test(what_is_above_it_goes),           cmocka_unit_test(full_devices_are_told_of_once),
+		cmocka_unit_test(of_many_spaces_none_is_left_out), cmocka_unit_test(each_of_many_gives_its_part),
+		cmocka_unit_test(windows_do_not_eat_the_budget),
 	};
 
 	if (!w)
