@@ -52,7 +52,7 @@
 #define BLOCK_SHIFT 21
 #define BLOCK_PAGES HMM_MAP_RUN_MAX
 #define BLOCK_BYTES ((uint64_t)1 << BLOCK_SHIFT)
-#define MID_LEAVES 512u
+#define MID_LEAVES 4096u
 #define HUGE_ORDER 9u
 #define NAP_NS 50000l
 

@@ -4,16 +4,15 @@
  *
  * DOC: how it stays right
  *
- * dm->lock is "the driver's lock" of umm.h.  An entry of the table is put in
- * under it, after umm_read_retry() has said that what the entry stands for
- * still holds, and dropped under it by the callback.
+ * What every driver needs is hmm_range_map(): it faults, has our map() enter
+ * pages into the table, and has unmap() drop them before they change.  The table
+ * is ours, under dm->lock, and so are the copies that run through it.
  *
  * A copy through the table may meet a page that is away, and then waits for
  * threads that serve faults; these run callbacks, too.  So no copy runs under
- * the lock: it is entered in dm->copies first.  The callback drops entries and
- * then waits for the copies of its range, but not where the change is "late"
- * (umm.h), i.e. told by such a thread: then it marks them stale, and they are
- * done again.
+ * the lock: it is entered in dm->copies first.  settle() waits for those of the
+ * range that was unmapped, but not where the change is "late" (umm.h), i.e. told
+ * by such a thread: then it marks them stale, and they are done again.
  *
  * Pages in this device's own memory have no entry: hmm_device_read() and _write()
  * find them, and say when they are no longer there.  Exclusive access is memory
@@ -23,11 +22,10 @@
  * Memory can go away without anybody being told in time (a raw munmap of a
  * range that is not watched, mprotect).  The device is in software and copies
  * through the kernel (process_vm_readv and _writev on ourselves), which checks
- * every access: such an entry is found out when it is used, and its page is
- * faulted again, which renews the entry or gives the caller the error.
+ * every access: such an entry is found out when it is used, is given up, and its
+ * page mapped again, which renews the entry or gives the caller the error.
  *
- * Nodes of the table are mapped before the lock is taken and are never taken
- * out, so that neither the callback nor who holds the lock allocates.
+ * Nodes of the table are never taken out, so that who walks it needs no lock.
  *
  * Data go through a buffer of our own: the caller's may itself be part of what
  * is mirrored, and is touched with no lock held.
@@ -77,10 +75,11 @@ struct dmirror_host {
 };
 
 struct dmirror {
-	struct umm_notifier notifier; /* of all there is */
 	struct umm_space *space;
+	struct hmm_range *range;   /* of all there is */
 	struct dmirror_host *host; /* NULL: no memory */
 	struct hmm_device *own;    /* its memory */
+	struct hmm_device bare;    /* one without */
 	bool coherent;
 	uint64_t flags;
 	pid_t pid;
@@ -167,47 +166,63 @@ static void table_drop(struct node *n, unsigned level, uint64_t base, uint64_t s
 	}
 }
 
-/* ----------------------------------------------------------------- notifier */
+/* -------------------------------------------------------- as the engine sees it */
 
-/* Those that meet @change have to be done again, unless it waits for them. */
-static bool copies_meet(struct dmirror *dm, const struct umm_change *change)
+int dmirror_map(struct hmm_device *dev, struct hmm_range *range, const struct hmm_map_run *run)
 {
-	bool found = false;
+	struct dmirror *dm = range->priv;
+	uint64_t end = run->addr + run->npages * PAGE_SIZE;
+	int rc = table_grow(dm, run->addr, end);
 
-	for (struct copy *c = dm->copies; c; c = c->next) {
-		if (c->start >= change->end || c->end <= change->start)
-			continue;
-		c->stale |= change->late;
-		found = true;
-	}
-	return found;
-}
-
-static bool dmirror_invalidate(struct umm_notifier *n, const struct umm_change *change, uint64_t seq)
-{
-	struct dmirror *dm = (struct dmirror *)n;
-	bool done = true;
-
-	if (change->blockable)
-		pthread_mutex_lock(&dm->lock);
-	else if (pthread_mutex_trylock(&dm->lock))
-		return false;
-	umm_notifier_set_seq(n, seq);
-	table_drop(dm->root, LEVELS - 1, 0, change->start, change->end < ADDR_END ? change->end : ADDR_END);
-	while (copies_meet(dm, change)) {
-		if (change->late)
-			break;
-		if (!change->blockable) {
-			done = false;
-			break;
-		}
-		pthread_cond_wait(&dm->copied, &dm->lock);
-	}
+	if (rc)
+		return rc;
+	pthread_mutex_lock(&dm->lock);
+	for (uint64_t addr = run->addr; addr < end; addr += PAGE_SIZE)
+		*table_entry(dm, addr) = UMM_PFN_VALID | (run->write ? UMM_PFN_WRITE : 0);
 	pthread_mutex_unlock(&dm->lock);
-	return done;
+	return 0;
 }
 
-static const struct umm_notifier_ops dmirror_notifier_ops = {.invalidate = dmirror_invalidate};
+void dmirror_unmap(struct hmm_device *dev, struct hmm_range *range, const struct hmm_map_run *run,
+		   const struct umm_change *why, uint64_t *dirty)
+{
+	struct dmirror *dm = range->priv;
+
+	/* Nothing is dirty that the CPU does not know of: it is the CPU that copies. */
+	pthread_mutex_lock(&dm->lock);
+	table_drop(dm->root, LEVELS - 1, 0, run->addr, run->addr + run->npages * PAGE_SIZE);
+	pthread_mutex_unlock(&dm->lock);
+}
+
+bool dmirror_settle(struct hmm_device *dev, struct hmm_range *range, uint64_t start, uint64_t end,
+		    const struct umm_change *why)
+{
+	struct dmirror *dm = range->priv;
+	bool late = why && why->late, sleeps = !why || why->blockable, found;
+
+	pthread_mutex_lock(&dm->lock);
+	do {
+		found = false;
+		for (struct copy *c = dm->copies; c; c = c->next) {
+			if (c->start >= end || c->end <= start)
+				continue;
+			c->stale |= late;
+			found = !late;
+		}
+		if (found && sleeps)
+			pthread_cond_wait(&dm->copied, &dm->lock);
+	} while (found && sleeps);
+	pthread_mutex_unlock(&dm->lock);
+	return !found;
+}
+
+static const struct hmm_device_ops bare_ops = {
+	.name = "dmirror",
+	.caps = HMM_DEV_MAP | HMM_DEV_FAULT,
+	.map = dmirror_map,
+	.unmap = dmirror_unmap,
+	.settle = dmirror_settle,
+};
 
 /* ----------------------------------------------------------------- faulting */
 
@@ -227,77 +242,20 @@ static int places(struct dmirror *dm, uint64_t start, uint64_t end, struct hmm_d
 	return 0;
 }
 
-/*
- * The loop that every driver has: see umm.h.  On success the lock is held, and
- * until it is dropped the range is as its entries say.
- */
-static int range_lock(struct dmirror *dm, struct umm_range *range, bool fault, struct hmm_device *where[])
-{
-	for (;;) {
-		int rc = 0;
-
-		if (now_ns() >= range->deadline_ns)
-			return -EBUSY;
-		range->notifier_seq = umm_read_begin(&dm->notifier);
-		/* Before the look: a page that came back in between is seen there. */
-		rc = where ? places(dm, range->start, range->end, where) : 0;
-		if (rc)
-			return rc;
-		rc = fault ? umm_range_fault(range) : umm_range_snapshot(range);
-		if (rc == -EBUSY)
-			continue;
-		if (rc)
-			return rc == -ETIME ? -EBUSY : rc;
-		pthread_mutex_lock(&dm->lock);
-		if (!umm_read_retry(&dm->notifier, range->notifier_seq))
-			return 0;
-		pthread_mutex_unlock(&dm->lock);
-	}
-}
-
-/* Bring [start, end) into the device's table. */
+/* Have [start, end) in the device's table, of which the first page could not be used as it is. */
 static int dmirror_fault(struct dmirror *dm, uint64_t start, uint64_t end, bool write, uint64_t deadline_ns)
 {
-	struct hmm_device *where[FAULT_PAGES];
-	uint64_t entries[FAULT_PAGES], first = start, n;
-	bool own;
-	struct umm_range range = {
-		.space = dm->space,
-		.notifier = &dm->notifier,
-		.entries = entries,
-		.default_flags = UMM_PFN_REQ_FAULT | (write ? UMM_PFN_REQ_WRITE : 0),
-		.deadline_ns = deadline_ns,
-	};
-	int rc = table_grow(dm, start, end);
+	unsigned flags = write ? HMM_MAP_WRITE : 0;
+	int rc;
 
-	for (; !rc && start < end; start = range.end) {
-		uint64_t most = FAULT_PAGES * PAGE_SIZE;
-
-		range.start = start;
-		range.end = end - start < most ? end : start + most;
-		rc = places(dm, range.start, range.end, where);
-		if (rc)
-			break;
-		/*
-		 * What is in this device's memory is not asked for: that would take
-		 * it away.  But where it begins with such a page that page could not
-		 * be used, and the mapping will say why.
-		 */
-		own = start > first && dm->own && !dm->coherent && where[0] == dm->own;
-		for (n = 1; start + n * PAGE_SIZE < range.end; n++)
-			if ((dm->own && !dm->coherent && where[n] == dm->own) != own)
-				break;
-		range.end = start + n * PAGE_SIZE;
-		if (own)
-			continue;
-		rc = range_lock(dm, &range, true, NULL);
-		if (rc)
-			break;
-		for (uint64_t addr = start; addr < range.end; addr += PAGE_SIZE)
-			*table_entry(dm, addr) = entries[(addr - start) / PAGE_SIZE] & (UMM_PFN_VALID | UMM_PFN_WRITE);
-		pthread_mutex_unlock(&dm->lock);
-	}
-	return rc;
+	/* An entry that is there, and yet of no use: memory has gone without our being told. */
+	if (hmm_range_mapped(dm->range, start, start + PAGE_SIZE, write))
+		hmm_range_unmap(dm->range, start, end, NULL);
+	/* In our own memory, it could not be used there either; the mapping will say why. */
+	rc = hmm_range_map(dm->range, start, start + PAGE_SIZE, flags | HMM_MAP_SYSTEM, deadline_ns);
+	if (!rc && start + PAGE_SIZE < end)
+		rc = hmm_range_map(dm->range, start + PAGE_SIZE, end, flags, deadline_ns);
+	return rc == -ETIME ? -EBUSY : rc;
 }
 
 /* ------------------------------------------------------------------ copying */
@@ -545,7 +503,8 @@ int dmirror_snapshot(struct dmirror *dm, uint64_t addr, uint8_t *ptr, uint64_t n
 {
 	uint64_t entries[FAULT_PAGES], end = addr + npages * PAGE_SIZE;
 	struct hmm_device *where[FAULT_PAGES];
-	struct umm_range range = {.space = dm->space, .notifier = &dm->notifier, .entries = entries};
+	struct umm_notifier *n = hmm_range_notifier(dm->range);
+	struct umm_range range = {.space = dm->space, .notifier = n, .entries = entries};
 	uint8_t *buf;
 	int rc = 0;
 
@@ -555,27 +514,33 @@ int dmirror_snapshot(struct dmirror *dm, uint64_t addr, uint8_t *ptr, uint64_t n
 	if (!buf)
 		return -ENOMEM;
 	for (uint64_t start = addr; start < end; start = range.end) {
-		uint64_t most = FAULT_PAGES * PAGE_SIZE;
+		uint64_t most = FAULT_PAGES * PAGE_SIZE, deadline = now_ns() + PATIENCE_NS;
 
 		range.start = start;
 		range.end = end - start < most ? end : start + most;
-		range.deadline_ns = now_ns() + PATIENCE_NS;
-		rc = range_lock(dm, &range, false, where);
-		if (rc)
-			goto out;
-		for (uint64_t i = 0; i < (range.end - start) / PAGE_SIZE; i++)
-			buf[(start - addr) / PAGE_SIZE + i] = describe(
-				dm, entries[i], where[i],
-				where[i] && allowed_until(dm, start + i * PAGE_SIZE, start + (i + 1) * PAGE_SIZE,
-							  UMM_VMA_WRITE) > start + i * PAGE_SIZE);
-		pthread_mutex_unlock(&dm->lock);
+		do {
+			rc = now_ns() < deadline ? umm_read_begin_until(n, deadline, &range.notifier_seq) : -EBUSY;
+			/* Before the look: a page that came back in between is seen there. */
+			if (!rc)
+				rc = places(dm, start, range.end, where);
+			if (!rc)
+				rc = umm_range_snapshot(&range);
+			if (rc)
+				goto out;
+			for (uint64_t i = 0; i < (range.end - start) / PAGE_SIZE; i++)
+				buf[(start - addr) / PAGE_SIZE + i] =
+					describe(dm, entries[i], where[i],
+						 where[i] && allowed_until(dm, start + i * PAGE_SIZE,
+									   start + (i + 1) * PAGE_SIZE,
+									   UMM_VMA_WRITE) > start + i * PAGE_SIZE);
+		} while (umm_read_retry(n, range.notifier_seq));
 		mark_large(dm, (uint8_t *)buf + (start - addr) / PAGE_SIZE, start, range.end);
 	}
 	if (copy_checked(dm, buf, (uintptr_t)ptr, npages, true) < npages)
 		rc = -EFAULT;
 out:
 	buffer_free(dm, buf, npages);
-	return rc;
+	return rc == -ETIME ? -EBUSY : rc;
 }
 
 /* ------------------------------------------------------------- device memory */
@@ -907,24 +872,7 @@ struct hmm_mm *dmirror_host_mm(struct dmirror_host *h)
 	return h->mm;
 }
 
-int dmirror_open_nr(struct dmirror_host *h, unsigned nr, struct dmirror **dmp)
-{
-	struct dmirror *dm;
-	int rc;
-
-	if (nr >= DMIRROR_DEVICES)
-		return -ENODEV;
-	rc = dmirror_open(h->space, &dm);
-	if (rc)
-		return rc;
-	dm->host = h;
-	dm->own = &h->memory[nr].dev;
-	dm->coherent = nr >= DMIRROR_PRIVATE;
-	*dmp = dm;
-	return 0;
-}
-
-int dmirror_open(struct umm_space *space, struct dmirror **dmp)
+static int open_any(struct umm_space *space, struct dmirror_host *h, unsigned nr, struct dmirror **dmp)
 {
 	struct dmirror *dm = umm_alloc(space, sizeof(*dm));
 	int rc = -ENOMEM;
@@ -933,13 +881,17 @@ int dmirror_open(struct umm_space *space, struct dmirror **dmp)
 		return -ENOMEM;
 	dm->space = space;
 	dm->pid = getpid();
+	dm->host = h;
+	dm->own = h ? &h->memory[nr].dev : NULL;
+	dm->coherent = nr >= DMIRROR_PRIVATE;
+	dm->bare.ops = &bare_ops;
 	dm->root = node_new(space);
 	if (!dm->root)
 		goto fail;
 	pthread_mutex_init(&dm->lock, NULL);
 	pthread_cond_init(&dm->copied, NULL);
 	pthread_mutex_init(&dm->grow, NULL);
-	rc = umm_notifier_insert(&dm->notifier, space, 0, ADDR_END, &dmirror_notifier_ops);
+	rc = hmm_range_open(space, h ? h->mm : NULL, h ? dm->own : &dm->bare, 0, ADDR_END, dm, &dm->range);
 	if (rc)
 		goto fail_root;
 	*dmp = dm;
@@ -954,12 +906,22 @@ fail:
 	return rc;
 }
 
+int dmirror_open_nr(struct dmirror_host *h, unsigned nr, struct dmirror **dmp)
+{
+	return nr < DMIRROR_DEVICES ? open_any(h->space, h, nr, dmp) : -ENODEV;
+}
+
+int dmirror_open(struct umm_space *space, struct dmirror **dmp)
+{
+	return open_any(space, NULL, 0, dmp);
+}
+
 void dmirror_close(struct dmirror *dm)
 {
 	if (!dm)
 		return;
 	dmirror_release(dm);
-	umm_notifier_remove(&dm->notifier);
+	hmm_range_close(dm->range);
 	pthread_mutex_destroy(&dm->grow);
 	pthread_cond_destroy(&dm->copied);
 	pthread_mutex_destroy(&dm->lock);

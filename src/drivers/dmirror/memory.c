@@ -185,20 +185,26 @@ static void memory_close(struct hmm_device *dev)
 
 static const struct hmm_device_ops private_ops = {
 	.name = "dmirror",
-	.caps = HMM_DEV_MEMORY | HMM_DEV_RAM,
+	.caps = HMM_DEV_MEMORY | HMM_DEV_RAM | HMM_DEV_MAP | HMM_DEV_FAULT,
 	.copy_in = memory_copy_in,
 	.copy_out = memory_copy_out,
 	.get = memory_get,
 	.put = memory_put,
 	.stats = memory_stats,
 	.close = memory_close,
+	.map = dmirror_map,
+	.unmap = dmirror_unmap,
+	.settle = dmirror_settle,
 };
 
 static const struct hmm_device_ops coherent_ops = {
 	.name = "dmirror",
-	.caps = HMM_DEV_COHERENT,
+	.caps = HMM_DEV_COHERENT | HMM_DEV_MAP | HMM_DEV_FAULT,
 	.stats = memory_stats,
 	.close = memory_close,
+	.map = dmirror_map,
+	.unmap = dmirror_unmap,
+	.settle = dmirror_settle,
 };
 
 int dmirror_memory_init(struct dmirror_memory *m, struct umm_space *space, const char *name, bool coherent)

@@ -39,4 +39,11 @@ int dmirror_memory_take_large(struct dmirror_memory *m, const void *const src[],
 bool dmirror_memory_is_large(struct dmirror_memory *m, hmm_handle_t handle);
 void dmirror_memory_fini(struct dmirror_memory *m);
 
+/* dmirror.c: its table, whatever memory it has. */
+int dmirror_map(struct hmm_device *dev, struct hmm_range *range, const struct hmm_map_run *run);
+void dmirror_unmap(struct hmm_device *dev, struct hmm_range *range, const struct hmm_map_run *run,
+		   const struct umm_change *why, uint64_t *dirty);
+bool dmirror_settle(struct hmm_device *dev, struct hmm_range *range, uint64_t start, uint64_t end,
+		    const struct umm_change *why);
+
 #endif
