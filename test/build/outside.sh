@@ -1,0 +1,28 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+#
+# A driver outside the tree: the reference driver's files and a program that uses
+# it, with nothing but what "make install" has installed.
+#
+#   outside.sh BUILD SOURCE MESON
+set -eu
+
+build=$1 source=$2 meson=$3
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+
+DESTDIR=$tmp/root "$meson" install -C "$build" --no-rebuild --quiet >"$tmp/log" 2>&1 || { cat "$tmp/log"; exit 1; }
+pc=$(find "$tmp/root" -name libhmm.pc)
+[ -n "$pc" ] || { echo "libhmm.pc is not installed"; exit 1; }
+export PKG_CONFIG_SYSROOT_DIR="$tmp/root" PKG_CONFIG_PATH="$(dirname "$pc")"
+
+mkdir -p "$tmp/drivers"
+cp -r "$source/src/drivers/dmirror" "$tmp/drivers/dmirror"
+# For the interface of the kernel's device it needs the hooks, which are the library's.
+rm "$tmp/drivers/dmirror/preload.c"
+cp "$source/test/build/outside.c" "$tmp/main.c"
+# shellcheck disable=SC2046
+cc -std=gnu11 -D_GNU_SOURCE -Wall -Wextra -Wno-unused-parameter -Wno-missing-field-initializers -Werror -O1 \
+	-I"$tmp" $(pkg-config --cflags libhmm) -o "$tmp/main" "$tmp"/main.c "$tmp"/drivers/dmirror/*.c \
+	$(pkg-config --libs libhmm) -pthread
+LD_LIBRARY_PATH=$(dirname "$(find "$tmp/root" -name libhmm.so)") "$tmp/main"
