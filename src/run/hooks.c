@@ -124,6 +124,20 @@ API int ioctl(int fd, unsigned long req, ...)
 	return real(fd, req, arg);
 }
 
+/*
+ * What a child has inherited is read off its parent's mappings, after the fork:
+ * fork() has returned when its event has been read, and what the parent marks
+ * now must not be taken to have been marked then.
+ */
+static void forks_applied(void)
+{
+	struct agent *ag = preload_agent();
+	struct umm_ctl *ctl = ag ? ag->arena.ctl : NULL;
+
+	if (ctl && atomic_load(&ag->state) == AGENT_READY && atomic_load(&ctl->armed))
+		umm_evlock_applied(&ctl->evlock);
+}
+
 /* Guard regions drop pages without an event: what is away must be there to be dropped. */
 API int madvise(void *addr, size_t len, int advice)
 {
@@ -131,11 +145,20 @@ API int madvise(void *addr, size_t len, int advice)
 
 	if (!real)
 		real = dlsym(RTLD_NEXT, "madvise");
-	if (advice == MADV_GUARD_INSTALL) {
+	switch (advice) {
+	case MADV_GUARD_INSTALL: {
 		int err = errno;
 
 		preload_call(UMM_CALL_BRING_BACK, (uintptr_t)addr, len, 0);
 		errno = err;
+		break;
+	}
+	case MADV_DONTFORK:
+	case MADV_DOFORK:
+	case MADV_WIPEONFORK:
+	case MADV_KEEPONFORK:
+		forks_applied();
+		break;
 	}
 	return real(addr, len, advice);
 }

@@ -32,8 +32,8 @@ struct umm_evlock {
 	_Atomic uint32_t word; /* EXCL | WANT | number of shared holders */
 };
 
-#define UMM_EVLOCK_EXCL 0x80000000u /* held exclusively */
-#define UMM_EVLOCK_WANT 0x40000000u /* somebody waits for it exclusively: no new shared holder */
+#define UMM_EVLOCK_EXCL 0x80000000u  /* held exclusively */
+#define UMM_EVLOCK_WANT 0x40000000u  /* somebody waits for it exclusively: no new shared holder */
 #define UMM_EVLOCK_SLEEP 0x20000000u /* somebody sleeps on the word */
 #define UMM_EVLOCK_COUNT 0x0fffffffu
 #define UMM_EVLOCK_SPINS 200
@@ -58,7 +58,8 @@ static inline bool umm_evlock_try_shared(struct umm_evlock *l)
 	       atomic_compare_exchange_strong_explicit(&l->word, &w, w + 1, memory_order_acquire, memory_order_relaxed);
 }
 
-/** @gone is asked now and then while it waits (the holder may have died); true gives up.  Returns whether it has the lock. */
+/** @gone is asked now and then while it waits (the holder may have died); true gives up.  Returns whether it has the
+ * lock. */
 static inline bool umm_evlock_shared_unless(struct umm_evlock *l, bool (*gone)(void *arg), void *arg)
 {
 	for (unsigned spin = 0;; spin++) {
@@ -124,6 +125,19 @@ static inline bool umm_evlock_excl_unless(struct umm_evlock *l, bool (*gone)(voi
 static inline void umm_evlock_excl(struct umm_evlock *l)
 {
 	umm_evlock_excl_unless(l, NULL, NULL);
+}
+
+/** Until nobody holds it exclusively who does now: what had been read by then has been applied. */
+static inline void umm_evlock_applied(struct umm_evlock *l)
+{
+	uint32_t w;
+
+	for (unsigned spin = 0; (w = atomic_load(&l->word)) & UMM_EVLOCK_EXCL; spin++) {
+		if (spin > UMM_EVLOCK_SPINS)
+			umm_evlock_sleep(l, w);
+		else
+			sys_relax();
+	}
 }
 
 static inline void umm_evlock_unexcl(struct umm_evlock *l)

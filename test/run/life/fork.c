@@ -292,6 +292,35 @@ static int raw_orphan(void)
 	_exit(0);
 }
 
+/* ------------------------------------------- what is marked right after a fork */
+
+#define SPLINTERS 4000u
+
+/* It is for the next child.  Many mappings, below: to look at all of them takes a while. */
+static int mark_after(void)
+{
+	static const int mark[2][2] = {{MADV_WIPEONFORK, MADV_KEEPONFORK}, {MADV_DONTFORK, MADV_DOFORK}};
+	char *low = v_map(2 * SPLINTERS * V_PAGE);
+	int bad = low > mem;
+
+	for (size_t i = 0; i < SPLINTERS; i++)
+		bad |= mprotect(low + 2 * i * V_PAGE, V_PAGE, PROT_READ);
+	for (unsigned k = 0; k < 20 && !bad; k++) {
+		pid_t pid = fork();
+
+		if (!pid) {
+			for (size_t i = k; i < PAGES; i += 61)
+				if (v_check(mem + i * V_PAGE, i, 1, 0, KIND))
+					_exit(1);
+			_exit(0);
+		}
+		bad |= madvise(mem, PAGES * V_PAGE, mark[k & 1][0]);
+		bad |= pid < 0 ? 1 : reap_one(pid, "marked after the fork");
+		bad |= madvise(mem, PAGES * V_PAGE, mark[k & 1][1]);
+	}
+	return bad || check_depth(0);
+}
+
 /* ------------------------------------------------------ children that exec */
 
 static int run_vfork(void)
@@ -686,6 +715,7 @@ int main(int argc, char **argv)
 		{"threads", from_threads},
 		{"raw", raw},
 		{"raw-orphan", raw_orphan},
+		{"mark-after", mark_after},
 		{"vfork", run_vfork},
 		{"spawn", run_spawn},
 		{"system", run_system},
