@@ -16,13 +16,11 @@
  *    on, and is on its own then.  Where the kernel withholds fork events, what
  *    is managed is not handed on at all: the child gets SIGSEGV, not zeros.
  *
- * DOC: read-only memory
+ * DOC: what UFFDIO_MOVE refuses
  *
- * UFFDIO_MOVE wants both sides writable.  For the moment of the move a private
- * read-only mapping is made writable; what moves is the page itself, so nothing
- * that anybody writes in that moment is lost.  The space's layout lock keeps
- * calls that change mappings away meanwhile, where hooks see them: the protection
- * that is put back must be that of the same mapping.
+ * Read-only memory and private copies of a file's pages go other ways, see
+ * take.c.  A file's mapping is not managed: of what it has only the copies are,
+ * when they are asked for.
  *
  * DOC: markers
  *
@@ -53,6 +51,7 @@
 #include <unistd.h>
 
 #include "hmm/internal.h"
+#include "hmm/take.h"
 #include "umm/sys.h"
 
 #define STAGING_BYTES (UMM_BATCHES * UMM_BATCH_PAGES * UMM_PAGE)
@@ -69,6 +68,7 @@ struct linked {
 	const struct umm_space_ops *engine; /* what the space would have but for ours */
 	struct umm_space_ops ops;
 	struct hmm_iset coherent[HMM_TIERS_MAX]; /* mm->lock */
+	struct hmm_take take;
 	struct hmm_iset shared;                  /* of these, write-protected since a fork; mm->lock */
 	_Atomic unsigned serving; /* faults at this moment: each may hold references to a device's pages */
 };
@@ -99,63 +99,37 @@ static bool is_manageable(const struct umm_vma *v)
 	return !(v->flags & (UMM_VMA_SHARED | UMM_VMA_FILE | UMM_VMA_SPECIAL | UMM_VMA_STACK | UMM_VMA_HUGETLB));
 }
 
-static bool is_readonly(const struct umm_vma *v)
-{
-	return (v->flags & (UMM_VMA_READ | UMM_VMA_WRITE | UMM_VMA_EXEC)) == UMM_VMA_READ;
-}
-
-static bool has_readonly(struct hmm_mm *mm, unsigned b)
-{
-	struct umm_batch *batch = &mm->space->ctl->batch[b];
-	struct umm_vma v = {0};
-
-	for (unsigned r = 0; r < batch->nr; r++) {
-		if (batch->run[r].addr >= v.start && batch->run[r].addr < v.end)
-			continue;
-		if (umm_vma_next(mm->space, batch->run[r].addr, &v))
-			continue;
-		if (is_readonly(&v))
-			return true;
-	}
-	return false;
-}
-
-/* Make the read-only parts of batch @b writable, or read-only again.  *@which: a bit per run. */
-static void unprotect(struct hmm_mm *mm, unsigned b, bool undo, uint64_t which[UMM_BATCH_RUNS / 64])
+/* The first run of batch @b from @r on that UFFDIO_MOVE refuses, and its mapping; or the number of runs. */
+static unsigned next_to_take(struct hmm_mm *mm, unsigned b, unsigned r, struct umm_vma *v)
 {
 	struct umm_batch *batch = &mm->space->ctl->batch[b];
 
-	for (unsigned r = 0; r < batch->nr; r++) {
-		struct umm_move_run *run = &batch->run[r];
-		uint64_t len = run->npages * UMM_PAGE, bit = 1ull << r % 64;
-		struct umm_vma v;
+	for (; r < batch->nr; r++) {
+		uint64_t at = batch->run[r].addr;
 
-		if (undo) {
-			if (which[r / 64] & bit)
-				sys3(SYS_mprotect, run->addr, len, PROT_READ);
+		if ((at < v->start || at >= v->end) && (umm_vma_next(mm->space, at, v) || v->start > at))
 			continue;
-		}
-		if (umm_vma_next(mm->space, run->addr, &v) || v.start > run->addr || v.end < run->addr + len)
-			continue;
-		if (is_readonly(&v) && !sys3(SYS_mprotect, run->addr, len, PROT_READ | PROT_WRITE))
-			which[r / 64] |= bit;
+		if ((hmm_take_readonly(v) || hmm_take_file(v)) && at + batch->run[r].npages * UMM_PAGE <= v->end)
+			break;
 	}
+	return r;
 }
 
 static int linked_go(void *priv, unsigned b)
 {
 	struct linked *l = priv;
-	uint64_t which[UMM_BATCH_RUNS / 64] = {0};
+	struct umm_batch *batch = &l->mm->space->ctl->batch[b];
+	struct umm_vma v = {0};
 
-	if (!has_readonly(l->mm, b)) {
-		umm_inside_move(&l->in, b);
-		return 0;
+	if (next_to_take(l->mm, b, 0, &v) < batch->nr) {
+		pthread_rwlock_wrlock(&l->mm->space->layout);
+		/* Each looks again: it may have changed, not least by what was taken before. */
+		for (unsigned r = 0; v.end = 0, (r = next_to_take(l->mm, b, r, &v)) < batch->nr; r++)
+			hmm_take_run(&l->take, b, r, &v,
+				     l->in.window + ((size_t)b * UMM_BATCH_PAGES + batch->run[r].slot) * UMM_PAGE);
+		pthread_rwlock_unlock(&l->mm->space->layout);
 	}
-	pthread_rwlock_wrlock(&l->mm->space->layout);
-	unprotect(l->mm, b, false, which);
 	umm_inside_move(&l->in, b);
-	unprotect(l->mm, b, true, which);
-	pthread_rwlock_unlock(&l->mm->space->layout);
 	return 0;
 }
 
@@ -266,6 +240,8 @@ static void linked_change(void *priv, const struct umm_change *c)
 	struct linked *l = linked_of(mm);
 	int rc = 0;
 
+	if (hmm_take_change(&l->take, c))
+		return;
 	pthread_mutex_lock(&mm->lock);
 	for (unsigned t = 0; t < l->h->chain.n; t++) {
 		if (c->event == UMM_EVENT_UNMAP || c->event == UMM_EVENT_CLEAR) {
@@ -299,7 +275,9 @@ static int linked_fault(void *priv, const struct umm_fault *f)
 	int rc;
 
 	atomic_fetch_add(&l->serving, 1);
-	rc = l->engine->fault(priv, f);
+	rc = hmm_take_fault(&l->take, f);
+	if (rc == -ENOENT)
+		rc = l->engine->fault(priv, f);
 	atomic_fetch_sub(&l->serving, 1);
 	return rc;
 }
@@ -401,6 +379,10 @@ static void child_fill(struct hmm_mm *mm, struct child *c)
 			int status = 0;
 
 			switch (hmm_entry_state(e)) {
+			case HMM_PARKING:
+				if (hmm_take_pending(&linked_of(mm)->take, addr))
+					child_place(mm, c, addr, NULL);
+				break;
 			case HMM_PARKED:
 				child_place(mm, c, addr,
 					    mm->window + ((payload >> 16 & (UMM_BATCHES - 1)) * UMM_BATCH_PAGES +
@@ -511,6 +493,7 @@ static void linked_gone(void *priv)
 	for (unsigned t = 0; t < HMM_TIERS_MAX; t++)
 		hmm_iset_clear(&l->coherent[t]);
 	hmm_iset_clear(&l->shared);
+	hmm_take_fini(&l->take);
 	l->h->mms = NULL;
 	l->h->chain.n = 0; /* devices are the caller's */
 	hmm_destroy(l->h);
@@ -569,6 +552,8 @@ int hmm_mm_open(struct umm_space *space, struct hmm_mm **mmp)
 		/* Not the supervisor's business: no fault tells us of a process. */
 		l->mm->statm_fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
 	}
+	if (!rc)
+		rc = hmm_take_init(&l->take, l->mm);
 	umm_evlock_unexcl(&space->ctl->evlock);
 	if (rc)
 		goto fail_h;
@@ -851,16 +836,45 @@ static void coherent_forget(struct hmm_mm *mm, uint64_t start, uint64_t end)
 	pthread_mutex_unlock(&mm->lock);
 }
 
+static uint64_t next_registered(struct hmm_mm *mm, uint64_t at)
+{
+	const struct hmm_interval *in;
+
+	pthread_mutex_lock(&mm->lock);
+	in = hmm_iset_next(&mm->registered, at);
+	if (!in)
+		at = HMM_ADDR_END;
+	else if (in->start > at)
+		at = in->start;
+	pthread_mutex_unlock(&mm->lock);
+	return at;
+}
+
+/* Where that ends, if before @end. */
+static uint64_t registered_until(struct hmm_mm *mm, uint64_t at, uint64_t end)
+{
+	const struct hmm_interval *in;
+
+	pthread_mutex_lock(&mm->lock);
+	in = hmm_iset_next(&mm->registered, at);
+	if (in && in->start <= at && in->end < end)
+		end = in->end;
+	pthread_mutex_unlock(&mm->lock);
+	return end;
+}
+
 /* Under out_lock, signals blocked. */
 static int collect_locked(struct hmm_migrate *m)
 {
 	struct hmm_mm *mm = m->mm;
 	struct hmm_victim v[UMM_BATCH_RUNS];
 	unsigned n = 0;
-	int rc;
+	int rc = hmm_take_offer(&linked_of(mm)->take, m->start, m->end);
 
 	m->npages = 0;
-	for (uint64_t at = m->start; at < m->end; n++) {
+	if (rc)
+		return rc;
+	for (uint64_t at = m->start; (at = next_registered(mm, at)) < m->end; n++) {
 		uint64_t z = (at | (UMM_RUN_PAGES * UMM_PAGE - 1)) + 1;
 		struct umm_vma vma;
 
@@ -869,6 +883,7 @@ static int collect_locked(struct hmm_migrate *m)
 		/* A move crosses no border of mappings. */
 		if (!umm_vma_next(mm->space, at, &vma) && vma.start <= at && vma.end < z)
 			z = vma.end;
+		z = registered_until(mm, at, z);
 		if (n == UMM_BATCH_RUNS) {
 			m->end = at;
 			break;
@@ -881,6 +896,7 @@ static int collect_locked(struct hmm_migrate *m)
 	if (!rc)
 		rc = hmm_out_finish(mm, 0);
 	mm->out_owner = NULL;
+	hmm_take_withdraw(&linked_of(mm)->take, m->start, m->end);
 	if (rc < 0)
 		return rc;
 	m->npages = hmm_out_gather(mm, 0, m->src, m->slot);
@@ -997,6 +1013,19 @@ static uint64_t count_on(struct hmm_mm *mm, unsigned tier, uint64_t start, uint6
 	return n;
 }
 
+/* Private pages that are there, or the zero page in place of one that nobody may write. */
+static bool may_be_coherent(struct hmm_mm *mm, const struct umm_page_run *run)
+{
+	struct umm_vma v;
+
+	if ((run->flags & (UMM_PAGE_PRESENT | UMM_PAGE_FILE)) != UMM_PAGE_PRESENT ||
+	    umm_vma_next(mm->space, run->start, &v) || v.start > run->start)
+		return false;
+	if ((run->flags & UMM_PAGE_ZERO) && !hmm_take_readonly(&v))
+		return false;
+	return hmm_take_file(&v) || hmm_iset_covers(&mm->registered, run->start, run->end);
+}
+
 /* Pages that are there, and of this process's own: the record says whose they are now. */
 static int to_coherent(struct hmm_mm *mm, unsigned tier, uint64_t start, uint64_t end, const void *owner)
 {
@@ -1019,8 +1048,7 @@ static int to_coherent(struct hmm_mm *mm, unsigned tier, uint64_t start, uint64_
 			break;
 		pthread_mutex_lock(&mm->lock);
 		for (int i = 0; i < n && !rc; i++) {
-			if ((runs[i].flags & (UMM_PAGE_PRESENT | UMM_PAGE_FILE | UMM_PAGE_ZERO)) != UMM_PAGE_PRESENT ||
-			    !hmm_iset_covers(&mm->registered, runs[i].start, runs[i].end))
+			if (!may_be_coherent(mm, &runs[i]))
 				continue;
 			for (unsigned t = 0; t < mm->h->chain.n; t++)
 				if (t != tier)
@@ -1037,23 +1065,7 @@ static int to_coherent(struct hmm_mm *mm, unsigned tier, uint64_t start, uint64_
 	return rc;
 }
 
-/* A private page of our own in place of the zero page or none: a writer for a moment, as for a move. */
-static void own_readonly(struct hmm_mm *mm, uint64_t start, uint64_t end)
-{
-	struct umm_vma v;
-
-	pthread_rwlock_wrlock(&mm->space->layout);
-	/* It may have changed since we looked. */
-	if (!umm_vma_next(mm->space, start, &v) && v.start <= start && v.end >= end && is_manageable(&v) &&
-	    is_readonly(&v)) {
-		sys3(SYS_mprotect, start, end - start, PROT_READ | PROT_WRITE);
-		sys3(SYS_madvise, start, end - start, MADV_POPULATE_WRITE);
-		sys3(SYS_mprotect, start, end - start, PROT_READ);
-	}
-	pthread_rwlock_unlock(&mm->space->layout);
-}
-
-/* The same for each page of [start, end) that is to stay mapped on the device. */
+/* What is to stay mapped on the device gets pages, of its own where it may be written. */
 static int own_pages(struct hmm_mm *mm, uint64_t start, uint64_t end)
 {
 	for (uint64_t at = start; at < end;) {
@@ -1064,10 +1076,12 @@ static int own_pages(struct hmm_mm *mm, uint64_t start, uint64_t end)
 		if (rc || v.start > at)
 			return rc && rc != -ENOENT ? rc : -EINVAL;
 		z = v.end < end ? v.end : end;
-		if (is_manageable(&v) && is_readonly(&v))
-			own_readonly(mm, at, z);
+		if (hmm_take_file(&v)) /* only copies go; events tell when they do */
+			rc = umm_space_watch(mm->space, at, z - at);
 		else if (is_manageable(&v))
-			sys3(SYS_madvise, at, z - at, MADV_POPULATE_WRITE);
+			sys3(SYS_madvise, at, z - at, hmm_take_readonly(&v) ? MADV_POPULATE_READ : MADV_POPULATE_WRITE);
+		if (rc)
+			return rc;
 		at = z;
 	}
 	return 0;

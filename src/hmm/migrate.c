@@ -182,7 +182,7 @@ void hmm_out_sync(struct hmm_mm *mm)
 			struct umm_move_run *run = &batch->run[r];
 
 			if (atomic_load_explicit(&run->state, memory_order_acquire) == UMM_RUN_PENDING)
-				break; /* runs go in order, and none goes while we hold the lock */
+				continue; /* none goes while we hold the lock */
 			/* Moved: the copy to the window follows without any lock. */
 			for (unsigned spin = 0;
 			     atomic_load_explicit(&run->state, memory_order_acquire) != UMM_RUN_FILLED; spin++) {

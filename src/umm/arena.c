@@ -35,6 +35,14 @@ struct umm_arena {
 	void *freed[CLASSES];
 };
 
+/* A forked child has no threads that would use it; cores need it as little. */
+static void mark(void *p, uint64_t size)
+{
+	sys3(SYS_madvise, p, size, MADV_DONTFORK);
+	sys3(SYS_madvise, p, size, MADV_DONTDUMP);
+	sys3(SYS_madvise, p, size, MADV_NOHUGEPAGE);
+}
+
 struct umm_arena *umm_arena_new(void)
 {
 	for (uint64_t size = ARENA_MOST; size >= ARENA_LEAST; size /= 4) {
@@ -43,16 +51,19 @@ struct umm_arena *umm_arena_new(void)
 
 		if (a == MAP_FAILED)
 			continue;
-		/* A forked child has no threads that would use it; cores need it as little. */
-		madvise(a, size, MADV_DONTFORK);
-		madvise(a, size, MADV_DONTDUMP);
-		madvise(a, size, MADV_NOHUGEPAGE);
+		mark(a, size);
 		pthread_mutex_init(&a->lock, NULL);
 		a->size = size;
 		a->used = UMM_PAGE;
 		return a;
 	}
 	return NULL;
+}
+
+void umm_arena_reset(void *p, uint64_t size)
+{
+	sys6(SYS_mmap, p, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+	mark(p, size);
 }
 
 void umm_arena_free(struct umm_arena *a)

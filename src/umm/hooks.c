@@ -12,8 +12,7 @@
  * thread that it has interrupted.
  *
  * The one lock that is held across the call, shared, keeps the engine from
- * changing protections of its own accord at that moment (linked.c): it would
- * undo what the call has done.  The call may wait for the monitor to read its
+ * moving mappings of its own accord at that moment (take.c).  The call may wait for the monitor to read its
  * event; the monitor takes no such lock, nor waits for who does.
  *
  * The calls themselves are made raw, so that nothing has to be looked up and
@@ -229,6 +228,8 @@ static void fork_prepare(void)
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	if (s)
 		umm_invalidate_begin(s, &fork_change);
+	if (s)
+		pthread_rwlock_rdlock(&s->layout);
 	if (s && s->ops && s->ops->forking)
 		s->ops->forking(s->priv);
 	forking.space = s;
@@ -239,8 +240,10 @@ static void fork_parent(void)
 {
 	sigset_t old = forking.signals;
 
-	if (forking.space)
+	if (forking.space) {
+		pthread_rwlock_unlock(&forking.space->layout);
 		umm_invalidate_end(forking.space, &fork_change);
+	}
 	forking.space = NULL;
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 }

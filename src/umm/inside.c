@@ -51,7 +51,7 @@ static int move(int uffd, char *dst, uint64_t src, unsigned npages, unsigned *mo
  * next.  The records say that it is; this is the kernel's word: it looks for a
  * registered mapping before it finds that CONTINUE is not for private memory.
  */
-static bool is_registered(int uffd, uint64_t addr)
+bool umm_inside_is_registered(int uffd, uint64_t addr)
 {
 	struct uffdio_continue c = {.range = {addr, UMM_PAGE}, .mode = UFFDIO_CONTINUE_MODE_DONTWAKE};
 
@@ -76,7 +76,7 @@ static int move_run(struct umm_inside *in, struct umm_move_run *run, char *stagi
 		}
 		for (n = 1; i + n < run->npages && !umm_pin_has(in->ctl, pfn + n);)
 			n++;
-		if (!is_registered(in->uffd, run->addr + i * UMM_PAGE)) {
+		if (!umm_inside_is_registered(in->uffd, run->addr + i * UMM_PAGE)) {
 			run->err = -ENXIO;
 			return -ENXIO;
 		}
@@ -182,11 +182,13 @@ void umm_inside_move(struct umm_inside *in, unsigned b)
 	int rc = 0;
 
 	/* It may have been left unregistered: there was no memory at the time. */
-	if (!is_registered(in->uffd, (uintptr_t)in->staging + base))
+	if (!umm_inside_is_registered(in->uffd, (uintptr_t)in->staging + base))
 		rc = register_staging(in, in->staging + base, UMM_BATCH_PAGES * UMM_PAGE);
 	for (unsigned i = 0; i < nr; i++) {
 		struct umm_move_run *run = &batch->run[i];
 
+		if (atomic_load_explicit(&run->state, memory_order_relaxed) == UMM_RUN_FILLED)
+			continue; /* it went another way (linked.c) */
 		if (rc) {
 			run->err = rc == -EINVAL ? -EAGAIN : rc;
 			run->mask = 0;

@@ -23,6 +23,10 @@ struct umm_inside {
  */
 void umm_inside_move(struct umm_inside *in, unsigned b);
 
+/** umm_inside_is_registered() - is the mapping at @addr, private and anonymous, registered with @uffd?  The kernel's word.
+ */
+bool umm_inside_is_registered(int uffd, uint64_t addr);
+
 /** umm_inside_uffd() - a userfaultfd of the caller's address space, features not yet agreed; or -errno. */
 int umm_inside_uffd(void);
 

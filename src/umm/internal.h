@@ -79,9 +79,8 @@ struct umm_space {
 	struct umm_notifiers notifiers;
 	struct umm_quarantine quarantine;
 	/*
-	 * Shared by hooks while their call changes mappings; exclusively by the
-	 * engine while it registers whole mappings, and while it makes read-only
-	 * memory writable for a moment.  Who serves faults and events never takes it.
+	 * Shared by hooks while their call changes mappings, or forks; exclusively by
+	 * the engine while it registers whole mappings, and while it moves some (take.c).  Who serves faults and events never takes it.
 	 */
 	pthread_rwlock_t layout;
 	struct umm_monitor *monitor;
@@ -121,6 +120,8 @@ int umm_page_scan_written(struct umm_space *space, uint64_t start, uint64_t end,
 /* arena.c */
 struct umm_arena *umm_arena_new(void);
 void umm_arena_free(struct umm_arena *arena);
+/** What somebody has mapped over a piece of the arena, whole pages, is the arena's again, and empty. */
+void umm_arena_reset(void *p, uint64_t size);
 bool umm_arena_meets(const struct umm_arena *arena, uint64_t start, uint64_t end);
 
 /* quarantine.c */

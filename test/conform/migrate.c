@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /* Device memory: pages that go there, come back, and are what they were. */
+#include <pthread.h>
+#include <sched.h>
+#include <setjmp.h>
+#include <stdatomic.h>
 #include <sys/uio.h>
 
 #include "conform.h"
@@ -137,6 +141,198 @@ static void shared_memory_does_not_go(const struct variant *v)
 	CHECK_EQ(dev_cmd(fd, MIGRATE_TO_DEV, p, buf, NPAGES, &c), 0);
 	CHECK_EQ(c.cpages, NPAGES);
 	CHECK_NUMBERED(buf, SIZE, 1);
+}
+
+/* SIZE bytes of a file that is numbered from 7 on; @what: a memory file, or one that is deleted. */
+static int numbered_file(unsigned what)
+{
+	int file = what ? open("/var/tmp", O_TMPFILE | O_RDWR, 0600) : memfd_create("file", 0);
+	char *buf = anon();
+
+	if (file < 0)
+		file = memfd_create("file", 0);
+	number(buf, SIZE, 7);
+	CHECK_EQ(pwrite(file, buf, SIZE, 0), (long)SIZE);
+	munmap(buf, SIZE);
+	return file;
+}
+
+static void copies_of_file_pages(const struct variant *v)
+{
+	int fd = dev_open(v->dev);
+	char *buf = anon();
+	struct command c;
+
+	for (unsigned what = 0; what < 4; what++) {
+		int file = numbered_file(what & 1);
+		char *p = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0);
+		bool readonly = what & 2;
+
+		CHECK(p != MAP_FAILED);
+		close(file);
+		number(p, SIZE, 1);
+		if (readonly)
+			CHECK_EQ(mprotect(p, SIZE, PROT_READ), 0);
+		migrate_all(fd, p, buf, NPAGES);
+		CHECK_NUMBERED(buf, SIZE, 1);
+		check_snapshot(fd, p, NPAGES, readonly ? (local(v) & ~P_WRITE) | P_READ : local(v));
+		CHECK_EQ(dev_cmd(fd, WRITE, p, buf, 1, &c), readonly ? -EPERM : 0);
+		CHECK_NUMBERED(p, SIZE, 1);
+		/* The second time it is as any other memory. */
+		migrate_all(fd, p, buf, NPAGES);
+		CHECK_NUMBERED(buf, SIZE, 1);
+		/* Dropped, on the device and not, it is the file's. */
+		(void)*(volatile char *)(p + 2 * PAGE);
+		CHECK_EQ(madvise(p + PAGE, 2 * PAGE, MADV_DONTNEED), 0);
+		CHECK_NUMBERED(p + PAGE, 2 * PAGE, 7 + PAGE / 4);
+		CHECK_NUMBERED(p, PAGE, 1);
+		CHECK_NUMBERED(p + 3 * PAGE, SIZE - 3 * PAGE, 1 + 3 * PAGE / 4);
+		CHECK_EQ(munmap(p, SIZE), 0);
+	}
+}
+
+/* What was never written stays the file's, and where it is. */
+static void pages_of_a_file_stay(const struct variant *v)
+{
+	int fd = dev_open(v->dev), file = numbered_file(1);
+	char *p = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0), *buf = anon();
+	struct command c;
+
+	CHECK(p != MAP_FAILED);
+	for (size_t at = 0; at < SIZE; at += 4 * PAGE)
+		number(p + at, 2 * PAGE, 1);
+	CHECK_EQ(dev_cmd(fd, MIGRATE_TO_DEV, p, buf, NPAGES, &c), -ENOENT);
+	for (size_t at = 0; at < SIZE; at += 4 * PAGE) {
+		check_snapshot(fd, p + at, 2, local(v));
+		CHECK_NUMBERED(p + at, 2 * PAGE, 1);
+		CHECK_NUMBERED(p + at + 2 * PAGE, 2 * PAGE, 7 + (at + 2 * PAGE) / 4);
+	}
+	CHECK_EQ(pread(file, buf, SIZE, 0), (long)SIZE);
+	CHECK_NUMBERED(buf, SIZE, 7);
+}
+
+struct user {
+	volatile uint64_t *word; /* one a page */
+	atomic_bool stop;
+	atomic_ulong rounds;
+};
+
+#define USED_PAGES 64u
+
+/* Counts in each page of the mapping, and finds its own count there, always. */
+static void *counts(void *arg)
+{
+	struct user *u = arg;
+
+	for (uint64_t n = 1000; !atomic_load(&u->stop); n++) {
+		for (unsigned i = 0; i < USED_PAGES; i++) {
+			uint64_t *word = (uint64_t *)((char *)u->word + i * PAGE);
+			uint64_t was = __atomic_load_n(word, __ATOMIC_RELAXED);
+
+			if (was != n - 1) {
+				printf("    page %u: %llu, not %llu\n", i, (unsigned long long)was,
+				       (unsigned long long)n - 1);
+				fflush(stdout);
+				_exit(1);
+			}
+			__atomic_store_n(word, n, __ATOMIC_RELAXED);
+		}
+		atomic_fetch_add(&u->rounds, 1);
+	}
+	return NULL;
+}
+
+/* No write is lost, and none is seen late, while pages go and come. */
+static void file_pages_in_use(const struct variant *v)
+{
+	int fd = dev_open(v->dev);
+	char *buf = anon();
+
+	for (unsigned round = 0; round < 30; round++) {
+		int file = numbered_file(1);
+		char *p = mmap(NULL, USED_PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0);
+		struct user u = {.word = (uint64_t *)p};
+		struct command c;
+		pthread_t t;
+
+		CHECK(p != MAP_FAILED);
+		for (unsigned i = 0; i < USED_PAGES; i++)
+			*(uint64_t *)(p + i * PAGE) = 999;
+		CHECK_EQ(pthread_create(&t, NULL, counts, &u), 0);
+		while (atomic_load(&u.rounds) < 10)
+			sched_yield();
+		for (unsigned i = 0; i < 3; i++) {
+			/* Not all need be there at the end: somebody uses them. */
+			int rc = dev_cmd(fd, MIGRATE_TO_DEV, p, buf, USED_PAGES, &c);
+
+			CHECK(!rc || rc == -ENOENT || rc == -EBUSY);
+		}
+		atomic_store(&u.stop, true);
+		pthread_join(t, NULL);
+		munmap(p, USED_PAGES * PAGE);
+		close(file);
+	}
+}
+
+static sigjmp_buf refused;
+
+static void on_segv(int sig)
+{
+	siglongjmp(refused, 1);
+}
+
+/* Who may only read finds what is there, and cannot write, at any moment. */
+static void *reads_and_tries(void *arg)
+{
+	struct user *u = arg;
+
+	while (!atomic_load(&u->stop)) {
+		for (unsigned i = 0; i < USED_PAGES; i++) {
+			volatile uint64_t *word = (uint64_t *)((char *)u->word + i * PAGE);
+
+			if (*word != i + 1) {
+				printf("    page %u: %llu\n", i, (unsigned long long)*word);
+				fflush(stdout);
+				_exit(1);
+			}
+			if (!sigsetjmp(refused, 1)) {
+				*word = 0;
+				printf("    read-only memory was written\n");
+				fflush(stdout);
+				_exit(1);
+			}
+		}
+		atomic_fetch_add(&u->rounds, 1);
+	}
+	return NULL;
+}
+
+static void readonly_pages_in_use(const struct variant *v)
+{
+	int fd = dev_open(v->dev);
+	char *buf = anon(), *p = anon();
+	struct user u = {.word = (uint64_t *)p};
+	struct command c;
+	pthread_t t;
+
+	signal(SIGSEGV, on_segv);
+	for (unsigned i = 0; i < USED_PAGES; i++)
+		*(uint64_t *)(p + i * PAGE) = i + 1;
+	CHECK_EQ(mprotect(p, SIZE, PROT_READ), 0);
+	CHECK_EQ(pthread_create(&t, NULL, reads_and_tries, &u), 0);
+	for (unsigned round = 0; round < 100; round++) {
+		int rc = dev_cmd(fd, MIGRATE_TO_DEV, p, buf, USED_PAGES, &c);
+
+		CHECK(!rc || rc == -ENOENT || rc == -EBUSY);
+	}
+	atomic_store(&u.stop, true);
+	pthread_join(t, NULL);
+	/* It is still one mapping, and can be moved as such. */
+	char *to = map(SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS);
+
+	CHECK(mremap(p, SIZE, SIZE, MREMAP_MAYMOVE | MREMAP_FIXED, to) == to);
+	for (unsigned i = 0; i < USED_PAGES; i++)
+		CHECK_EQ(*(uint64_t *)(to + i * PAGE), i + 1);
 }
 
 static void a_device_mapping_does_not_go(const struct variant *v)
@@ -489,6 +685,10 @@ static const struct test tests[] = {
 	T(release_and_close_keep_data),
 	T(zero_readonly_and_written),
 	T(shared_memory_does_not_go),
+	T(copies_of_file_pages),
+	T(pages_of_a_file_stay),
+	T(file_pages_in_use),
+	T(readonly_pages_in_use),
 	T(a_device_mapping_does_not_go),
 	T(the_device_uses_its_own_pages),
 	T(two_devices),

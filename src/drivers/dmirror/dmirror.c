@@ -690,8 +690,8 @@ static int to_device(struct dmirror *dm, uint64_t addr, uint64_t end)
 		if (rc)
 			return rc;
 		stop = v.end < end ? v.end : end;
-		/* What will not go keeps its entries. */
-		if (!(v.flags & (UMM_VMA_SHARED | UMM_VMA_FILE)))
+		/* What will not go keeps its entries: of a file's pages all but private copies. */
+		if (!(v.flags & UMM_VMA_SHARED))
 			rc = pieces_to_device(dm, at, stop);
 		if (rc)
 			return rc;

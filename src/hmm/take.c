@@ -1,0 +1,604 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Taking pages out of mappings that UFFDIO_MOVE refuses: read-only ones, and the
+ * private copies of a file's pages.
+ *
+ * DOC: no window
+ *
+ * Nobody may find anything else in the page than what was there, at any moment:
+ * not zeros, not the file's contents, not a page that may be written.  What is
+ * atomic here is mremap(): page tables change while nobody can look.
+ *
+ * Read-only memory: mremap(MREMAP_DONTUNMAP) carries the pages away to address
+ * space of our own, and what they leave behind is the same mapping, registered
+ * and empty: who touches it is served by us.  Protections never change.
+ *
+ * Private copies of a file's pages: a file's mapping cannot be registered for
+ * missing pages.  So it is replaced, by mremap() of an empty registered mapping
+ * over it, and the pages would go with it, and with them what was written up to
+ * that moment, were they not in a pipe: vmsplice() takes references to the pages
+ * themselves, not copies.  When the mapping has gone nobody can write any more,
+ * and what the pipe gives is what was there last.  (Until fork() makes a page one
+ * that is copied when written; hooked forks wait, and what is shared already is
+ * made our own first.)  What was anonymous to the program, copies of its own,
+ * stays so in what stands in for it; where the program drops such a page
+ * (MADV_DONTNEED) it has the file's contents again, which are read from it.  A
+ * descriptor of the file must be had for that, else the page is not taken.
+ *
+ *	what differs afterwards: several mappings where there was one; truncating
+ *	the file does not take the pages away; a forked child that drops a page
+ *	finds zeros.
+ *
+ * DOC: one run
+ *
+ *	event lock shared: is the epoch still the batch's?  active
+ *	mremap(), which sleeps until its event has been read: no lock but the
+ *	layout lock, which keeps hooked calls and forks away
+ *	contents to the window
+ *	event lock shared: not active; mask, state MOVED, FILLED
+ *
+ * The event of our own mremap() is known by our addresses in it.  A child that
+ * came by a raw fork in between may lack the pages: it gets poison there.  Raw
+ * calls that unmap the range and map something else there between the look at it
+ * and mremap() are not seen in time: read-only memory is then given back at once;
+ * what is mapped over a file's mapping in those microseconds is lost.
+ */
+#include "hmm/take.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "umm/sys.h"
+
+#define RUN_BYTES (UMM_RUN_PAGES * UMM_PAGE)
+#define FDS_MAX 1024
+#define PAGEMAP_EXCLUSIVE ((uint64_t)1 << 56)
+
+#ifndef MREMAP_DONTUNMAP
+#define MREMAP_DONTUNMAP 4
+#endif
+
+int hmm_take_init(struct hmm_take *t, struct hmm_mm *mm)
+{
+	*t = (struct hmm_take){.mm = mm, .pipe = {-1, -1}};
+	t->away = umm_alloc(mm->space, RUN_BYTES);
+	t->empty = umm_alloc(mm->space, RUN_BYTES);
+	return t->away && t->empty ? 0 : -ENOMEM;
+}
+
+void hmm_take_fini(struct hmm_take *t)
+{
+	while (t->nfiles) {
+		int fd = t->file[--t->nfiles].fd;
+		bool used = false;
+
+		for (unsigned i = 0; i < t->nfiles; i++)
+			used |= t->file[i].fd == fd;
+		if (!used)
+			sys_close(fd);
+	}
+	if (t->pipe[0] >= 0) {
+		sys_close(t->pipe[0]);
+		sys_close(t->pipe[1]);
+	}
+	if (t->room)
+		umm_free(t->mm->space, t->file, t->room * sizeof(*t->file));
+	t->room = 0;
+}
+
+bool hmm_take_readonly(const struct umm_vma *v)
+{
+	return (v->flags & (UMM_VMA_READ | UMM_VMA_WRITE | UMM_VMA_EXEC)) == UMM_VMA_READ &&
+	       !(v->flags & (UMM_VMA_SHARED | UMM_VMA_FILE | UMM_VMA_SPECIAL | UMM_VMA_STACK | UMM_VMA_HUGETLB));
+}
+
+bool hmm_take_file(const struct umm_vma *v)
+{
+	return (v->flags & (UMM_VMA_FILE | UMM_VMA_READ)) == (UMM_VMA_FILE | UMM_VMA_READ) &&
+	       !(v->flags & (UMM_VMA_SHARED | UMM_VMA_EXEC | UMM_VMA_SPECIAL | UMM_VMA_HUGETLB));
+}
+
+static bool is_private_copy(const struct umm_page_run *run)
+{
+	return (run->flags & (UMM_PAGE_PRESENT | UMM_PAGE_FILE | UMM_PAGE_ZERO)) == UMM_PAGE_PRESENT;
+}
+
+int hmm_take_offer(struct hmm_take *t, uint64_t start, uint64_t end)
+{
+	struct umm_space *space = t->mm->space;
+	struct umm_vma v;
+	int rc = 0;
+
+	for (uint64_t at = start; at < end && !rc && !umm_vma_next(space, at, &v) && v.start < end; at = v.end) {
+		uint64_t a = v.start > start ? v.start : start, z = v.end < end ? v.end : end, walked;
+
+		for (; hmm_take_file(&v) && a < z && !rc; a = walked) {
+			struct umm_page_run runs[64];
+			int n = umm_page_scan(space, a, z, runs, 64, &walked);
+
+			if (n < 0 || walked <= a)
+				break;
+			pthread_mutex_lock(&t->mm->lock);
+			for (int i = 0; i < n && !rc; i++)
+				if (is_private_copy(&runs[i]))
+					rc = hmm_iset_add(&t->mm->registered, runs[i].start, runs[i].end);
+			pthread_mutex_unlock(&t->mm->lock);
+		}
+	}
+	return rc;
+}
+
+void hmm_take_withdraw(struct hmm_take *t, uint64_t start, uint64_t end)
+{
+	struct umm_vma v;
+
+	for (uint64_t at = start; at < end && !umm_vma_next(t->mm->space, at, &v) && v.start < end; at = v.end)
+		if (hmm_take_file(&v))
+			hmm_forget(t->mm, v.start > start ? v.start : start, v.end < end ? v.end : end);
+}
+
+/* -------------------------------------------------------------------- files */
+
+/* Of the file behind @v, with what fstat() calls it; or -1. */
+static int file_open(const struct umm_vma *v, struct stat *st)
+{
+	char path[64];
+	int fd;
+
+	/* With the right to: it cannot be another one. */
+	snprintf(path, sizeof(path), "/proc/self/map_files/%llx-%llx", (unsigned long long)v->start,
+		 (unsigned long long)v->end);
+	fd = (int)sys3(SYS_open, path, O_RDONLY | O_CLOEXEC, 0);
+	if (fd >= 0 && !fstat(fd, st))
+		return fd;
+	if (fd >= 0)
+		sys_close(fd);
+	for (fd = 0; fd < FDS_MAX; fd++) {
+		int flags = fcntl(fd, F_GETFL);
+
+		if (flags >= 0 && (flags & O_ACCMODE) != O_WRONLY && !fstat(fd, st) && st->st_ino == v->inode &&
+		    major(st->st_dev) == v->dev_major && minor(st->st_dev) == v->dev_minor)
+			return fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	}
+	return -1;
+}
+
+/* The program may have closed our descriptor, and opened another file under its number. */
+static bool is_still(const struct hmm_stand_in *f)
+{
+	struct stat st;
+
+	return !fstat(f->fd, &st) && st.st_dev == f->dev && st.st_ino == f->inode;
+}
+
+/* mm->lock held, as in those below. */
+static bool files_grow(struct hmm_take *t, unsigned more)
+{
+	unsigned room = t->room ? 2 * t->room : 64;
+	struct hmm_stand_in *p;
+
+	if (t->nfiles + more <= t->room)
+		return true;
+	p = umm_alloc(t->mm->space, room * sizeof(*p));
+	if (!p)
+		return false;
+	if (t->room) {
+		memcpy(p, t->file, t->nfiles * sizeof(*p));
+		umm_free(t->mm->space, t->file, t->room * sizeof(*p));
+	}
+	t->file = p;
+	t->room = room;
+	return true;
+}
+
+static void file_cut(struct hmm_take *t, uint64_t start, uint64_t end)
+{
+	for (unsigned i = 0; i < t->nfiles; i++) {
+		struct hmm_stand_in *f = &t->file[i], rest = *f;
+
+		if (f->start >= end || f->end <= start)
+			continue;
+		if (f->end > end) {
+			rest.offset += end - rest.start;
+			rest.start = end;
+			if (f->start < start && files_grow(t, 1)) {
+				t->file[t->nfiles++] = rest;
+				f = &t->file[i];
+			} else if (f->start >= start) {
+				*f = rest;
+				continue;
+			}
+		}
+		if (f->start < start) {
+			f->end = start;
+			continue;
+		}
+		bool used = false;
+
+		for (unsigned k = 0; k < t->nfiles; k++)
+			used |= k != i && t->file[k].fd == f->fd;
+		if (!used && is_still(f))
+			sys_close(f->fd);
+		*f = t->file[--t->nfiles];
+		i--;
+	}
+}
+
+/* 0, or why there can be no stand-in for [start, start + len) of @v. */
+static int file_add(struct hmm_take *t, const struct umm_vma *v, uint64_t start, uint64_t len)
+{
+	struct hmm_stand_in f = {.start = start, .end = start + len, .offset = v->offset + (start - v->start)};
+	struct stat st;
+	int rc = -ENOMEM;
+
+	pthread_mutex_lock(&t->mm->lock);
+	file_cut(t, start, start + len);
+	f.fd = -1;
+	for (unsigned i = 0; i < t->nfiles && f.fd < 0; i++) {
+		struct hmm_stand_in *o = &t->file[i];
+
+		if (o->end != start || o->offset + (o->end - o->start) != f.offset || o->inode != v->inode ||
+		    major(o->dev) != v->dev_major || minor(o->dev) != v->dev_minor || !is_still(o))
+			continue;
+		o->end = f.end;
+		rc = 0;
+		goto out;
+	}
+	f.fd = file_open(v, &st);
+	if (f.fd < 0) {
+		rc = -EBADF;
+		goto out;
+	}
+	f.dev = st.st_dev;
+	f.inode = st.st_ino;
+	for (unsigned i = 0; i < t->nfiles; i++) {
+		if (t->file[i].dev != f.dev || t->file[i].inode != f.inode || !is_still(&t->file[i]))
+			continue;
+		sys_close(f.fd);
+		f.fd = t->file[i].fd;
+		break;
+	}
+	if (files_grow(t, 1)) {
+		t->file[t->nfiles++] = f;
+		rc = 0;
+	} else {
+		sys_close(f.fd);
+	}
+out:
+	pthread_mutex_unlock(&t->mm->lock);
+	return rc;
+}
+
+int hmm_take_fault(struct hmm_take *t, const struct umm_fault *f)
+{
+	char buf[UMM_PAGE] __attribute__((aligned(4096)));
+	struct hmm_mm *mm = t->mm;
+	struct hmm_stand_in file = {.fd = -1};
+	struct hmm_leaf *leaf;
+	uint64_t done = 0;
+	long got = -1;
+	int rc = -ENOENT;
+
+	if (!t->nfiles)
+		return rc;
+	pthread_mutex_lock(&mm->lock);
+	for (unsigned i = 0; i < t->nfiles; i++)
+		if (t->file[i].start <= f->addr && f->addr < t->file[i].end)
+			file = t->file[i];
+	pthread_mutex_unlock(&mm->lock);
+	leaf = file.fd >= 0 ? hmm_leaf_get(mm, f->addr) : NULL;
+	if (!leaf)
+		return rc;
+	if (is_still(&file))
+		got = sys4(SYS_pread64, file.fd, buf, UMM_PAGE, file.offset + (f->addr - file.start));
+	if (got > 0)
+		memset(buf + got, 0, UMM_PAGE - (size_t)got);
+	umm_evlock_shared(&mm->space->ctl->evlock);
+	leaf = hmm_leaf_find(mm, f->addr);
+	if (leaf)
+		pthread_mutex_lock(&leaf->lock);
+	if (leaf && hmm_entry_state(leaf->e[hmm_leaf_index(f->addr)]) == HMM_SYSTEM) {
+		/* Behind the end of the file it is SIGBUS, as it was. */
+		rc = got > 0 ? umm_uffd_copy(mm->space->uffd, f->addr, buf, UMM_PAGE, &done)
+			     : umm_uffd_poison(mm->space->uffd, f->addr, UMM_PAGE);
+		if (rc != -EAGAIN) {
+			umm_uffd_wake(mm->space->uffd, f->addr, UMM_PAGE);
+			rc = 0;
+		}
+	}
+	if (leaf)
+		pthread_mutex_unlock(&leaf->lock);
+	umm_evlock_unshared(&mm->space->ctl->evlock);
+	return rc;
+}
+
+/* ------------------------------------------------------------------- events */
+
+static bool is_ours(const char *piece, uint64_t addr)
+{
+	return addr >= (uintptr_t)piece && addr < (uintptr_t)piece + RUN_BYTES;
+}
+
+bool hmm_take_change(struct hmm_take *t, const struct umm_change *c)
+{
+	struct hmm_mm *mm = t->mm;
+	uint64_t len = c->end - c->start;
+
+	if (c->event == UMM_EVENT_REMAP && is_ours(t->empty, c->start)) {
+		/* It stands in for a file's: registered it is, as was said; what it replaces was not. */
+		umm_uffd_wake(mm->space->uffd, c->new_start, len);
+		return true;
+	}
+	if (c->event == UMM_EVENT_REMAP && is_ours(t->away, c->new_start)) {
+		umm_uffd_wake(mm->space->uffd, c->start, len);
+		return true;
+	}
+	/* Read-only memory that was taken by mistake, on its way back. */
+	if (c->event == UMM_EVENT_REMAP && is_ours(t->away, c->start))
+		return true;
+	if (!t->nfiles)
+		return false;
+	pthread_mutex_lock(&mm->lock);
+	if (c->event == UMM_EVENT_UNMAP)
+		file_cut(t, c->start, c->end);
+	if (c->event == UMM_EVENT_REMAP) {
+		/* Also where the old range stays (MREMAP_DONTUNMAP): that is empty then, and the file's. */
+		file_cut(t, c->new_start, c->new_start + len);
+		for (unsigned i = 0, n = t->nfiles; i < n; i++) {
+			struct hmm_stand_in f = t->file[i];
+
+			if (f.start >= c->end || f.end <= c->start)
+				continue;
+			if (f.start < c->start) {
+				f.offset += c->start - f.start;
+				f.start = c->start;
+			}
+			if (f.end > c->end)
+				f.end = c->end;
+			f.start += c->new_start - c->start;
+			f.end += c->new_start - c->start;
+			if (files_grow(t, 1))
+				t->file[t->nfiles++] = f;
+			else
+				hmm_say(mm->h, "no memory to follow mremap(): a dropped page will read as zeros");
+		}
+	}
+	pthread_mutex_unlock(&mm->lock);
+	return false;
+}
+
+bool hmm_take_pending(const struct hmm_take *t, uint64_t addr)
+{
+	return t->active && addr >= t->start && addr < t->end;
+}
+
+/* ---------------------------------------------------------------------- runs */
+
+/* False: what was asked for is stale. */
+static bool take_begin(struct hmm_take *t, unsigned b, uint64_t start, uint64_t end)
+{
+	struct umm_ctl *c = t->mm->space->ctl;
+	bool fresh;
+
+	umm_evlock_shared(&c->evlock);
+	fresh = atomic_load(&c->epoch) == c->batch[b].epoch;
+	if (fresh) {
+		t->start = start;
+		t->end = end;
+		t->active = true;
+	}
+	umm_evlock_unshared(&c->evlock);
+	return fresh;
+}
+
+static void take_end(struct hmm_take *t, struct umm_move_run *run, uint64_t mask, int err)
+{
+	umm_evlock_shared(&t->mm->space->ctl->evlock);
+	t->active = false;
+	run->mask = mask;
+	run->err = err;
+	atomic_store_explicit(&run->state, UMM_RUN_FILLED, memory_order_release);
+	umm_evlock_unshared(&t->mm->space->ctl->evlock);
+}
+
+/* mremap() would take the lock off memory that stays where it is. */
+static bool is_locked(uint64_t addr)
+{
+	return sys3(SYS_madvise, addr, UMM_PAGE, MADV_COLD) == -EINVAL;
+}
+
+static uint64_t present(struct umm_space *space, uint64_t addr, unsigned npages)
+{
+	uint64_t mask = 0, end = addr + npages * UMM_PAGE, walked;
+	struct umm_page_run runs[UMM_RUN_PAGES];
+	int n = umm_page_scan(space, addr, end, runs, UMM_RUN_PAGES, &walked);
+
+	for (int i = 0; i < n; i++)
+		for (uint64_t at = runs[i].start; at < runs[i].end && (runs[i].flags & UMM_PAGE_PRESENT);
+		     at += UMM_PAGE)
+			mask |= 1ull << (at - addr) / UMM_PAGE;
+	return mask;
+}
+
+static void take_readonly(struct hmm_take *t, unsigned b, struct umm_move_run *run, char *window)
+{
+	struct umm_space *space = t->mm->space;
+	uint64_t len = run->npages * UMM_PAGE, mask = 0;
+	long got = is_locked(run->addr) ? -EINVAL : -ESTALE;
+	int err;
+
+	if (got != -EINVAL && take_begin(t, b, run->addr, run->addr + len))
+		got = sys5(SYS_mremap, run->addr, len, len, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, t->away);
+	err = got == (long)(uintptr_t)t->away ? 0 : (int)got;
+	if (err)
+		goto out;
+	if (!umm_inside_is_registered(space->uffd, (uintptr_t)t->away)) {
+		/* Something else had been mapped there. */
+		sys5(SYS_mremap, t->away, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, run->addr);
+		umm_arena_reset(t->away, RUN_BYTES);
+		err = -ENXIO;
+		goto out;
+	}
+	mask = present(space, (uintptr_t)t->away, run->npages);
+	for (unsigned i = 0; i < run->npages; i++)
+		if (mask >> i & 1)
+			memcpy(window + i * UMM_PAGE, t->away + i * UMM_PAGE, UMM_PAGE);
+out:
+	take_end(t, run, mask, err);
+	if (!err) {
+		/* Not registered any more, it goes without an event. */
+		umm_uffd_unregister(space->uffd, (uintptr_t)t->away, len);
+		umm_arena_reset(t->away, RUN_BYTES);
+	}
+}
+
+/* Are these pages copies of our own that a write would not replace? */
+static bool is_exclusive(struct umm_space *space, uint64_t addr, unsigned npages)
+{
+	uint64_t pm[UMM_RUN_PAGES];
+
+	if (sys4(SYS_pread64, umm_space_pagemap_fd(space), pm, npages * sizeof(pm[0]),
+		 addr / UMM_PAGE * sizeof(pm[0])) != (long)(npages * sizeof(pm[0])))
+		return false;
+	for (unsigned i = 0; i < npages; i++)
+		if (!(pm[i] & PAGEMAP_EXCLUSIVE))
+			return false;
+	return true;
+}
+
+static int pipe_ready(struct hmm_take *t)
+{
+	int fd[2];
+
+	if (t->pipe[0] >= 0)
+		return 0;
+	if (sys2(SYS_pipe2, fd, O_CLOEXEC | O_NONBLOCK))
+		return -EMFILE;
+	t->pipe[0] = fd[0];
+	t->pipe[1] = fd[1];
+	fcntl(fd[1], F_SETPIPE_SZ, (int)RUN_BYTES); /* else it takes fewer at a time */
+	return 0;
+}
+
+static void pipe_drop(struct hmm_take *t)
+{
+	sys_close(t->pipe[0]);
+	sys_close(t->pipe[1]);
+	t->pipe[0] = t->pipe[1] = -1;
+}
+
+/* Empty, as @v is protected, and registered. */
+static int empty_ready(struct hmm_take *t, const struct umm_vma *v)
+{
+	int prot = PROT_READ | (v->flags & UMM_VMA_WRITE ? PROT_WRITE : 0), uffd = t->mm->space->uffd;
+	long rc;
+
+	if (t->prot == prot)
+		return 0; /* mremap() has left it as it was */
+	umm_uffd_unregister(uffd, (uintptr_t)t->empty, RUN_BYTES);
+	t->prot = 0;
+	rc = sys6(SYS_mmap, t->empty, RUN_BYTES, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+	if (rc != (long)(uintptr_t)t->empty)
+		return (int)rc;
+	rc = umm_uffd_register(uffd, (uintptr_t)t->empty, RUN_BYTES,
+			       UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
+	if (!rc)
+		t->prot = prot;
+	return (int)rc;
+}
+
+/* @n pages from @addr on, of a run that begins at @start, as far as one pipe goes.  Returns how many were taken, or
+ * -errno. */
+static int take_copies(struct hmm_take *t, unsigned b, const struct umm_vma *v, uint64_t start, uint64_t addr,
+		       unsigned n, char *window)
+{
+	struct umm_space *space = t->mm->space;
+	struct iovec iov = {(void *)(uintptr_t)addr, n * UMM_PAGE};
+	bool writable = v->flags & UMM_VMA_WRITE;
+	uint64_t len;
+	long got;
+	int rc;
+
+	rc = pipe_ready(t);
+	if (rc)
+		return rc;
+	if (writable)
+		sys3(SYS_madvise, addr, n * UMM_PAGE, MADV_POPULATE_WRITE);
+	got = sys4(SYS_vmsplice, t->pipe[1], &iov, 1, SPLICE_F_NONBLOCK);
+	if (got <= 0)
+		return got ? (int)got : -EAGAIN;
+	len = (uint64_t)got & -UMM_PAGE;
+	n = (unsigned)(len / UMM_PAGE);
+	rc = -EBUSY;
+	if (!n || present(space, addr, n) != (n == 64 ? ~0ull : (1ull << n) - 1) ||
+	    (writable && !is_exclusive(space, addr, n)))
+		goto fail;
+	rc = empty_ready(t, v);
+	if (!rc)
+		rc = file_add(t, v, addr, len);
+	if (rc)
+		goto fail;
+	/* Were it watched, its end would be an event, and not one of ours. */
+	umm_uffd_unregister(space->uffd, addr, len);
+	rc = -ESTALE;
+	if (!take_begin(t, b, start, addr + len))
+		goto fail_file;
+	got = sys5(SYS_mremap, t->empty, len, len, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, addr);
+	if (got != (long)addr) {
+		rc = (int)got;
+		goto fail_file;
+	}
+	if (atomic_load(&space->ctl->no_fork_events))
+		sys3(SYS_madvise, addr, len, MADV_DONTFORK);
+	for (uint64_t at = 0; at < len; at += (uint64_t)got) {
+		got = sys3(SYS_read, t->pipe[0], window + at, len - at);
+		if (got <= 0)
+			t->mm->h->opt.fatal(t->mm->h->opt.priv, t->mm, "pages of a file's mapping were lost");
+	}
+	return (int)n;
+fail_file:
+	pthread_mutex_lock(&t->mm->lock);
+	file_cut(t, addr, addr + len);
+	pthread_mutex_unlock(&t->mm->lock);
+fail:
+	pipe_drop(t);
+	return rc;
+}
+
+static void take_file(struct hmm_take *t, unsigned b, struct umm_move_run *run, const struct umm_vma *v, char *window)
+{
+	uint64_t mask = 0;
+	unsigned done = 0;
+	int rc = -EINVAL;
+
+	if (is_locked(run->addr))
+		goto out;
+	while (done < run->npages) {
+		rc = take_copies(t, b, v, run->addr, run->addr + done * UMM_PAGE, run->npages - done,
+				 window + done * UMM_PAGE);
+		if (rc <= 0)
+			break;
+		for (int i = 0; i < rc; i++)
+			mask |= 1ull << done++;
+		rc = 0;
+	}
+out:
+	take_end(t, run, mask, rc == -EINVAL ? -EBUSY : rc);
+}
+
+void hmm_take_run(struct hmm_take *t, unsigned b, unsigned r, const struct umm_vma *v, char *window)
+{
+	struct umm_move_run *run = &t->mm->space->ctl->batch[b].run[r];
+
+	if (hmm_take_file(v))
+		take_file(t, b, run, v, window);
+	else
+		take_readonly(t, b, run, window);
+}
