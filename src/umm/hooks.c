@@ -31,6 +31,7 @@
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
+#include <sys/shm.h>
 #include <unistd.h>
 
 #include "umm/internal.h"
@@ -207,6 +208,87 @@ API int madvise(void *addr, size_t len, int advice)
 	rc = sys3(SYS_madvise, addr, len, advice);
 	end(&h);
 	return (int)result(rc);
+}
+
+/* ---------------------------------------------------- the break, System V */
+
+/* libc's record of the break: its own malloc goes by it. */
+extern void *__curbrk;
+
+static uint64_t page_up(uint64_t addr)
+{
+	return (addr + UMM_PAGE - 1) & ~(UMM_PAGE - 1);
+}
+
+API int brk(void *to)
+{
+	struct hook h = {.space = space_get()};
+	uint64_t was = (uint64_t)sys1(SYS_brk, 0), want = (uintptr_t)to, now;
+
+	if (want < was)
+		add(&h, UMM_EVENT_UNMAP, page_up(want), page_up(was) - page_up(want), 0);
+	begin(&h);
+	now = (uint64_t)sys1(SYS_brk, to);
+	end(&h);
+	__curbrk = (void *)(uintptr_t)now;
+	return (int)result(now < want ? -ENOMEM : 0);
+}
+
+API void *sbrk(intptr_t more)
+{
+	uintptr_t was = (uintptr_t)__curbrk;
+
+	if (!was)
+		was = (uintptr_t)sys1(SYS_brk, 0);
+	if (more > 0 ? was + (uintptr_t)more < was : was < -(uintptr_t)more)
+		return (void *)result(-ENOMEM);
+	return more && brk((void *)(was + (uintptr_t)more)) ? (void *)-1 : (void *)was;
+}
+
+/* Bytes of the segment that is attached at @addr: it may be several mappings by now. */
+static uint64_t attached(struct umm_space *space, uint64_t addr)
+{
+	struct umm_vma first = {0}, v;
+	uint64_t end = addr;
+
+	while (!umm_vma_next(space, end, &v) && v.start == end && (v.flags & UMM_VMA_SHARED)) {
+		if (end == addr)
+			first = v;
+		if (v.inode != first.inode || v.dev_major != first.dev_major || v.dev_minor != first.dev_minor)
+			break;
+		end = v.end;
+	}
+	return end - addr;
+}
+
+API int shmdt(const void *addr)
+{
+	struct hook h = {.space = space_get()};
+	long rc;
+
+	if (h.space)
+		add(&h, UMM_EVENT_UNMAP, (uintptr_t)addr, attached(h.space, (uintptr_t)addr), 0);
+	begin(&h);
+	rc = sys1(SYS_shmdt, addr);
+	end(&h);
+	return (int)result(rc);
+}
+
+API void *shmat(int id, const void *addr, int flags)
+{
+	struct hook h = {.space = flags & SHM_REMAP ? space_get() : NULL};
+	struct shmid_ds ds;
+	long rc;
+
+	if (h.space && !sys3(SYS_shmctl, id, IPC_STAT, &ds)) {
+		uint64_t at = (uintptr_t)addr;
+
+		add(&h, UMM_EVENT_UNMAP, flags & SHM_RND ? at & ~(UMM_PAGE - 1) : at, ds.shm_segsz, 0);
+	}
+	begin(&h);
+	rc = sys3(SYS_shmat, id, addr, flags);
+	end(&h);
+	return (void *)result(rc);
 }
 
 /* -------------------------------------------------------------------- fork */

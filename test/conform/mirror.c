@@ -2,6 +2,9 @@
 /* READ, WRITE and SNAPSHOT: the device looks at memory that is the CPU's. */
 #include <pthread.h>
 
+#include <sys/shm.h>
+#include <sys/syscall.h>
+
 #include "conform.h"
 
 static void arguments(const struct variant *v)
@@ -271,6 +274,83 @@ static void two_devices_read_one_page(const struct variant *v)
 	CHECK_NUMBERED(buf, PAGE, 1);
 }
 
+/* Raw calls of which the kernel tells nobody: what they forbid is an error, and nothing else happens. */
+static void what_nobody_tells(const struct variant *v)
+{
+	int fd = dev_open(v->dev), id;
+	char *buf = anon(), *p;
+	struct command c;
+
+	for (unsigned how = 0; how < 4; how++) {
+		bool on_device = how & 1;
+		long call = how & 2 ? SYS_pkey_mprotect : SYS_mprotect;
+
+		p = anon();
+		number(p, SIZE, 1);
+		CHECK_EQ(dev_cmd(fd, READ, p, buf, NPAGES, &c), 0);
+		if (on_device)
+			CHECK_EQ(dev_cmd(fd, MIGRATE_TO_DEV, p, buf, NPAGES, &c), 0);
+		CHECK_EQ(syscall(call, p, SIZE, PROT_READ, -1), 0);
+		number(buf, SIZE, 2);
+		CHECK_EQ(dev_cmd(fd, WRITE, p, buf, NPAGES, &c), -EPERM);
+		CHECK_EQ(dev_cmd(fd, READ, p, buf, NPAGES, &c), 0);
+		CHECK_NUMBERED(buf, SIZE, 1);
+		CHECK_EQ(syscall(call, p, SIZE, PROT_NONE, -1), 0);
+		number(buf, SIZE, 2);
+		CHECK_EQ(dev_cmd(fd, READ, p, buf, NPAGES, &c), -EFAULT);
+		CHECK_EQ(dev_cmd(fd, WRITE, p, buf, NPAGES, &c), -EFAULT);
+		CHECK_NUMBERED(buf, SIZE, 2);
+		CHECK_EQ(syscall(call, p, SIZE, PROT_READ | PROT_WRITE, -1), 0);
+		CHECK_NUMBERED(p, SIZE, 1);
+		munmap(p, SIZE);
+	}
+	id = shmget(IPC_PRIVATE, SIZE, IPC_CREAT | 0600);
+	CHECK(id >= 0);
+	p = shmat(id, NULL, 0);
+	shmctl(id, IPC_RMID, NULL);
+	CHECK(p != (char *)-1);
+	number(p, SIZE, 1);
+	CHECK_EQ(dev_cmd(fd, READ, p, buf, NPAGES, &c), 0);
+	CHECK_EQ(syscall(SYS_shmdt, p), 0);
+	number(buf, SIZE, 2);
+	CHECK_EQ(dev_cmd(fd, READ, p, buf, NPAGES, &c), -EFAULT);
+	CHECK_EQ(dev_cmd(fd, WRITE, p, buf, NPAGES, &c), -EFAULT);
+	CHECK_NUMBERED(buf, SIZE, 2);
+}
+
+/* Raw calls that replace what was there: the device sees what is there now. */
+static void what_is_there_now(const struct variant *v)
+{
+	int fd = dev_open(v->dev);
+	char *buf = anon();
+
+	for (unsigned how = 0; how < 6; how++) {
+		char *p = anon(), *away = anon();
+		struct command c;
+
+		number(p, SIZE, 1);
+		CHECK_EQ(dev_cmd(fd, READ, p, buf, NPAGES, &c), 0);
+		if (how & 1)
+			CHECK_EQ(dev_cmd(fd, MIGRATE_TO_DEV, p, buf, NPAGES, &c), 0);
+		if (how < 2) {
+			CHECK_EQ(syscall(SYS_mmap, p, SIZE, PROT_READ | PROT_WRITE,
+					 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0),
+				 (long)p);
+		} else if (how < 4) {
+			CHECK_EQ(syscall(SYS_madvise, p, SIZE, MADV_DONTNEED), 0);
+		} else {
+			CHECK_EQ(syscall(SYS_mremap, p, SIZE, SIZE, MREMAP_MAYMOVE | MREMAP_FIXED, away), (long)away);
+			CHECK_EQ(dev_cmd(fd, READ, p, buf, NPAGES, &c), -EFAULT);
+			CHECK_EQ(dev_cmd(fd, READ, away, buf, NPAGES, &c), 0);
+			CHECK_NUMBERED(buf, SIZE, 1);
+			continue;
+		}
+		CHECK_EQ(dev_cmd(fd, READ, p, buf, NPAGES, &c), 0);
+		CHECK(all_zero(buf, SIZE));
+		munmap(p, SIZE);
+	}
+}
+
 struct unmapper {
 	char *p;
 	unsigned spin;
@@ -328,6 +408,8 @@ static const struct test tests[] = {
 	T(shared_file),
 	T(snapshot),
 	T(two_devices_read_one_page),
+	T(what_nobody_tells),
+	T(what_is_there_now),
 	T(munmap_while_the_device_reads),
 	{0},
 };
