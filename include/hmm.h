@@ -123,6 +123,12 @@ struct hmm_device_ops {
 	/** put: drop a reference of each; the last one frees the page.  Never fails, never sleeps. */
 	void (*put)(struct hmm_device *dev, const hmm_handle_t handle[], unsigned n);
 
+	/**
+	 * same: is what the device holds, byte for byte, @page?  May be NULL: a page
+	 * that comes back is then never kept, and stored anew when it goes again.
+	 */
+	bool (*same)(struct hmm_device *dev, hmm_handle_t handle, const void *page);
+
 	/** shared: more than one reference?  A hint.  May be NULL: no. */
 	bool (*shared)(struct hmm_device *dev, hmm_handle_t handle);
 

@@ -68,7 +68,7 @@ static bool lot_gather(struct hmm_mm *mm, unsigned tier, struct lot *l, unsigned
 		i = mm->demote_hand > leaf->base ? hmm_leaf_index(mm->demote_hand) : 0;
 		unsigned first = l->n; /* of this leaf; one of few leaves may come again in the same lot */
 		pthread_mutex_lock(&leaf->lock);
-		for (; leaf->away && i < HMM_LEAF_PAGES && l->n < DEMOTE_PAGES; i++) {
+		for (; leaf->held && i < HMM_LEAF_PAGES && l->n < DEMOTE_PAGES; i++) {
 			hmm_entry_t e = leaf->e[i];
 
 			if (hmm_entry_state(e) != HMM_DEVICE || hmm_entry_tier(e) != tier)
@@ -86,7 +86,7 @@ static bool lot_gather(struct hmm_mm *mm, unsigned tier, struct lot *l, unsigned
 		if (l->n > first)
 			d->ops->get(d, l->handle + first, l->n - first);
 		pthread_mutex_unlock(&leaf->lock);
-		mm->demote_hand = leaf->base + (uint64_t)(leaf->away ? i : HMM_LEAF_PAGES) * UMM_PAGE;
+		mm->demote_hand = leaf->base + (uint64_t)(leaf->held ? i : HMM_LEAF_PAGES) * UMM_PAGE;
 		if (mm->demote_hand < leaf->base + (1ull << HMM_LEAF_SHIFT) && l->n < DEMOTE_PAGES)
 			mm->demote_hand = leaf->base + (1ull << HMM_LEAF_SHIFT);
 	}

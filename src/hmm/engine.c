@@ -318,6 +318,7 @@ int hmm_mm_add(struct hmm *h, struct umm_space *space, char *window, const struc
 	mm->inside = inside;
 	mm->inside_priv = priv;
 	mm->statm_fd = mm->rollup_fd = mm->smaps_fd = mm->window_fd = -1;
+	atomic_store(&mm->clean_score, 128);
 	hmm_radix_init(&mm->radix);
 	pthread_mutex_init(&mm->out_lock, NULL);
 	pthread_mutex_init(&mm->lock, NULL);

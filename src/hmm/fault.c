@@ -87,6 +87,14 @@ static hmm_entry_t entry_back(struct hmm_mm *mm, hmm_entry_t e, bool touched)
 	return hmm_entry(HMM_SYSTEM, 0, 0, heat);
 }
 
+/* The same, of a page that @kept, a CLEAN entry or 0, is a copy of. */
+static hmm_entry_t entry_back_clean(struct hmm_mm *mm, hmm_entry_t e, hmm_entry_t kept, bool touched)
+{
+	hmm_entry_t back = entry_back(mm, e, touched);
+
+	return kept ? hmm_entry_with_heat(kept, hmm_entry_heat(back)) : back;
+}
+
 static void account_in(struct hmm_mm *mm, uint64_t n)
 {
 	atomic_fetch_add(&mm->pages_in, n);
@@ -232,6 +240,7 @@ again:
 	hmm_entry_t e = leaf->e[i];
 	switch (hmm_entry_state(e)) {
 	case HMM_SYSTEM:
+	case HMM_CLEAN:
 		*system = true;
 		break;
 	case HMM_PARKING:
@@ -244,8 +253,9 @@ again:
 		rc = umm_uffd_copy(mm->space->uffd, addr, mm->window + ((size_t)b * UMM_BATCH_PAGES + s) * UMM_PAGE,
 				   UMM_PAGE, &bytes);
 		if (bytes || rc == -EEXIST) {
+			hmm_entry_set(mm, leaf, i, entry_back_clean(mm, e, mm->slot[b][s].clean, touched));
+			mm->slot[b][s].clean = 0;
 			mm->slot[b][s].addr = 0;
-			hmm_entry_set(mm, leaf, i, entry_back(mm, e, touched));
 			account_in(mm, 1);
 		}
 		rc = bytes ? 1 : place_failed(mm, addr, rc);
@@ -291,10 +301,15 @@ device:;
 
 		rc = place(mm, addr, buf, n, &bytes);
 		n = (unsigned)(bytes / UMM_PAGE);
-		for (unsigned k = 0; k < n; k++)
-			hmm_entry_set(mm, leaf, i + k, entry_back(mm, r.e[k], touched && !k));
+		bool keep = n && hmm_clean_keeps(mm, hmm_entry_tier(r.e[0]), max);
+		for (unsigned k = 0; k < n; k++) {
+			hmm_entry_t kept = hmm_entry(HMM_CLEAN, hmm_entry_tier(r.e[k]), r.handle[k], 0);
+
+			hmm_entry_set(mm, leaf, i + k, entry_back_clean(mm, r.e[k], keep ? kept : 0, touched && !k));
+		}
 		if (n) {
-			d->ops->put(d, r.handle, n);
+			if (!keep)
+				d->ops->put(d, r.handle, n);
 			account_in(mm, n);
 			rc = (int)n;
 		} else if (rc == -EEXIST) {
@@ -414,10 +429,16 @@ int hmm_fault(void *priv, const struct umm_fault *f)
 			return 0;
 		}
 		pthread_mutex_lock(&leaf->lock);
-		while (k < n && i + k < HMM_LEAF_PAGES && hmm_entry_state(leaf->e[i + k]) == HMM_SYSTEM)
+		while (k < n && i + k < HMM_LEAF_PAGES && hmm_entry_here(leaf->e[i + k]))
 			k++;
 		if (k)
 			rc = fill_zero(mm, f->addr, k, write, &placed);
+		for (unsigned j = 0; j < placed; j++) {
+			/* It was not there any more: what the device has is of no use. */
+			hmm_clean_put(mm->h, hmm_entry_state(leaf->e[i + j]) == HMM_CLEAN ? leaf->e[i + j] : 0);
+			if (hmm_entry_state(leaf->e[i + j]) == HMM_CLEAN)
+				hmm_entry_set(mm, leaf, i + j, 0);
+		}
 		pthread_mutex_unlock(&leaf->lock);
 		umm_evlock_unshared(evlock);
 		if (!k || rc == -EAGAIN)
@@ -445,13 +466,13 @@ int hmm_restore_from(struct hmm_mm *mm, uint64_t start, uint64_t end, unsigned t
 		at = z;
 		if (z > end)
 			z = end;
-		while (a < z && leaf->away) {
+		while (a < z && leaf->held) {
 			hmm_entry_t e = leaf->e[hmm_leaf_index(a)];
 			enum hmm_page_state st = hmm_entry_state(e);
 			uint64_t left = (z - a) / UMM_PAGE;
 			bool system;
 
-			if (st == HMM_SYSTEM || st == HMM_POISONED ||
+			if (hmm_entry_here(e) || st == HMM_POISONED ||
 			    (tiers != ~0u && (st != HMM_DEVICE || !(tiers & 1u << hmm_entry_tier(e))))) {
 				a += UMM_PAGE;
 				continue;

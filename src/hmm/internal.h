@@ -8,12 +8,15 @@
  *   PARKING  the inside has been asked to move it to staging; it may have happened
  *   PARKED   in a slot of the window; a device may be copying it from there
  *   DEVICE   in a device's memory, by handle; absent from the CPU's page table
+ *   CLEAN    back where it was, and the device still has what it gave (clean.c)
  *   POISONED lost: the page table has a poison marker, an access gets SIGBUS
  *
  *   SYSTEM -> PARKING -> PARKED -> DEVICE -> SYSTEM
  *             PARKING -> SYSTEM    (it was not there, or would not go)
  *                        PARKED -> SYSTEM    (touched, or no device takes it)
  *                                  DEVICE -> POISONED (the device cannot give it back)
+ *                                  DEVICE -> CLEAN -> PARKING, SYSTEM
+ *             PARKING, PARKED -> CLEAN    (where they would be SYSTEM, if they came from it)
  *   anything -> SYSTEM when its mapping is unmapped or its contents dropped
  *   SYSTEM -> PARKED, DEVICE, POISONED in the records of a child after fork()
  *
@@ -56,6 +59,7 @@ enum hmm_page_state {
 	HMM_PARKED,
 	HMM_DEVICE,
 	HMM_POISONED,
+	HMM_CLEAN,
 };
 
 /*
@@ -88,6 +92,17 @@ static inline unsigned hmm_entry_heat(hmm_entry_t e)
 	return e >> 56 & 0x7;
 }
 
+static inline hmm_entry_t hmm_entry_with_heat(hmm_entry_t e, unsigned heat)
+{
+	return (e & ~(7ull << 56)) | (uint64_t)heat << 56;
+}
+
+/** Is the page in the CPU's page table, or nowhere? */
+static inline bool hmm_entry_here(hmm_entry_t e)
+{
+	return hmm_entry_state(e) == HMM_SYSTEM || hmm_entry_state(e) == HMM_CLEAN;
+}
+
 static inline unsigned hmm_entry_lap(hmm_entry_t e)
 {
 	return e >> 59 & (HMM_LAPS - 1);
@@ -106,7 +121,7 @@ static inline uint64_t hmm_entry_payload(hmm_entry_t e)
 struct hmm_leaf {
 	pthread_mutex_t lock;
 	uint64_t base; /* address of its first page */
-	uint32_t away; /* entries that are not SYSTEM */
+	uint32_t held; /* entries that are not SYSTEM */
 	hmm_entry_t e[HMM_LEAF_PAGES];
 };
 
@@ -122,7 +137,7 @@ struct hmm_top {
 struct hmm_radix {
 	_Atomic(struct hmm_top *) top[256];
 	pthread_mutex_t lock;  /* adding */
-	_Atomic uint64_t away; /* pages that are not SYSTEM */
+	_Atomic uint64_t away; /* pages that are neither SYSTEM nor CLEAN */
 	_Atomic uint64_t leaves;
 };
 
@@ -135,6 +150,7 @@ struct hmm_victim {
 /* Where a page of a batch is now; mm->slot[batch][i]. */
 struct hmm_slot {
 	_Atomic uint64_t addr; /* 0: cancelled, the result is not wanted */
+	hmm_entry_t clean;     /* what a CLEAN page was before it became PARKING; 0: it was not.  Leaf lock */
 	bool wake;             /* somebody faulted on it while it was PARKING */
 };
 
@@ -204,6 +220,9 @@ struct hmm_mm {
 
 	uint64_t hand; /* the clock's; out_lock */
 	_Atomic uint32_t lap;
+	_Atomic uint32_t clean_score; /* 0..256: how often a CLEAN page proved to be clean, of late */
+	_Atomic uint32_t clean_turn;
+	uint64_t clean_hand;  /* out_lock */
 	uint64_t demote_hand; /* out_lock */
 	char *demote_buf;
 	pthread_mutex_t stream_lock;
@@ -284,7 +303,10 @@ struct hmm {
 	uint64_t credit_at_ns; /* shares were measured, of all spaces; lock */
 	uint64_t credit_cost_ns;
 
-	_Atomic uint64_t faults, pages_in, pages_out, zero_filled, poisoned, out_failed;
+	_Atomic uint64_t clean[HMM_TIERS_MAX];     /* CLEAN pages of each tier */
+	_Atomic uint64_t clean_max[HMM_TIERS_MAX]; /* no more are kept */
+
+	_Atomic uint64_t faults, pages_in, pages_out, zero_filled, poisoned, out_failed, dropped_clean;
 	_Atomic uint64_t registrations;
 	_Atomic uint64_t unregistered; /* runs that were not moved, because their mapping was not registered */
 	uint64_t start_ns;
@@ -334,6 +356,20 @@ int hmm_find_unforked(struct hmm_mm *mm, struct hmm_iset *absent, struct hmm_ise
 int hmm_peek(struct hmm_mm *mm, unsigned tier, uint64_t addr, char *buf, unsigned n);
 /** Replace the contents of pages from @addr on that are on @tier.  Returns as hmm_peek(). */
 int hmm_poke(struct hmm_mm *mm, unsigned tier, uint64_t addr, const char *buf, unsigned n);
+
+/* clean.c: pages that are back while a device still has them */
+/** Are pages that come back from @tier to be kept there, too?  @cluster: as many were asked for at a time. */
+bool hmm_clean_keeps(struct hmm_mm *mm, unsigned tier, unsigned cluster);
+/** Let go of what a slot or an entry kept.  @e: 0, or CLEAN. */
+void hmm_clean_put(struct hmm *h, hmm_entry_t e);
+/**
+ * Of @n pages of batch @b, find those that a device still has as they are:
+ * @handle then has a reference, else it is HMM_HANDLE_NONE.  Returns how many.
+ */
+unsigned hmm_clean_match(struct hmm_mm *mm, unsigned b, const void *const src[], const uint16_t index[],
+			 hmm_handle_t handle[], uint8_t tier[], unsigned n);
+/** Adapt to what there is room for, and make room where a device is full.  out_lock held. */
+void hmm_clean_shed(struct hmm_mm *mm);
 
 /* chain.c */
 int hmm_chain_open(const char *spec, uint64_t budget, struct hmm_chain *c, char *err, size_t errlen);

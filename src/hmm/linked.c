@@ -371,7 +371,7 @@ static void child_fill(struct hmm_mm *mm, struct child *c)
 		c->failed = true;
 	for (uint64_t at = 0; buf && (leaf = hmm_leaf_next(mm, at, HMM_ADDR_END));
 	     at = leaf->base + (1ull << HMM_LEAF_SHIFT)) {
-		for (unsigned i = 0; leaf->away && i < HMM_LEAF_PAGES; i++) {
+		for (unsigned i = 0; leaf->held && i < HMM_LEAF_PAGES; i++) {
 			hmm_entry_t e = leaf->e[i];
 			uint64_t payload = hmm_entry_payload(e), addr = leaf->base + i * UMM_PAGE;
 			struct hmm_device *d;

@@ -86,7 +86,7 @@ static void take_victim(struct hmm_mm *mm, unsigned b, const struct hmm_victim *
 		unsigned at = hmm_leaf_index(v->addr) + i, n = 0;
 
 		while (i + n < v->npages && n < UMM_RUN_PAGES && *slot + n < UMM_BATCH_PAGES &&
-		       hmm_entry_state(leaf->e[at + n]) == HMM_SYSTEM)
+		       hmm_entry_here(leaf->e[at + n]))
 			n++;
 		if (!n) {
 			if (*slot == UMM_BATCH_PAGES)
@@ -95,7 +95,10 @@ static void take_victim(struct hmm_mm *mm, unsigned b, const struct hmm_victim *
 			continue;
 		}
 		for (unsigned k = 0; k < n; k++) {
-			mm->slot[b][*slot + k] = (struct hmm_slot){.addr = v->addr + (i + k) * UMM_PAGE};
+			hmm_entry_t e = leaf->e[at + k];
+
+			mm->slot[b][*slot + k] = (struct hmm_slot){.addr = v->addr + (i + k) * UMM_PAGE,
+								   .clean = hmm_entry_state(e) == HMM_CLEAN ? e : 0};
 			hmm_entry_set(mm, leaf, at + k, parking(b, *slot + k));
 		}
 		*run = (struct umm_move_run){.addr = v->addr + i * UMM_PAGE, .npages = n, .slot = *slot};
@@ -128,7 +131,10 @@ static unsigned commit_run(struct hmm_mm *mm, unsigned b, unsigned r)
 			unsigned i = hmm_leaf_index(slot->addr);
 			hmm_entry_t parked_e = hmm_entry(HMM_PARKED, 0, (uint64_t)b << 16 | (run->slot + k), 0);
 
-			hmm_entry_set(mm, leaf, i, moved ? hmm_entry_with_lap(parked_e, atomic_load(&mm->lap)) : 0);
+			hmm_entry_set(mm, leaf, i,
+				      moved ? hmm_entry_with_lap(parked_e, atomic_load(&mm->lap)) : slot->clean);
+			if (!moved)
+				slot->clean = 0; /* the entry has it again */
 			parked += moved;
 			if (slot->wake)
 				umm_uffd_wake(mm->space->uffd, slot->addr, UMM_PAGE);
@@ -272,8 +278,11 @@ static int settle(struct hmm_mm *mm, unsigned b, unsigned s, const void *page, h
 			*handle = HMM_HANDLE_NONE;
 			*stored = true;
 		}
-		if (!rc)
+		if (!rc) {
+			hmm_clean_put(mm->h, slot->clean);
+			slot->clean = 0;
 			slot->addr = 0;
+		}
 	}
 	if (leaf)
 		pthread_mutex_unlock(&leaf->lock);
@@ -320,17 +329,42 @@ unsigned hmm_out_commit(struct hmm_mm *mm, unsigned b, const void *const src[], 
 	return stored;
 }
 
+/* To the front go the pages that no device has. */
+static unsigned unmatched_first(const void *src[], uint16_t index[], hmm_handle_t handle[], uint8_t tier[], unsigned n)
+{
+	unsigned rest = 0;
+
+	for (unsigned i = 0; i < n; i++) {
+		if (handle[i] != HMM_HANDLE_NONE)
+			continue;
+		const void *s = src[rest];
+		uint16_t x = index[rest];
+
+		src[rest] = src[i];
+		index[rest] = index[i];
+		src[i] = s;
+		index[i] = x;
+		handle[i] = handle[rest];
+		tier[i] = tier[rest];
+		handle[rest++] = HMM_HANDLE_NONE;
+	}
+	return rest;
+}
+
 int hmm_out_store(struct hmm_mm *mm, unsigned b)
 {
 	const void *src[UMM_BATCH_PAGES];
 	hmm_handle_t handle[UMM_BATCH_PAGES];
 	uint16_t index[UMM_BATCH_PAGES];
 	uint8_t tier[UMM_BATCH_PAGES];
-	unsigned n = hmm_out_gather(mm, b, src, index);
+	unsigned n = hmm_out_gather(mm, b, src, index), rest = n;
 
 	if (!n)
 		return 0;
-	hmm_chain_in(mm->h, 0, src, handle, tier, n);
+	if (hmm_clean_match(mm, b, src, index, handle, tier, n))
+		rest = unmatched_first(src, index, handle, tier, n);
+	if (rest)
+		hmm_chain_in(mm->h, 0, src, handle, tier, rest);
 	return (int)hmm_out_commit(mm, b, src, index, handle, tier, n);
 }
 

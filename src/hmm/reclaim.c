@@ -33,10 +33,10 @@ static uint64_t collect_present(struct hmm_mm *mm, uint64_t start, uint64_t end,
 		struct hmm_victim *v = c->n ? &c->v[c->n - 1] : NULL;
 		hmm_entry_t e = leaf ? leaf->e[hmm_leaf_index(at)] : 0;
 
-		if (hmm_entry_state(e) != HMM_SYSTEM)
+		if (!hmm_entry_here(e))
 			continue;
 		if (hmm_entry_heat(e)) {
-			leaf->e[hmm_leaf_index(at)] = hmm_entry(HMM_SYSTEM, 0, 0, hmm_entry_heat(e) - 1);
+			leaf->e[hmm_leaf_index(at)] = hmm_entry_with_heat(e, hmm_entry_heat(e) - 1);
 			continue;
 		}
 		if (c->pages == UMM_BATCH_PAGES)
@@ -167,6 +167,7 @@ static uint64_t reclaim_mm(struct hmm_mm *mm, uint64_t pages, bool tidy)
 				stored += (uint64_t)n;
 				barren = 0;
 				atomic_fetch_sub(&mm->h->estimate, (uint64_t)n * UMM_PAGE);
+				hmm_clean_shed(mm);
 				hmm_demote(mm);
 				hmm_budget_measure(mm->h);
 			} else {

@@ -105,10 +105,11 @@ static bool step_is_legal(enum hmm_page_state from, enum hmm_page_state to)
 	static const uint8_t next[] = {
 		/* All but the first: fork. */
 		[HMM_SYSTEM] = 1 << HMM_PARKING | 1 << HMM_PARKED | 1 << HMM_DEVICE | 1 << HMM_POISONED,
-		[HMM_PARKING] = 1 << HMM_PARKED,
-		[HMM_PARKED] = 1 << HMM_DEVICE,
-		[HMM_DEVICE] = 1 << HMM_POISONED,
+		[HMM_PARKING] = 1 << HMM_PARKED | 1 << HMM_CLEAN,
+		[HMM_PARKED] = 1 << HMM_DEVICE | 1 << HMM_CLEAN,
+		[HMM_DEVICE] = 1 << HMM_POISONED | 1 << HMM_CLEAN,
 		[HMM_POISONED] = 0,
+		[HMM_CLEAN] = 1 << HMM_PARKING,
 	};
 
 	return to == HMM_SYSTEM || from == to || (next[from] & 1 << to);
@@ -117,15 +118,18 @@ static bool step_is_legal(enum hmm_page_state from, enum hmm_page_state to)
 
 void hmm_entry_set(struct hmm_mm *mm, struct hmm_leaf *leaf, unsigned i, hmm_entry_t e)
 {
-	enum hmm_page_state from = hmm_entry_state(leaf->e[i]), to = hmm_entry_state(e);
+	hmm_entry_t old = leaf->e[i];
+	enum hmm_page_state from = hmm_entry_state(old), to = hmm_entry_state(e);
 
 	assert(step_is_legal(from, to));
-	if ((from == HMM_SYSTEM) != (to == HMM_SYSTEM)) {
-		uint32_t by = to == HMM_SYSTEM ? -1u : 1u;
-
-		leaf->away += by;
-		atomic_fetch_add(&mm->radix.away, to == HMM_SYSTEM ? -1ull : 1ull);
-	}
+	if ((from == HMM_SYSTEM) != (to == HMM_SYSTEM))
+		leaf->held += to == HMM_SYSTEM ? -1u : 1u;
+	if (hmm_entry_here(old) != hmm_entry_here(e))
+		atomic_fetch_add(&mm->radix.away, hmm_entry_here(e) ? -1ull : 1ull);
+	if (from == HMM_CLEAN)
+		atomic_fetch_sub(&mm->h->clean[hmm_entry_tier(old)], 1);
+	if (to == HMM_CLEAN)
+		atomic_fetch_add(&mm->h->clean[hmm_entry_tier(e)], 1);
 	leaf->e[i] = e;
 }
 
@@ -175,9 +179,16 @@ static void entry_drop(struct hmm_mm *mm, struct hmm_leaf *leaf, unsigned i, str
 		/* It may not have been moved yet: then it must not be, what is there next is another page. */
 		atomic_fetch_add(&mm->space->ctl->epoch, 1);
 		/* fallthrough */
-	case HMM_PARKED:
-		slot_of(mm, e)->addr = 0;
+	case HMM_PARKED: {
+		struct hmm_slot *slot = slot_of(mm, e);
+
+		if (slot->clean)
+			putter_add(p, hmm_entry_tier(slot->clean), hmm_entry_payload(slot->clean));
+		slot->clean = 0;
+		slot->addr = 0;
 		break;
+	}
+	case HMM_CLEAN:
 	case HMM_DEVICE:
 		putter_add(p, hmm_entry_tier(e), hmm_entry_payload(e));
 		break;
@@ -199,7 +210,7 @@ void hmm_residency_drop(struct hmm_mm *mm, uint64_t start, uint64_t end)
 		if (z > end)
 			z = end;
 		pthread_mutex_lock(&leaf->lock);
-		for (; leaf->away && a < z; a += UMM_PAGE)
+		for (; leaf->held && a < z; a += UMM_PAGE)
 			if (hmm_entry_state(leaf->e[hmm_leaf_index(a)]) != HMM_SYSTEM)
 				entry_drop(mm, leaf, hmm_leaf_index(a), &p);
 		pthread_mutex_unlock(&leaf->lock);
@@ -226,7 +237,11 @@ int hmm_residency_remap(struct hmm_mm *mm, uint64_t from, uint64_t to, uint64_t 
 			unsigned i = hmm_leaf_index(a);
 			hmm_entry_t e = leaf->e[i];
 
-			if (hmm_entry_state(e) == HMM_SYSTEM)
+			if (hmm_entry_state(e) == HMM_CLEAN) {
+				hmm_clean_put(mm->h, e);
+				hmm_entry_set(mm, leaf, i, 0);
+			}
+			if (hmm_entry_here(e))
 				continue;
 			struct hmm_leaf *dst = hmm_leaf_get(mm, to + (a - from));
 			if (!dst) {
@@ -243,7 +258,7 @@ int hmm_residency_remap(struct hmm_mm *mm, uint64_t from, uint64_t to, uint64_t 
 			pthread_mutex_lock(&dst->lock);
 			unsigned j = hmm_leaf_index(to + (a - from));
 			dst->e[j] = e;
-			dst->away++;
+			dst->held++;
 			atomic_fetch_add(&mm->radix.away, 1);
 			pthread_mutex_unlock(&dst->lock);
 		}
@@ -259,7 +274,7 @@ int hmm_residency_clone(struct hmm_mm *mm, struct hmm_mm *child)
 		struct hmm_leaf *to;
 		hmm_handle_t get[HMM_LEAF_PAGES];
 
-		if (!leaf->away)
+		if (!leaf->held)
 			continue;
 		to = hmm_leaf_get(child, leaf->base);
 		if (!to)

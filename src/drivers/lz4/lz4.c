@@ -214,6 +214,33 @@ static int read_page(struct hmm_lz4 *d, hmm_handle_t handle, void *dst)
 	return rc;
 }
 
+static bool lz4_same(struct hmm_device *dev, hmm_handle_t handle, const void *page)
+{
+	struct hmm_lz4 *d = to_lz4(dev);
+	uint64_t word, held;
+	bool same = false;
+
+	if (drv_same_handle(handle))
+		return drv_same_page(page, &word) && drv_same_encode(word) == handle;
+	uint16_t len;
+	const struct lz4_object *obj = lz4_store_pin(&d->store, handle, &len);
+	if (!obj)
+		return false;
+	if (len == sizeof(held)) {
+		memcpy(&held, obj->data, sizeof(held));
+		same = drv_same_page(page, &word) && word == held;
+	} else if (len == HMM_PAGE_SIZE) {
+		same = !memcmp(page, obj->data, HMM_PAGE_SIZE);
+	} else {
+		char out[HMM_PAGE_SIZE];
+
+		same = LZ4_decompress_safe((const char *)obj->data, out, len, HMM_PAGE_SIZE) == HMM_PAGE_SIZE &&
+		       !memcmp(page, out, HMM_PAGE_SIZE);
+	}
+	lz4_store_unpin(&d->store, handle);
+	return same;
+}
+
 static int lz4_copy_out(struct hmm_device *dev, const hmm_handle_t handle[], void *const dst[], int status[],
 			unsigned n)
 {
@@ -344,6 +371,7 @@ static const struct hmm_device_ops lz4_ops = {
 	.copy_out = lz4_copy_out,
 	.get = lz4_get,
 	.put = lz4_put,
+	.same = lz4_same,
 	.shared = lz4_shared,
 	.trim = lz4_trim,
 	.stats = lz4_stats,

@@ -97,6 +97,32 @@ static void test_round_trip(void **state)
 	hmm_device_close(dev);
 }
 
+/* same(): the very bytes, of every kind of page, and no others. */
+static void test_same_bytes(void **state)
+{
+	struct hmm_device *dev = open_dev("lz4:16M,raw");
+	char page[HMM_PAGE_SIZE];
+
+	for (unsigned kind = 0; kind < NR_KINDS; kind++) {
+		hmm_handle_t handle;
+
+		make_page(page, (enum kind)kind, 5);
+		assert_int_equal(put_in(dev, (enum kind)kind, 5, &handle), 1);
+		assert_true(dev->ops->same(dev, handle, page));
+		for (unsigned i = 0; i < HMM_PAGE_SIZE; i++) {
+			page[i] ^= 0x10;
+			assert_false(dev->ops->same(dev, handle, page));
+			page[i] ^= 0x10;
+		}
+		for (unsigned other = 0; other < NR_KINDS; other++) {
+			make_page(page, (enum kind)other, 6);
+			assert_int_equal(dev->ops->same(dev, handle, page), kind == ZERO && other == ZERO);
+		}
+		dev->ops->put(dev, &handle, 1);
+	}
+	hmm_device_close(dev);
+}
+
 static void test_every_length(void **state)
 {
 	struct hmm_device *dev = open_dev("lz4:64M,raw");
@@ -545,6 +571,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_same_words),       cmocka_unit_test(test_round_trip),
+		cmocka_unit_test(test_same_bytes),
 		cmocka_unit_test(test_every_length),     cmocka_unit_test(test_incompressible_refused),
 		cmocka_unit_test(test_same_is_free),     cmocka_unit_test(test_references),
 		cmocka_unit_test(test_references_stick), cmocka_unit_test(test_capacity),

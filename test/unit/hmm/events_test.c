@@ -524,6 +524,47 @@ static void while_coming_back(struct scene *s, change_fn change)
 	pthread_join(thread, NULL);
 }
 
+/* All pages have been away and are back, and the device still has them. */
+static void become_clean(struct scene *s)
+{
+	struct world *w = s->w;
+
+	atomic_store(&w->h->clean_max[0], FAKE_PAGES);
+	assert_int_equal(out(w, s->p, N), N);
+	assert_int_equal(hmm_restore(w->mm, (uintptr_t)s->p, (uintptr_t)s->p + N * UMM_PAGE), 0);
+	assert_int_equal(state_of(w, s->p), HMM_CLEAN);
+	assert_int_equal(w->fake[0]->pages, N);
+	assert_int_equal(atomic_load(&w->mm->radix.away), 0);
+}
+
+static void while_here(struct scene *s, change_fn change)
+{
+	change(s);
+}
+
+/* The device is asked whether it still has them. */
+static void while_the_device_compares(struct scene *s, change_fn change)
+{
+	struct world *w = s->w;
+	struct job j = {w, s->p, 0};
+	struct fake *f = w->fake[0];
+	pthread_t thread;
+
+	fake_tell(f, &f->block_same, true);
+	assert_int_equal(pthread_create(&thread, NULL, out_main, &j), 0);
+	fake_await(f, &f->same_blocked);
+	/* Changes that touch pages find them parked: they need no device, but their references are let go in there. */
+	if (s->needs_device)
+		fake_tell(f, &f->block_same, false);
+	change(s);
+	fake_tell(f, &f->block_same, false);
+	pthread_join(thread, NULL);
+	assert_true(j.rc >= 0);
+}
+
+/* What they were before, for stage(). */
+static bool start_clean, device_forgets;
+
 static void stage(void (*when)(struct scene *s, change_fn change))
 {
 	for (unsigned c = 0; c < NR_CHANGES; c++) {
@@ -533,6 +574,9 @@ static void stage(void (*when)(struct scene *s, change_fn change))
 		assert_non_null(s.w);
 		s.p = managed(s.w, N, 1);
 		s.needs_device = changes[c].needs_device;
+		if (start_clean)
+			become_clean(&s);
+		s.w->fake[0]->forgets = device_forgets;
 		when(&s, changes[c].run);
 		child_reap(&s);
 		/* Twice: what goes out again after a change is what came of it. */
@@ -587,6 +631,115 @@ static void changes_while_coming_back(void **state)
 	stage(while_coming_back);
 }
 
+static int clean_setup(void **state)
+{
+	start_clean = true;
+	return 0;
+}
+
+static int forgets_setup(void **state)
+{
+	start_clean = device_forgets = true;
+	return 0;
+}
+
+static int clean_teardown(void **state)
+{
+	start_clean = device_forgets = false;
+	return 0;
+}
+
+static void changes_while_clean(void **state)
+{
+	stage(while_here);
+}
+
+static void changes_while_the_device_compares(void **state)
+{
+	stage(while_the_device_compares);
+}
+
+/* Only what was written is stored again. */
+static void what_the_device_has_is_not_stored_again(void **state)
+{
+	const char *why;
+	struct scene s = {.w = world_create("lz4", 1, &why)};
+	struct fake *f;
+
+	assert_non_null(s.w);
+	f = s.w->fake[0];
+	s.p = managed(s.w, N, 1);
+	become_clean(&s);
+	uint64_t stored = f->copied_in;
+
+	page_fill(s.p + 3 * UMM_PAGE, 2, 3);
+	s.p[7 * UMM_PAGE + 4095] ^= 1;
+	assert_int_equal(out(s.w, s.p, N), N);
+	assert_int_equal(f->copied_in - stored, 2);
+	assert_int_equal(atomic_load(&s.w->h->dropped_clean), N - 2);
+	assert_int_equal(f->pages, N);
+	assert_int_equal(f->refs_total, N);
+	s.p[7 * UMM_PAGE + 4095] ^= 1;
+	for (unsigned i = 0; i < N; i++)
+		assert_true(page_is(s.p + i * UMM_PAGE, i == 3 ? 2 : 1, i));
+	world_destroy(s.w);
+}
+
+/* Copies go where they are in the way, and nothing of the pages changes. */
+static void copies_are_let_go(void **state)
+{
+	const char *why;
+	struct scene s = {.w = world_create("lz4", 1, &why)};
+
+	assert_non_null(s.w);
+	s.p = managed(s.w, N, 1);
+	become_clean(&s);
+	/* A budget of one page, of which an eighth may be copies: from now on none is kept, and those there are go. */
+	s.w->h->opt.budget = UMM_PAGE;
+	s.w->fake[0]->full = true;
+	hmm_clean_shed(s.w->mm);
+	assert_int_equal(s.w->fake[0]->pages, 0);
+	assert_int_equal(atomic_load(&s.w->h->clean[0]), 0);
+	assert_int_equal(count_present(s.w, s.p, N), N);
+	s.w->fake[0]->full = false;
+	assert_int_equal(out(s.w, s.p, N), N);
+	assert_int_equal(hmm_restore(s.w->mm, (uintptr_t)s.p, (uintptr_t)s.p + N * UMM_PAGE), 0);
+	assert_int_equal(s.w->fake[0]->pages, 0);
+	for (unsigned i = 0; i < N; i++)
+		assert_true(page_is(s.p + i * UMM_PAGE, 1, i));
+	world_destroy(s.w);
+}
+
+/* Where what comes back is always written, only a sample is kept; who goes about at random keeps nothing. */
+static void copies_are_kept_where_it_pays(void **state)
+{
+	const char *why;
+	struct world *w = world_create("lz4", 1, &why);
+
+	assert_non_null(w);
+	atomic_store(&w->h->clean_max[0], FAKE_PAGES);
+	assert_false(hmm_clean_keeps(w->mm, 0, 1));
+	assert_true(hmm_clean_keeps(w->mm, 0, HMM_PLACE_MAX));
+	char *p = managed(w, N, 1);
+	for (unsigned round = 0; round < 8; round++) {
+		assert_int_equal(out(w, p, N), N);
+		assert_int_equal(hmm_restore(w->mm, (uintptr_t)p, (uintptr_t)p + N * UMM_PAGE), 0);
+		for (unsigned i = 0; i < N; i++)
+			page_fill(p + i * UMM_PAGE, round + 2, i);
+	}
+	unsigned kept = 0;
+	for (unsigned i = 0; i < 160; i++)
+		kept += hmm_clean_keeps(w->mm, 0, HMM_PLACE_MAX);
+	assert_int_equal(kept, 10);
+	atomic_store(&w->h->clean_max[0], 0);
+	for (unsigned i = 0; i < 160; i++)
+		assert_false(hmm_clean_keeps(w->mm, 0, HMM_PLACE_MAX));
+	world_destroy(w);
+}
+
+#define CLEAN(test) {#test ", clean", test, clean_setup, clean_teardown, NULL}
+#define FORGOTTEN(test) {#test ", clean and forgotten", test, forgets_setup, clean_teardown, NULL}
+
 int main(void)
 {
 	const char *why;
@@ -599,6 +752,17 @@ int main(void)
 		cmocka_unit_test(changes_while_a_failing_device_copies),
 		cmocka_unit_test(changes_while_away),
 		cmocka_unit_test(changes_while_coming_back),
+		cmocka_unit_test(what_the_device_has_is_not_stored_again),
+		cmocka_unit_test(copies_are_let_go),
+		cmocka_unit_test(copies_are_kept_where_it_pays),
+		CLEAN(changes_while_clean),
+		CLEAN(changes_while_parking),
+		CLEAN(changes_while_moved),
+		CLEAN(changes_while_parked),
+		CLEAN(changes_while_the_device_compares),
+		FORGOTTEN(changes_while_parked),
+		FORGOTTEN(changes_while_the_device_copies),
+		FORGOTTEN(changes_while_a_failing_device_copies),
 	};
 
 	if (!w)

@@ -33,10 +33,12 @@ struct fake {
 	int fail_in;         /* copy_in gives this */
 	int fail_out;        /* copy_out gives this for the pages of fail_from and after, with rubbish in them */
 	unsigned fail_from;
-	bool block_in, block_out; /* stop in there until it is cleared */
+	bool block_in, block_out, block_same; /* stop in there until it is cleared */
+	bool forgets;                         /* same() is never so */
+	bool full;                            /* it says so */
 
 	/* What it has seen. */
-	unsigned in_calls, out_calls, in_blocked, out_blocked;
+	unsigned in_calls, out_calls, in_blocked, out_blocked, same_blocked;
 	uint64_t copied_in, copied_out;
 };
 
@@ -127,6 +129,23 @@ static inline int fake_copy_out(struct hmm_device *dev, const hmm_handle_t handl
 	return rc;
 }
 
+/* Memory that is kept by the page only: with contents. */
+static inline bool fake_same(struct hmm_device *dev, hmm_handle_t handle, const void *page)
+{
+	struct fake *f = to_fake(dev);
+
+	pthread_mutex_lock(&f->lock);
+	if (f->block_same)
+		fake_stop_here(f, &f->block_same, &f->same_blocked);
+	if (!f->refs[handle]) {
+		fprintf(stderr, "a page is compared that nobody holds\n");
+		abort();
+	}
+	bool same = !f->forgets && f->page && !memcmp(f->page[handle], page, HMM_PAGE_SIZE);
+	pthread_mutex_unlock(&f->lock);
+	return same;
+}
+
 static inline void fake_get(struct hmm_device *dev, const hmm_handle_t handle[], unsigned n)
 {
 	struct fake *f = to_fake(dev);
@@ -168,7 +187,10 @@ static inline void fake_stats(struct hmm_device *dev, struct hmm_device_stats *s
 {
 	struct fake *f = to_fake(dev);
 
-	*st = (struct hmm_device_stats){.pages = f->pages, .bytes_capacity = UINT64_MAX};
+	*st = (struct hmm_device_stats){.pages = f->pages,
+					.bytes_stored = f->pages * HMM_PAGE_SIZE,
+					.bytes_ram = f->pages * HMM_PAGE_SIZE,
+					.bytes_capacity = f->full ? f->pages * HMM_PAGE_SIZE : UINT64_MAX};
 }
 
 /* The test frees it: it asks first what is left. */
@@ -189,6 +211,7 @@ static inline struct fake *fake_create(bool contents)
 		.caps = HMM_DEV_MEMORY | HMM_DEV_MAYBLOCK,
 		.copy_in = fake_copy_in,
 		.copy_out = fake_copy_out,
+		.same = fake_same,
 		.get = fake_get,
 		.put = fake_put,
 		.stats = fake_stats,

@@ -209,7 +209,7 @@ static void model_check(struct fixture *f, struct hmm_mm *mm[2], struct model m[
 		uint64_t by_leaf = 0;
 		for (struct hmm_leaf *leaf, *last = NULL;
 		     (leaf = hmm_leaf_next(mm[s], last ? last->base + (1ull << HMM_LEAF_SHIFT) : 0, TOP)); last = leaf)
-			by_leaf += leaf->away;
+			by_leaf += leaf->held;
 		assert_int_equal(by_leaf, away);
 	}
 	for (unsigned t = 0; t < 2; t++) {

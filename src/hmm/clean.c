@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Pages that are back, and of which a device still has a copy.
+ *
+ * DOC: clean drop
+ *
+ * A page that was only read since it came back need not be stored again when it
+ * goes: the device has it.  Whether it was only read nobody tells: UFFDIO_MOVE
+ * clears what a scan for written pages could see.  So the page is moved out as
+ * any other and then, when nobody can write to it any more, compared with what
+ * the device holds, byte for byte; that takes a fifth of the time of storing.
+ *
+ * Copies take room that other pages could have.  Who walks through more than
+ * there is room for meets nothing of what it left behind anyway, and gains by
+ * it; who goes about at random finds less there, and loses.  So only pages that
+ * came as a part of a walk are kept.  There is a limit to them; they go first
+ * where a device is full; and where they hardly ever prove to be clean only one
+ * cluster in SAMPLE is kept, to see when that changes.
+ *
+ * An entry that is CLEAN has one reference to its handle.  When it becomes
+ * PARKING its slot has it, and who empties the slot lets go of it, under the
+ * leaf's lock.  Comparing holds no lock, and so has a reference of its own.
+ */
+#include "hmm/internal.h"
+
+#define SCORE_MAX 256u
+#define SCORE_KEEPS 96u
+#define SAMPLE 16u
+#define SCAN 16u  /* pages at a time that make a walk */
+#define SHARE 8u       /* part of the budget that copies may take */
+#define ROOM_OF_16 13u /* sixteenths of a device's capacity up to which copies are kept */
+#define FULL_OF_16 14u /* and from which they go */
+#define SHED_PAGES 512u
+#define SHED_LEAVES 64u /* most to look at in one go */
+
+bool hmm_clean_keeps(struct hmm_mm *mm, unsigned tier, unsigned cluster)
+{
+	struct hmm *h = mm->h;
+
+	if (cluster < SCAN || h->opt.linked || !h->chain.dev[tier]->ops->same ||
+	    atomic_load(&h->clean[tier]) >= atomic_load(&h->clean_max[tier]))
+		return false;
+	return atomic_load(&mm->clean_score) >= SCORE_KEEPS || !(atomic_fetch_add(&mm->clean_turn, 1) % SAMPLE);
+}
+
+void hmm_clean_put(struct hmm *h, hmm_entry_t e)
+{
+	hmm_handle_t handle = hmm_entry_payload(e);
+
+	if (e)
+		h->chain.dev[hmm_entry_tier(e)]->ops->put(h->chain.dev[hmm_entry_tier(e)], &handle, 1);
+}
+
+/* What slot @s of batch @b kept, with a reference; 0: nothing. */
+static hmm_entry_t clean_get(struct hmm_mm *mm, unsigned b, unsigned s)
+{
+	struct hmm_slot *slot = &mm->slot[b][s];
+	hmm_entry_t e = 0;
+
+	umm_evlock_shared(&mm->space->ctl->evlock); /* an event may move what is in the slot to another leaf */
+	uint64_t addr = slot->addr;
+	struct hmm_leaf *leaf = addr ? hmm_leaf_find(mm, addr) : NULL;
+	if (leaf) {
+		pthread_mutex_lock(&leaf->lock);
+		if (slot->addr)
+			e = slot->clean;
+		if (e) {
+			struct hmm_device *d = mm->h->chain.dev[hmm_entry_tier(e)];
+			hmm_handle_t handle = hmm_entry_payload(e);
+
+			d->ops->get(d, &handle, 1);
+		}
+		pthread_mutex_unlock(&leaf->lock);
+	}
+	umm_evlock_unshared(&mm->space->ctl->evlock);
+	return e;
+}
+
+unsigned hmm_clean_match(struct hmm_mm *mm, unsigned b, const void *const src[], const uint16_t index[],
+			 hmm_handle_t handle[], uint8_t tier[], unsigned n)
+{
+	uint32_t score = atomic_load(&mm->clean_score);
+	unsigned same = 0;
+
+	for (unsigned i = 0; i < n; i++) {
+		hmm_entry_t e = mm->slot[b][index[i]].clean ? clean_get(mm, b, index[i]) : 0;
+
+		handle[i] = HMM_HANDLE_NONE;
+		if (!e)
+			continue;
+		struct hmm_device *d = mm->h->chain.dev[hmm_entry_tier(e)];
+		if (d->ops->same(d, hmm_entry_payload(e), src[i])) {
+			handle[i] = hmm_entry_payload(e);
+			tier[i] = (uint8_t)hmm_entry_tier(e);
+			score += (SCORE_MAX - score + 15) / 16;
+			same++;
+		} else {
+			hmm_clean_put(mm->h, e);
+			score -= (score + 15) / 16;
+		}
+	}
+	atomic_store(&mm->clean_score, score);
+	atomic_fetch_add(&mm->h->dropped_clean, same);
+	return same;
+}
+
+/* Let @pages copies of @tier go, from the hand on, or what there is in what is looked at. */
+static void shed(struct hmm_mm *mm, unsigned tier, uint64_t pages)
+{
+	struct hmm *h = mm->h;
+	struct hmm_device *d = h->chain.dev[tier];
+	uint64_t gone = 0;
+
+	for (unsigned leaves = 0; atomic_load(&h->clean[tier]) && gone < pages && leaves < SHED_LEAVES; leaves++) {
+		hmm_handle_t handle[HMM_LEAF_PAGES];
+		unsigned n = 0;
+
+		umm_evlock_shared(&mm->space->ctl->evlock);
+		struct hmm_leaf *leaf = hmm_leaf_next(mm, mm->clean_hand, 1ull << 47);
+		mm->clean_hand = leaf ? leaf->base + (1ull << HMM_LEAF_SHIFT) : 0;
+		if (leaf) {
+			pthread_mutex_lock(&leaf->lock);
+			for (unsigned i = 0; leaf->held && i < HMM_LEAF_PAGES; i++) {
+				hmm_entry_t e = leaf->e[i];
+
+				if (hmm_entry_state(e) != HMM_CLEAN || hmm_entry_tier(e) != tier)
+					continue;
+				handle[n++] = hmm_entry_payload(e);
+				hmm_entry_set(mm, leaf, i, hmm_entry(HMM_SYSTEM, 0, 0, hmm_entry_heat(e)));
+			}
+			pthread_mutex_unlock(&leaf->lock);
+		}
+		umm_evlock_unshared(&mm->space->ctl->evlock);
+		if (n)
+			d->ops->put(d, handle, n);
+		gone += n;
+	}
+}
+
+void hmm_clean_shed(struct hmm_mm *mm)
+{
+	struct hmm *h = mm->h;
+
+	for (unsigned t = 0; t < h->chain.n; t++) {
+		struct hmm_device *d = h->chain.dev[t];
+		struct hmm_device_stats st = {0};
+		uint64_t room = UINT64_MAX, full = UINT64_MAX, most;
+
+		if (!d->ops->same)
+			continue;
+		d->ops->stats(d, &st);
+		uint64_t each = st.pages ? st.bytes_stored / st.pages : HMM_PAGE_SIZE;
+		if (each < 64)
+			each = 64;
+		if (st.bytes_capacity != UINT64_MAX) {
+			room = st.bytes_capacity / 16 * ROOM_OF_16;
+			room = (room > st.bytes_ram ? (room - st.bytes_ram) / each : 0) + atomic_load(&h->clean[t]);
+			full = st.bytes_capacity / 16 * FULL_OF_16;
+		}
+		most = h->opt.budget / SHARE / each;
+		atomic_store(&h->clean_max[t], most < room ? most : room);
+		if (st.bytes_ram > full && atomic_load(&h->clean[t])) {
+			shed(mm, t, (st.bytes_ram - full) / each + SHED_PAGES);
+			if (d->ops->trim)
+				d->ops->trim(d, st.bytes_ram - full);
+		}
+	}
+}
