@@ -557,6 +557,8 @@ int hmm_mm_open(struct umm_space *space, struct hmm_mm **mmp)
 	umm_evlock_unexcl(&space->ctl->evlock);
 	if (rc)
 		goto fail_h;
+	/* Forks tell us only of what is managed: any page may have been shared before it was. */
+	atomic_store(&l->mm->forked, true);
 	atomic_store(&l->mm->armed, true);
 	*mmp = l->mm;
 	return 0;

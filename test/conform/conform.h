@@ -173,6 +173,31 @@ static inline bool all_zero(const char *p, size_t size)
 	return true;
 }
 
+/* What a written page of this kind of device looks like to the device itself. */
+static inline int local(const struct variant *v)
+{
+	return (v->coherent ? P_COHERENT_LOCAL : P_PRIVATE_LOCAL) | P_WRITE;
+}
+
+static inline void check_snapshot(int fd, const char *p, size_t npages, int what)
+{
+	unsigned char snap[NPAGES];
+	struct command c;
+
+	CHECK(npages <= NPAGES);
+	CHECK_EQ(dev_cmd(fd, SNAPSHOT, p, snap, npages, &c), 0);
+	for (size_t i = 0; i < npages; i++)
+		CHECK_EQ(snap[i], what);
+}
+
+static inline void migrate_all(int fd, char *p, char *buf, size_t npages)
+{
+	struct command c;
+
+	CHECK_EQ(dev_cmd(fd, MIGRATE_TO_DEV, p, buf, npages, &c), 0);
+	CHECK_EQ(c.cpages, npages);
+}
+
 /* Ends a test that stands still: generous, and never what decides. */
 #define WATCHDOG_S 120
 

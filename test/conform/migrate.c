@@ -8,30 +8,6 @@
 
 #include "conform.h"
 
-/* What a written page of this kind of device looks like to the device itself. */
-static int local(const struct variant *v)
-{
-	return (v->coherent ? P_COHERENT_LOCAL : P_PRIVATE_LOCAL) | P_WRITE;
-}
-
-static void check_snapshot(int fd, const char *p, size_t npages, int what)
-{
-	unsigned char snap[NPAGES];
-	struct command c;
-
-	CHECK_EQ(dev_cmd(fd, SNAPSHOT, p, snap, npages, &c), 0);
-	for (size_t i = 0; i < npages; i++)
-		CHECK_EQ(snap[i], what);
-}
-
-static void migrate_all(int fd, char *p, char *buf, size_t npages)
-{
-	struct command c;
-
-	CHECK_EQ(dev_cmd(fd, MIGRATE_TO_DEV, p, buf, npages, &c), 0);
-	CHECK_EQ(c.cpages, npages);
-}
-
 static void migrate(const struct variant *v)
 {
 	int fd = dev_open(v->dev);
@@ -57,6 +33,24 @@ static void touch_brings_back_ten_rounds(const struct variant *v)
 		if (!v->coherent)
 			check_snapshot(fd, p, NPAGES, P_WRITE);
 	}
+}
+
+/* Half of them touched, and all of them asked for again. */
+static void a_mix_of_both(const struct variant *v)
+{
+	int fd = dev_open(v->dev);
+	char *p = anon(), *buf = anon();
+
+	number(p, SIZE, 1);
+	migrate_all(fd, p, buf, NPAGES);
+	CHECK_NUMBERED(p, SIZE / 2, 1);
+	check_snapshot(fd, p, NPAGES / 2, v->coherent ? local(v) : P_WRITE);
+	check_snapshot(fd, p + SIZE / 2, NPAGES / 2, local(v));
+	memset(buf, 0, SIZE);
+	migrate_all(fd, p, buf, NPAGES);
+	CHECK_NUMBERED(buf, SIZE, 1);
+	check_snapshot(fd, p, NPAGES, local(v));
+	CHECK_NUMBERED(p, SIZE, 1);
 }
 
 static void back_by_command(const struct variant *v)
@@ -645,35 +639,6 @@ static void a_failing_large_allocation(const struct variant *v)
 	CHECK_NUMBERED(p, HUGE_SIZE, 1);
 }
 
-static void throughput(const struct variant *v)
-{
-	int fd = dev_open(v->dev);
-	size_t most = getenv("HMM_TEST_LONG") ? 256ul << 20 : 16ul << 20;
-
-	for (size_t size = 512ul << 10; size <= most; size *= 4) {
-		char *p = map(size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
-		char *buf = map(size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
-		struct timespec t[3];
-		struct command c;
-
-		number(p, size, 1);
-		memset(buf, 1, size);
-		clock_gettime(CLOCK_MONOTONIC, &t[0]);
-		migrate_all(fd, p, buf, size / PAGE);
-		clock_gettime(CLOCK_MONOTONIC, &t[1]);
-		CHECK_EQ(dev_cmd(fd, MIGRATE_TO_SYS, p, buf, size / PAGE, &c), 0);
-		clock_gettime(CLOCK_MONOTONIC, &t[2]);
-		CHECK_EQ(c.cpages, size / PAGE);
-		CHECK_NUMBERED(p, size, 1);
-		double there = (double)(t[1].tv_sec - t[0].tv_sec) + (double)(t[1].tv_nsec - t[0].tv_nsec) / 1e9;
-		double back = (double)(t[2].tv_sec - t[1].tv_sec) + (double)(t[2].tv_nsec - t[1].tv_nsec) / 1e9;
-		printf("    %6zu KiB: %.2f GB/s there, %.2f GB/s back\n", size >> 10, (double)size / there / 1e9,
-		       (double)size / back / 1e9);
-		munmap(p, size);
-		munmap(buf, size);
-	}
-}
-
 static const struct test tests[] = {
 #define T(name)             \
 	{                   \
@@ -681,6 +646,7 @@ static const struct test tests[] = {
 	}
 	T(migrate),
 	T(touch_brings_back_ten_rounds),
+	T(a_mix_of_both),
 	T(back_by_command),
 	T(release_and_close_keep_data),
 	T(zero_readonly_and_written),
@@ -701,7 +667,6 @@ static const struct test tests[] = {
 	T(huge_pages),
 	T(huge_pages_seen),
 	T(a_failing_large_allocation),
-	T(throughput),
 	{0},
 };
 
