@@ -47,6 +47,7 @@
 #define CREDIT_REST 4u
 #define FORKING_NS 60000000000ull /* no fork takes longer, its atfork handlers included */
 #define BUDGET_STACK (2ul << 20)  /* whatever RLIMIT_STACK says */
+#define TIGHT_NS 2000000l
 #define HOLD_NS 20000000ull
 #define HOLD_MAX 10u
 
@@ -212,9 +213,10 @@ void hmm_budget_charge(struct hmm_mm *mm, uint64_t pages)
 			pthread_cond_signal(&h->want);
 			pthread_mutex_unlock(&h->wait_lock);
 		}
-		if (total <= h->opt.budget || atomic_load(&h->full) || atomic_load(&h->stop) ||
-		    atomic_load(&h->resting))
+		if (total <= h->opt.budget || atomic_load(&h->full) || atomic_load(&h->tight) ||
+		    atomic_load(&h->stop) || atomic_load(&h->resting))
 			return;
+		atomic_fetch_add(&h->held, 1);
 		umm_monitor_yield(mm->space);
 		clock_gettime(CLOCK_MONOTONIC, &ts);
 		ts.tv_nsec += (long)HOLD_NS;
@@ -290,12 +292,17 @@ static void shrink(struct hmm *h, uint64_t total)
 	while (total > low_at(h) && !atomic_load(&h->stop) && !atomic_load(&h->resting)) {
 		uint64_t over = (total - low_at(h)) / UMM_PAGE + 1;
 		uint64_t failed = atomic_load(&h->out_failed);
-		uint64_t went = hmm_reclaim(h, over < 4 * UMM_BATCH_PAGES ? over : 4 * UMM_BATCH_PAGES);
+		uint64_t asked = over < 4 * UMM_BATCH_PAGES ? over : 4 * UMM_BATCH_PAGES;
+		uint64_t went = hmm_reclaim(h, asked);
 
 		total = hmm_budget_measure(h);
+		atomic_store(&h->tight, total > h->opt.budget && went < asked / 2);
 		room_made(h);
 		if (went) {
 			futile = 0;
+			/* What has just come is not to go before anything was done with it. */
+			if (atomic_load(&h->tight))
+				nanosleep(&(struct timespec){.tv_nsec = TIGHT_NS}, NULL);
 			continue;
 		}
 		/* A program that changes its mappings all the time is in the way, but not for ever. */
@@ -313,6 +320,7 @@ static void shrink(struct hmm *h, uint64_t total)
 		return;
 	}
 	atomic_store(&h->full, false);
+	atomic_store(&h->tight, false);
 	h->futile_ns = 0;
 }
 

@@ -287,6 +287,7 @@ struct hmm {
 	_Atomic bool armed;              /* some space was armed */
 	_Atomic bool full_said;
 	_Atomic bool full;
+	_Atomic bool tight; /* above the budget, and there is little left that could go */
 	_Atomic bool stop;
 	_Atomic bool resting; /* everything was asked back */
 	pthread_t budget_thread;
@@ -309,6 +310,7 @@ struct hmm {
 	_Atomic uint64_t faults, pages_in, pages_out, zero_filled, poisoned, out_failed, dropped_clean;
 	_Atomic uint64_t registrations;
 	_Atomic uint64_t unregistered; /* runs that were not moved, because their mapping was not registered */
+	_Atomic uint64_t held; /* times that a fault waited for room */
 	uint64_t start_ns;
 };
 

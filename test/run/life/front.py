@@ -186,7 +186,7 @@ def daemon(h):
 # ------------------------------------------------------------------- figures
 
 STATS = {"budget_bytes", "total_bytes", "resident_bytes", "peak_bytes", "away_pages", "away_bytes", "store_ram_bytes",
-         "pages_out", "pages_in", "clean_drops", "zero_filled", "faults", "registrations", "unregistered", "poisoned", "ratio", "seconds", "devices",
+         "pages_out", "pages_in", "clean_drops", "zero_filled", "faults", "held", "registrations", "unregistered", "poisoned", "ratio", "seconds", "devices",
          "spaces"}
 
 
