@@ -5,6 +5,7 @@
 #
 #   make            build/hmm, build/libhmm.so, build/libhmm-preload.so
 #   make test       all tests; the last line says how many passed
+#   make torture    for minutes, or HOURS=N: programs that check themselves
 #   make demo       a real program on a third of the RAM it needs
 #   make bench      measurements
 #   make kernel-suite   the kernel's own tests of HMM on our dmirror; fetches a kernel's source, or KERNEL_SOURCE=DIR
@@ -20,7 +21,7 @@ DESTDIR ?=
 MESONFLAGS ?=
 
 .DEFAULT_GOAL := build
-.PHONY: build deps test demo bench kernel-suite install format clean
+.PHONY: build deps test torture demo bench kernel-suite install format clean
 
 deps:
 	@scripts/deps
@@ -49,6 +50,9 @@ test: build
 	@meson test -C '$(BUILD)' --no-rebuild --timeout-multiplier 4; rc=$$?; \
 	scripts/testsum '$(BUILD)/meson-logs/testlog.json' '$(BUILD)/test-summary' \
 		'$(BUILD)/meson-info/intro-tests.json' && exit $$rc
+
+torture: build
+	@test/torture/torture.py '$(BUILD)' $(if $(HOURS),--minutes $$(($(HOURS) * 60)))
 
 demo: build
 	@examples/demo/demo --hmm '$(BUILD)/hmm' --out '$(BUILD)/demo'
