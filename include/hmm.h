@@ -84,7 +84,7 @@ struct hmm_map_run {
 struct hmm_range;
 
 /*
- * The last five operations are those of devices that map (HMM_DEV_MAP).  They
+ * The last six operations are those of devices that map (HMM_DEV_MAP).  They
  * may run in any thread that changes the space, and as the callbacks of umm.h
  * they call no malloc and touch no memory of the space but what umm_alloc()
  * gave.  A driver's lock that they take is an inner one: it is not held when
@@ -184,6 +184,9 @@ struct hmm_device_ops {
 	 * wait, after a change of the space, until hmm_range_map() has succeeded.
 	 */
 	void (*start)(struct hmm_device *dev, struct hmm_range *range);
+
+	/** forget: @range ends, with nothing mapped; what @dev keeps for it goes (range->cookie).  May be NULL. */
+	void (*forget)(struct hmm_device *dev, struct hmm_range *range);
 };
 
 /** The head of every device: a driver embeds it as its first member. */
@@ -420,12 +423,12 @@ int hmm_device_write(struct hmm_mm *mm, struct hmm_device *dev, uint64_t addr, c
  */
 struct hmm_range_hooks {
 	/**
-	 * lost: a device that pins has lost, or is about to lose, the registration.
-	 * @why: not NULL.  With @why->late the device still holds the old pages, until
-	 *       hmm_range_map(), hmm_range_unmap() or hmm_range_close().
+	 * lost: the device has lost entries, or one that pins its registration.
+	 * @why: not NULL.  With @why->late a device that pins still holds the old pages,
+	 *       until hmm_range_map(), hmm_range_unmap() or hmm_range_close().
 	 *
-	 * In the thread that changes the space, under no lock; the same rules as for
-	 * the operations of a device.
+	 * In the thread that changes the space, under no lock, before it goes on; the
+	 * same rules as for the operations of a device.
 	 */
 	void (*lost)(struct hmm_range *range, const struct umm_change *why);
 };

@@ -27,7 +27,9 @@
  * same reason nothing is dropped in a late callback: the registration becomes
  * LOST, is used no more, and whoever comes next drops it.  A callback of a call
  * that waits for us (not late) waits for who is pinning, and drops by itself, so
- * that nothing is held of the old pages when that call goes on.
+ * that nothing is held of the old pages when that call goes on.  Nobody is told
+ * when a write replaces a page (the zero page, or one that a fork has left
+ * shared): where that can happen, the page is made ours before it is pinned.
  *
  * DOC: pages that the device has written to
  *
@@ -338,6 +340,12 @@ static bool take(struct map *m, uint64_t start, uint64_t end, uint8_t which, con
 	return done;
 }
 
+static void lost(struct map *m, const struct umm_change *why)
+{
+	if (m->pub.hooks && m->pub.hooks->lost)
+		m->pub.hooks->lost(&m->pub, why);
+}
+
 /* ------------------------------------------------------------------ pinning */
 
 static struct hmm_map_run whole(const struct map *m, bool write)
@@ -363,7 +371,7 @@ static void unpin(struct map *m, const struct umm_change *why)
 /* Lock held at first, not in the end. */
 static bool invalidate_pinned(struct map *m, const struct umm_change *why)
 {
-	bool lost, later = why->late;
+	bool held, later = why->late;
 
 	if (why->event == UMM_EVENT_FORK && has(m, HMM_DEV_FORK_KEEPS)) {
 		pthread_mutex_unlock(&m->lock);
@@ -375,12 +383,11 @@ static bool invalidate_pinned(struct map *m, const struct umm_change *why)
 	}
 	while (!later && m->pinning)
 		pthread_cond_wait(&m->unpinned, &m->lock);
-	lost = m->pin == PIN_HELD;
-	if (lost)
+	held = m->pin == PIN_HELD;
+	if (held) {
 		m->pin = PIN_LOST;
-	if (lost && m->pub.hooks && m->pub.hooks->lost) {
 		pthread_mutex_unlock(&m->lock);
-		m->pub.hooks->lost(&m->pub, why);
+		lost(m, why);
 		pthread_mutex_lock(&m->lock);
 	}
 	while (!later && m->pinning) /* somebody else drops it */
@@ -398,6 +405,7 @@ static bool map_invalidate(struct umm_notifier *n, const struct umm_change *why,
 	struct map *m = map_of_notifier(n);
 	uint64_t start = why->start > m->pub.start ? why->start : m->pub.start;
 	uint64_t end = why->end < m->pub.end ? why->end : m->pub.end;
+	bool any, done;
 
 	if (why->blockable)
 		pthread_mutex_lock(&m->lock);
@@ -406,7 +414,11 @@ static bool map_invalidate(struct umm_notifier *n, const struct umm_change *why,
 	umm_notifier_set_seq(n, seq);
 	if (has(m, HMM_DEV_PINNED))
 		return invalidate_pinned(m, why);
-	return take(m, start, end, PAGE_MAPPED, why, NULL);
+	any = maps_any(m, start, end);
+	done = take(m, start, end, PAGE_MAPPED, why, NULL);
+	if (any && done)
+		lost(m, why);
+	return done;
 }
 
 static const struct umm_notifier_ops map_notifier_ops = {.invalidate = map_invalidate};
@@ -657,6 +669,26 @@ static int map_blocks(struct map *m, uint64_t start, uint64_t end, unsigned flag
 	return rc;
 }
 
+/* Pages of a block that a write would replace by copies: the device would be left with what was there before. */
+static int want_own_pages(struct wanted *w)
+{
+	for (uint64_t at = w->start; at < w->end;) {
+		struct umm_vma v;
+		uint64_t stop;
+		int rc = umm_vma_next(w->m->pub.space, at, &v);
+
+		if (rc == -ENOENT || (!rc && v.start > at))
+			return -EFAULT;
+		if (rc)
+			return rc;
+		stop = v.end < w->end ? v.end : w->end;
+		for (; at < stop; at += UMM_PAGE)
+			if ((v.flags & (UMM_VMA_WRITE | UMM_VMA_SHARED)) == UMM_VMA_WRITE)
+				w->entries[page_nr(at)] |= UMM_PFN_REQ_WRITE;
+	}
+	return 0;
+}
+
 /* Fault in all that is about to be pinned: the errors that a caller can tell apart come from here. */
 static int fault_whole(struct map *m, unsigned flags, uint64_t deadline_ns, uint64_t seq)
 {
@@ -669,7 +701,9 @@ static int fault_whole(struct map *m, unsigned flags, uint64_t deadline_ns, uint
 		w.end = m->pub.end - w.block < BLOCK_BYTES ? m->pub.end : w.block + BLOCK_BYTES;
 		for (uint64_t p = at; p < w.end; p += UMM_PAGE)
 			w.entries[page_nr(p)] = UMM_PFN_REQ_FAULT | (flags & HMM_MAP_WRITE ? UMM_PFN_REQ_WRITE : 0);
-		rc = fault_wanted(&w);
+		rc = want_own_pages(&w);
+		if (!rc)
+			rc = fault_wanted(&w);
 	}
 	return rc;
 }
@@ -878,6 +912,8 @@ void hmm_range_close(struct hmm_range *r)
 	/* A device that was to stay stopped until its pages are mapped again has nothing to wait for any more. */
 	for (; m->owed; m->owed--)
 		ops_of(m)->start(r->dev, r);
+	if (ops_of(m)->forget)
+		ops_of(m)->forget(r->dev, r);
 	pthread_cond_destroy(&m->unpinned);
 	pthread_mutex_destroy(&m->lock);
 	pthread_mutex_destroy(&m->turn);

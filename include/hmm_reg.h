@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A registration cache: memory that a device has mapped stays mapped after use,
+ * in case it is used again, and is given up when it changes.
+ *
+ * DOC: how to use it
+ *
+ *	hmm_reg_cache_open(space, NULL, dev, NULL, &cache);
+ *	rc = hmm_reg_get(cache, buf, len, HMM_MAP_WRITE, deadline, &reg);
+ *	... the device works on it: reg->range->cookie is what it put there ...
+ *	hmm_reg_put(cache, reg);
+ *	hmm_reg_cache_close(cache);
+ *
+ * A hit costs tens of nanoseconds.  Requests that overlap or adjoin what is
+ * there become one registration.  What nobody uses goes when there is too much
+ * of it, the least recently used first.
+ *
+ * What changes is not served again: calls that the hooks see (and wait for us)
+ * find the registration dropped when they go on; raw ones that the kernel tells
+ * of make it invalid before they return, and a device that pins drops it with
+ * the next call made to the cache.  A raw mprotect() tells nobody.  Memory that
+ * is registered is watched (umm_space_watch()), whole mappings of it.
+ *
+ * A change while a registration is in use is a race that the program has with
+ * itself, as it is without us: the device may have seen the old pages.
+ */
+#ifndef HMM_REG_H
+#define HMM_REG_H
+
+#include "hmm.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#pragma GCC visibility push(default)
+
+struct hmm_reg_cache;
+
+/** A registration that somebody uses. */
+struct hmm_reg {
+	uint64_t start, end; /* bytes: at least what was asked for */
+	struct hmm_range *range;
+	bool write;
+};
+
+#define HMM_REG_HOOKED \
+	(1u << 0) /* memory that cannot be watched, too: the program has hooks, and makes no raw calls there */
+
+struct hmm_reg_params {
+	uint64_t max_bytes;   /* registered, in use or not; 0: no limit */
+	uint64_t max_entries; /* 0: no limit */
+	unsigned flags;       /* HMM_REG_* */
+};
+
+struct hmm_reg_stats {
+	uint64_t hits, misses;
+	uint64_t renewed;     /* of misses: what was there had been lost, and was mapped again */
+	uint64_t merged;      /* registrations that became part of another one */
+	uint64_t evicted;     /* for the limits */
+	uint64_t invalidated; /* because memory changed */
+	uint64_t failed;      /* of misses: got an error */
+	uint64_t unwatched;   /* registrations of memory that cannot be watched */
+	uint64_t entries, bytes;
+};
+
+/**
+ * hmm_reg_cache_open() - a cache of what @dev has mapped of @space.
+ * @space, @mm, @dev: as for hmm_range_open(); open until hmm_reg_cache_close().
+ * @params: NULL: no limits, no flags.
+ * @cachep: out; ended with hmm_reg_cache_close().
+ *
+ * Returns 0, -EINVAL, -ENOMEM.
+ */
+int hmm_reg_cache_open(struct umm_space *space, struct hmm_mm *mm, struct hmm_device *dev,
+		       const struct hmm_reg_params *params, struct hmm_reg_cache **cachep);
+
+/** hmm_reg_cache_close() - nobody uses it or any of its registrations; NULL is fine.  In a forked child, too. */
+void hmm_reg_cache_close(struct hmm_reg_cache *cache);
+
+/**
+ * hmm_reg_get() - have [@addr, @addr + @len) registered.
+ * @flags: HMM_MAP_*.
+ * @deadline_ns: CLOCK_MONOTONIC, of what is not there yet; 0: none.
+ * @regp: out; to be given back with hmm_reg_put().
+ *
+ * Returns 0; -EINVAL nothing, or beyond the address space; -ESTALE in a forked
+ * child; -EPERM, -EBUSY it cannot be watched (see HMM_REG_HOOKED); else as
+ * hmm_range_map().  Thread-safe; not for signal handlers, nor for callbacks.
+ */
+int hmm_reg_get(struct hmm_reg_cache *cache, const void *addr, size_t len, unsigned flags, uint64_t deadline_ns,
+		struct hmm_reg **regp);
+
+/** hmm_reg_put() - the device is done with it.  It stays registered while there is room.  Thread-safe. */
+void hmm_reg_put(struct hmm_reg_cache *cache, struct hmm_reg *reg);
+
+/** hmm_reg_flush() - give up what is invalid, and with @all what nobody uses, too.  Thread-safe. */
+void hmm_reg_flush(struct hmm_reg_cache *cache, bool all);
+
+/** hmm_reg_stats() - what happened since it was opened, and what there is.  Thread-safe. */
+void hmm_reg_stats(struct hmm_reg_cache *cache, struct hmm_reg_stats *st);
+
+#pragma GCC visibility pop
+
+#ifdef __cplusplus
+}
+#endif
+#endif
