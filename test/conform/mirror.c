@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* READ, WRITE and SNAPSHOT: the device looks at memory that is the CPU's. */
+#include <linux/userfaultfd.h>
 #include <pthread.h>
-
+#include <stdatomic.h>
 #include <sys/shm.h>
 #include <sys/syscall.h>
 
@@ -24,6 +25,8 @@ static void arguments(const struct variant *v)
 		CHECK_EQ(c.faults, 999);
 	}
 	CHECK_EQ(dev_cmd(fd, READ_UNLOCKED + 1, p, buf, 1, &c), -EINVAL);
+	/* Where somebody has cleared the pointer, meanwhile. */
+	CHECK_EQ(dev_cmd(fd, READ, NULL, buf, 1, &c), -EFAULT);
 	CHECK_EQ(dev_cmd(fd, READ, p, NULL, 1, &c), -EFAULT);
 	CHECK_EQ(dev_cmd(fd, WRITE, p, NULL, 1, &c), -EFAULT);
 	CHECK_EQ(ioctl(fd, REQUEST(READ), NULL), -1);
@@ -59,6 +62,90 @@ static void read_untouched_and_written(const struct variant *v)
 	CHECK_EQ(dev_cmd(fd, READ_UNLOCKED, p, buf, NPAGES, &c), 0);
 	CHECK_EQ(c.faults, 1);
 	CHECK_NUMBERED(buf, SIZE, 3);
+}
+
+static void read_ten_buffers(const struct variant *v)
+{
+	int fd = dev_open(v->dev);
+	char *buf = anon();
+	struct command c;
+
+	for (unsigned i = 0; i < 10; i++) {
+		char *p = anon();
+
+		number(p, SIZE, i);
+		CHECK_EQ(dev_cmd(fd, READ, p, buf, NPAGES, &c), 0);
+		CHECK_EQ(c.faults, 1);
+		CHECK_NUMBERED(buf, SIZE, i);
+		munmap(p, SIZE);
+	}
+}
+
+/* A device reads zeros that nobody may write; when they may be, they are. */
+static void the_zero_page_is_replaced(const struct variant *v)
+{
+	int fd = dev_open(v->dev);
+	char *p = map(SIZE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS), *buf = anon();
+	struct command c;
+
+	CHECK_EQ(dev_cmd(fd, READ, p, buf, 1, &c), 0);
+	CHECK_EQ(c.faults, 1);
+	number(buf, SIZE, 1);
+	CHECK_EQ(dev_cmd(fd, WRITE, p, buf, NPAGES, &c), -EPERM);
+	CHECK(all_zero(p, SIZE));
+	CHECK_EQ(mprotect(p, SIZE, PROT_READ | PROT_WRITE), 0);
+	CHECK_EQ(dev_cmd(fd, WRITE, p, buf, NPAGES, &c), 0);
+	CHECK_EQ(c.faults, 1);
+	CHECK_NUMBERED(p, SIZE, 1);
+	CHECK(all_zero(map(PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS), PAGE));
+}
+
+struct server {
+	int uffd;
+	char *base;
+	atomic_uint served;
+};
+
+/* The program's own: page i is numbered from i on. */
+static void *serve(void *arg)
+{
+	struct server *s = arg;
+	char page[PAGE] __attribute__((aligned(PAGE)));
+	struct uffd_msg m;
+
+	while (read(s->uffd, &m, sizeof(m)) == sizeof(m)) {
+		uint64_t at = m.arg.pagefault.address & ~(PAGE - 1);
+		struct uffdio_copy copy = {.dst = at, .src = (uintptr_t)page, .len = PAGE};
+
+		number(page, PAGE, (unsigned)((at - (uintptr_t)s->base) / PAGE));
+		atomic_fetch_add(&s->served, 1); /* before who waits goes on */
+		CHECK_EQ(ioctl(s->uffd, UFFDIO_COPY, &copy), 0);
+	}
+	return NULL;
+}
+
+static void served_by_the_program(const struct variant *v)
+{
+	int fd = dev_open(v->dev);
+	char *p = anon(), *buf = anon();
+	struct server s = {.uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC), .base = p};
+	struct uffdio_api api = {.api = UFFD_API};
+	struct uffdio_register reg = {.range = {(uintptr_t)p, SIZE}, .mode = UFFDIO_REGISTER_MODE_MISSING};
+	struct command c;
+	pthread_t t;
+
+	CHECK(s.uffd >= 0 && !ioctl(s.uffd, UFFDIO_API, &api) && !ioctl(s.uffd, UFFDIO_REGISTER, &reg));
+	CHECK_EQ(pthread_create(&t, NULL, serve, &s), 0);
+	CHECK_EQ(dev_cmd(fd, READ_UNLOCKED, p, buf, NPAGES / 2, &c), 0);
+	CHECK_EQ(c.faults, 1);
+	CHECK_EQ(atomic_load(&s.served), NPAGES / 2);
+	for (unsigned i = 0; i < NPAGES / 2; i++)
+		CHECK_NUMBERED(buf + i * PAGE, PAGE, i);
+	/* It is the program's: it does not go, and is served as before. */
+	CHECK_EQ(dev_cmd(fd, MIGRATE_TO_DEV, p, buf, NPAGES, &c), -EBUSY);
+	for (unsigned i = 0; i < NPAGES; i++)
+		CHECK_NUMBERED(p + i * PAGE, PAGE, i);
+	CHECK_EQ(atomic_load(&s.served), NPAGES);
 }
 
 static void write_ten_buffers(const struct variant *v)
@@ -398,7 +485,10 @@ static const struct test tests[] = {
 	}
 	T(arguments),
 	T(read_untouched_and_written),
+	T(read_ten_buffers),
 	T(write_ten_buffers),
+	T(the_zero_page_is_replaced),
+	T(served_by_the_program),
 	T(read_then_write),
 	T(protection),
 	T(fork_private),
