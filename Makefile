@@ -9,6 +9,7 @@
 #   make demo       a real program on a third of the RAM it needs
 #   make bench      measurements
 #   make kernel-suite   the kernel's own tests of HMM on our dmirror; fetches a kernel's source, or KERNEL_SOURCE=DIR
+#   make tsan       tests of umm under threads, built with ThreadSanitizer
 #   make install    PREFIX=/usr/local, DESTDIR=
 #   make format     clang-format over all C files
 #   make clean
@@ -21,7 +22,7 @@ DESTDIR ?=
 MESONFLAGS ?=
 
 .DEFAULT_GOAL := build
-.PHONY: build deps test torture demo bench kernel-suite install format clean
+.PHONY: build deps test torture demo bench kernel-suite tsan install format clean
 
 deps:
 	@scripts/deps
@@ -62,6 +63,15 @@ bench: build
 
 kernel-suite: build
 	@scripts/kernel-suite '$(BUILD)' $(KERNEL_SOURCE)
+
+# Only what runs on mocked events: who serves its own page faults is beyond what the sanitizer follows.
+TSAN_TESTS = umm_race_test umm_notifier_test
+tsan: deps
+	@[ -e '$(BUILD)/tsan/build.ninja' ] || \
+		meson setup -Db_sanitize=thread -Db_lundef=false '$(BUILD)/tsan' >'$(BUILD)/tsan.log' || \
+		{ cat '$(BUILD)/tsan.log'; exit 1; }
+	@ninja -C '$(BUILD)/tsan' --quiet $(TSAN_TESTS:%=test/unit/umm/%)
+	@for t in $(TSAN_TESTS); do echo "$$t"; '$(BUILD)'/tsan/test/unit/umm/$$t || exit 1; done
 
 install: build
 	@meson configure '$(BUILD)' --prefix '$(PREFIX)'
