@@ -6,7 +6,10 @@
  * A word of page i is 0 or i + 1, whatever happens: pages are mapped fresh, are
  * written with that value by the CPU and by devices, and are moved away and
  * back.  Whoever finds another value has seen what was never there.  Each of the
- * changing threads has its own chunks; devices go everywhere.
+ * changing threads has its own chunks; devices go everywhere.  Every fourth chunk
+ * is a private mapping of a file that has the same in it.
+ *
+ * Short by default; with HMM_TEST_LONG each goes on for a minute.
  */
 #include <pthread.h>
 #include <sched.h>
@@ -20,14 +23,16 @@
 #define AWAY ((char *)0x50000000ul)
 #define CHUNK 8u
 #define CHUNKS 48u
-#define CHANGERS 3u
-#define DEVICES 3u
+#define CHANGERS 4u
+#define DEVICES 4u
+#define LONG_SECONDS 60
 
 struct world {
 	const struct variant *v;
 	bool raw; /* calls that no hook sees */
 	int fd[2];
-	unsigned ops;
+	int file;
+	unsigned ops; /* 0: until it is over */
 	atomic_bool stop;
 	atomic_ulong succeeded, refused;
 };
@@ -63,11 +68,31 @@ static void verify(const volatile unsigned *word, unsigned page, const char *who
 	}
 }
 
-static void map_chunk(unsigned chunk)
+static bool of_file(unsigned chunk)
+{
+	return chunk % (CHANGERS * 4) >= CHANGERS * 3;
+}
+
+static void map_chunk(struct world *w, unsigned chunk)
 {
 	char *at = AREA + chunk * CHUNK * PAGE;
+	bool file = of_file(chunk);
 
-	CHECK(mmap(at, CHUNK * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == at);
+	CHECK(mmap(at, CHUNK * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | (file ? 0 : MAP_ANONYMOUS),
+		   file ? w->file : -1, file ? chunk * CHUNK * PAGE : 0) == at);
+}
+
+/* As large as the area, and stamped all over. */
+static int stamped_file(void)
+{
+	int file = memfd_create("torture", MFD_CLOEXEC);
+	unsigned page[PAGE / sizeof(unsigned)] = {0};
+
+	for (unsigned i = 0; i < CHUNKS * CHUNK; i++) {
+		stamp(page, i);
+		CHECK_EQ(pwrite(file, page, PAGE, (off_t)(i * PAGE)), (long)PAGE);
+	}
+	return file;
 }
 
 static void change(struct who *me, unsigned chunk)
@@ -83,18 +108,22 @@ static void change(struct who *me, unsigned chunk)
 		CHECK_EQ(raw ? (int)syscall(SYS_munmap, at, len) : munmap(at, len), 0);
 		if (dice(me, 2))
 			sched_yield();
-		map_chunk(chunk);
+		map_chunk(me->w, chunk);
 	} else if (what < 9) {
-		map_chunk(chunk);               /* over what is there */
+		map_chunk(me->w, chunk);        /* over what is there */
 	} else if (what == 9 && !dice(me, 8)) { /* seldom: devices wait a while afterwards */
-		CHECK_EQ(raw ? (int)syscall(SYS_madvise, at, len, MADV_DONTNEED) : madvise(at, len, MADV_DONTNEED), 0);
+		int advice = dice(me, 2) || of_file(chunk) ? MADV_DONTNEED : MADV_FREE;
+
+		CHECK_EQ(raw ? (int)syscall(SYS_madvise, at, len, advice) : madvise(at, len, advice), 0);
+	} else if (what == 10) {
+		CHECK_EQ(raw ? (int)syscall(SYS_madvise, at, len, MADV_PAGEOUT) : madvise(at, len, MADV_PAGEOUT), 0);
 	} else if (what < 18) {
 		int prot = dice(me, 2) ? PROT_READ : PROT_NONE;
 
 		CHECK_EQ(raw ? (int)syscall(SYS_mprotect, at, len, prot) : mprotect(at, len, prot), 0);
 		sched_yield();
 		CHECK_EQ(mprotect(at, len, PROT_READ | PROT_WRITE), 0);
-	} else if (what < 22) {
+	} else if (what < 22 && !of_file(chunk)) {
 		/* Not raw: of a mapping that is managed in part the kernel moves nothing, and only a hook makes it
 		 * whole. */
 		void *to = mremap(at, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, away);
@@ -125,7 +154,7 @@ static void *changer(void *arg)
 {
 	struct who *me = arg;
 
-	for (unsigned i = 0; i < me->w->ops; i++)
+	for (unsigned i = 0; me->w->ops ? i < me->w->ops : !atomic_load(&me->w->stop); i++)
 		change(me, dice(me, CHUNKS / CHANGERS) * CHANGERS + me->nr);
 	return NULL;
 }
@@ -151,7 +180,8 @@ static void *device(void *arg)
 		}
 		rc = dev_cmd(fd, cmd, AREA + page * PAGE, buf, n, &c);
 		/* What the table of commands has, and nothing else. */
-		if (rc && rc != -EFAULT && rc != -EPERM && rc != -EINVAL && rc != -EBUSY && rc != -ENOENT) {
+		if (rc && rc != -EFAULT && rc != -EPERM && rc != -EINVAL && rc != -EBUSY && rc != -ENOENT &&
+		    !(cmd == EXCLUSIVE && rc == -EOPNOTSUPP)) {
 			printf("    command %u: error %d\n", cmd, -rc);
 			fflush(stdout);
 			_exit(1);
@@ -167,21 +197,25 @@ static void *device(void *arg)
 
 static void torture(const struct variant *v, bool raw)
 {
-	struct world w = {.v = v, .raw = raw, .ops = getenv("HMM_TEST_LONG") ? 50000 : 500};
+	struct world w = {.v = v, .raw = raw, .ops = getenv("HMM_TEST_LONG") ? 0 : 400, .file = stamped_file()};
 	struct who who[CHANGERS + DEVICES];
 	pthread_t t[CHANGERS + DEVICES];
 
 	w.fd[0] = dev_open(v->dev);
 	w.fd[1] = dev_open(v->other);
 	for (unsigned i = 0; i < CHUNKS; i++)
-		map_chunk(i);
+		map_chunk(&w, i);
 	for (unsigned i = 0; i < CHANGERS + DEVICES; i++) {
 		who[i] = (struct who){.w = &w, .nr = i, .seed = 88172645463325252ull * (i + 1)};
 		CHECK_EQ(pthread_create(&t[i], NULL, i < CHANGERS ? changer : device, &who[i]), 0);
 	}
-	for (unsigned i = 0; i < CHANGERS; i++)
+	if (!w.ops)
+		sleep(LONG_SECONDS);
+	for (unsigned i = 0; i < CHANGERS && w.ops; i++)
 		pthread_join(t[i], NULL);
 	atomic_store(&w.stop, true);
+	for (unsigned i = 0; i < CHANGERS && !w.ops; i++)
+		pthread_join(t[i], NULL);
 	for (unsigned i = CHANGERS; i < CHANGERS + DEVICES; i++)
 		pthread_join(t[i], NULL);
 	for (unsigned i = 0; i < CHUNKS * CHUNK; i++)
