@@ -24,6 +24,20 @@ static char *fill(uint64_t seed)
 	return p;
 }
 
+/* It is on less memory than it needs, as what has become it was; but for a static program, which nobody enters. */
+static bool is_managed(const char *p)
+{
+#ifdef STATIC
+	return true;
+#else
+	size_t away = v_absent(p, PAGES);
+
+	if (away < PAGES / 10)
+		fprintf(stderr, "%d: only %zu of %zu pages are away\n", (int)getpid(), away, (size_t)PAGES);
+	return away >= PAGES / 10 && v_is_entered();
+#endif
+}
+
 /* Link @n of a chain: what it holds is its own, and right; then it becomes link n - 1. */
 static int chain(unsigned n)
 {
@@ -31,7 +45,7 @@ static int chain(unsigned n)
 	char *argv[] = {self, "chain", number, NULL}, *none[] = {NULL};
 	char *p = fill(n);
 
-	if (v_check_all(p, PAGES, n, 0, KIND))
+	if (v_check_all(p, PAGES, n, 0, KIND) || !is_managed(p))
 		return 1;
 	if (!n)
 		return 0;
@@ -110,7 +124,7 @@ static int small(void)
 	char *p = v_map(64 * V_PAGE);
 
 	v_fill_all(p, 64, 3, 0, KIND);
-	return v_check_all(p, 64, 3, 0, KIND) != 0;
+	return v_check_all(p, 64, 3, 0, KIND) || !v_is_entered();
 }
 
 int main(int argc, char **argv)
