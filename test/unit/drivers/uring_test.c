@@ -1,0 +1,358 @@
+/* SPDX-License-Identifier: MIT */
+/* Transfers on plain pointers, registered behind the program's back, while memory comes and goes. */
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#include "hmm_uring.h"
+#include "umm/hooks.h"
+#include "umm/sys.h"
+
+#define PAGE 4096ul
+#define LEN (8 * PAGE)
+
+/* The library that the hooks come from leaves this one to who includes them. */
+void *mmap(void *addr, size_t len, int prot, int flags, int fd, off_t offset)
+{
+	return umm_hooked_mmap(addr, len, prot, flags, fd, offset);
+}
+
+struct fixture {
+	struct umm_space *space;
+	struct hmm_uring *u;
+	int fd;            /* LEN bytes */
+	char *mem, *other; /* LEN each */
+};
+
+static struct hmm_uring_params params(void)
+{
+	return (struct hmm_uring_params){.depth = 8, .flags = geteuid() ? HMM_URING_HOOKED : 0};
+}
+
+static char *map(void)
+{
+	char *p = mmap(NULL, LEN, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	return p == MAP_FAILED ? NULL : p;
+}
+
+static int setup_with(void **state, const struct hmm_uring_params *p)
+{
+	struct fixture *f = calloc(1, sizeof(*f));
+	int rc;
+
+	if (umm_space_open_self(&f->space))
+		return -1;
+	umm_hooks_set(f->space);
+	rc = hmm_uring_open(f->space, p, &f->u);
+	if (rc == -EPERM || rc == -ENOSYS || rc == -EOPNOTSUPP) {
+		print_message("SKIP: no io_uring with a sparse table of buffers: error %d\n", -rc);
+		exit(77);
+	}
+	f->fd = memfd_create("uring", MFD_CLOEXEC);
+	f->mem = map();
+	f->other = map();
+	if (rc || f->fd < 0 || ftruncate(f->fd, LEN) || !f->mem || !f->other)
+		return -1;
+	*state = f;
+	return 0;
+}
+
+static int setup(void **state)
+{
+	struct hmm_uring_params p = params();
+
+	return setup_with(state, &p);
+}
+
+static int setup_small(void **state)
+{
+	struct hmm_uring_params p = params();
+
+	p.buffers = 4;
+	return setup_with(state, &p);
+}
+
+static int setup_plain(void **state)
+{
+	struct hmm_uring_params p = params();
+
+	p.flags |= HMM_URING_PLAIN;
+	return setup_with(state, &p);
+}
+
+static int teardown(void **state)
+{
+	struct fixture *f = *state;
+
+	hmm_uring_close(f->u);
+	umm_hooks_set(NULL);
+	umm_space_close(f->space);
+	munmap(f->mem, LEN);
+	munmap(f->other, LEN);
+	close(f->fd);
+	free(f);
+	return 0;
+}
+
+static struct hmm_uring_stats stats(struct fixture *f)
+{
+	struct hmm_uring_stats st;
+
+	hmm_uring_stats(f->u, &st);
+	return st;
+}
+
+static int finish(struct fixture *f, void *user)
+{
+	struct hmm_uring_done done;
+
+	assert_int_equal(hmm_uring_wait(f->u, &done), 0);
+	assert_ptr_equal(done.user, user);
+	return done.res;
+}
+
+static int send_all(struct fixture *f, const char *p)
+{
+	assert_int_equal(hmm_uring_write(f->u, f->fd, p, LEN, 0, f), 0);
+	return finish(f, f);
+}
+
+static int receive(struct fixture *f, char *p)
+{
+	assert_int_equal(hmm_uring_read(f->u, f->fd, p, LEN, 0, f), 0);
+	return finish(f, f);
+}
+
+static void assert_file(struct fixture *f, char value)
+{
+	char buf[LEN];
+
+	assert_int_equal(pread(f->fd, buf, LEN, 0), LEN);
+	for (size_t i = 0; i < LEN; i++)
+		assert_int_equal(buf[i], value);
+}
+
+static void there_and_back(void **state)
+{
+	struct fixture *f = *state;
+	struct hmm_uring_done done;
+
+	assert_int_equal(hmm_uring_wait(f->u, &done), -ENOENT);
+	memset(f->mem, 3, LEN);
+	assert_int_equal(send_all(f, f->mem), LEN);
+	assert_file(f, 3);
+	for (unsigned i = 0; i < 20; i++)
+		assert_int_equal(receive(f, f->other), LEN);
+	assert_memory_equal(f->mem, f->other, LEN);
+	assert_int_equal(stats(f).fixed, 21);
+	assert_int_equal(stats(f).plain, 0);
+	assert_true(stats(f).reg.hits >= 19);
+	/* Somewhere within it, and not aligned. */
+	assert_int_equal(hmm_uring_read(f->u, f->fd, f->other + 77, 100, 5, NULL), 0);
+	assert_int_equal(finish(f, NULL), 100);
+	/* As many as there is room for. */
+	for (unsigned i = 0; i < 8; i++)
+		assert_int_equal(hmm_uring_read(f->u, f->fd, f->other, LEN, 0, f), 0);
+	assert_int_equal(hmm_uring_read(f->u, f->fd, f->other, LEN, 0, f), -EAGAIN);
+	for (unsigned i = 0; i < 8; i++)
+		assert_int_equal(finish(f, f), LEN);
+	assert_int_equal(hmm_uring_read(f->u, f->fd, f->other, 0, 0, f), -EINVAL);
+}
+
+static void without_registering(void **state)
+{
+	struct fixture *f = *state;
+
+	memset(f->mem, 4, LEN);
+	assert_int_equal(send_all(f, f->mem), LEN);
+	assert_int_equal(receive(f, f->other), LEN);
+	assert_memory_equal(f->mem, f->other, LEN);
+	assert_int_equal(stats(f).fixed, 0);
+}
+
+static void what_is_wrong_the_kernel_says(void **state)
+{
+	struct fixture *f = *state;
+
+	assert_int_equal(mprotect(f->mem + PAGE, PAGE, PROT_NONE), 0);
+	assert_true(send_all(f, f->mem) < (int)LEN); /* short, or EFAULT, as of a plain write */
+	assert_int_equal(mprotect(f->mem, LEN, PROT_READ), 0);
+	assert_int_equal(send_all(f, f->mem), LEN);
+	assert_true(receive(f, f->mem) <= 0);
+	assert_int_equal(hmm_uring_read(f->u, -1, f->other, LEN, 0, f), 0);
+	assert_int_equal(finish(f, f), -EBADF);
+}
+
+static void memory_comes_and_goes(void **state)
+{
+	struct fixture *f = *state;
+
+	for (int i = 1; i < 40; i++) {
+		memset(f->mem, i, LEN);
+		assert_int_equal(send_all(f, f->mem), LEN);
+		assert_file(f, (char)i);
+		switch (i % 4) {
+		case 0:
+			munmap(f->mem, LEN);
+			/* fall through */
+		case 1:
+			mmap(f->mem, LEN, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+			break;
+		case 2:
+			if (!geteuid())
+				sys6(SYS_mmap, f->mem, LEN, PROT_READ | PROT_WRITE,
+				     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+			break;
+		default:
+			madvise(f->mem, LEN, MADV_DONTNEED);
+			break;
+		}
+		/* A read must reach the memory that is there now. */
+		memset(f->mem, 77, LEN);
+		assert_int_equal(receive(f, f->mem), LEN);
+		for (size_t k = 0; k < LEN; k += 512)
+			assert_int_equal(f->mem[k], i);
+	}
+	assert_true(stats(f).fixed > 40);
+	assert_true(stats(f).reg.invalidated >= 29);
+}
+
+static void lost_before_the_kernel_came_to_it(void **state)
+{
+	struct fixture *f = *state;
+
+	memset(f->mem, 1, LEN);
+	assert_int_equal(hmm_uring_write(f->u, f->fd, f->mem, LEN, 0, f), 0);
+	/* Not handed over yet; its slot is emptied, the memory is good. */
+	assert_int_equal(mprotect(f->mem, LEN, PROT_READ), 0);
+	assert_int_equal(finish(f, f), LEN);
+	assert_file(f, 1);
+	assert_int_equal(stats(f).again, 1);
+}
+
+static void few_slots(void **state)
+{
+	struct fixture *f = *state; /* four */
+	char *more = mmap(NULL, 64 * LEN, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	for (unsigned round = 0; round < 3; round++)
+		for (unsigned i = 0; i < 32; i++) {
+			memset(more + 2 * i * LEN, (int)i, LEN);
+			assert_int_equal(send_all(f, more + 2 * i * LEN), LEN);
+			assert_file(f, (char)i);
+		}
+	/* Each a registration of its own, all under way at once: those for which there is no slot go without. */
+	for (unsigned i = 0; i < 8; i++)
+		assert_int_equal(hmm_uring_write(f->u, f->fd, more + 2 * i * LEN, LEN, 0, f), 0);
+	for (unsigned i = 0; i < 8; i++)
+		assert_int_equal(finish(f, f), LEN);
+	assert_true(stats(f).plain >= 4);
+	assert_true(stats(f).reg.evicted > 10);
+	munmap(more, 64 * LEN);
+}
+
+static void registered_over_a_fork(void **state)
+{
+	struct fixture *f = *state;
+	int gate[2], status;
+	pid_t pid;
+
+	memset(f->mem, 1, LEN);
+	assert_int_equal(send_all(f, f->mem), LEN);
+	assert_int_equal(pipe(gate), 0);
+	pid = fork();
+	if (!pid) {
+		char c;
+
+		close(gate[1]);
+		_exit(read(gate[0], &c, 1) || f->mem[0] != 1);
+	}
+	close(gate[0]);
+	memset(f->mem, 2, LEN);
+	assert_int_equal(send_all(f, f->mem), LEN);
+	assert_file(f, 2);
+	memset(f->mem, 0, LEN);
+	assert_int_equal(receive(f, f->mem), LEN);
+	assert_int_equal(f->mem[LEN - 1], 2);
+	/* And it was not had anew for that: one to send, one to receive. */
+	assert_int_equal(stats(f).reg.misses, 2);
+	close(gate[1]);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+}
+
+/* ------------------------------------------------------------------- torture */
+
+static atomic_bool stop;
+
+/* Other memory, in and out of the same mappings. */
+static void *map_at_random(void *arg)
+{
+	unsigned seed = 5;
+	char *mine[16] = {0};
+
+	while (!stop) {
+		unsigned i = (unsigned)rand_r(&seed) % 16;
+
+		if (mine[i])
+			munmap(mine[i], LEN);
+		mine[i] = map();
+		if (mine[i])
+			mine[i][0] = 1;
+	}
+	for (unsigned i = 0; i < 16; i++)
+		if (mine[i])
+			munmap(mine[i], LEN);
+	return NULL;
+}
+
+static void right_beside_who_maps(void **state)
+{
+	struct fixture *f = *state;
+	pthread_t t;
+
+	assert_int_equal(pthread_create(&t, NULL, map_at_random, NULL), 0);
+	for (unsigned i = 0; i < 1500; i++) {
+		char *p = map();
+
+		memset(p, (int)(i % 100), LEN);
+		assert_int_equal(send_all(f, p), LEN);
+		memset(p, 111, LEN);
+		assert_int_equal(receive(f, p), LEN);
+		assert_int_equal(p[0], i % 100);
+		assert_int_equal(p[LEN - 1], i % 100);
+		munmap(p, LEN);
+	}
+	stop = true;
+	pthread_join(t, NULL);
+}
+
+#define T_(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		T_(there_and_back),
+		cmocka_unit_test_setup_teardown(without_registering, setup_plain, teardown),
+		T_(what_is_wrong_the_kernel_says),
+		T_(memory_comes_and_goes),
+		T_(lost_before_the_kernel_came_to_it),
+		cmocka_unit_test_setup_teardown(few_slots, setup_small, teardown),
+		T_(registered_over_a_fork),
+		T_(right_beside_who_maps),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
