@@ -186,6 +186,36 @@ static void moved_mappings(const struct variant *v)
 	}
 }
 
+/* The same within one mapping: moved right behind itself, where a piece of it was. */
+static void moved_beside_itself(const struct variant *v)
+{
+	for (unsigned how = 0; how < 24; how++) {
+		bool before = how & 1, dontunmap = how & 2, small = how & 4;
+		int fd = dev_open(v->dev), flags = MREMAP_MAYMOVE | MREMAP_FIXED | (dontunmap ? MREMAP_DONTUNMAP : 0);
+		char *all = map(8 * HUGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS), *buf = buffer();
+		char *p = (char *)(((uintptr_t)all + HUGE_SIZE) & ~(HUGE_SIZE - 1));
+		char *to = p + HUGE_SIZE + quarter[how / 8];
+
+		CHECK_EQ(madvise(p, HUGE_SIZE, small ? MADV_NOHUGEPAGE : MADV_HUGEPAGE), 0);
+		CHECK_EQ(munmap(p + HUGE_SIZE, 2 * HUGE_SIZE), 0);
+		number(p, HUGE_SIZE, 1);
+		if (before)
+			CHECK(mremap(p, HUGE_SIZE, HUGE_SIZE, flags, to) == to);
+		migrate_all(fd, before ? to : p, buf, HUGE_PAGES);
+		CHECK_NUMBERED(buf, HUGE_SIZE, 1);
+		if (!before)
+			CHECK(mremap(p, HUGE_SIZE, HUGE_SIZE, flags, to) == to);
+		CHECK_NUMBERED(to, HUGE_SIZE, 1);
+		if (dontunmap)
+			CHECK(all_zero(p, HUGE_SIZE));
+		/* What lies around is what it was. */
+		CHECK(all_zero(p + 3 * HUGE_SIZE, HUGE_SIZE));
+		munmap(to, HUGE_SIZE);
+		munmap(all, 8 * HUGE_SIZE);
+		close(fd);
+	}
+}
+
 static double seconds(const struct timespec *from, const struct timespec *to)
 {
 	return (double)(to->tv_sec - from->tv_sec) + (double)(to->tv_nsec - from->tv_nsec) / 1e9;
@@ -232,10 +262,15 @@ static const struct test tests[] = {
 	{                   \
 #name, name \
 	}
-	T(a_child_has_its_own), T(the_parent_writes_after_fork),
-	T(nothing_but_zeros),   T(freed_on_the_device),
-	T(partial_munmap),      T(moved_mappings),
-	T(throughput),          {0},
+	T(a_child_has_its_own),
+	T(the_parent_writes_after_fork),
+	T(nothing_but_zeros),
+	T(freed_on_the_device),
+	T(partial_munmap),
+	T(moved_mappings),
+	T(moved_beside_itself),
+	T(throughput),
+	{0},
 };
 
 int main(int argc, char **argv)
