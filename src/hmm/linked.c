@@ -375,13 +375,14 @@ static void child_fill(struct hmm_mm *mm, struct child *c)
 			hmm_entry_t e = leaf->e[i];
 			uint64_t payload = hmm_entry_payload(e), addr = leaf->base + i * UMM_PAGE;
 			struct hmm_device *d;
+			const void *page;
 			void *dst = buf;
 			int status = 0;
 
 			switch (hmm_entry_state(e)) {
 			case HMM_PARKING:
-				if (hmm_take_pending(&linked_of(mm)->take, addr))
-					child_place(mm, c, addr, NULL);
+				if (hmm_take_child(&linked_of(mm)->take, addr, &page))
+					child_place(mm, c, addr, page);
 				break;
 			case HMM_PARKED:
 				child_place(mm, c, addr,

@@ -38,7 +38,8 @@
  *	event lock shared: not active; mask, state MOVED, FILLED
  *
  * The event of our own mremap() is known by our addresses in it.  A child that
- * came by a raw fork in between may lack the pages: it gets poison there.  Raw
+ * came by a raw fork in between may lack the pages: it is given them, but for
+ * copies of a file's pages that may be written, where it gets poison.  Raw
  * calls that unmap the range and map something else there between the look at it
  * and mremap() are not seen in time: read-only memory is then given back at once;
  * what is mapped over a file's mapping in those microseconds is lost.
@@ -374,15 +375,32 @@ bool hmm_take_change(struct hmm_take *t, const struct umm_change *c)
 	return false;
 }
 
-bool hmm_take_pending(const struct hmm_take *t, uint64_t addr)
+static uint64_t present(struct umm_space *space, uint64_t addr, unsigned npages)
 {
-	return t->active && addr >= t->start && addr < t->end;
+	uint64_t mask = 0, end = addr + npages * UMM_PAGE, walked;
+	struct umm_page_run runs[UMM_RUN_PAGES];
+	int n = umm_page_scan(space, addr, end, runs, UMM_RUN_PAGES, &walked);
+
+	for (int i = 0; i < n; i++)
+		for (uint64_t at = runs[i].start; at < runs[i].end && (runs[i].flags & UMM_PAGE_PRESENT);
+		     at += UMM_PAGE)
+			mask |= 1ull << (at - addr) / UMM_PAGE;
+	return mask;
+}
+
+bool hmm_take_child(const struct hmm_take *t, uint64_t addr, const void **page)
+{
+	if (!t->active || addr < t->start || addr >= t->end)
+		return false;
+	*page = t->contents ? t->contents + (addr - t->start) : NULL;
+	/* If it has not gone yet, the child has it, too. */
+	return t->contents != t->away || present(t->mm->space, (uintptr_t)*page, 1);
 }
 
 /* ---------------------------------------------------------------------- runs */
 
 /* False: what was asked for is stale. */
-static bool take_begin(struct hmm_take *t, unsigned b, uint64_t start, uint64_t end)
+static bool take_begin(struct hmm_take *t, unsigned b, uint64_t start, uint64_t end, const char *contents)
 {
 	struct umm_ctl *c = t->mm->space->ctl;
 	bool fresh;
@@ -392,6 +410,7 @@ static bool take_begin(struct hmm_take *t, unsigned b, uint64_t start, uint64_t 
 	if (fresh) {
 		t->start = start;
 		t->end = end;
+		t->contents = contents;
 		t->active = true;
 	}
 	umm_evlock_unshared(&c->evlock);
@@ -414,19 +433,6 @@ static bool is_locked(uint64_t addr)
 	return sys3(SYS_madvise, addr, UMM_PAGE, MADV_COLD) == -EINVAL;
 }
 
-static uint64_t present(struct umm_space *space, uint64_t addr, unsigned npages)
-{
-	uint64_t mask = 0, end = addr + npages * UMM_PAGE, walked;
-	struct umm_page_run runs[UMM_RUN_PAGES];
-	int n = umm_page_scan(space, addr, end, runs, UMM_RUN_PAGES, &walked);
-
-	for (int i = 0; i < n; i++)
-		for (uint64_t at = runs[i].start; at < runs[i].end && (runs[i].flags & UMM_PAGE_PRESENT);
-		     at += UMM_PAGE)
-			mask |= 1ull << (at - addr) / UMM_PAGE;
-	return mask;
-}
-
 static void take_readonly(struct hmm_take *t, unsigned b, struct umm_move_run *run, char *window)
 {
 	struct umm_space *space = t->mm->space;
@@ -434,7 +440,7 @@ static void take_readonly(struct hmm_take *t, unsigned b, struct umm_move_run *r
 	long got = is_locked(run->addr) ? -EINVAL : -ESTALE;
 	int err;
 
-	if (got != -EINVAL && take_begin(t, b, run->addr, run->addr + len))
+	if (got != -EINVAL && take_begin(t, b, run->addr, run->addr + len, t->away))
 		got = sys5(SYS_mremap, run->addr, len, len, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, t->away);
 	err = got == (long)(uintptr_t)t->away ? 0 : (int)got;
 	if (err)
@@ -547,8 +553,11 @@ static int take_copies(struct hmm_take *t, unsigned b, const struct umm_vma *v, 
 		goto fail;
 	/* Were it watched, its end would be an event, and not one of ours. */
 	umm_uffd_unregister(space->uffd, addr, len);
+	/* Where nobody may write a copy is as good as the page, and can be given to a child. */
+	if (!writable)
+		memcpy(window, (const void *)(uintptr_t)addr, len);
 	rc = -ESTALE;
-	if (!take_begin(t, b, start, addr + len))
+	if (!take_begin(t, b, start, addr + len, writable ? NULL : window - (addr - start)))
 		goto fail_file;
 	got = sys5(SYS_mremap, t->empty, len, len, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, addr);
 	if (got != (long)addr) {

@@ -21,6 +21,7 @@ struct hmm_take {
 	/* Under the event lock: the run that is being taken. */
 	bool active;
 	uint64_t start, end;
+	const char *contents; /* of that run, for a forked child; NULL: they are not to be had */
 	/* mm->lock */
 	struct hmm_stand_in *file;
 	unsigned nfiles, room;
@@ -55,8 +56,13 @@ void hmm_take_run(struct hmm_take *t, unsigned b, unsigned r, const struct umm_v
 /** Event lock held exclusively.  True: the change is our own, and is not to be followed. */
 bool hmm_take_change(struct hmm_take *t, const struct umm_change *c);
 
-/** Event lock held exclusively: may a child that was forked at this moment lack the page at @addr? */
-bool hmm_take_pending(const struct hmm_take *t, uint64_t addr);
+/**
+ * hmm_take_child() - may a child that was forked at this moment lack the page at @addr?
+ * @page: out, its contents; NULL: nobody can say.
+ *
+ * Event lock held exclusively.
+ */
+bool hmm_take_child(const struct hmm_take *t, uint64_t addr, const void **page);
 
 /**
  * hmm_take_fault() - a page of a stand-in that was dropped is the file's again.

@@ -4,6 +4,7 @@
 #include <sched.h>
 #include <setjmp.h>
 #include <stdatomic.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 
 #include "conform.h"
@@ -328,6 +329,76 @@ static void readonly_pages_in_use(const struct variant *v)
 	CHECK(mremap(p, SIZE, SIZE, MREMAP_MAYMOVE | MREMAP_FIXED, to) == to);
 	for (unsigned i = 0; i < USED_PAGES; i++)
 		CHECK_EQ(*(uint64_t *)(to + i * PAGE), i + 1);
+}
+
+struct forker {
+	const uint64_t *word;
+	atomic_bool stop;
+	bool may_refuse;
+	unsigned forks, refused;
+};
+
+/* Children of whom no hook knows: each finds what was there. */
+static void *forks(void *arg)
+{
+	struct forker *f = arg;
+
+	while (!atomic_load(&f->stop)) {
+		pid_t pid = (pid_t)syscall(SYS_fork);
+		int status;
+
+		if (!pid) {
+			for (unsigned i = 0; i < USED_PAGES; i++)
+				if (__atomic_load_n(f->word + i * PAGE / 8, __ATOMIC_RELAXED) != i + 1)
+					_exit(1);
+			_exit(0);
+		}
+		CHECK_EQ(waitpid(pid, &status, 0), pid);
+		/* Only pages that may be written can be refused it, while they go for the first time. */
+		CHECK(status == 0 || (f->may_refuse && WIFSIGNALED(status) && WTERMSIG(status) == SIGBUS));
+		f->forks++;
+		f->refused += status != 0;
+	}
+	return NULL;
+}
+
+static void raw_forks_meanwhile(const struct variant *v)
+{
+	int fd = dev_open(v->dev);
+	char *buf = anon();
+	unsigned n = 0, refusals = 0;
+
+	for (unsigned round = 0; round < 40; round++) {
+		int file = round & 1 ? numbered_file(0) : -1;
+		bool writable = round & 2;
+		char *p = mmap(NULL, USED_PAGES * PAGE, PROT_READ | PROT_WRITE,
+			       MAP_PRIVATE | (file < 0 ? MAP_ANONYMOUS : 0), file, 0);
+		struct forker f = {.word = (uint64_t *)p, .may_refuse = file >= 0 && writable};
+		struct command c;
+		pthread_t t;
+
+		CHECK(p != MAP_FAILED);
+		for (unsigned i = 0; i < USED_PAGES; i++)
+			*(uint64_t *)(p + i * PAGE) = i + 1;
+		if (!writable)
+			CHECK_EQ(mprotect(p, USED_PAGES * PAGE, PROT_READ), 0);
+		CHECK_EQ(pthread_create(&t, NULL, forks, &f), 0);
+		for (unsigned i = 0; i < 5; i++) {
+			int rc = dev_cmd(fd, MIGRATE_TO_DEV, p, buf, USED_PAGES, &c);
+
+			CHECK(!rc || rc == -ENOENT || rc == -EBUSY);
+			for (unsigned k = 0; k < USED_PAGES; k++)
+				CHECK_EQ(*(uint64_t *)(p + k * PAGE), k + 1);
+		}
+		atomic_store(&f.stop, true);
+		pthread_join(t, NULL);
+		n += f.forks;
+		refusals += f.refused;
+		munmap(p, USED_PAGES * PAGE);
+		if (file >= 0)
+			close(file);
+	}
+	printf("    %u forks, %u children refused a page\n", n, refusals);
 }
 
 static void a_device_mapping_does_not_go(const struct variant *v)
@@ -656,6 +727,7 @@ static const struct test tests[] = {
 	T(pages_of_a_file_stay),
 	T(file_pages_in_use),
 	T(readonly_pages_in_use),
+	T(raw_forks_meanwhile),
 	T(a_device_mapping_does_not_go),
 	T(the_device_uses_its_own_pages),
 	T(two_devices),
