@@ -255,8 +255,12 @@ static void arm_one(struct hmm_mm *mm)
 	/* Before anything was registered, or where events are withheld, only the hook knows. */
 	if (atomic_load(&mm->space->ctl->has_forked))
 		atomic_store(&mm->forked, true);
-	if (!atomic_load(&mm->armed) && arm(mm))
+	if (!atomic_load(&mm->armed) && arm(mm)) {
+		/* The hook tells from now on; where it cannot be read, it is at each fork. */
+		if (!atomic_load(&mm->space->ctl->no_fork_events))
+			hmm_marks_read(mm);
 		atomic_store(&mm->armed, true);
+	}
 	now = hmm_now_ns();
 	if (atomic_load(&mm->armed) && now >= mm->discover_at_ns) {
 		hmm_discover(mm);

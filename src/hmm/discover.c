@@ -109,6 +109,7 @@ int hmm_discover(struct hmm_mm *mm)
 {
 	struct umm_vma v;
 	uint64_t at = 0;
+	bool more = false;
 
 	if (!atomic_load(&mm->armed))
 		return 0; /* asked for by a hook, while a fork still runs that asked nobody */
@@ -126,9 +127,14 @@ int hmm_discover(struct hmm_mm *mm)
 		pthread_mutex_unlock(&mm->lock);
 		if (known)
 			continue;
-		if (manage(mm, &v) == -ESRCH)
-			return -ESRCH;
+		int rc = manage(mm, &v);
+		if (rc == -ESRCH)
+			return rc;
+		more |= !rc;
 	}
+	/* Marks of what was there before, not registered, went without an event. */
+	if (more && atomic_load(&mm->space->ctl->marked) && !atomic_load(&mm->space->ctl->no_fork_events))
+		hmm_marks_read(mm);
 	return 0;
 }
 

@@ -87,6 +87,116 @@ void hmm_destroy(struct hmm *h)
 	free(h);
 }
 
+/*
+ * DOC: what a child inherits
+ *
+ * Mappings marked MADV_DONTFORK are not in the child, those marked
+ * MADV_WIPEONFORK are empty there.  Only smaps tells which, and at a FORK event
+ * it tells too late: the parent goes on as soon as the event has been read, and
+ * may have unmapped or moved what was marked.  So the marks are kept besides:
+ * read when a space is armed and when the hook of madvise() says that they
+ * change, and changed by the events, whose order is the right one.  smaps of
+ * now is believed where no change is under way after it was read, because one
+ * that came since the fork waits for us; it knows of raw calls, too.
+ */
+static void marks_forget(struct hmm_mm *mm, uint64_t start, uint64_t end)
+{
+	pthread_mutex_lock(&mm->lock);
+	if (hmm_iset_del(&mm->dontfork, start, end) || hmm_iset_del(&mm->wipeonfork, start, end))
+		mm->marks_known = false;
+	pthread_mutex_unlock(&mm->lock);
+}
+
+/* What was unmapped at the new place has had its event. */
+static void marks_follow(struct hmm_mm *mm, struct hmm_iset *set, const struct umm_change *c)
+{
+	const struct hmm_interval *in;
+
+	for (uint64_t at = c->start; (in = hmm_iset_next(set, at)) && in->start < c->end;) {
+		uint64_t start = in->start > c->start ? in->start : c->start;
+		uint64_t end = in->end < c->end ? in->end : c->end;
+
+		at = end;
+		if (hmm_iset_add(set, start - c->start + c->new_start, end - c->start + c->new_start))
+			mm->marks_known = false;
+	}
+}
+
+static void marks_set(struct hmm_mm *mm, const struct hmm_iset *absent, const struct hmm_iset *empty)
+{
+	int rc = 0;
+
+	pthread_mutex_lock(&mm->lock);
+	hmm_iset_clear(&mm->dontfork);
+	hmm_iset_clear(&mm->wipeonfork);
+	for (unsigned i = 0; i < absent->n && !rc; i++)
+		rc = hmm_iset_add(&mm->dontfork, absent->v[i].start, absent->v[i].end);
+	for (unsigned i = 0; i < empty->n && !rc; i++)
+		rc = hmm_iset_add(&mm->wipeonfork, empty->v[i].start, empty->v[i].end);
+	mm->marks_known = !rc;
+	atomic_store(&mm->space->ctl->marked, absent->n || empty->n);
+	pthread_mutex_unlock(&mm->lock);
+}
+
+int hmm_marks_read(struct hmm_mm *mm)
+{
+	struct hmm_iset absent = {0}, empty = {0};
+	int rc;
+
+	pthread_mutex_lock(&mm->marks_lock);
+	umm_evlock_shared(&mm->space->ctl->evlock);
+	rc = hmm_find_unforked(mm, &absent, &empty);
+	if (!rc)
+		marks_set(mm, &absent, &empty);
+	umm_evlock_unshared(&mm->space->ctl->evlock);
+	pthread_mutex_unlock(&mm->marks_lock);
+	hmm_iset_clear(&absent);
+	hmm_iset_clear(&empty);
+	return rc;
+}
+
+/* Is a change of @mm under way, whose event nobody has read?  Asked with a call that does nothing otherwise. */
+static bool change_under_way(struct hmm_mm *mm)
+{
+	uint64_t bytes;
+
+	return umm_uffd_copy(mm->space->uffd, 1, NULL, UMM_PAGE, &bytes) == -EAGAIN;
+}
+
+/* At a fork, the event lock held exclusively: what the child has not, and what is empty there.  0 or -errno. */
+static int marks_at_fork(struct hmm_mm *mm, struct hmm_iset *absent, struct hmm_iset *empty)
+{
+	bool known;
+	int rc;
+
+	/*
+	 * Who came by a raw fork and has not been seen to fault has no smaps that
+	 * we know of.  What it inherited was sorted out at its own fork; what it
+	 * marked itself since then is not known (doc/differences.md).
+	 */
+	if (mm->smaps_fd < 0)
+		return 0;
+	rc = hmm_find_unforked(mm, absent, empty);
+	pthread_mutex_lock(&mm->lock);
+	known = mm->marks_known;
+	pthread_mutex_unlock(&mm->lock);
+	if (rc || !known)
+		return rc;
+	if (!change_under_way(mm)) {
+		marks_set(mm, absent, empty);
+		return 0;
+	}
+	hmm_iset_clear(absent);
+	hmm_iset_clear(empty);
+	pthread_mutex_lock(&mm->lock);
+	for (unsigned i = 0; i < mm->dontfork.n && !rc; i++)
+		rc = hmm_iset_add(absent, mm->dontfork.v[i].start, mm->dontfork.v[i].end);
+	for (unsigned i = 0; i < mm->wipeonfork.n && !rc; i++)
+		rc = hmm_iset_add(empty, mm->wipeonfork.v[i].start, mm->wipeonfork.v[i].end);
+	pthread_mutex_unlock(&mm->lock);
+	return rc;
+}
+
 static void mm_change(void *priv, const struct umm_change *c)
 {
 	struct hmm_mm *mm = priv;
@@ -96,6 +206,7 @@ static void mm_change(void *priv, const struct umm_change *c)
 	case UMM_EVENT_UNMAP:
 		hmm_residency_drop(mm, c->start, c->end);
 		hmm_forget(mm, c->start, c->end);
+		marks_forget(mm, c->start, c->end);
 		break;
 	case UMM_EVENT_CLEAR:
 		hmm_residency_drop(mm, c->start, c->end);
@@ -107,6 +218,8 @@ static void mm_change(void *priv, const struct umm_change *c)
 		hmm_forget(mm, c->new_start, c->new_start + len);
 		pthread_mutex_lock(&mm->lock);
 		hmm_iset_add(&mm->registered, c->new_start, c->new_start + len);
+		marks_follow(mm, &mm->dontfork, c);
+		marks_follow(mm, &mm->wipeonfork, c);
 		pthread_mutex_unlock(&mm->lock);
 		umm_uffd_wake(mm->space->uffd, c->new_start, len);
 		break;
@@ -251,20 +364,23 @@ static void mm_forked(void *priv, int uffd)
 	if (rc || hmm_residency_clone(mm, child))
 		child_doom(mm, child, "no memory for the records of a forked child");
 	if (atomic_load(&mm->radix.away)) {
-		/*
-		 * Who came by a raw fork and has not been seen to fault has no smaps that
-		 * we know of.  What it inherited was sorted out at its own fork; what it
-		 * marked itself since then is not known (doc/differences.md).
-		 */
-		if (mm->smaps_fd >= 0 && hmm_find_unforked(mm, &absent, &empty))
+		if (marks_at_fork(mm, &absent, &empty))
 			child_doom(mm, child, "cannot tell what a forked child has inherited");
 		child_without(child, &absent, true);
 		child_without(child, &empty, false);
-		rc = child_copy_parked(mm, child, &absent, &empty);
+		/* They stay marked in the child. */
+		for (unsigned i = 0; i < empty.n && !rc; i++)
+			rc = hmm_iset_add(&child->wipeonfork, empty.v[i].start, empty.v[i].end);
+		if (!rc)
+			rc = child_copy_parked(mm, child, &absent, &empty);
 		if (rc && rc != -ESRCH)
 			child_doom(mm, child, "a page could not be given to a forked child");
 		hmm_iset_clear(&absent);
 		hmm_iset_clear(&empty);
+		pthread_mutex_lock(&mm->lock);
+		child->marks_known = mm->marks_known;
+		pthread_mutex_unlock(&mm->lock);
+		atomic_store(&child->space->ctl->marked, child->wipeonfork.n > 0);
 	}
 	rc = umm_monitor_add(mm->h->monitor, child->space);
 	if (rc)
@@ -288,6 +404,8 @@ static void mm_free(void *priv)
 	hmm_iset_clear(&mm->foreign);
 	hmm_iset_clear(&mm->foreign_old);
 	hmm_iset_clear(&mm->stuck);
+	hmm_iset_clear(&mm->dontfork);
+	hmm_iset_clear(&mm->wipeonfork);
 	if (mm->statm_fd >= 0)
 		close(mm->statm_fd);
 	if (mm->rollup_fd >= 0)
@@ -299,6 +417,7 @@ static void mm_free(void *priv)
 	free(mm->demote_buf);
 	pthread_mutex_destroy(&mm->out_lock);
 	pthread_mutex_destroy(&mm->lock);
+	pthread_mutex_destroy(&mm->marks_lock);
 	pthread_mutex_destroy(&mm->stream_lock);
 	free(mm);
 }
@@ -322,6 +441,7 @@ int hmm_mm_add(struct hmm *h, struct umm_space *space, char *window, const struc
 	hmm_radix_init(&mm->radix);
 	pthread_mutex_init(&mm->out_lock, NULL);
 	pthread_mutex_init(&mm->lock, NULL);
+	pthread_mutex_init(&mm->marks_lock, NULL);
 	pthread_mutex_init(&mm->stream_lock, NULL);
 	space->ops = &mm_ops;
 	space->priv = mm;

@@ -32,7 +32,7 @@
  * a device holds a reference to its handle, and looks again whether the entry
  * is still the same before it places anything.
  *
- *   out_lock (one migration out of a space at a time) -> event lock -> mm lock -> leaf lock -> device locks
+ *   out_lock (one migration out of a space at a time), marks_lock -> event lock -> mm lock -> leaf lock -> device locks
  */
 #ifndef HMM_INTERNAL_H
 #define HMM_INTERNAL_H
@@ -213,6 +213,13 @@ struct hmm_mm {
 	struct hmm_iset foreign;     /* somebody else's userfaultfd: hands off */
 	struct hmm_iset foreign_old; /* the same, of a while ago: about to be asked for again */
 	uint64_t foreign_aged_ns;
+	/*
+	 * What a child will not have, or have empty (marks_read() in engine.c); as
+	 * sure as they are while every madvise() that changes it is told of.
+	 */
+	struct hmm_iset dontfork, wipeonfork;
+	bool marks_known;
+	pthread_mutex_t marks_lock; /* around the event lock: of two who read marks the later one counts */
 	struct hmm_iset stuck;         /* cannot be moved; looked at again when emptied from time to time */
 	uint64_t keep_start, keep_end; /* the engine's own arena in there */
 	uint64_t discover_at_ns;       /* not again before; the budget thread's */
@@ -352,6 +359,9 @@ static inline unsigned hmm_leaf_index(uint64_t addr)
 
 /** Mappings that a child of fork() has not (@absent) or has empty (@empty), by what smaps says of @mm.  0 or -errno. */
 int hmm_find_unforked(struct hmm_mm *mm, struct hmm_iset *absent, struct hmm_iset *empty);
+
+/** Look up in smaps what of @mm a child will not inherit as it is.  The event lock is not held.  0 or -errno. */
+int hmm_marks_read(struct hmm_mm *mm);
 
 /* access.c: devices at the pages that they hold */
 /** Copy the pages from @addr on that are on @tier.  Returns how many (0: the first is not), or -errno of the device. */

@@ -78,6 +78,14 @@ int64_t preload_call(enum umm_call_op op, uint64_t a, uint64_t b, uint64_t c)
 	return ret;
 }
 
+static bool marked(void)
+{
+	struct agent *ag = preload_agent();
+	struct umm_ctl *ctl = ag ? ag->arena.ctl : NULL;
+
+	return ctl && atomic_load(&ag->state) == AGENT_READY && atomic_load(&ctl->marked);
+}
+
 /* A mapping that is registered in part only cannot be moved: the kernel says EFAULT, half-way. */
 API void *mremap(void *old, size_t old_len, size_t new_len, int flags, ...)
 {
@@ -96,7 +104,14 @@ API void *mremap(void *old, size_t old_len, size_t new_len, int flags, ...)
 	int err = errno;
 	preload_call(UMM_CALL_UNIFORM, (uintptr_t)old, old_len, 0);
 	errno = err;
-	return real(old, old_len, new_len, flags, to);
+	void *p = real(old, old_len, new_len, flags, to);
+	/* What it grew by is marked as the rest is, and no event says that it grew. */
+	if (p != MAP_FAILED && new_len > old_len && marked()) {
+		err = errno;
+		preload_call(UMM_CALL_MARKS, 0, 0, 0);
+		errno = err;
+	}
+	return p;
 }
 
 /* The program's own userfaultfd: what it wants to serve itself must be whole, and not ours. */
@@ -156,9 +171,16 @@ API int madvise(void *addr, size_t len, int advice)
 	case MADV_DONTFORK:
 	case MADV_DOFORK:
 	case MADV_WIPEONFORK:
-	case MADV_KEEPONFORK:
+	case MADV_KEEPONFORK: {
+		int rc, err;
+
 		forks_applied();
-		break;
+		rc = real(addr, len, advice);
+		err = errno;
+		preload_call(UMM_CALL_MARKS, 0, 0, 0);
+		errno = err;
+		return rc;
+	}
 	}
 	return real(addr, len, advice);
 }

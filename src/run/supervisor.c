@@ -448,6 +448,8 @@ static int64_t call_do(struct member *m, uint32_t op, uint64_t start, uint64_t l
 		return rc;
 	case UMM_CALL_FORK_BEGIN:
 		return call_fork_begin(m);
+	case UMM_CALL_MARKS:
+		return hmm_marks_read(m->mm);
 	case UMM_CALL_FORK_END:
 		return call_fork_end(m);
 	default:

@@ -81,6 +81,7 @@ enum umm_call_op {
 	UMM_CALL_BRING_BACK,  /* arg: start, len */
 	UMM_CALL_FORK_BEGIN,  /* bring everything back, and move nothing until ... */
 	UMM_CALL_FORK_END,
+	UMM_CALL_MARKS, /* what a child will inherit has changed */
 };
 
 struct umm_call {
@@ -97,6 +98,7 @@ struct umm_ctl {
 	_Atomic uint32_t no_fork_events; /* the kernel withholds them: pages come back before fork */
 	_Atomic uint32_t forking;        /* forks under way that found the space unarmed, where events are withheld */
 	_Atomic uint32_t has_forked;     /* by a hook, whether there was an event or not: it shares pages with others */
+	_Atomic uint32_t marked;         /* there is something that a child will not inherit as it is */
 	_Atomic int32_t advised;         /* what the last madvise() that was ordered returned */
 	_Atomic uint32_t acked;          /* orders other than batches that the inside has carried out */
 	_Atomic uint32_t epoch;

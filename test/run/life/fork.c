@@ -296,15 +296,59 @@ static int raw_orphan(void)
 
 #define SPLINTERS 4000u
 
-/* It is for the next child.  Many mappings, below: to look at all of them takes a while. */
+/* Many mappings, below: to look at all of them takes a while. */
+static void splinter(void)
+{
+	char *low = v_map(2 * SPLINTERS * V_PAGE);
+
+	for (size_t i = 0; i < SPLINTERS; i++)
+		if (low > mem || mprotect(low + 2 * i * V_PAGE, V_PAGE, PROT_READ))
+			_exit(1);
+}
+
+/* What is marked, and unmapped or moved right after the fork, is what it was to the child. */
+static int gone_after(void)
+{
+	splinter();
+	for (unsigned k = 0; k < 12; k++) {
+		char *p = mem + k * 2 * V_MIB, *to = v_map(2 * V_MIB);
+		pid_t pid;
+
+		if (madvise(p, 2 * V_MIB, MADV_WIPEONFORK))
+			return 1;
+		pid = k & 1 ? fork() : (pid_t)syscall(SYS_fork);
+		if (!pid) {
+			for (size_t i = 0; i < 2 * V_MIB; i += V_PAGE)
+				for (size_t w = 0; w < V_PAGE; w += 8)
+					if (*(volatile uint64_t *)(p + i + w)) {
+						fprintf(stderr, "%p, which was to be empty, has %#" PRIx64 "\n",
+							(void *)(p + i + w), *(volatile uint64_t *)(p + i + w));
+						_exit(1);
+					}
+			for (size_t i = 40 * V_MIB / V_PAGE; i < PAGES; i += 61)
+				if (v_check(mem + i * V_PAGE, i, 1, 0, KIND))
+					_exit(1);
+			_exit(0);
+		}
+		if (k & 2 ? mremap(p, 2 * V_MIB, 2 * V_MIB, MREMAP_MAYMOVE | MREMAP_FIXED, to) != to
+			  : munmap(p, 2 * V_MIB))
+			return 1;
+		if (pid < 0 || reap_one(pid, "gone after the fork"))
+			return 1;
+		for (size_t i = 0; k & 2 && i < 2 * V_MIB / V_PAGE; i++)
+			if (v_check(to + i * V_PAGE, k * 512 + i, 1, 0, KIND))
+				return 1;
+	}
+	return 0;
+}
+
+/* It is for the next child. */
 static int mark_after(void)
 {
 	static const int mark[2][2] = {{MADV_WIPEONFORK, MADV_KEEPONFORK}, {MADV_DONTFORK, MADV_DOFORK}};
-	char *low = v_map(2 * SPLINTERS * V_PAGE);
-	int bad = low > mem;
+	int bad = 0;
 
-	for (size_t i = 0; i < SPLINTERS; i++)
-		bad |= mprotect(low + 2 * i * V_PAGE, V_PAGE, PROT_READ);
+	splinter();
 	for (unsigned k = 0; k < 20 && !bad; k++) {
 		pid_t pid = fork();
 
@@ -716,6 +760,7 @@ int main(int argc, char **argv)
 		{"raw", raw},
 		{"raw-orphan", raw_orphan},
 		{"mark-after", mark_after},
+		{"gone-after", gone_after},
 		{"vfork", run_vfork},
 		{"spawn", run_spawn},
 		{"system", run_system},
