@@ -53,12 +53,15 @@ test: build
 		'$(BUILD)/meson-info/intro-tests.json' && exit $$rc
 
 torture: build
+	@scripts/deps --for torture
 	@test/torture/torture.py '$(BUILD)' $(if $(HOURS),--minutes $$(($(HOURS) * 60)))
 
 demo: build
 	@examples/demo/demo --hmm '$(BUILD)/hmm' --out '$(BUILD)/demo'
 
 bench: build
+	@scripts/deps --for bench
+	@meson setup --reconfigure '$(BUILD)' >/dev/null && ninja -C '$(BUILD)' --quiet
 	@meson test -C '$(BUILD)' --no-rebuild --benchmark --verbose
 
 kernel-suite: build
