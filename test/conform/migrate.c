@@ -207,6 +207,32 @@ static void pages_of_a_file_stay(const struct variant *v)
 	CHECK_NUMBERED(buf, SIZE, 7);
 }
 
+/* Of the program's own image: initialised data, which is a file's, and memory that begins as zeros, which is not. */
+static unsigned data_of_image[16 * PAGE / 4] __attribute__((aligned(PAGE))) = {1, 2, 3};
+static unsigned bss_of_image[16 * PAGE / 4] __attribute__((aligned(PAGE)));
+
+static void variables(const struct variant *v)
+{
+	unsigned *const var[] = {data_of_image, bss_of_image};
+	int fd = dev_open(v->dev);
+	char *buf = anon();
+
+	for (unsigned i = 0; i < 2; i++) {
+		char *p = (char *)var[i];
+
+		for (unsigned round = 0; round < 3; round++) {
+			number(p, 16 * PAGE, round);
+			migrate_all(fd, p, buf, 16);
+			CHECK_NUMBERED(buf, 16 * PAGE, round);
+			check_snapshot(fd, p, 16, local(v));
+			var[i][PAGE]++;
+			CHECK_EQ(var[i][PAGE], PAGE + round + 1);
+			var[i][PAGE]--;
+			CHECK_NUMBERED(p, 16 * PAGE, round);
+		}
+	}
+}
+
 struct user {
 	volatile uint64_t *word; /* one a page */
 	atomic_bool stop;
@@ -725,6 +751,7 @@ static const struct test tests[] = {
 	T(shared_memory_does_not_go),
 	T(copies_of_file_pages),
 	T(pages_of_a_file_stay),
+	T(variables),
 	T(file_pages_in_use),
 	T(readonly_pages_in_use),
 	T(raw_forks_meanwhile),
