@@ -26,12 +26,14 @@
 #include "umm/hooks.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
 #include <sys/shm.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "umm/internal.h"
@@ -208,6 +210,35 @@ API int madvise(void *addr, size_t len, int advice)
 	rc = sys3(SYS_madvise, addr, len, advice);
 	end(&h);
 	return (int)result(rc);
+}
+
+/*
+ * Also of another process, of which we say too much then: who mirrors looks
+ * again.  One change from the first to the last of the ranges is enough.
+ */
+API ssize_t process_madvise(int pidfd, const struct iovec *iov, size_t n, int advice, unsigned flags)
+{
+	struct hook h = {.space = drops_contents(advice) ? space_get() : NULL};
+	uint64_t start = UINT64_MAX, end_ = 0;
+	long rc;
+
+	for (size_t i = 0; h.space && i < n && i < IOV_MAX; i++) {
+		struct iovec one, l = {&one, sizeof(one)}, r = {(void *)&iov[i], sizeof(one)};
+
+		/* The kernel will refuse what cannot be read. */
+		if (sys6(SYS_process_vm_readv, h.space->pid, &l, 1, &r, 1, 0) != (long)sizeof(one))
+			break;
+		if ((uintptr_t)one.iov_base < start)
+			start = (uintptr_t)one.iov_base;
+		if ((uintptr_t)one.iov_base + one.iov_len > end_)
+			end_ = (uintptr_t)one.iov_base + one.iov_len;
+	}
+	if (start < end_)
+		add(&h, UMM_EVENT_CLEAR, start, end_ - start, 0);
+	begin(&h);
+	rc = sys5(SYS_process_madvise, pidfd, iov, n, advice, flags);
+	end(&h);
+	return result(rc);
 }
 
 /* ---------------------------------------------------- the break, System V */

@@ -170,6 +170,28 @@ ADVICE(pageout, MADV_PAGEOUT)
 ADVICE(dontfork, MADV_DONTFORK)
 ADVICE(cold, MADV_COLD)
 
+/* Two ranges; the one that is watched is the second. */
+static long advise_self(bool raw, char *p, size_t len, char *spare)
+{
+	struct iovec iov[] = {{spare, len}, {p, len}};
+	int self = (int)syscall(SYS_pidfd_open, getpid(), 0);
+	long rc = raw ? syscall(SYS_process_madvise, self, iov, 2, MADV_DONTNEED, 0)
+		      : process_madvise(self, iov, 2, MADV_DONTNEED, 0);
+
+	close(self);
+	return rc == (long)(2 * len) ? 0 : -1;
+}
+
+static long c_process(char *p, size_t len, char *spare)
+{
+	return advise_self(false, p, len, spare);
+}
+
+static long r_process(char *p, size_t len, char *spare)
+{
+	return advise_self(true, p, len, spare);
+}
+
 static long c_mprotect(char *p, size_t len, char *spare)
 {
 	return mprotect(p, len, PROT_NONE);
@@ -236,6 +258,7 @@ static const struct call calls[] = {
 	{"mremap onto it", UMM_EVENT_UNMAP, UMM_EVENT_UNMAP, c_onto, r_onto, not_hugetlb},
 	{"mremap smaller", UMM_EVENT_REMAP, UMM_EVENT_UNMAP, c_shrink, r_shrink, not_hugetlb},
 	{"madvise MADV_DONTNEED", UMM_EVENT_CLEAR, UMM_EVENT_CLEAR, c_dontneed, r_dontneed, all},
+	{"process_madvise MADV_DONTNEED", UMM_EVENT_CLEAR, UMM_EVENT_CLEAR, c_process, r_process, all},
 	{"madvise MADV_FREE", UMM_EVENT_CLEAR, UMM_EVENT_CLEAR, c_free, r_free, anon},
 	{"madvise MADV_REMOVE", UMM_EVENT_CLEAR, UMM_EVENT_CLEAR, c_remove, r_remove, shared},
 	{"madvise MADV_PAGEOUT", UMM_EVENT_CLEAR, -1, c_pageout, r_pageout, not_hugetlb},
