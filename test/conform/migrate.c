@@ -187,6 +187,58 @@ static void copies_of_file_pages(const struct variant *v)
 	}
 }
 
+/* They are forked, moved and unmapped in part as ever; what is dropped is the file's at that place. */
+static void copies_of_file_pages_move(const struct variant *v)
+{
+	size_t len = 32 * PAGE;
+	int fd = dev_open(v->dev), file = numbered_file(1), status;
+	char *buf = anon();
+
+	for (unsigned how = 0; how < 4; how++) {
+		bool dontunmap = how & 1, away = how & 2;
+		int flags = MREMAP_MAYMOVE | MREMAP_FIXED | (dontunmap ? MREMAP_DONTUNMAP : 0);
+		char *to = map(len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS), *p;
+		pid_t pid;
+
+		p = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, PAGE);
+		CHECK(p != MAP_FAILED);
+		number(p, len, 1);
+		migrate_all(fd, p, buf, 32);
+		pid = fork();
+		if (!pid) {
+			CHECK_NUMBERED(p, len, 1);
+			number(p, len, 2);
+			_exit(0);
+		}
+		CHECK_EQ(waitpid(pid, &status, 0), pid);
+		CHECK_EQ(status, 0);
+		CHECK_NUMBERED(p, PAGE, 1);
+		if (away)
+			migrate_all(fd, p, buf, 32);
+		CHECK(mremap(p, len, len, flags, to) == to);
+		/* Pages 1 and 8 of it, which are 2 and 9 of the file. */
+		CHECK_EQ(madvise(to + PAGE, PAGE, MADV_DONTNEED), 0);
+		CHECK_EQ(munmap(to + 4 * PAGE, 2 * PAGE), 0);
+		CHECK_EQ(madvise(to + 8 * PAGE, PAGE, MADV_DONTNEED), 0);
+		CHECK_NUMBERED(to, PAGE, 1);
+		CHECK_NUMBERED(to + PAGE, PAGE, 7 + 2 * PAGE / 4);
+		CHECK_NUMBERED(to + 2 * PAGE, 2 * PAGE, 1 + 2 * PAGE / 4);
+		CHECK_NUMBERED(to + 6 * PAGE, 2 * PAGE, 1 + 6 * PAGE / 4);
+		CHECK_NUMBERED(to + 8 * PAGE, PAGE, 7 + 9 * PAGE / 4);
+		CHECK_NUMBERED(to + 9 * PAGE, len - 9 * PAGE, 1 + 9 * PAGE / 4);
+		/* Nothing of it is left where other memory is now. */
+		CHECK(mmap(to, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == to);
+		number(to, len, 3);
+		migrate_all(fd, to, buf, 32);
+		CHECK_EQ(madvise(to, len, MADV_DONTNEED), 0);
+		CHECK(all_zero(to, len));
+		if (dontunmap)
+			CHECK_NUMBERED(p, len, 7 + PAGE / 4);
+		munmap(to, len);
+		munmap(p, len);
+	}
+}
+
 /* What was never written stays the file's, and where it is. */
 static void pages_of_a_file_stay(const struct variant *v)
 {
@@ -750,6 +802,7 @@ static const struct test tests[] = {
 	T(zero_readonly_and_written),
 	T(shared_memory_does_not_go),
 	T(copies_of_file_pages),
+	T(copies_of_file_pages_move),
 	T(pages_of_a_file_stay),
 	T(variables),
 	T(file_pages_in_use),
