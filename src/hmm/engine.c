@@ -112,8 +112,9 @@ static void marks_follow(struct hmm_mm *mm, struct hmm_iset *set, const struct u
 {
 	const struct hmm_interval *in;
 
-	for (uint64_t at = c->start; (in = hmm_iset_next(set, at)) && in->start < c->end;) {
-		uint64_t start = in->start > c->start ? in->start : c->start;
+	/* What is added may touch what it was taken from, and become one with it. */
+	for (uint64_t at = c->start; at < c->end && (in = hmm_iset_next(set, at)) && in->start < c->end;) {
+		uint64_t start = in->start > at ? in->start : at;
 		uint64_t end = in->end < c->end ? in->end : c->end;
 
 		at = end;

@@ -288,7 +288,8 @@ static int inside_arm(void *priv)
 	arena_layout(&a, (char *)(uintptr_t)m->arena);
 	rc = umm_uffd_register(m->mm->space->uffd, (uintptr_t)a.staging, ARENA_STAGING + ARENA_BELLS + ARENA_IDENT,
 			       UFFDIO_REGISTER_MODE_MISSING);
-	if (rc && rc != -ESRCH && !m->arm_said) {
+	/* Of an address space that has just ended the kernel says ENOMEM here. */
+	if (rc && rc != -ESRCH && !m->arm_said && has_memory(m->agent)) {
 		m->arm_said = true;
 		lines_say(&m->sup->lines,
 			  "memory of process %d cannot be moved: userfaultfd refuses its staging: %s", (int)m->pid,

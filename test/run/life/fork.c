@@ -339,6 +339,14 @@ static int gone_after(void)
 			if (v_check(to + i * V_PAGE, k * 512 + i, 1, 0, KIND))
 				return 1;
 	}
+	/* Right beside itself: its mark's old and new place are one. */
+	char *p = mem + 60 * V_MIB, *to = p + 2 * V_MIB;
+	if (madvise(p, 2 * V_MIB, MADV_WIPEONFORK) ||
+	    mremap(p, 2 * V_MIB, 2 * V_MIB, MREMAP_MAYMOVE | MREMAP_FIXED, to) != to)
+		return 1;
+	for (size_t i = 0; i < 2 * V_MIB / V_PAGE; i++)
+		if (v_check(to + i * V_PAGE, 60 * V_MIB / V_PAGE + i, 1, 0, KIND))
+			return 1;
 	return 0;
 }
 
