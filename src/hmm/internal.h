@@ -32,7 +32,10 @@
  * a device holds a reference to its handle, and looks again whether the entry
  * is still the same before it places anything.
  *
- *   out_lock (one migration out of a space at a time), marks_lock -> event lock -> mm lock -> leaf lock -> device locks
+ *   out_lock (one migration out of a space at a time) -> the space's layout, marks_lock -> event lock -> mm lock
+ *   -> leaf lock -> device locks
+ *
+ * With what is not the engine's: doc/locking.md.
  */
 #ifndef HMM_INTERNAL_H
 #define HMM_INTERNAL_H

@@ -36,8 +36,9 @@
  *
  * DOC: locking
  *
- *	fill (one miss at a time) -> lock (tree, list, counts); nothing of ours is
- *	taken under "lock", and the device is called with neither but "fill"
+ *	fill (one miss at a time) -> lock (tree, list, counts) -> that of a range
+ *
+ * The device is called with "fill" at most.
  */
 #include <errno.h>
 #include <stdatomic.h>

@@ -18,7 +18,8 @@
  * It lives in memory shared between the engine and the inside of the space
  * (struct umm_ctl), needs no libc, and prefers the exclusive side.
  *
- * Order: event lock, then residency leaf locks, then device locks.
+ * Order: doc/locking.md.  Who holds it, even shared, touches no memory that may be
+ * away: who serves that fault needs it, too.
  */
 #ifndef UMM_EVLOCK_H
 #define UMM_EVLOCK_H

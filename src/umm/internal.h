@@ -4,10 +4,12 @@
  *
  * DOC: lock order
  *
- *   monitor leader -> event lock of a space (evlock.h) -> notifiers' lock
- *   -> residency leaf locks (hmm) -> device locks
+ *   layout -> monitor's leader -> event lock of a space (evlock.h) -> what callbacks
+ *   of notifiers take -> what keeps records (hmm) -> all others of umm's
  *
- * Nothing that can fault in a managed space runs under the event lock.
+ * The notifiers' lock is one of those others: it is held while the tree is
+ * searched, and across no callback.  Nothing that can fault in a managed space
+ * runs under the event lock.  The whole house is in doc/locking.md.
  */
 #ifndef UMM_INTERNAL_H
 #define UMM_INTERNAL_H

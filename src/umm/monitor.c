@@ -20,8 +20,9 @@
  * Spaces are named by key in epoll, never by pointer: a key that is gone is a
  * message that came too late.
  *
- * Locking: leader, then table, then a space's event lock.  The table lock is
- * never held while anything sleeps.
+ * Locking: leader, then a space's event lock, then table (a fork adds a space
+ * while its parent's events are applied).  The table lock is never held while
+ * anything sleeps.
  */
 #include <errno.h>
 #include <fcntl.h>
