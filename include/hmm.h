@@ -10,8 +10,10 @@
  * carries a reference count, because after fork() two address spaces hold the
  * same page until one of them brings it back.
  *
- * All operations are thread-safe: the engine calls them from several threads
- * and holds none of its locks across copy_in and copy_out.
+ * All operations are thread-safe: the engine calls them from several threads.
+ * copy_in may take its time: nobody who faults waits for it.  copy_out is what who
+ * faults waits for, and at fork all wait for it.  Neither they nor the others wait
+ * for a fault of the space themselves; get, put, same and shared do not sleep.
  */
 #ifndef HMM_H
 #define HMM_H
@@ -196,30 +198,47 @@ struct hmm_device {
 };
 
 /**
- * hmm_device_open() - open a device from its specification.
+ * hmm_device_open() - open a device of the library from its specification
  * @spec: "NAME" or "NAME:ARGUMENT", e.g. "lz4", "lz4:512M", "file:/var/tmp".
- * @devp: out; the caller owns it and ends it with hmm_device_close().
+ * @devp: out; the caller owns it and ends it with hmm_device_close().  NULL on error.
  * @err: out, one line without newline that says what is wrong and what to do;
- *       may be NULL.
+ *	may be NULL.
  * @errlen: bytes at @err.
  *
- * Returns 0, -ENODEV (no such driver), -EINVAL (bad argument), or what opening
- * the backing store gave (-EACCES, -ENOSPC, -ENOENT ...).  Thread-safe.
+ * What else the backing store has to say (-ENOTBLK, -EROFS ...) comes through as it is.
+ *
+ * Context: Thread-safe.  Not in callbacks.
+ * Return: 0, or
+ *	-ENODEV	no such driver
+ *	-EINVAL	a bad argument, or none where one is needed
+ *	-ENOMEM	no memory
+ *	-EACCES	no right to the backing store
+ *	-ENOENT	it does not exist
+ *	-ENOSPC	it has no room
  */
 int hmm_device_open(const char *spec, struct hmm_device **devp, char *err, size_t errlen);
 
 /**
- * hmm_chain_next() - the next device specification of a chain "lz4:1G,raw,file:/var/tmp".
+ * hmm_chain_next() - the next device specification of a chain "lz4:1G,raw,file:/var/tmp"
  * @chain: in and out; set behind what was read.
- * @spec, @len: room for the specification.
+ * @spec: out; room for the specification.
+ * @len: bytes at @spec.
  *
  * Arguments may hold commas, so one ends a specification only where a known
- * driver's name follows.  Returns 1, 0 at the end, -EINVAL for an empty or too
- * long one.
+ * driver's name follows.
+ *
+ * Context: Thread-safe.
+ * Return: 1: a specification was read; 0 at the end; or
+ *	-EINVAL	an empty one, or one too long for @spec
  */
 int hmm_chain_next(const char **chain, char *spec, size_t len);
 
-/** hmm_device_close() - end a device; NULL is fine. */
+/**
+ * hmm_device_close() - end a device
+ * @dev: of hmm_device_open(), or any that has a close operation; NULL is fine.
+ *
+ * Context: No other call on @dev may run, and no engine may have it any more (hmm_mm_close()).
+ */
 void hmm_device_close(struct hmm_device *dev);
 
 /* --------------------------------------------------------- the linked engine */
@@ -255,53 +274,96 @@ void hmm_device_close(struct hmm_device *dev);
 struct hmm_mm;
 
 /**
- * hmm_mm_open() - start the engine on @space.
+ * hmm_mm_open() - start the engine on a space
  * @space: the caller's own, from umm_space_open_self(); open until hmm_mm_close().
  * @mmp: out; ended with hmm_mm_close().
  *
- * Returns 0; -EOPNOTSUPP another process's space, or a kernel without
- * UFFDIO_MOVE; -EBUSY the space has or had an engine; -EPERM no right to a
- * userfaultfd; -ENOMEM.  Not thread-safe against itself for one space.
+ * One engine a space, once.
+ *
+ * Context: Not thread-safe against itself for one space.  Not in callbacks.
+ * Return: 0, or
+ *	-EOPNOTSUPP	another process's space, or a kernel without UFFDIO_MOVE (before Linux 6.8)
+ *	-EBUSY	the space has or had an engine
+ *	-EPERM	no right to a userfaultfd (umm(7))
+ *	-ENOMEM	no memory, or no address space for staging
+ *	-ENOSYS	the kernel is built without userfaultfd
+ *	-EMFILE	no descriptor left
+ *	-EAGAIN	no thread could be made for the monitor
  */
 int hmm_mm_open(struct umm_space *space, struct hmm_mm **mmp);
 
 /**
- * hmm_mm_close() - bring everything back and end the engine; NULL is fine.
+ * hmm_mm_close() - bring everything back and end the engine
+ * @mm: NULL is fine.
  *
  * Devices may be closed afterwards, not before.  Returns when no call of a
- * device runs.  0, or -ENOMEM: not all could be brought back, and nothing has
- * ended.
+ * device runs.
+ *
+ * Context: No other call on @mm may run, and no range or cache may use it.  Not in callbacks.
+ * Return: 0, or
+ *	-ENOMEM	not all could be brought back, and nothing has ended
  */
 int hmm_mm_close(struct hmm_mm *mm);
 
 /**
- * hmm_mm_add_device() - let @dev hold pages of @mm.
+ * hmm_mm_add_device() - let a device hold pages
+ * @mm: an engine.
  * @dev: the caller's, until hmm_mm_close() has returned; its ops and spec are set.
+ *	Of its operations same, shared, trim, stats and close are not called, and may be NULL.
  *
- * Its close operation is not called.  Returns 0; -ENOSPC eight are there already;
- * -EEXIST; -EINVAL no memory operations.  Thread-safe.
+ * Context: Thread-safe.  Not in callbacks.
+ * Return: 0, or
+ *	-ENOSPC	eight are there already
+ *	-EEXIST	this one is
+ *	-EINVAL	it is not coherent and lacks one of copy_in, copy_out, get, put; or is NULL
  */
 int hmm_mm_add_device(struct hmm_mm *mm, struct hmm_device *dev);
 
 /**
- * hmm_mm_manage() - get the mappings of [@start, @end) ready to move.
+ * hmm_mm_manage() - get mappings ready to move
+ * @mm: an engine.
+ * @start, @end: bytes, page-aligned.
  *
  * Migration does it by itself; a mapping is always taken as a whole, also beyond
  * the range.  From here on a first touch of a page in it is served by the engine.
- * Returns 0; -EINVAL unaligned or backward, a hole, or memory that cannot be
- * managed (shared, of a file, huge pages by hugetlb, the stack); -EBUSY another
- * userfaultfd has it; -ENOMEM.  Thread-safe.
+ * On error what comes before the mapping concerned is managed.
+ *
+ * Context: Thread-safe.  Not in callbacks.
+ * Return: 0, or
+ *	-EINVAL	unaligned or backward, a hole, or memory that cannot be managed (shared, of a
+ *		file, huge pages by hugetlb, the stack, of umm_alloc())
+ *	-EBUSY	another userfaultfd has it
+ *	-ENOMEM	no memory, or too many registrations
  */
 int hmm_mm_manage(struct hmm_mm *mm, uint64_t start, uint64_t end);
 
-/** hmm_mm_unmanage() - bring [@start, @end) back and let go of it.  Returns 0, -EINVAL, -ENOMEM.  Thread-safe. */
+/**
+ * hmm_mm_unmanage() - bring a range back and let go of it
+ * @mm: an engine.
+ * @start, @end: bytes, page-aligned.
+ *
+ * A page that its device cannot give back is lost: whoever touches it gets SIGBUS.
+ *
+ * Context: Thread-safe.  Not in callbacks.
+ * Return: 0, or
+ *	-EINVAL	unaligned or backward, or a part is not mapped
+ *	-ENOMEM	no memory; then it is managed still
+ */
 int hmm_mm_unmanage(struct hmm_mm *mm, uint64_t start, uint64_t end);
 
 /**
- * hmm_mm_uniform() - before mremap(): manage the whole of what is managed in part.
+ * hmm_mm_uniform() - before mremap(): manage the whole of what is managed in part
+ * @mm: an engine.
+ * @start, @end: bytes; what is about to move, to whole pages.
  *
- * mremap() fails half-way on a mapping of which only a part is managed.
- * Returns 0 or -errno as hmm_mm_manage(); nothing is done where nothing is managed.
+ * mremap() fails half-way on a mapping of which only a part is managed.  The hooks
+ * call this by themselves.  Nothing is done where nothing is managed.
+ *
+ * Context: Thread-safe.  Not in callbacks.
+ * Return: 0, or
+ *	-EINVAL	backward, beyond HMM_ADDR_END, or a hole
+ *	-EBUSY	another userfaultfd has part of it
+ *	-ENOMEM	no memory, or too many registrations
  */
 int hmm_mm_uniform(struct hmm_mm *mm, uint64_t start, uint64_t end);
 
@@ -329,68 +391,140 @@ struct hmm_migrate {
 };
 
 /**
- * hmm_migrate_collect() - take the pages of [@m->start, @m->end) out of the page table.
+ * hmm_migrate_collect() - take the pages of a range out of the page table
+ * @m: the caller's, not on a small stack (14 KiB); mm, to, start, end and owner are set, start and
+ *	end in bytes, page-aligned, at most HMM_BATCH_MAX pages.
  *
  * Lowers @m->end where the range has more mappings than one batch can hold.
  * Pages that are elsewhere already, pinned, or in mappings that cannot be moved
  * from are left out.  Never-touched pages are collected as pages of zeros.
- * Returns 0, also with no page collected: then commit must follow all the same;
- * -EINVAL bad range, a hole or unreadable memory in it, or @m->to is not one of
- * @m->mm's or is coherent; -EBUSY, -ENOMEM as hmm_mm_manage().
+ * With 0 pages collected, too, hmm_migrate_commit() must follow; after an error not.
+ *
+ * Context: Thread-safe, for structures of their own; other migrations of @m->mm wait until commit.  Not in
+ * callbacks.  May sleep.
+ * Return: 0, or
+ *	-EINVAL	bad range, a hole or unreadable memory in it, or @m->to is not one of @m->mm's or is coherent
+ *	-EBUSY	another userfaultfd has part of it
+ *	-ENOMEM	no memory, or too many registrations
  */
 int hmm_migrate_collect(struct hmm_migrate *m);
 
-/** hmm_migrate_copy() - have the device's copy_in() take them; a driver may fill @m->handle itself.  Returns pages
- * taken. */
+/**
+ * hmm_migrate_copy() - have the device's copy_in() take what was collected
+ * @m: after hmm_migrate_collect().
+ *
+ * A driver may fill @m->handle itself instead: HMM_HANDLE_NONE stands there for all.
+ *
+ * Context: In the thread that collected.
+ * Return: the number of pages taken, or
+ *	-EIO	the device failed (or what else copy_in gave); commit puts all of them back
+ */
 int hmm_migrate_copy(struct hmm_migrate *m);
 
-/** hmm_migrate_commit() - enter what was taken, put back what was not.  Returns pages that are on the device now. */
+/**
+ * hmm_migrate_commit() - enter what was taken, put back what was not
+ * @m: after hmm_migrate_collect(); may be used for another one then.
+ *
+ * Of a page that was touched, unmapped or dropped meanwhile the device's copy is
+ * let go.
+ *
+ * Context: In the thread that collected.
+ * Return: the number of pages that are on the device now.
+ */
 int hmm_migrate_commit(struct hmm_migrate *m);
 
 /**
- * hmm_migrate_to_device() - all three phases, for a range of any length.
+ * hmm_migrate_to_device() - all three phases, for a range of any length
+ * @mm: an engine.
  * @dev: one of @mm's.  Pages on another of its devices come from there.
+ * @start, @end: bytes, page-aligned.
+ * @owner: of the changes that notifiers are told; NULL: the engine.
  * @moved: out, also on error; pages of the range that are on @dev now.  May be NULL.
  *
  * To a coherent device pages stay mapped: the engine keeps the record that they
  * are the device's.  (No memory of such a device is known to this machine: the
  * page's own stands in for it.)
- * Partial success is success: see @moved.  Returns 0 or as hmm_migrate_collect().
+ *
+ * Partial success is success, also where the device has failed or is full: see
+ * @moved.
+ *
+ * Context: Thread-safe; migrations of one @mm take turns.  Not in callbacks.  May sleep.
+ * Return: 0, or
+ *	-EINVAL	unaligned or backward, a hole or unreadable memory, or @dev is not one of @mm's
+ *	-EBUSY	another userfaultfd has part of it
+ *	-ENOMEM	no memory, or too many registrations
  */
 int hmm_migrate_to_device(struct hmm_mm *mm, struct hmm_device *dev, uint64_t start, uint64_t end, const void *owner,
 			  uint64_t *moved);
 
 /**
- * hmm_migrate_to_system() - bring back what @dev (NULL: any) holds of [@start, @end).
+ * hmm_migrate_to_system() - bring back what a device holds
+ * @mm: an engine.
+ * @dev: one of @mm's; NULL: any.
+ * @start, @end: bytes, page-aligned; 0 to HMM_ADDR_END: all that the device holds.
  * @moved: out, pages that came; may be NULL.
  *
- * Returns 0, -EINVAL, -ENOMEM.  A device evicts all that it holds with a range
- * of 0 to HMM_ADDR_END.  Thread-safe.
+ * A page that its device cannot give back is lost: whoever touches it gets SIGBUS.
+ *
+ * Context: Thread-safe; migrations of one @mm take turns.  Not in callbacks.  May sleep.
+ * Return: 0, or
+ *	-EINVAL	unaligned or backward, or @dev is not one of @mm's
+ *	-ENOMEM	no memory; then something is still away
  */
 int hmm_migrate_to_system(struct hmm_mm *mm, struct hmm_device *dev, uint64_t start, uint64_t end, uint64_t *moved);
 
 #define HMM_ADDR_END ((uint64_t)1 << 47)
 
 /**
- * hmm_where() - which device holds each page of [@start, @end).
+ * hmm_where() - which device holds each page of a range
+ * @mm: an engine.
+ * @start, @end: bytes, page-aligned.
  * @where: out, one per page; NULL: none, the page is the system's.
  * @handle: out, one per page: its handle, or HMM_HANDLE_NONE; may be NULL.
  *
  * True when it is written.  Who needs it to stay true asks under a sequence of a
- * notifier.  Returns 0 or -EINVAL.  Thread-safe.
+ * notifier.
+ *
+ * Context: Thread-safe.  Not in callbacks, nor under a lock that they take.
+ * Return: 0, or
+ *	-EINVAL	unaligned, backward, or beyond HMM_ADDR_END
  */
 int hmm_where(struct hmm_mm *mm, uint64_t start, uint64_t end, struct hmm_device *where[], hmm_handle_t handle[]);
 
 /**
- * hmm_device_read() - the contents of pages from @addr on, as long as they are in @dev's own memory.
- * @buf: @npages pages of memory that cannot be away (umm_alloc()).
+ * hmm_device_read() - the contents of pages that are in a device's own memory
+ * @mm: an engine.
+ * @dev: one of @mm's, not a coherent one: that gives 0.
+ * @addr: of the first page, bytes, page-aligned.
+ * @buf: out; @npages pages of memory that cannot be away (umm_alloc()).
+ * @npages: how many there are from @addr on.
  *
- * Returns pages read, 0 when the first one is not there (any more), or what
- * copy_out gave.  Not for coherent devices.  Thread-safe.
+ * Nothing is brought back.
+ *
+ * Context: Thread-safe.  Not in callbacks, nor under a lock that they take.
+ * Return: the number of pages read, 0 when the first one is not there (any more), or
+ *	-EINVAL	@addr unaligned, or @dev is not one of @mm's
+ *	-EIO	the device cannot read the first one (or what else copy_out gave)
+ *	-EBADMSG	its checksum does not match
  */
 int hmm_device_read(struct hmm_mm *mm, struct hmm_device *dev, uint64_t addr, void *buf, unsigned npages);
 
-/** hmm_device_write() - the same the other way; @dev gets new handles.  -ENOMEM: it took nothing. */
+/**
+ * hmm_device_write() - replace the contents of pages that are in a device's own memory
+ * @mm: an engine.
+ * @dev: one of @mm's, not a coherent one: that gives 0.
+ * @addr: of the first page, bytes, page-aligned.
+ * @buf: @npages pages of memory that cannot be away (umm_alloc()).
+ * @npages: how many there are from @addr on.
+ *
+ * Pages have new handles then.  What mappings allow is the caller's to look at.
+ *
+ * Context: Thread-safe.  Not in callbacks, nor under a lock that they take.
+ * Return: the number of pages written, 0 when the first one is not there (any more), or
+ *	-EINVAL	@addr unaligned, or @dev is not one of @mm's
+ *	-EIO	the device failed (or what else copy_in gave)
+ *	-ENOMEM	the device took nothing
+ */
 int hmm_device_write(struct hmm_mm *mm, struct hmm_device *dev, uint64_t addr, const void *buf, unsigned npages);
 
 /* ------------------------------------------------------- mapping for devices */
@@ -445,62 +579,105 @@ struct hmm_range {
 };
 
 /**
- * hmm_range_open() - begin to map [@start, @end) for @dev.  Nothing is mapped yet.
- * @space: the caller's own; @mm: its engine, or NULL where no device has memory.
+ * hmm_range_open() - begin to map a range for a device
+ * @space: the caller's own.
+ * @mm: its engine, or NULL where no device has memory.
  * @dev: with HMM_DEV_MAP; open until hmm_range_close().
+ * @start, @end: bytes, page-aligned; up to the whole address space.
  * @priv: for range->priv.
  * @rangep: out; ended with hmm_range_close(), before @space is closed.
  *
- * Returns 0; -EINVAL a bad range, or the device lacks operations that its
- * capabilities ask for; -ENOMEM.  Thread-safe.
+ * Nothing is mapped yet.
+ *
+ * Context: Thread-safe.  Not in callbacks.
+ * Return: 0, or
+ *	-EINVAL	a bad range, or the device lacks operations that its capabilities ask for, or has
+ *		HMM_DEV_PINNED together with HMM_DEV_HUGE or HMM_DEV_QUEUE
+ *	-ENOMEM	no memory
  */
 int hmm_range_open(struct umm_space *space, struct hmm_mm *mm, struct hmm_device *dev, uint64_t start, uint64_t end,
 		   void *priv, struct hmm_range **rangep);
 
-/** hmm_range_close() - unmap what is mapped, and end @range.  NULL is fine.  No other call on it may run. */
+/**
+ * hmm_range_close() - unmap what is mapped, and end a range
+ * @range: NULL is fine.
+ *
+ * Context: No other call on @range may run.  Not in callbacks.  Sleeps until the device has settled.
+ */
 void hmm_range_close(struct hmm_range *range);
 
 #define HMM_MAP_WRITE (1u << 0)  /* the device is to write; without it pages are mapped writable where they are */
 #define HMM_MAP_SYSTEM (1u << 1) /* pages in @dev's own memory, too, are to come and be mapped */
 
 /**
- * hmm_range_map() - see to it that the device has [@start, @end) mapped.
- * @start, @end: within the range, page-aligned; the whole of it for a device that pins.
+ * hmm_range_map() - see to it that the device has a part of a range mapped
+ * @range: of hmm_range_open().
+ * @start, @end: bytes, page-aligned, within the range; the whole of it for a device that pins.
  * @flags: HMM_MAP_*.
- * @deadline_ns: CLOCK_MONOTONIC; 0: none.
+ * @deadline_ns: of CLOCK_MONOTONIC, in nanoseconds; 0: none.
  *
- * Pages on other devices are brought back.  Those in @dev's own memory, which it
+ * Pages on other devices are brought back.  Those in @range->dev's own memory, which it
  * reaches without a map, stay there (unless the CPU reaches it, too: then they
  * are mapped as any).  On success each page was mapped at a moment during the
  * call; it may have been invalidated since, and the device has been told.
  *
  * On error nothing is mapped that was not mapped before: what this call had
  * mapped is taken back.  (A page that it had made writable for the device is lost,
- * as by an invalidation.)
+ * as by an invalidation.)  What the device's map gave comes through as it is.
  *
- * Returns 0; -EINVAL; -EFAULT a hole or unreadable page; -EPERM HMM_MAP_WRITE
- * where the mapping does not allow it; -ETIME the deadline passed before the
- * range held still; -EINTR; -ENOMEM; -ESRCH; -EOPNOTSUPP another process's
- * space; or what the device's map gave.  Thread-safe; calls for one range take
- * turns.
+ * Context: Thread-safe; calls for one range take turns.  Not in callbacks, nor under a lock that they
+ * take.  May sleep, and fault.
+ * Return: 0, or
+ *	-EINVAL	a bad range, or unknown flags
+ *	-EFAULT	a hole, an unreadable page, or one that is lost
+ *	-EPERM	HMM_MAP_WRITE where the mapping does not allow it
+ *	-ETIME	the deadline passed before the range held still
+ *	-EINTR	a signal ends the process
+ *	-ENOMEM	no memory
+ *	-ESRCH	the space is gone
+ *	-EOPNOTSUPP	another process's space
+ *	-ENOTTY	the kernel has no PAGEMAP_SCAN (before Linux 6.7)
  */
 int hmm_range_map(struct hmm_range *range, uint64_t start, uint64_t end, unsigned flags, uint64_t deadline_ns);
 
 /**
- * hmm_range_unmap() - take [@start, @end) from the device.
+ * hmm_range_unmap() - take a part of a range from the device
+ * @range: of hmm_range_open().
+ * @start, @end: bytes, page-aligned, within the range.
  * @dirty: out, pages that the device says it has written to; may be NULL.
  *
  * A huge page that is mapped by one entry goes as a whole, also where it reaches
  * beyond; so does the registration of a device that pins.  Pages that were
  * written to are marked written in the CPU's page table.  Returns when the device
- * has settled: 0, or -EINVAL.  Thread-safe.
+ * has settled.
+ *
+ * Context: Thread-safe; calls for one range take turns.  Not in callbacks, nor under a lock that they
+ * take.  May sleep, and fault.
+ * Return: 0, or
+ *	-EINVAL	a bad range
  */
 int hmm_range_unmap(struct hmm_range *range, uint64_t start, uint64_t end, uint64_t *dirty);
 
-/** hmm_range_mapped() - has the device all of [@start, @end), and for writing if @write?  True when it is said. */
+/**
+ * hmm_range_mapped() - has the device all of a part of a range?
+ * @range: of hmm_range_open().
+ * @start, @end: bytes, page-aligned, within the range.
+ * @write: for writing?
+ *
+ * Context: Thread-safe.  Not in callbacks, nor under a lock that they take.
+ * Return: true or false; true when it is said.  A bad range is not mapped.
+ */
 bool hmm_range_mapped(struct hmm_range *range, uint64_t start, uint64_t end, bool write);
 
-/** hmm_range_notifier() - what @range is told by, for umm_range_snapshot() and its like. */
+/**
+ * hmm_range_notifier() - what a range is told by
+ * @range: of hmm_range_open().
+ *
+ * For umm_range_snapshot() and its like: umm_read_begin() and umm_read_retry() on it.
+ *
+ * Context: Thread-safe.
+ * Return: the range's, until hmm_range_close(); not to be removed.
+ */
 struct umm_notifier *hmm_range_notifier(struct hmm_range *range);
 
 #pragma GCC visibility pop

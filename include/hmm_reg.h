@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * A registration cache: memory that a device has mapped stays mapped after use,
- * in case it is used again, and is given up when it changes.
+ * hmm_reg: a registration cache.
+ *
+ * Memory that a device has mapped stays mapped after use, in case it is used
+ * again, and is given up when it changes.
  *
  * DOC: how to use it
  *
@@ -65,39 +67,86 @@ struct hmm_reg_stats {
 };
 
 /**
- * hmm_reg_cache_open() - a cache of what @dev has mapped of @space.
+ * hmm_reg_cache_open() - a cache of what a device has mapped of a space
  * @space, @mm, @dev: as for hmm_range_open(); open until hmm_reg_cache_close().
  * @params: NULL: no limits, no flags.
  * @cachep: out; ended with hmm_reg_cache_close().
  *
- * Returns 0, -EINVAL, -ENOMEM.
+ * Context: Thread-safe.  Not in callbacks.
+ * Return: 0, or
+ *	-EINVAL	the device has no HMM_DEV_MAP, or flags are unknown
+ *	-ENOMEM	no memory
  */
 int hmm_reg_cache_open(struct umm_space *space, struct hmm_mm *mm, struct hmm_device *dev,
 		       const struct hmm_reg_params *params, struct hmm_reg_cache **cachep);
 
-/** hmm_reg_cache_close() - nobody uses it or any of its registrations; NULL is fine.  In a forked child, too. */
+/**
+ * hmm_reg_cache_close() - end a cache
+ * @cache: nobody uses it or any of its registrations; NULL is fine.  In a forked child, too.
+ *
+ * Context: No other call on @cache may run.  Not in callbacks.
+ */
 void hmm_reg_cache_close(struct hmm_reg_cache *cache);
 
 /**
- * hmm_reg_get() - have [@addr, @addr + @len) registered.
+ * hmm_reg_get() - have memory registered
+ * @cache: of hmm_reg_cache_open().
+ * @addr: of any alignment.
+ * @len: bytes.
  * @flags: HMM_MAP_*.
- * @deadline_ns: CLOCK_MONOTONIC, of what is not there yet; 0: none.
+ * @deadline_ns: of CLOCK_MONOTONIC, in nanoseconds, for what is not there yet; 0: none.
  * @regp: out; to be given back with hmm_reg_put().
  *
- * Returns 0; -EINVAL nothing, or beyond the address space; -ESTALE in a forked
- * child; -EPERM, -EBUSY it cannot be watched (see HMM_REG_HOOKED); else as
- * hmm_range_map().  Thread-safe; not for signal handlers, nor for callbacks.
+ * What else the device's map has to say comes through as it is.
+ *
+ * Context: Thread-safe; not for signal handlers, nor in callbacks.  May sleep, and fault.
+ * Return: 0, or
+ *	-EINVAL	nothing, or beyond the address space; unknown flags; or memory that cannot be
+ *		watched (see HMM_REG_HOOKED)
+ *	-ESTALE	in a forked child
+ *	-EPERM	HMM_MAP_WRITE where the mapping does not allow it; or it cannot be watched, as there
+ *		is no right to a userfaultfd (see HMM_REG_HOOKED)
+ *	-EBUSY	it cannot be watched: another userfaultfd has part of it (see HMM_REG_HOOKED)
+ *	-EFAULT	a hole, an unreadable page, or one that is lost
+ *	-ETIME	the deadline passed before the range held still
+ *	-EINTR	a signal ends the process
+ *	-ENOMEM	no memory, or too many registrations with userfaultfd
+ *	-EOPNOTSUPP	another process's space
+ *	-ENOSYS	the kernel is built without userfaultfd (see HMM_REG_HOOKED)
+ *	-EMFILE	no descriptor left (see HMM_REG_HOOKED)
+ *	-EAGAIN	no thread could be made for the monitor (see HMM_REG_HOOKED)
+ *	-ENOTTY	the kernel has no PAGEMAP_SCAN (before Linux 6.7)
  */
 int hmm_reg_get(struct hmm_reg_cache *cache, const void *addr, size_t len, unsigned flags, uint64_t deadline_ns,
 		struct hmm_reg **regp);
 
-/** hmm_reg_put() - the device is done with it.  It stays registered while there is room.  Thread-safe. */
+/**
+ * hmm_reg_put() - the device is done with it
+ * @cache: where it is from.
+ * @reg: of hmm_reg_get(); not to be looked at any more.
+ *
+ * It stays registered while there is room.
+ *
+ * Context: Thread-safe; not for signal handlers, nor in callbacks.
+ */
 void hmm_reg_put(struct hmm_reg_cache *cache, struct hmm_reg *reg);
 
-/** hmm_reg_flush() - give up what is invalid, and with @all what nobody uses, too.  Thread-safe. */
+/**
+ * hmm_reg_flush() - give up what is invalid
+ * @cache: of hmm_reg_cache_open(); in a forked child nothing happens.
+ * @all: what nobody uses, too.
+ *
+ * Context: Thread-safe; not for signal handlers, nor in callbacks.
+ */
 void hmm_reg_flush(struct hmm_reg_cache *cache, bool all);
 
-/** hmm_reg_stats() - what happened since it was opened, and what there is.  Thread-safe. */
+/**
+ * hmm_reg_stats() - what happened since a cache was opened, and what there is
+ * @cache: of hmm_reg_cache_open(); not in a forked child.
+ * @st: out.
+ *
+ * Context: Thread-safe; not for signal handlers, nor in callbacks.
+ */
 void hmm_reg_stats(struct hmm_reg_cache *cache, struct hmm_reg_stats *st);
 
 #pragma GCC visibility pop

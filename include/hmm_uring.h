@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * io_uring with registered ("fixed") buffers, on plain pointers.
+ * hmm_uring: io_uring with registered ("fixed") buffers, on plain pointers.
  *
  * The kernel pins and maps a fixed buffer once, not for each transfer.  It asks
  * programs to set such buffers aside; here any memory will do: what a transfer
@@ -50,38 +50,72 @@ struct hmm_uring_stats {
 };
 
 /**
- * hmm_uring_open() - a ring for transfers to and from memory of @space.
+ * hmm_uring_open() - a ring for transfers to and from memory of a space
  * @space: the caller's own, open until hmm_uring_close().
  * @params: NULL: as if all were 0.
  * @up: out; ended with hmm_uring_close().
  *
- * Returns 0; -EINVAL; -ENOMEM; -EOPNOTSUPP the kernel has no sparse table of
- * buffers (before 5.19); or what io_uring_setup() gave (-EPERM, -ENOSYS ...).
+ * Context: Thread-safe.  Not in callbacks.
+ * Return: 0, or
+ *	-EINVAL	a number out of its range, or unknown flags
+ *	-ENOMEM	no memory, or more than the system lets a user lock
+ *	-EOPNOTSUPP	the kernel has no sparse table of buffers (before 5.19)
+ *	-EPERM	io_uring is closed to this user
+ *	-ENOSYS	the kernel is built without io_uring
+ *	-EMFILE	no descriptor left
  */
 int hmm_uring_open(struct umm_space *space, const struct hmm_uring_params *params, struct hmm_uring **up);
 
-/** hmm_uring_close() - wait for what is under way, and end it; NULL is fine.  In a forked child it must not be used. */
+/**
+ * hmm_uring_close() - wait for what is under way, and end it
+ * @u: NULL is fine.  In a forked child it must not be used.
+ *
+ * Context: No other call on @u may run.  Not in callbacks.
+ */
 void hmm_uring_close(struct hmm_uring *u);
 
 /**
- * hmm_uring_read(), hmm_uring_write() - begin a transfer between @buf and @fd.
- * @buf, @len: bytes, at most 1 GiB; the caller's until it is done.
+ * hmm_uring_read(), hmm_uring_write() - begin a transfer between memory and a file
+ * @u: of hmm_uring_open().
+ * @fd: the file; open until the transfer is done.
+ * @buf: the caller's until it is done; of any alignment.
+ * @len: bytes, at most 1 GiB.
  * @offset: bytes, in the file; -1: where @fd stands.
  * @user: comes back in hmm_uring_done.
  *
- * Handed to the kernel by hmm_uring_wait(), or when the ring is full.  Returns 0;
- * -EINVAL; -EAGAIN as many as the ring has room for are under way: wait for one;
- * or what io_uring_enter() gave.  A bad @buf is told by the transfer, -EFAULT.
- * One thread at a time.
+ * Handed to the kernel by hmm_uring_wait(), or when the ring is full.  A bad @buf
+ * is told by the transfer, -EFAULT.  What else io_uring_enter() has to say comes
+ * through as it is.
+ *
+ * Context: One thread at a time.  Not in callbacks.
+ * Return: 0, or
+ *	-EINVAL	@len or @offset out of range
+ *	-EAGAIN	as many as the ring has room for are under way: wait for one
  */
 int hmm_uring_read(struct hmm_uring *u, int fd, void *buf, size_t len, int64_t offset, void *user);
 int hmm_uring_write(struct hmm_uring *u, int fd, const void *buf, size_t len, int64_t offset, void *user);
 
-/** hmm_uring_wait() - the next that is done.  Returns 0; -ENOENT none is under way; -EINTR ...  One thread at a time.
+/**
+ * hmm_uring_wait() - the next transfer that is done
+ * @u: of hmm_uring_open().
+ * @done: out.
+ *
+ * What else io_uring_enter() has to say comes through as it is.
+ *
+ * Context: One thread at a time.  Not in callbacks.  Sleeps.
+ * Return: 0, or
+ *	-ENOENT	none is under way
+ *	-EINTR	a signal came
  */
 int hmm_uring_wait(struct hmm_uring *u, struct hmm_uring_done *done);
 
-/** hmm_uring_stats() - since it was opened. */
+/**
+ * hmm_uring_stats() - what happened since a ring was opened
+ * @u: of hmm_uring_open().
+ * @st: out.
+ *
+ * Context: One thread at a time.
+ */
 void hmm_uring_stats(struct hmm_uring *u, struct hmm_uring_stats *st);
 
 #pragma GCC visibility pop

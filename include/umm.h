@@ -23,6 +23,22 @@
  *		unlock(driver);
  *
  * Errors are returned as negative errno values.
+ *
+ * DOC: who may
+ *
+ * Queries, notifiers and ranges need no right.  Watching (umm_space_watch()), and
+ * the engine of hmm(7), need a userfaultfd: CAP_SYS_PTRACE, or the right to open
+ * /dev/userfaultfd, or the setting vm.unprivileged_userfaultfd=1.  "hmm doctor"
+ * says which of these there are, and what is missing.
+ *
+ * DOC: callbacks
+ *
+ * A callback runs in whatever thread changes the space, or in one that serves
+ * faults, all signals blocked.  It calls nothing of umm(7) but umm_alloc(), umm_free(),
+ * umm_notifier_insert(), umm_notifier_remove() of its own notifier, umm_read_retry()
+ * and umm_notifier_set_seq(), nothing of hmm(7), and not malloc.  It touches no memory
+ * of the space but what umm_alloc() gave.  The same holds for who has a lock that a
+ * callback takes; such a lock is taken with all signals blocked.
  */
 #ifndef UMM_H
 #define UMM_H
@@ -44,31 +60,56 @@ extern "C" {
 struct umm_space;
 
 /**
- * umm_space_open_self() - the caller's own address space.
+ * umm_space_open_self() - the caller's own address space
  * @spacep: out; ended with umm_space_close().
  *
  * Opens a userfaultfd for it and starts its monitor when the first range is
- * watched, not before.  Returns 0, -ENOMEM, or what opening /proc/self gave.
+ * watched, not before.  A forked child must not use the space of its parent,
+ * nor close it, and may open its own.
+ *
+ * Context: Thread-safe.  Not in callbacks.
+ * Return: 0, or
+ *	-ENOMEM	no memory, or no address space for what umm_alloc() gives
+ *	-EACCES	the process may not look at itself: it has changed its user, or made itself not dumpable
+ *	-EMFILE	it has no descriptor left; two are needed
+ *	-ENFILE	the system has none left
+ *	-ENOENT	/proc is not mounted
  */
 int umm_space_open_self(struct umm_space **spacep);
 
 /**
- * umm_space_open_pid() - the address space of process @pid, for queries.
+ * umm_space_open_pid() - the address space of another process, for queries
  * @pid: a process that the caller may trace (same user and dumpable, or CAP_SYS_PTRACE).
  * @spacep: out; ended with umm_space_close().
  *
  * The space stays that of the program running now, also after @pid calls
  * execve().  What must be done from inside (watch, populate) gives -EOPNOTSUPP.
- * Returns 0, -ESRCH, -EACCES, -ENOMEM.
+ *
+ * Context: Thread-safe.  Not in callbacks.
+ * Return: 0, or
+ *	-ESRCH	there is no such process, or it has no memory (any more)
+ *	-EACCES	it is not the caller's to look at
+ *	-ENOMEM	no memory
+ *	-EMFILE	the caller has no descriptor left; two are needed
+ *	-ENFILE	the system has none left
  */
 int umm_space_open_pid(pid_t pid, struct umm_space **spacep);
 
-/** umm_space_close() - end a space; notifiers still on it get their release() first.  NULL is fine. */
+/**
+ * umm_space_close() - end a space
+ * @space: NULL is fine.
+ *
+ * Notifiers still on it are told RELEASE, and get their release() then.  Ranges,
+ * caches and engines on it are closed before.  Memory of umm_alloc() goes with it.
+ *
+ * Context: No other call on @space may run.  Not in callbacks.
+ */
 void umm_space_close(struct umm_space *space);
 
 /**
- * umm_space_watch() - have raw system calls that change [@start, @start + @len) reported.
- * @start, @len: whole mappings; a partly watched mapping breaks mremap().
+ * umm_space_watch() - have raw system calls that change a range reported
+ * @space: the caller's own.
+ * @start, @len: bytes, page-aligned; whole mappings, as a partly watched one breaks mremap().
  *
  * Registers the range with the space's userfaultfd (write-protect mode,
  * asynchronous), which works on anonymous, shared, file and hugetlb mappings.
@@ -78,28 +119,62 @@ void umm_space_close(struct umm_space *space);
  * have returned before the call begins.)  mprotect sends nothing: see
  * umm_range_fault().
  *
- * Returns 0; -EBUSY another userfaultfd has the range; -EINVAL; -ENOMEM;
- * -EPERM no right to a userfaultfd; -EOPNOTSUPP not the caller's own space.
+ * Context: Thread-safe.  May sleep.  Not in callbacks.
+ * Return: 0, or
+ *	-EINVAL	empty, unaligned or wrapping; a hole in it, or memory that cannot be watched (a
+ *		device's, [vvar]); or the kernel's userfaultfd lacks what it takes (before Linux 6.8)
+ *	-EBUSY	another userfaultfd has part of it
+ *	-EPERM	no right to a userfaultfd (umm(7)); or a shared mapping of a file opened for
+ *		reading only
+ *	-ENOMEM	no memory, or too many registrations
+ *	-ENOSYS	the kernel is built without userfaultfd
+ *	-EMFILE	no descriptor left; five are needed for the first range
+ *	-EAGAIN	no thread could be made for the monitor
+ *	-EOPNOTSUPP	not the caller's own space
  */
 int umm_space_watch(struct umm_space *space, uint64_t start, uint64_t len);
 
-/** umm_space_unwatch() - undo umm_space_watch().  Returns 0 or -EINVAL. */
+/**
+ * umm_space_unwatch() - undo umm_space_watch()
+ * @space: the caller's own.
+ * @start, @len: bytes, page-aligned.
+ *
+ * What an engine holds pages of (hmm_mm_manage()) stays watched.
+ *
+ * Context: Thread-safe.  May sleep.  Not in callbacks.
+ * Return: 0, or
+ *	-EINVAL	empty, unaligned or wrapping; nothing is mapped there; or nothing of @space was
+ *		ever watched
+ *	-ENOMEM	no memory to split a mapping
+ */
 int umm_space_unwatch(struct umm_space *space, uint64_t start, uint64_t len);
 
 /* ------------------------------------------------------------------ memory */
 
 /**
- * umm_alloc() - @size bytes of zeros for who is called while @space changes.
+ * umm_alloc() - zeros for who is called while the space changes
+ * @space: whose memory it is to be.
+ * @size: bytes; remembered by the caller, for umm_free().
  *
  * Memory that is never part of what is managed, from a piece that was reserved
  * when the space was opened: callbacks, and who holds a lock that they take,
  * touch no other and call no malloc.  A multiple of a page is aligned to a page,
- * less to 64 bytes.  Ends with the space; a forked child does not have it.
- * Thread-safe.  Returns NULL when there is no more.
+ * less to 64 bytes.  The caller's until umm_free(), or until the space ends; a
+ * forked child does not have it.  (For another process's space it is malloc's.)
+ *
+ * Context: Thread-safe.  In callbacks, too.  Never sleeps for a fault.
+ * Return: the memory; NULL when there is no more.
  */
 void *umm_alloc(struct umm_space *space, size_t size);
 
-/** umm_free() - give back what umm_alloc(@space, @size) gave; NULL is fine. */
+/**
+ * umm_free() - give back what umm_alloc() gave
+ * @space: as it was then.
+ * @p: NULL is fine.
+ * @size: bytes, as it was then.
+ *
+ * Context: Thread-safe.  In callbacks, too.
+ */
 void umm_free(struct umm_space *space, void *p, size_t size);
 
 /* ----------------------------------------------------------------- queries */
@@ -124,10 +199,19 @@ struct umm_vma {
 };
 
 /**
- * umm_vma_next() - the mapping that covers @addr, else the next one above it.
+ * umm_vma_next() - the mapping that covers an address, else the next one above it
+ * @space: own or other.
+ * @addr: bytes; need not be aligned.
+ * @vma: out, on success.
  *
- * Returns 0, -ENOENT when there is none, -ESRCH when the space is gone.
- * Thread-safe; what it says may have changed when it returns.
+ * What it says may have changed when it returns: who needs it to hold asks under
+ * a sequence of a notifier.
+ *
+ * Context: Thread-safe.  In callbacks not: before Linux 6.11 it calls malloc.
+ * Return: 0, or
+ *	-ENOENT	there is none
+ *	-ESRCH	the space is gone (before Linux 6.11 that is -ENOENT)
+ *	-ENOMEM	no memory
  */
 int umm_vma_next(struct umm_space *space, uint64_t addr, struct umm_vma *vma);
 
@@ -144,11 +228,22 @@ struct umm_page_run {
 };
 
 /**
- * umm_page_scan() - runs of pages in [@start, @end) that are PRESENT or SWAPPED.
- * @runs, @nr: room for them.
- * @walk_end: out; where the scan stopped (== @end when done).
+ * umm_page_scan() - runs of pages that are PRESENT or SWAPPED
+ * @space: own or other.
+ * @start, @end: bytes, page-aligned.
+ * @runs: out; the caller's.
+ * @nr: room at @runs.
+ * @walk_end: out; where the scan stopped: @end when it is done, below it when @runs is full.
  *
- * Faults nothing.  Returns the number of runs, -ESRCH, or -EINVAL for a bad range.
+ * Faults nothing.  What is in no run is neither present nor swapped.
+ *
+ * Context: Thread-safe.
+ * Return: the number of runs, or
+ *	-EINVAL	unaligned, or @end below @start
+ *	-EFAULT	it reaches above user addresses
+ *	-ESRCH	the space is gone
+ *	-ENOMEM	no memory
+ *	-ENOTTY	the kernel has no PAGEMAP_SCAN (before Linux 6.7)
  */
 int umm_page_scan(struct umm_space *space, uint64_t start, uint64_t end, struct umm_page_run *runs, unsigned nr,
 		  uint64_t *walk_end);
@@ -161,7 +256,7 @@ enum umm_event {
 	UMM_EVENT_CLEAR,     /* contents are dropped (MADV_DONTNEED, MADV_FREE, MADV_REMOVE ...) */
 	UMM_EVENT_PROTECT,   /* protection changes */
 	UMM_EVENT_MIGRATE,   /* pages move to or from a device; contents stay */
-	UMM_EVENT_EXCLUSIVE, /* a device wants them for itself alone */
+	UMM_EVENT_EXCLUSIVE, /* a device wants them for itself alone: drivers tell each other; the engine sends none */
 	UMM_EVENT_FORK,      /* private pages become copy-on-write */
 	UMM_EVENT_RELEASE,   /* the address space ends */
 };
@@ -209,48 +304,93 @@ struct umm_notifier {
 };
 
 /**
- * umm_notifier_insert() - be told of changes in [@start, @start + @len).
- * @n: the caller's, until umm_notifier_remove() has returned or release() ran.
+ * umm_notifier_insert() - be told of changes in a range
+ * @n: the caller's, until umm_notifier_remove() has returned or release() ran; need not be initialized.
+ * @space: own, or another's of which somebody calls umm_invalidate_begin().
+ * @start, @len: bytes, page-aligned.
+ * @ops: the caller's, as long as @n; release may be NULL.
  *
- * Returns 0, or -EINVAL (unaligned, empty, wrapping or above the user half).
  * May be called while an invalidation runs, also from a callback: then @n
  * counts as invalidated until that has ended.
+ *
+ * Context: Thread-safe.  In callbacks, too.  Allocates nothing.
+ * Return: 0, or
+ *	-EINVAL	unaligned, empty, wrapping or above the user half; or @n, @space, @ops or
+ *		invalidate is NULL
  */
 int umm_notifier_insert(struct umm_notifier *n, struct umm_space *space, uint64_t start, uint64_t len,
 			const struct umm_notifier_ops *ops);
 
 /**
- * umm_notifier_remove() - no more callbacks for @n once it has returned.
+ * umm_notifier_remove() - no more callbacks for a notifier once it has returned
+ * @n: the caller's again; nothing happens when it is on no space (zeroed, removed, or released).
  *
- * Waits for one that runs now, except when called from inside @n's own callback;
+ * Waits for a callback that runs now, except when called from inside @n's own;
  * so no lock that the callback takes may be held.  Does not wait for the end of
  * the invalidation.  Once it has returned @n may be freed, also in its callback.
- * Nothing happens when @n is on no space (zeroed, removed, or released).
+ *
+ * Context: Thread-safe, but not twice at once for one @n.  In @n's own callback, too.  May sleep.
  */
 void umm_notifier_remove(struct umm_notifier *n);
 
-/** umm_read_begin() - sleep while an invalidation of @n runs; the sequence to check with umm_read_retry(). */
+/**
+ * umm_read_begin() - the sequence to check with umm_read_retry()
+ * @n: on a space.
+ *
+ * Sleeps while an invalidation of @n runs.
+ *
+ * Context: Thread-safe.  Not in callbacks, nor under a lock that they take.  May sleep.
+ * Return: the sequence.
+ */
 uint64_t umm_read_begin(struct umm_notifier *n);
 
 /**
- * umm_read_begin_until() - the same, no longer than until @deadline_ns (CLOCK_MONOTONIC; 0: for ever).
+ * umm_read_begin_until() - as umm_read_begin(), until a deadline at most
+ * @n: on a space.
+ * @deadline_ns: of CLOCK_MONOTONIC, in nanoseconds; 0: none.
  * @seq: out.
  *
- * Returns 0 or -ETIME.
+ * Context: Thread-safe.  Not in callbacks, nor under a lock that they take.  May sleep.
+ * Return: 0, or
+ *	-ETIME	the deadline passed while an invalidation ran
  */
 int umm_read_begin_until(struct umm_notifier *n, uint64_t deadline_ns, uint64_t *seq);
 
-/** umm_read_retry() - true when @n was invalidated since.  Called under the driver's lock. */
+/**
+ * umm_read_retry() - has a notifier been invalidated since?
+ * @n: on a space.
+ * @seq: what umm_read_begin() gave.
+ *
+ * Under the driver's lock (that in which invalidate() calls umm_notifier_set_seq())
+ * the answer holds until that lock is dropped; without it, it is a hint.
+ *
+ * Context: Thread-safe.  In callbacks, too.  Never sleeps.
+ * Return: true: begin again.
+ */
 bool umm_read_retry(const struct umm_notifier *n, uint64_t seq);
 
-/** umm_notifier_set_seq() - called by invalidate() under the driver's lock. */
+/**
+ * umm_notifier_set_seq() - note that a notifier has been invalidated
+ * @n: the one that invalidate() was called for.
+ * @seq: what it was called with.
+ *
+ * Context: Called by invalidate() under the driver's lock.  Never sleeps.
+ */
 void umm_notifier_set_seq(struct umm_notifier *n, uint64_t seq);
 
 /**
- * umm_invalidate_begin() - tell every notifier that @change's range is about to change.
+ * umm_invalidate_begin(), umm_invalidate_end() - tell notifiers of a change, before and after
+ * @space: own or other.
+ * @change: the caller's; the same for both calls.
  *
- * Returns 0; -EAGAIN when @change is not blockable and a callback would have
- * slept (then nothing has begun).  Each success is ended by umm_invalidate_end().
+ * For who changes an address space by means that neither hooks nor the kernel
+ * tell of.  When begin has returned 0, every notifier that meets the range has
+ * been called; readers of those sleep until end.  Each success is ended by
+ * umm_invalidate_end().  Invalidations may overlap, and nest.
+ *
+ * Context: Thread-safe.  No lock that a callback takes may be held.  Sleeps as its callbacks do.
+ * Return: begin: 0, or
+ *	-EAGAIN	@change is not blockable and a callback would have slept; then nothing has begun
  */
 int umm_invalidate_begin(struct umm_space *space, const struct umm_change *change);
 void umm_invalidate_end(struct umm_space *space, const struct umm_change *change);
@@ -259,11 +399,10 @@ void umm_invalidate_end(struct umm_space *space, const struct umm_change *change
 
 /* Entries of a range, one per page. */
 #define UMM_PFN_VALID ((uint64_t)1 << 63)
-#define UMM_PFN_WRITE ((uint64_t)1 << 62)  /* the mapping allows it and the page is exclusively ours */
-#define UMM_PFN_ERROR ((uint64_t)1 << 61)  /* hole, or not readable */
-#define UMM_PFN_ZERO ((uint64_t)1 << 60)   /* the shared zero page */
-#define UMM_PFN_DEVICE ((uint64_t)1 << 59) /* the page is in a device's memory */
-#define UMM_PFN_ORDER_SHIFT 48             /* log2 of the pages that one entry of the CPU's page table maps, 5 bits */
+#define UMM_PFN_WRITE ((uint64_t)1 << 62) /* the mapping allows it and the page is exclusively ours */
+#define UMM_PFN_ERROR ((uint64_t)1 << 61) /* hole, or not readable */
+#define UMM_PFN_ZERO ((uint64_t)1 << 60)  /* the shared zero page */
+#define UMM_PFN_ORDER_SHIFT 48            /* log2 of the pages that one entry of the CPU's page table maps, 5 bits */
 #define UMM_PFN_ORDER_MASK ((uint64_t)0x1f << UMM_PFN_ORDER_SHIFT)
 
 /* What a caller asks for, in default_flags or in entries[]. */
@@ -280,25 +419,46 @@ struct umm_range {
 	uint64_t default_flags; /* asked of every page */
 	uint64_t flags_mask;    /* request of page i: (entries[i] & flags_mask) | default_flags */
 	uint64_t deadline_ns;   /* CLOCK_MONOTONIC; 0: none */
-	const void *owner;      /* pages on this owner's device are reported as they are */
 };
 
 /**
- * umm_range_snapshot() - fill entries with what is there now; faults nothing.
+ * umm_range_snapshot() - fill entries with what is there now
+ * @range: the caller's; space, start, end (bytes, page-aligned) and entries are set.
  *
- * Returns 0; -EINVAL bad range; -ESRCH the space is gone.  A hole is an entry
- * with UMM_PFN_ERROR, not an error.
+ * Faults nothing.  A hole is an entry with UMM_PFN_ERROR, not an error; 0 is a
+ * page that is not there.  What is written are three looks at three moments: who
+ * needs them to be one begins again while umm_read_retry() says so.
+ *
+ * Context: Thread-safe, for ranges of their own.  Not in callbacks.
+ * Return: 0, or
+ *	-EINVAL	bad range: unaligned, empty, above the user half, or without space or entries
+ *	-ESRCH	the space is gone
+ *	-ENOMEM	no memory
+ *	-ENOTTY	the kernel has no PAGEMAP_SCAN (before Linux 6.7)
  */
 int umm_range_snapshot(struct umm_range *range);
 
 /**
- * umm_range_fault() - bring in what is asked for, then fill entries.
+ * umm_range_fault() - bring in what is asked for, then fill entries
+ * @range: the caller's, with all fields set; notifier_seq is what umm_read_begin() gave.
  *
- * Returns 0; -EINVAL bad range; -EFAULT a hole or unreadable page is asked for;
- * -EPERM write is asked for where the mapping does not allow it; -EBUSY the
- * range changed meanwhile: begin again; -ENOMEM; -EINTR; -ETIME the deadline
- * passed; -EOPNOTSUPP another process's space without an agent; -ESRCH.
- * On error the requests stand in entries again, as they came.
+ * On error the requests stand in entries again, as they came, and the caller can
+ * just begin again.  The kernel checks each access: memory that has gone, or lost
+ * a protection, without anybody having been told is an error here.
+ *
+ * Context: Thread-safe, for ranges of their own.  May sleep, and fault; so not in callbacks,
+ * nor under a lock that they take.
+ * Return: 0, or
+ *	-EBUSY	the range changed meanwhile, or is about to: begin again, after a moment
+ *	-EINVAL	bad range, as for umm_range_snapshot(), or no notifier
+ *	-EFAULT	a hole, an unreadable page, or one that is lost is asked for
+ *	-EPERM	write is asked for where the mapping does not allow it
+ *	-ENOMEM	no memory
+ *	-EINTR	a signal ends the process
+ *	-ETIME	the deadline passed
+ *	-EOPNOTSUPP	something must be brought in, and it is another process's space
+ *	-ESRCH	the space is gone
+ *	-ENOTTY	the kernel has no PAGEMAP_SCAN (before Linux 6.7)
  */
 int umm_range_fault(struct umm_range *range);
 

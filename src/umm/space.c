@@ -246,10 +246,18 @@ static uint64_t watch_mode(const struct umm_space *space, const struct umm_vma *
 			: 0);
 }
 
+static bool range_is_good(uint64_t start, uint64_t len)
+{
+	return len && !((start | len) % UMM_PAGE) && start + len > start;
+}
+
 int umm_space_watch(struct umm_space *space, uint64_t start, uint64_t len)
 {
-	int rc = umm_space_serve(space);
+	int rc;
 
+	if (!range_is_good(start, len))
+		return -EINVAL;
+	rc = umm_space_serve(space);
 	if (rc)
 		return rc;
 	if (!space->ops)
@@ -271,7 +279,7 @@ int umm_space_watch(struct umm_space *space, uint64_t start, uint64_t len)
 
 int umm_space_unwatch(struct umm_space *space, uint64_t start, uint64_t len)
 {
-	if (space->uffd < 0)
+	if (space->uffd < 0 || !range_is_good(start, len))
 		return -EINVAL;
 	if (space->ops && space->ops->holds && space->ops->holds(space->priv, start, start + len))
 		return 0; /* unregistered, what is away would read as zeros */

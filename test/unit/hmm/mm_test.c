@@ -531,6 +531,12 @@ static void letting_go(void **state)
 	struct fixture *f = *state;
 	uint64_t moved;
 
+	/* Where there is an engine, too, a range that is none is refused. */
+	assert_int_equal(umm_space_watch(f->space, f->addr, 0), -EINVAL);
+	assert_int_equal(umm_space_watch(f->space, f->addr, (uint64_t)-PAGE), -EINVAL);
+	assert_int_equal(umm_space_watch(f->space, f->addr + 1, PAGE), -EINVAL);
+	assert_int_equal(umm_space_unwatch(f->space, f->addr, (uint64_t)-PAGE), -EINVAL);
+
 	fill(f, 13);
 	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev[0]->dev, f->addr, f->addr + SIZE, NULL, &moved), 0);
 	/* Watched and unwatched, it stays the engine's. */
