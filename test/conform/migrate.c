@@ -409,6 +409,37 @@ static void readonly_pages_in_use(const struct variant *v)
 		CHECK_EQ(*(uint64_t *)(to + i * PAGE), i + 1);
 }
 
+/* Private devices do not get it, and it stays locked: MADV_COLD is refused on such memory alone. */
+static void locked_memory_stays(const struct variant *v)
+{
+	int fd = dev_open(v->dev), file = numbered_file(0);
+	char *buf = anon();
+
+	for (unsigned how = 0; how < 4; how++) {
+		char *p = how & 1 ? mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0) : anon();
+		struct command c;
+		int rc;
+
+		CHECK(p != MAP_FAILED);
+		number(p, SIZE, 1);
+		if (how & 2)
+			CHECK_EQ(mprotect(p, SIZE, PROT_READ), 0);
+		if (mlock(p, 8 * PAGE)) {
+			printf("    SKIP: nothing can be locked\n");
+			fflush(stdout);
+			_exit(77);
+		}
+		rc = dev_cmd(fd, MIGRATE_TO_DEV, p, buf, 16, &c);
+		CHECK_EQ(rc, v->coherent ? 0 : -ENOENT);
+		for (unsigned i = 0; i < 8; i++)
+			CHECK(madvise(p + i * PAGE, PAGE, MADV_COLD) == -1 && errno == EINVAL);
+		CHECK_EQ(madvise(p + 8 * PAGE, PAGE, MADV_COLD), 0);
+		check_snapshot(fd, p + 8 * PAGE, 8, how & 2 ? (local(v) & ~P_WRITE) | P_READ : local(v));
+		CHECK_NUMBERED(p, SIZE, 1);
+		munmap(p, SIZE);
+	}
+}
+
 struct forker {
 	const uint64_t *word;
 	atomic_bool stop;
@@ -808,6 +839,7 @@ static const struct test tests[] = {
 	T(file_pages_in_use),
 	T(readonly_pages_in_use),
 	T(raw_forks_meanwhile),
+	T(locked_memory_stays),
 	T(a_device_mapping_does_not_go),
 	T(the_device_uses_its_own_pages),
 	T(two_devices),
