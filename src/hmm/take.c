@@ -11,7 +11,9 @@
  *
  * Read-only memory: mremap(MREMAP_DONTUNMAP) carries the pages away to address
  * space of our own, and what they leave behind is the same mapping, registered
- * and empty: who touches it is served by us.  Protections never change.
+ * and empty: who touches it is served by us.  Protections never change.  What
+ * was swapped out has come along, and is fetched; where there is something
+ * without contents (a guard region) all of the run goes back.
  *
  * Private copies of a file's pages: a file's mapping cannot be registered for
  * missing pages.  So it is replaced, by mremap() of an empty registered mapping
@@ -388,13 +390,22 @@ static uint64_t present(struct umm_space *space, uint64_t addr, unsigned npages)
 	return mask;
 }
 
+/* Is anything at @addr, be it swapped out? */
+static bool is_there(struct umm_space *space, uint64_t addr)
+{
+	struct umm_page_run run;
+	uint64_t walked;
+
+	return umm_page_scan(space, addr, addr + UMM_PAGE, &run, 1, &walked) > 0;
+}
+
 bool hmm_take_child(const struct hmm_take *t, uint64_t addr, const void **page)
 {
 	if (!t->active || addr < t->start || addr >= t->end)
 		return false;
 	*page = t->contents ? t->contents + (addr - t->start) : NULL;
 	/* If it has not gone yet, the child has it, too. */
-	return t->contents != t->away || present(t->mm->space, (uintptr_t)*page, 1);
+	return t->contents != t->away || is_there(t->mm->space, (uintptr_t)*page);
 }
 
 /* ---------------------------------------------------------------------- runs */
@@ -433,6 +444,30 @@ static bool is_locked(uint64_t addr)
 	return sys3(SYS_madvise, addr, UMM_PAGE, MADV_COLD) == -EINVAL;
 }
 
+/*
+ * All that there is of @npages at @addr, in *@mask, with what is swapped out or
+ * just being moved by the kernel.  False: something is there that has no
+ * contents (a guard region).
+ */
+static bool fetch(struct umm_space *space, uint64_t addr, unsigned npages, uint64_t *mask)
+{
+	uint64_t end = addr + npages * UMM_PAGE, walked;
+	struct umm_page_run runs[UMM_RUN_PAGES];
+	int n = umm_page_scan(space, addr, end, runs, UMM_RUN_PAGES, &walked);
+
+	*mask = 0;
+	if (n < 0 || walked < end)
+		return false;
+	for (int i = 0; i < n; i++) {
+		if (!(runs[i].flags & UMM_PAGE_PRESENT) &&
+		    sys3(SYS_madvise, runs[i].start, runs[i].end - runs[i].start, MADV_POPULATE_READ))
+			return false;
+		for (uint64_t at = runs[i].start; at < runs[i].end; at += UMM_PAGE)
+			*mask |= 1ull << (at - addr) / UMM_PAGE;
+	}
+	return true;
+}
+
 static void take_readonly(struct hmm_take *t, unsigned b, struct umm_move_run *run, char *window)
 {
 	struct umm_space *space = t->mm->space;
@@ -445,14 +480,16 @@ static void take_readonly(struct hmm_take *t, unsigned b, struct umm_move_run *r
 	err = got == (long)(uintptr_t)t->away ? 0 : (int)got;
 	if (err)
 		goto out;
-	if (!umm_inside_is_registered(space->uffd, (uintptr_t)t->away)) {
-		/* Something else had been mapped there. */
+	if (!umm_inside_is_registered(space->uffd, (uintptr_t)t->away))
+		err = -ENXIO; /* something else had been mapped there */
+	else if (!fetch(space, (uintptr_t)t->away, run->npages, &mask))
+		err = -EBUSY;
+	if (err) {
+		mask = 0;
 		sys5(SYS_mremap, t->away, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, run->addr);
 		umm_arena_reset(t->away, RUN_BYTES);
-		err = -ENXIO;
 		goto out;
 	}
-	mask = present(space, (uintptr_t)t->away, run->npages);
 	for (unsigned i = 0; i < run->npages; i++)
 		if (mask >> i & 1)
 			memcpy(window + i * UMM_PAGE, t->away + i * UMM_PAGE, UMM_PAGE);

@@ -440,6 +440,81 @@ static void locked_memory_stays(const struct variant *v)
 	}
 }
 
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL 102
+#endif
+
+static void readonly_guards_stay(const struct variant *v)
+{
+	int fd = dev_open(v->dev);
+	char *buf = anon(), *p = anon();
+	struct command c;
+
+	signal(SIGSEGV, on_segv);
+	number(p, SIZE, 1);
+	CHECK_EQ(mprotect(p, SIZE, PROT_READ), 0);
+	if (madvise(p + 5 * PAGE, PAGE, MADV_GUARD_INSTALL))
+		_exit(77); /* the kernel has none */
+	for (unsigned round = 0; round < 3; round++) {
+		/* It is no page that could go; what lies beside it may go, or stay. */
+		CHECK_EQ(dev_cmd(fd, MIGRATE_TO_DEV, p, buf, NPAGES, &c), -ENOENT);
+		CHECK_NUMBERED(p, 5 * PAGE, 1);
+		CHECK_NUMBERED(p + 6 * PAGE, SIZE - 6 * PAGE, 1 + 6 * PAGE / 4);
+		if (!sigsetjmp(refused, 1)) {
+			(void)*(volatile char *)(p + 5 * PAGE);
+			printf("    the guard has gone\n");
+			fflush(stdout);
+			_exit(1);
+		}
+	}
+}
+
+static void *pages_out(void *arg)
+{
+	struct user *u = arg;
+
+	/* Not seen by hooks, as when the kernel does it. */
+	while (!atomic_load(&u->stop))
+		syscall(SYS_madvise, u->word, USED_PAGES * PAGE, MADV_PAGEOUT);
+	return NULL;
+}
+
+static bool is_swapped(const void *p)
+{
+	int fd = open("/proc/self/pagemap", O_RDONLY);
+	uint64_t e = 0;
+
+	CHECK_EQ(pread(fd, &e, sizeof(e), (off_t)((uintptr_t)p / PAGE * sizeof(e))), sizeof(e));
+	close(fd);
+	return e >> 62 & 1;
+}
+
+/* Pages that the kernel swaps out while they are on their way. */
+static void readonly_pages_swapped_out(const struct variant *v)
+{
+	int fd = dev_open(v->dev);
+	char *buf = anon(), *p = anon();
+	struct user u = {.word = (uint64_t *)p};
+	struct command c;
+	pthread_t t;
+
+	number(p, USED_PAGES * PAGE, 1);
+	CHECK_EQ(mprotect(p, SIZE, PROT_READ), 0);
+	for (unsigned i = 0; i < 100 && !is_swapped(p); i++)
+		madvise(p, USED_PAGES * PAGE, MADV_PAGEOUT);
+	if (!is_swapped(p))
+		_exit(77); /* there is no swap */
+	CHECK_EQ(pthread_create(&t, NULL, pages_out, &u), 0);
+	for (unsigned round = 0; round < 50; round++) {
+		int rc = dev_cmd(fd, MIGRATE_TO_DEV, p, buf, USED_PAGES, &c);
+
+		CHECK(!rc || rc == -ENOENT || rc == -EBUSY);
+		CHECK_NUMBERED(p, USED_PAGES * PAGE, 1);
+	}
+	atomic_store(&u.stop, true);
+	pthread_join(t, NULL);
+}
+
 struct forker {
 	const uint64_t *word;
 	atomic_bool stop;
@@ -838,6 +913,8 @@ static const struct test tests[] = {
 	T(variables),
 	T(file_pages_in_use),
 	T(readonly_pages_in_use),
+	T(readonly_guards_stay),
+	T(readonly_pages_swapped_out),
 	T(raw_forks_meanwhile),
 	T(locked_memory_stays),
 	T(a_device_mapping_does_not_go),
