@@ -397,7 +397,10 @@ struct hmm_migrate {
  *
  * Lowers @m->end where the range has more mappings than one batch can hold.
  * Pages that are elsewhere already, pinned, or in mappings that cannot be moved
- * from are left out.  Never-touched pages are collected as pages of zeros.
+ * from (shared, executable, locked) are left out.  Never-touched pages are
+ * collected as pages of zeros; of a private mapping of a file only the copies
+ * that it has of its own, in place of which memory stands afterwards that is not
+ * the file's mapping any more (doc/conformance.md says what differs).
  * With 0 pages collected, too, hmm_migrate_commit() must follow; after an error not.
  *
  * Context: Thread-safe, for structures of their own; other migrations of @m->mm wait until commit.  Not in
