@@ -386,7 +386,8 @@ void umm_notifier_set_seq(struct umm_notifier *n, uint64_t seq);
  * For who changes an address space by means that neither hooks nor the kernel
  * tell of.  When begin has returned 0, every notifier that meets the range has
  * been called; readers of those sleep until end.  Each success is ended by
- * umm_invalidate_end().  Invalidations may overlap, and nest.
+ * umm_invalidate_end().  Invalidations may overlap, and nest.  All signals are to be
+ * blocked from begin to end: a handler that read a range would wait for its end.
  *
  * Context: Thread-safe.  No lock that a callback takes may be held.  Sleeps as its callbacks do.
  * Return: begin: 0, or
