@@ -156,14 +156,6 @@ int hmm_marks_read(struct hmm_mm *mm)
 	return rc;
 }
 
-/* Is a change of @mm under way, whose event nobody has read?  Asked with a call that does nothing otherwise. */
-static bool change_under_way(struct hmm_mm *mm)
-{
-	uint64_t bytes;
-
-	return umm_uffd_copy(mm->space->uffd, 1, NULL, UMM_PAGE, &bytes) == -EAGAIN;
-}
-
 /* At a fork, the event lock held exclusively: what the child has not, and what is empty there.  0 or -errno. */
 static int marks_at_fork(struct hmm_mm *mm, struct hmm_iset *absent, struct hmm_iset *empty)
 {
@@ -183,7 +175,7 @@ static int marks_at_fork(struct hmm_mm *mm, struct hmm_iset *absent, struct hmm_
 	pthread_mutex_unlock(&mm->lock);
 	if (rc || !known)
 		return rc;
-	if (!change_under_way(mm)) {
+	if (!umm_uffd_is_changing(mm->space->uffd)) {
 		marks_set(mm, absent, empty);
 		return 0;
 	}

@@ -131,6 +131,8 @@ bool umm_arena_meets(const struct umm_arena *arena, uint64_t start, uint64_t end
 void umm_quarantine_add(struct umm_space *space, uint64_t start, uint64_t end);
 /** Its pages are about to be dropped: an event says so.  Event lock held exclusively. */
 void umm_quarantine_dropping(struct umm_space *space, uint64_t start, uint64_t end);
+/** An event that was read says that it is mapped there no more.  Before events of the same read are applied. */
+void umm_quarantine_unmapping(struct umm_space *space, uint64_t start, uint64_t end);
 /** Where nothing was, a page has been placed.  Event lock held. */
 void umm_quarantine_filled(struct umm_space *space, uint64_t start, uint64_t end);
 bool umm_quarantined(struct umm_space *space, uint64_t start, uint64_t end);
@@ -150,6 +152,8 @@ int umm_uffd_poison(int uffd, uint64_t dst, uint64_t len);
 /** Nobody waits for it (WP_ASYNC): a write undoes it, which shows.  Where nothing is it leaves a marker. */
 int umm_uffd_writeprotect(int uffd, uint64_t start, uint64_t len);
 int umm_uffd_wake(int uffd, uint64_t start, uint64_t len);
+/** Is a change of the space under way, from before its event is queued until it was read and its caller runs again? */
+bool umm_uffd_is_changing(int uffd);
 
 /* monitor.c */
 int umm_monitor_create(unsigned nthreads, struct umm_monitor **mp);

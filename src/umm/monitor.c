@@ -241,6 +241,13 @@ static unsigned space_read(struct umm_space *s, struct umm_fault *faults, bool *
 		*more = n == READ_MAX;
 	}
 	for (unsigned i = 0; i < n; i++) {
+		if (msg[i].event == UFFD_EVENT_UNMAP)
+			umm_quarantine_unmapping(s, msg[i].arg.remove.start, msg[i].arg.remove.end);
+		else if (msg[i].event == UFFD_EVENT_REMAP)
+			umm_quarantine_unmapping(s, msg[i].arg.remap.from,
+						 msg[i].arg.remap.from + msg[i].arg.remap.len);
+	}
+	for (unsigned i = 0; i < n; i++) {
 		if (msg[i].event != UFFD_EVENT_PAGEFAULT) {
 			apply_event(s, &msg[i]);
 			continue;

@@ -17,6 +17,12 @@
  * map says so, or when somebody's touch of it was served in the meantime.  If
  * nothing was there, nothing is to go, and there is no quarantine at all.
  *
+ * A sign that was unmapped or moved by another thread is absent, too, and says
+ * nothing of the pages below it.  Its event makes one of those the sign.  Until
+ * that has been read the kernel says that a change is under way, and while it is
+ * being applied its reader has the event lock; neither of which is a time to
+ * believe what the page map says.
+ *
  * A sign may never go (MADV_FREE leaves pages where they are) or come back
  * unseen (where touches are not told to us): a grace period ends what no sign
  * does.  Who watches only must not wait for long, so that is shorter there.
@@ -76,12 +82,22 @@ static bool page_is_absent(struct umm_space *s, uint64_t page)
 	       !(e >> 62 & 3);
 }
 
-static bool is_over(struct umm_space *s, const struct umm_quarantine_range *r, uint64_t now)
+static bool is_being_applied(const struct umm_space *s)
 {
-	return r->until_ns <= now || (r->sign != NO_SIGN && page_is_absent(s, r->sign));
+	return s->ctl && atomic_load(&s->ctl->evlock.word) & UMM_EVLOCK_EXCL;
 }
 
-static void add(struct umm_space *s, struct umm_quarantine_range new)
+/* @reader: the caller reads events, and has made known what it has read. */
+static bool is_over(struct umm_space *s, const struct umm_quarantine_range *r, uint64_t now, bool reader)
+{
+	if (r->until_ns <= now)
+		return true;
+	/* In this order. */
+	return r->sign != NO_SIGN && page_is_absent(s, r->sign) && !umm_uffd_is_changing(s->uffd) &&
+	       (reader || !is_being_applied(s));
+}
+
+static void add(struct umm_space *s, struct umm_quarantine_range new, bool reader)
 {
 	struct umm_quarantine *q = &s->quarantine;
 	uint64_t now = now_ns();
@@ -92,7 +108,7 @@ static void add(struct umm_space *s, struct umm_quarantine_range new)
 	for (unsigned i = 0; i < q->n; i++) {
 		struct umm_quarantine_range *r = &q->range[i];
 
-		if (is_over(s, r, now))
+		if (is_over(s, r, now, reader))
 			continue;
 		if (new.start <= r->end && new.end >= r->start) {
 			/* One that touches the new one becomes part of it; two that drop have no sign in common. */
@@ -118,7 +134,7 @@ static void add(struct umm_space *s, struct umm_quarantine_range new)
 
 void umm_quarantine_add(struct umm_space *s, uint64_t start, uint64_t end)
 {
-	add(s, (struct umm_quarantine_range){.start = start, .end = end, .sign = NO_SIGN});
+	add(s, (struct umm_quarantine_range){.start = start, .end = end, .sign = NO_SIGN}, false);
 }
 
 void umm_quarantine_dropping(struct umm_space *s, uint64_t start, uint64_t end)
@@ -126,7 +142,30 @@ void umm_quarantine_dropping(struct umm_space *s, uint64_t start, uint64_t end)
 	struct umm_quarantine_range new = {.start = start, .end = end};
 
 	if (last_page(s, start, end, &new.sign) || new.sign != NO_SIGN)
-		add(s, new);
+		add(s, new, true);
+}
+
+void umm_quarantine_unmapping(struct umm_space *s, uint64_t start, uint64_t end)
+{
+	struct umm_quarantine *q = &s->quarantine;
+	unsigned n = 0;
+
+	if (!atomic_load(&q->n))
+		return;
+	pthread_mutex_lock(&q->lock);
+	for (unsigned i = 0; i < q->n; i++) {
+		struct umm_quarantine_range r = q->range[i];
+
+		if (r.sign != NO_SIGN && r.sign >= start && r.sign < end) {
+			/* All above it was gone before. */
+			r.end = start;
+			if (r.start >= r.end || (!last_page(s, r.start, r.end, &r.sign) && r.sign == NO_SIGN))
+				continue;
+		}
+		q->range[n++] = r;
+	}
+	atomic_store(&q->n, n);
+	pthread_mutex_unlock(&q->lock);
 }
 
 void umm_quarantine_filled(struct umm_space *s, uint64_t start, uint64_t end)
@@ -157,7 +196,7 @@ bool umm_quarantined(struct umm_space *s, uint64_t start, uint64_t end)
 	for (unsigned i = 0; i < q->n; i++) {
 		bool meets = start < q->range[i].end && end > q->range[i].start;
 
-		if (q->range[i].until_ns <= now || (meets && is_over(s, &q->range[i], now)))
+		if (q->range[i].until_ns <= now || (meets && is_over(s, &q->range[i], now, false)))
 			continue;
 		found |= meets;
 		q->range[n++] = q->range[i];

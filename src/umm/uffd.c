@@ -90,3 +90,11 @@ int umm_uffd_wake(int uffd, uint64_t start, uint64_t len)
 
 	return uffd_ioctl(uffd, UFFDIO_WAKE, &r);
 }
+
+bool umm_uffd_is_changing(int uffd)
+{
+	/* The kernel says that before it finds that there is no such page. */
+	struct uffdio_zeropage z = {.range = {1, UMM_PAGE}, .mode = 0};
+
+	return uffd_ioctl(uffd, UFFDIO_ZEROPAGE, &z) == -EAGAIN;
+}

@@ -474,6 +474,57 @@ static void a_quarantine_ends_with_a_touch(void **state)
 	world_destroy(w);
 }
 
+struct unmapper {
+	char *p;
+	size_t len;
+};
+
+static void *unmaps(void *arg)
+{
+	struct unmapper *u = arg;
+
+	assert_int_equal(syscall(SYS_munmap, u->p, u->len), 0);
+	return NULL;
+}
+
+/* Where another thread unmaps or moves the sign, what lies below it may be there to be dropped still. */
+static void a_sign_that_is_unmapped_ends_nothing(void **state)
+{
+	struct world *w = begin("lz4", 1);
+	char *p = managed(w, N, 1), *to;
+	struct unmapper u = {p + 16 * UMM_PAGE, 4 * UMM_PAGE};
+	pthread_t t;
+
+	about_to_drop(w, p, 4, 20);
+	/* Its event cannot be read yet. */
+	umm_evlock_shared(&w->ctl->evlock);
+	assert_int_equal(pthread_create(&t, NULL, unmaps, &u), 0);
+	while (present(w, p + 19 * UMM_PAGE))
+		sched_yield();
+	assert_true(quarantined(w, p, 4, 16));
+	umm_evlock_unshared(&w->ctl->evlock);
+	pthread_join(t, NULL);
+	settled(w);
+	assert_true(quarantined(w, p, 4, 16));
+	to = mmap(NULL, 4 * UMM_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	assert_true(to != MAP_FAILED);
+	assert_int_equal(syscall(SYS_mremap, p + 12 * UMM_PAGE, 4 * UMM_PAGE, 4 * UMM_PAGE,
+				 MREMAP_MAYMOVE | MREMAP_FIXED, to),
+			 (uintptr_t)to);
+	settled(w);
+	assert_true(quarantined(w, p, 4, 12));
+	assert_int_equal(out(w, p, 12), 0);
+	drop(w, p, 4, 12);
+	assert_false(quarantined(w, p, 4, 12));
+	assert_int_equal(out(w, p, 12), 4);
+	/* All of it: nothing is left that could be dropped. */
+	about_to_drop(w, p, 0, 4);
+	assert_int_equal(syscall(SYS_munmap, p, 4 * UMM_PAGE), 0);
+	settled(w);
+	assert_false(quarantined(w, p, 0, 4));
+	world_destroy(w);
+}
+
 static void nothing_there_is_no_quarantine(void **state)
 {
 	struct world *w = begin("lz4", 1);
@@ -668,6 +719,7 @@ int main(void)
 		cmocka_unit_test(quarantined_pages_stay),
 		cmocka_unit_test(a_quarantine_ends_with_the_last_page),
 		cmocka_unit_test(a_quarantine_ends_with_a_touch),
+		cmocka_unit_test(a_sign_that_is_unmapped_ends_nothing),
 		cmocka_unit_test(nothing_there_is_no_quarantine),
 		cmocka_unit_test(many_quarantines),
 		cmocka_unit_test(what_cannot_move_is_remembered),
