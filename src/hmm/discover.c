@@ -158,7 +158,11 @@ int hmm_hands_off(struct hmm_mm *mm, uint64_t start, uint64_t end)
 	rc = hmm_restore(mm, start, end);
 	if (rc)
 		goto out;
-	umm_evlock_excl(evlock);
+	/* An agent that died inside the lock never lets go of it. */
+	if (!umm_evlock_excl_unless(evlock, mm->space->gone, mm->space->priv)) {
+		rc = -ESRCH;
+		goto out;
+	}
 	pthread_mutex_lock(&mm->lock);
 	ours = hmm_iset_meets(&mm->registered, start, end);
 	pthread_mutex_unlock(&mm->lock);

@@ -384,6 +384,27 @@ static void hands_off_is_for_good(void **state)
 	world_destroy(w);
 }
 
+static bool always(void *priv)
+{
+	return true;
+}
+
+/* Whoever asks, and with him who waits for out_lock, is not held up by an agent that died inside the event lock. */
+static void hands_off_with_a_dead_agent(void **state)
+{
+	struct world *w = begin("lz4", 1);
+	char *p = managed(w, N, 1);
+
+	umm_evlock_shared(&w->ctl->evlock); /* the agent's */
+	w->space->gone = always;
+	assert_int_equal(hmm_hands_off(w->mm, (uintptr_t)p, (uintptr_t)p + 32 * UMM_PAGE), -ESRCH);
+	assert_int_equal(pthread_mutex_trylock(&w->mm->out_lock), 0);
+	pthread_mutex_unlock(&w->mm->out_lock);
+	w->space->gone = NULL;
+	umm_evlock_unshared(&w->ctl->evlock);
+	world_destroy(w);
+}
+
 /* --------------------------------------------------------------- what does not go */
 
 /* As a caller of madvise() whose event has been read, and who has not dropped anything yet. */
@@ -716,6 +737,7 @@ int main(void)
 		cmocka_unit_test(restore_across_mappings),
 		cmocka_unit_test(faults_at_the_end_of_a_mapping),
 		cmocka_unit_test(hands_off_is_for_good),
+		cmocka_unit_test(hands_off_with_a_dead_agent),
 		cmocka_unit_test(quarantined_pages_stay),
 		cmocka_unit_test(a_quarantine_ends_with_the_last_page),
 		cmocka_unit_test(a_quarantine_ends_with_a_touch),
