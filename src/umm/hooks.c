@@ -98,8 +98,11 @@ static void end(struct hook *h)
 	if (!h->n)
 		return;
 	pthread_rwlock_unlock(&h->space->layout);
-	for (unsigned i = h->n; i--;)
+	for (unsigned i = h->n; i--;) {
+		if (h->change[i].event == UMM_EVENT_CLEAR)
+			umm_quarantine_lift(h->space, h->change[i].start, h->change[i].end);
 		umm_invalidate_end(h->space, &h->change[i]);
+	}
 	pthread_sigmask(SIG_SETMASK, &h->signals, NULL);
 }
 

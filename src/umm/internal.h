@@ -59,6 +59,7 @@ struct umm_arena;
 struct umm_quarantine_range {
 	uint64_t start, end, until_ns;
 	uint64_t sign; /* page whose absence ends it; 0: none does */
+	bool mixed;    /* of more than one call */
 };
 
 struct umm_quarantine {
@@ -136,6 +137,8 @@ void umm_quarantine_unmapping(struct umm_space *space, uint64_t start, uint64_t 
 /** Where nothing was, a page has been placed.  Event lock held. */
 void umm_quarantine_filled(struct umm_space *space, uint64_t start, uint64_t end);
 bool umm_quarantined(struct umm_space *space, uint64_t start, uint64_t end);
+/** The one call that dropped [@start, @end) has returned: its hook says so. */
+void umm_quarantine_lift(struct umm_space *space, uint64_t start, uint64_t end);
 
 /* uffd.c: 0 or -errno throughout */
 #define UMM_UFFD_BASE                                                                                                  \

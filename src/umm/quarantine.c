@@ -23,6 +23,9 @@
  * being applied its reader has the event lock; neither of which is a time to
  * believe what the page map says.
  *
+ * A call that went through a hook ends its quarantine when the hook ends; but not
+ * that of a range which another call has met.
+ *
  * A sign may never go (MADV_FREE leaves pages where they are) or come back
  * unseen (where touches are not told to us): a grace period ends what no sign
  * does.  Who watches only must not wait for long, so that is shorter there.
@@ -78,8 +81,7 @@ static bool page_is_absent(struct umm_space *s, uint64_t page)
 	uint64_t e;
 
 	return s->pagemap_fd >= 0 &&
-	       pread(s->pagemap_fd, &e, sizeof(e), (off_t)(page / UMM_PAGE * sizeof(e))) == sizeof(e) &&
-	       !(e >> 62 & 3);
+	       pread(s->pagemap_fd, &e, sizeof(e), (off_t)(page / UMM_PAGE * sizeof(e))) == sizeof(e) && !(e >> 62 & 3);
 }
 
 static bool is_being_applied(const struct umm_space *s)
@@ -115,6 +117,7 @@ static void add(struct umm_space *s, struct umm_quarantine_range new, bool reade
 			new.start = r->start < new.start ? r->start : new.start;
 			new.end = r->end > new.end ? r->end : new.end;
 			new.sign = NO_SIGN;
+			new.mixed = true;
 			continue;
 		}
 		q->range[n++] = *r;
@@ -126,6 +129,7 @@ static void add(struct umm_space *s, struct umm_quarantine_range new, bool reade
 		new.start = r->start < new.start ? r->start : new.start;
 		new.end = r->end > new.end ? r->end : new.end;
 		new.sign = NO_SIGN;
+		new.mixed = true;
 	}
 	q->range[n] = new;
 	atomic_store(&q->n, n + 1);
@@ -181,6 +185,24 @@ void umm_quarantine_filled(struct umm_space *s, uint64_t start, uint64_t end)
 			q->range[n++] = q->range[i];
 	atomic_store(&q->n, n);
 	pthread_mutex_unlock(&q->lock);
+}
+
+void umm_quarantine_lift(struct umm_space *s, uint64_t start, uint64_t end)
+{
+	struct umm_quarantine *q = &s->quarantine;
+	unsigned n = 0;
+
+	if (!s->ctl)
+		return;
+	/* The event of this very call may have been read and not yet been entered. */
+	umm_evlock_shared(&s->ctl->evlock);
+	pthread_mutex_lock(&q->lock);
+	for (unsigned i = 0; i < q->n; i++)
+		if (q->range[i].mixed || q->range[i].start != start || q->range[i].end != end)
+			q->range[n++] = q->range[i];
+	atomic_store(&q->n, n);
+	pthread_mutex_unlock(&q->lock);
+	umm_evlock_unshared(&s->ctl->evlock);
 }
 
 bool umm_quarantined(struct umm_space *s, uint64_t start, uint64_t end)

@@ -337,6 +337,9 @@ int umm_range_fault(struct umm_range *range)
 	}
 	rc = -EBUSY;
 out:
+	/* What is there still, and about to be dropped, needs no asking for; it is of no use all the same. */
+	if (!rc && umm_quarantined(range->space, range->start, range->end))
+		rc = -EBUSY;
 	/* What was found, or refused, may have been so for a moment only. */
 	if ((!rc || rc == -ENOMEM || rc == -EFAULT || rc == -EPERM) &&
 	    umm_read_retry(range->notifier, range->notifier_seq))

@@ -646,6 +646,8 @@ static void right_while_memory_changes(void **state)
 	pthread_t t[3];
 	char *job[3][2];
 
+	stop = false;
+	wrong = gets = 0;
 	for (unsigned i = 0; i < 3; i++) {
 		/* The first two adjoin. */
 		job[i][0] = (char *)f;
@@ -657,6 +659,48 @@ static void right_while_memory_changes(void **state)
 	stop = true;
 	for (unsigned i = 0; i < 3; i++)
 		pthread_join(t[i], NULL);
+	assert_int_equal(wrong, 0);
+}
+
+static void *get_and_put(void *arg)
+{
+	struct fixture *f = arg;
+	struct hmm_reg *reg;
+
+	while (!stop)
+		if (!hmm_reg_get(f->c, f->mem, 8 * PAGE, 0, 0, &reg))
+			hmm_reg_put(f->c, reg);
+	return NULL;
+}
+
+/* The kernel tells before it drops.  Pages that are still there must not be registered by somebody else in between. */
+static void registered_while_being_dropped(void **state)
+{
+	struct fixture *f = *state;
+	pthread_t t;
+
+	if (geteuid()) {
+		print_message("SKIP: an ordinary user is not told of raw calls\n");
+		skip();
+	}
+	stop = false;
+	wrong = 0;
+	get_put(f, 0, 8);
+	assert_int_equal(pthread_create(&t, NULL, get_and_put, f), 0);
+	for (unsigned i = 0; i < 100 && !wrong; i++) {
+		struct hmm_reg *reg;
+
+		sys3(SYS_madvise, f->mem, 8 * PAGE, MADV_DONTNEED);
+		f->mem[0] = (char)(1 + i % 100);
+		if (hmm_reg_get(f->c, f->mem, 8 * PAGE, 0, 0, &reg)) {
+			wrong++;
+			continue;
+		}
+		wrong += device_sees(reg->range->cookie, 0) != f->mem[0];
+		hmm_reg_put(f->c, reg);
+	}
+	stop = true;
+	pthread_join(t, NULL);
 	assert_int_equal(wrong, 0);
 }
 
@@ -682,6 +726,7 @@ int main(void)
 		T_(lost_and_had_again),
 		T_(what_is_read_only_by_chance),
 		T_(what_is_mapped_is_watched),
+		T_(registered_while_being_dropped),
 		T_(right_while_memory_changes),
 	};
 
