@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 
 #include "hmm/internal.h"
+#include "umm/inside.h"
 
 static bool manageable(const struct umm_vma *v)
 {
@@ -42,6 +43,13 @@ static int register_piece(struct hmm_mm *mm, uint64_t start, uint64_t end)
 		rc = umm_uffd_register(uffd, start, end - start, UFFDIO_REGISTER_MODE_MISSING);
 	if (!rc && (umm_vma_next(mm->space, start, &now) || now.start != start || now.end < end))
 		rc = -EAGAIN; /* the next walk finds it as it is */
+	/*
+	 * A fork whose event nobody has read: the child was made before this was
+	 * registered, and does not have it so.  It gets its records from ours when
+	 * the event is read, which our lock puts off; ours must not say otherwise.
+	 */
+	if (!rc && umm_inside_registered(uffd, start))
+		rc = -EAGAIN;
 	if (!rc)
 		end = now.end;
 	pthread_mutex_lock(&mm->lock);

@@ -480,7 +480,7 @@ static void take_readonly(struct hmm_take *t, unsigned b, struct umm_move_run *r
 	err = got == (long)(uintptr_t)t->away ? 0 : (int)got;
 	if (err)
 		goto out;
-	if (!umm_inside_is_registered(space->uffd, (uintptr_t)t->away))
+	if (umm_inside_registered(space->uffd, (uintptr_t)t->away) == -ENOENT)
 		err = -ENXIO; /* something else had been mapped there */
 	else if (!fetch(space, (uintptr_t)t->away, run->npages, &mask))
 		err = -EBUSY;

@@ -45,17 +45,12 @@ static int move(int uffd, char *dst, uint64_t src, unsigned npages, unsigned *mo
 	return rc;
 }
 
-/*
- * Is the mapping at @addr registered at all?  UFFDIO_MOVE asks that of staging
- * only: what left a mapping that is not would be zeros for whoever touches it
- * next.  The records say that it is; this is the kernel's word: it looks for a
- * registered mapping before it finds that CONTINUE is not for private memory.
- */
-bool umm_inside_is_registered(int uffd, uint64_t addr)
+int umm_inside_registered(int uffd, uint64_t addr)
 {
 	struct uffdio_continue c = {.range = {addr, UMM_PAGE}, .mode = UFFDIO_CONTINUE_MODE_DONTWAKE};
+	int rc = sys_ioctl(uffd, UFFDIO_CONTINUE, &c);
 
-	return sys_ioctl(uffd, UFFDIO_CONTINUE, &c) != -ENOENT;
+	return rc == -EAGAIN || rc == -ENOENT ? rc : 0;
 }
 
 /*
@@ -76,7 +71,12 @@ static int move_run(struct umm_inside *in, struct umm_move_run *run, char *stagi
 		}
 		for (n = 1; i + n < run->npages && !umm_pin_has(in->ctl, pfn + n);)
 			n++;
-		if (!umm_inside_is_registered(in->uffd, run->addr + i * UMM_PAGE)) {
+		/*
+		 * UFFDIO_MOVE asks for it of staging only: what left a mapping that is
+		 * not registered would be zeros for whoever touches it next.  The
+		 * records say that it is; this is the kernel's word.
+		 */
+		if (umm_inside_registered(in->uffd, run->addr + i * UMM_PAGE) == -ENOENT) {
 			run->err = -ENXIO;
 			return -ENXIO;
 		}
@@ -182,7 +182,7 @@ void umm_inside_move(struct umm_inside *in, unsigned b)
 	int rc = 0;
 
 	/* It may have been left unregistered: there was no memory at the time. */
-	if (!umm_inside_is_registered(in->uffd, (uintptr_t)in->staging + base))
+	if (umm_inside_registered(in->uffd, (uintptr_t)in->staging + base) == -ENOENT)
 		rc = register_staging(in, in->staging + base, UMM_BATCH_PAGES * UMM_PAGE);
 	for (unsigned i = 0; i < nr; i++) {
 		struct umm_move_run *run = &batch->run[i];

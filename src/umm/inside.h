@@ -23,9 +23,14 @@ struct umm_inside {
  */
 void umm_inside_move(struct umm_inside *in, unsigned b);
 
-/** umm_inside_is_registered() - is the mapping at @addr, private and anonymous, registered with @uffd?  The kernel's word.
+/**
+ * umm_inside_registered() - is the mapping at @addr, private and anonymous, registered with @uffd?
+ *
+ * Changes nothing: the kernel looks for a registered mapping before it finds that
+ * UFFDIO_CONTINUE is not for such memory.  Returns 0; -ENOENT when it is not;
+ * -EAGAIN while an event is pending: then it may be either.
  */
-bool umm_inside_is_registered(int uffd, uint64_t addr);
+int umm_inside_registered(int uffd, uint64_t addr);
 
 /** umm_inside_uffd() - a userfaultfd of the caller's address space, features not yet agreed; or -errno. */
 int umm_inside_uffd(void);

@@ -2,7 +2,8 @@
 /*
  * Fact: UFFDIO_CONTINUE on private anonymous memory is EINVAL where that is
  * registered, whether a page is there or not, and ENOENT where it is not; it
- * changes nothing.  So it tells which.
+ * changes nothing.  So it tells which.  While an event is unread it is EAGAIN,
+ * whatever was registered meanwhile.
  */
 #include "probe.h"
 
@@ -21,13 +22,24 @@ static bool absent(const char *p)
 	return !(in & 1);
 }
 
+static void *forker(void *unused)
+{
+	pid_t pid = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+
+	if (!pid)
+		_exit(0);
+	waitpid(pid, NULL, 0);
+	return NULL;
+}
+
 int main(void)
 {
+	pthread_t t;
 	int uffd;
 	char *in, *out, *huge;
 
 	probe_start();
-	uffd = uffd_open(UFFD_FEATURE_MOVE);
+	uffd = uffd_open(UFFD_FEATURE_MOVE | UFFD_FEATURE_EVENT_FORK);
 	in = map_registered(uffd, 2 * PAGE);
 	out = map_filled(2 * PAGE, 'o');
 	CHECK(!uffd_zeropage(uffd, in, PAGE), "a page can be placed");
@@ -50,5 +62,14 @@ int main(void)
 	CHECK(ask(uffd, huge + HUGE / 2) == -ENOENT && ask(uffd, huge + HUGE / 2 - PAGE) == -EINVAL,
 	      "each half says its own");
 	CHECK(all_bytes(huge, HUGE, 'h'), "the contents are what they were");
+
+	/* Somebody forks, and what is registered after that says so until the event has been read. */
+	CHECK(!pthread_create(&t, NULL, forker, NULL), "a thread can be started");
+	uffd_wait(uffd);
+	CHECK(!uffd_register(uffd, out, 2 * PAGE, UFFDIO_REGISTER_MODE_MISSING), "it can be registered");
+	CHECK(ask(uffd, out) == -EAGAIN, "EAGAIN while the event is unread");
+	close((int)uffd_read(uffd).arg.fork.ufd);
+	pthread_join(t, NULL);
+	CHECK(ask(uffd, out) == -EINVAL, "EINVAL after");
 	return 0;
 }
