@@ -415,15 +415,13 @@ static void mm_free(void *priv)
 	free(mm);
 }
 
-int hmm_mm_add(struct hmm *h, struct umm_space *space, char *window, const struct hmm_inside_ops *inside, void *priv,
-	       struct hmm_mm **mmp)
+struct hmm_mm *hmm_mm_new(struct hmm *h, struct umm_space *space, char *window, const struct hmm_inside_ops *inside,
+			  void *priv)
 {
 	struct hmm_mm *mm = calloc(1, sizeof(*mm));
 
-	if (!mm) {
-		umm_space_put(space);
-		return -ENOMEM;
-	}
+	if (!mm)
+		return NULL;
 	mm->h = h;
 	mm->space = space;
 	mm->window = window;
@@ -436,14 +434,33 @@ int hmm_mm_add(struct hmm *h, struct umm_space *space, char *window, const struc
 	pthread_mutex_init(&mm->lock, NULL);
 	pthread_mutex_init(&mm->marks_lock, NULL);
 	pthread_mutex_init(&mm->stream_lock, NULL);
-	space->ops = &mm_ops;
-	space->priv = mm;
-	space->destroy = mm_free;
+	return mm;
+}
+
+void hmm_mm_publish(struct hmm_mm *mm)
+{
+	struct hmm *h = mm->h;
+
+	mm->space->ops = &mm_ops;
+	mm->space->priv = mm;
+	mm->space->destroy = mm_free;
 	pthread_mutex_lock(&h->lock);
 	mm->id = ++h->next_id;
 	mm->next = h->mms;
 	h->mms = mm;
 	pthread_mutex_unlock(&h->lock);
+}
+
+int hmm_mm_add(struct hmm *h, struct umm_space *space, char *window, const struct hmm_inside_ops *inside, void *priv,
+	       struct hmm_mm **mmp)
+{
+	struct hmm_mm *mm = hmm_mm_new(h, space, window, inside, priv);
+
+	if (!mm) {
+		umm_space_put(space);
+		return -ENOMEM;
+	}
+	hmm_mm_publish(mm);
 	*mmp = mm;
 	return 0;
 }

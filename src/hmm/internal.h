@@ -334,6 +334,15 @@ void hmm_destroy(struct hmm *h);
  */
 int hmm_mm_add(struct hmm *h, struct umm_space *space, char *window, const struct hmm_inside_ops *inside, void *priv,
 	       struct hmm_mm **mmp);
+/**
+ * The same in two steps, for a space that is served already.  hmm_mm_new() allocates, which
+ * must not be done under the event lock: malloc's lock may be held by who waits for an event
+ * to be read.  hmm_mm_publish() is called under it, exclusively; the mm has the reference
+ * that the caller has taken from there on.  Before that free() ends it.
+ */
+struct hmm_mm *hmm_mm_new(struct hmm *h, struct umm_space *space, char *window, const struct hmm_inside_ops *inside,
+			  void *priv);
+void hmm_mm_publish(struct hmm_mm *mm);
 /** The space has ended: its pages are let go.  The mm is freed with the space's last reference. */
 void hmm_mm_del(struct hmm_mm *mm);
 void hmm_say(struct hmm *h, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

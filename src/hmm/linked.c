@@ -531,38 +531,41 @@ int hmm_mm_open(struct umm_space *space, struct hmm_mm **mmp)
 	rc = umm_uffd_register(space->uffd, (uintptr_t)l->in.staging, STAGING_BYTES, UFFDIO_REGISTER_MODE_MISSING);
 	if (rc)
 		goto fail_h;
+	rc = -ENOMEM;
+	l->mm = hmm_mm_new(l->h, space, window, &linked_inside, l);
+	if (!l->mm)
+		goto fail_h;
+	rc = hmm_take_init(&l->take, l->mm);
+	if (rc)
+		goto fail_mm;
+	l->mm->registered.space = l->mm->foreign.space = l->mm->stuck.space = space;
+	for (unsigned t = 0; t < HMM_TIERS_MAX; t++)
+		l->coherent[t].space = space;
+	l->shared.space = space;
+	l->mm->gone = linked_gone;
+	l->mm->gone_priv = l;
+	/* Not the supervisor's business: no fault tells us of a process. */
+	l->mm->statm_fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
 	/* The monitor may be at work on the space: it sees all of this, or nothing. */
 	umm_evlock_excl(&space->ctl->evlock);
 	umm_space_get(space);
-	rc = hmm_mm_add(l->h, space, window, &linked_inside, l, &l->mm);
-	if (!rc) {
-		l->engine = space->ops;
-		l->ops = *space->ops;
-		l->ops.fault = linked_fault;
-		l->ops.change = linked_change;
-		l->ops.forking = linked_forking;
-		l->ops.holds = linked_holds;
-		l->ops.uniform = linked_uniform;
-		space->ops = &l->ops;
-		l->mm->registered.space = l->mm->foreign.space = l->mm->stuck.space = space;
-		for (unsigned t = 0; t < HMM_TIERS_MAX; t++)
-			l->coherent[t].space = space;
-		l->shared.space = space;
-		l->mm->gone = linked_gone;
-		l->mm->gone_priv = l;
-		/* Not the supervisor's business: no fault tells us of a process. */
-		l->mm->statm_fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
-	}
-	if (!rc)
-		rc = hmm_take_init(&l->take, l->mm);
+	hmm_mm_publish(l->mm);
+	l->engine = space->ops;
+	l->ops = *space->ops;
+	l->ops.fault = linked_fault;
+	l->ops.change = linked_change;
+	l->ops.forking = linked_forking;
+	l->ops.holds = linked_holds;
+	l->ops.uniform = linked_uniform;
+	space->ops = &l->ops;
 	umm_evlock_unexcl(&space->ctl->evlock);
-	if (rc)
-		goto fail_h;
 	/* Forks tell us only of what is managed: any page may have been shared before it was. */
 	atomic_store(&l->mm->forked, true);
 	atomic_store(&l->mm->armed, true);
 	*mmp = l->mm;
 	return 0;
+fail_mm:
+	free(l->mm);
 fail_h:
 	umm_free(space, l->in.window, STAGING_BYTES);
 	umm_free(space, l->in.staging, STAGING_BYTES);

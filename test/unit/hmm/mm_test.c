@@ -2,7 +2,9 @@
 /* The linked engine, by its public interface: a program with devices of its own. */
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -551,6 +553,57 @@ static void letting_go(void **state)
 	/* teardown closes with pages away */
 }
 
+#define BLOCKS 500u
+#define HOLES 16u
+#define BLOCK 60000u /* below what malloc maps by itself */
+
+static struct {
+	char *block[BLOCKS];
+	atomic_bool go;
+} heap;
+
+static void *frees_from_the_top(void *arg)
+{
+	while (!atomic_load(&heap.go))
+		sched_yield();
+	for (unsigned i = BLOCKS; i--;)
+		free(heap.block[i]);
+	return NULL;
+}
+
+/* Who frees memory that is watched waits for its event to be read, holding malloc's lock. */
+static void opened_while_malloc_waits(void **state)
+{
+	mallopt(M_ARENA_MAX, 1);
+	mallopt(M_TRIM_THRESHOLD, 0);
+	mallopt(M_TOP_PAD, 0);
+	for (unsigned round = 0; round < 20; round++) {
+		struct umm_space *space;
+		struct umm_vma v;
+		struct hmm_mm *mm;
+		char *hole[HOLES];
+		pthread_t t;
+
+		/* What others allocate meanwhile comes from a hole below, so that the top is free to go. */
+		for (unsigned i = 0; i < HOLES; i++)
+			assert_non_null(hole[i] = malloc(BLOCK));
+		for (unsigned i = 0; i < BLOCKS; i++)
+			assert_non_null(heap.block[i] = malloc(BLOCK));
+		for (unsigned i = 0; i < HOLES; i++)
+			free(hole[i]);
+		atomic_store(&heap.go, false);
+		assert_int_equal(pthread_create(&t, NULL, frees_from_the_top, NULL), 0);
+		assert_int_equal(umm_space_open_self(&space), 0);
+		assert_int_equal(umm_vma_next(space, (uintptr_t)heap.block[BLOCKS - 1], &v), 0);
+		assert_int_equal(umm_space_watch(space, v.start, v.end - v.start), 0);
+		atomic_store(&heap.go, true);
+		assert_int_equal(hmm_mm_open(space, &mm), 0);
+		pthread_join(t, NULL);
+		assert_int_equal(hmm_mm_close(mm), 0);
+		umm_space_close(space);
+	}
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -571,6 +624,7 @@ int main(int argc, char **argv)
 		T(notifiers_are_told_whose_migration_it_is),
 		T(threads_write_while_pages_move),
 		T(letting_go),
+		cmocka_unit_test(opened_while_malloc_waits),
 	};
 
 	if (argc > 1)
