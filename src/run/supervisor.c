@@ -322,24 +322,51 @@ static int inside_advise(void *priv, uint64_t start, uint64_t len, int advice)
 	return rc;
 }
 
-/* Pin lock held; @ctl is a struct umm_ctl.  The kernel tells where robust lists lie, which is in control blocks. */
-static void pin_threads(pid_t pid, void *ctl)
+/* Where the robust lists of threads lie, which is in their control blocks. */
+struct lists {
+	uint64_t *at;
+	unsigned n, room;
+	bool all; /* of whom we were to look at */
+};
+
+static void lists_add(struct lists *l, uint64_t at)
 {
+	if (l->n == l->room) {
+		unsigned room = l->room ? 2 * l->room : 64;
+		uint64_t *p = realloc(l->at, room * sizeof(*p));
+
+		if (!p) {
+			l->all = false;
+			return;
+		}
+		l->at = p;
+		l->room = room;
+	}
+	l->at[l->n++] = at;
+}
+
+/* The kernel tells of those whom we may look at. */
+static void lists_of(pid_t pid, void *lists)
+{
+	struct lists *l = lists;
 	char path[64];
 	struct dirent *e;
 
 	snprintf(path, sizeof(path), "/proc/%d/task", (int)pid);
 	DIR *d = opendir(path);
+	if (!d)
+		l->all &= errno == ENOENT;
 	while (d && (e = readdir(d))) {
 		pid_t tid = (pid_t)atoi(e->d_name);
 		uint64_t head = 0;
 		size_t len;
 
-		if (tid <= 0 || syscall(SYS_get_robust_list, tid, &head, &len) || !head)
+		if (tid <= 0)
 			continue;
-		/* The block begins some hundred bytes before the list and is smaller than a page. */
-		umm_pin_add(ctl, (head - UMM_PAGE / 4) >> UMM_PAGE_SHIFT);
-		umm_pin_add(ctl, (head + UMM_PAGE - 1) >> UMM_PAGE_SHIFT);
+		if (syscall(SYS_get_robust_list, tid, &head, &len))
+			l->all &= errno == ESRCH;
+		else if (head)
+			lists_add(l, head);
 	}
 	if (d)
 		closedir(d);
@@ -348,21 +375,28 @@ static void pin_threads(pid_t pid, void *ctl)
 /*
  * Threads that no hook saw being made (a raw clone, a helper of libc's own).
  * The second net; the hook of pthread_create is the first.  And threads that
- * have ended: where many did, only those that live are pinned from here on.
+ * have ended: where many did, only those that live are pinned from here on, if
+ * we can tell which.
  */
 static void inside_pins(void *priv)
 {
 	struct member *m = priv;
 	struct umm_ctl *ctl = m->ctl_map;
+	struct lists l = {.all = true};
 
 	if (!umm_pin_lock_soon(ctl))
 		return; /* its holder has died, and with it the program; or the program wrote there */
-	if (atomic_load(&ctl->pin_used) > UMM_PIN_SLOTS / 2) {
+	bool crowded = atomic_load(&ctl->pin_used) > UMM_PIN_SLOTS / 2;
+
+	lists_of(m->pid, &l);
+	if (crowded)
+		sharers(m->agent, lists_of, &l);
+	if (crowded && l.all && l.n)
 		umm_pin_clear(ctl);
-		sharers(m->agent, pin_threads, ctl);
-	}
-	pin_threads(m->pid, ctl);
+	for (unsigned i = 0; i < l.n; i++)
+		umm_pin_block(ctl, l.at[i]);
 	umm_pin_unlock(ctl);
+	free(l.at);
 }
 
 static const struct hmm_inside_ops inside_ops = {

@@ -187,4 +187,13 @@ static inline void umm_pin_add(struct umm_ctl *c, uint64_t pfn)
 	}
 }
 
+/** The thread control block in which a robust list lies: it begins some hundred bytes before, and is smaller than a
+ * page. */
+static inline void umm_pin_block(struct umm_ctl *c, uint64_t list)
+{
+	umm_pin_add(c, (list - UMM_PAGE / 4) >> UMM_PAGE_SHIFT);
+	umm_pin_add(c, list >> UMM_PAGE_SHIFT);
+	umm_pin_add(c, (list + UMM_PAGE - 1) >> UMM_PAGE_SHIFT);
+}
+
 #endif

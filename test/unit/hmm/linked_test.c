@@ -612,6 +612,22 @@ static void unregistered_memory_stays(void **state)
 	world_destroy(w);
 }
 
+/* Wherever it lies, all of a control block is pinned by its robust list: glibc's is 0x900 bytes, with that at 0x2e0. */
+static void a_control_block_is_pinned(void **state)
+{
+	struct umm_ctl *ctl = calloc(1, sizeof(*ctl));
+
+	assert_non_null(ctl);
+	for (uint64_t tp = 1 << 20; tp < (1 << 20) + UMM_PAGE; tp += 64) {
+		umm_pin_clear(ctl);
+		umm_pin_block(ctl, tp + 0x2e0);
+		assert_true(umm_pin_has(ctl, tp >> UMM_PAGE_SHIFT));
+		assert_true(umm_pin_has(ctl, (tp + 0x2e0) >> UMM_PAGE_SHIFT));
+		assert_true(umm_pin_has(ctl, (tp + 0x900 - 1) >> UMM_PAGE_SHIFT));
+	}
+	free(ctl);
+}
+
 static void pinned_pages_stay(void **state)
 {
 	struct world *w = begin("lz4", 1);
@@ -744,6 +760,7 @@ int main(void)
 		cmocka_unit_test(a_sign_that_is_unmapped_ends_nothing),
 		cmocka_unit_test(nothing_there_is_no_quarantine),
 		cmocka_unit_test(many_quarantines),
+		cmocka_unit_test(a_control_block_is_pinned),
 		cmocka_unit_test(what_cannot_move_is_remembered),
 		cmocka_unit_test(unregistered_memory_stays),
 		cmocka_unit_test(pinned_pages_stay),
