@@ -156,6 +156,19 @@ int hmm_marks_read(struct hmm_mm *mm)
 	return rc;
 }
 
+/* What is empty in the child is marked there, too, whether anything was away or not. */
+static void marks_inherit(struct hmm_mm *mm, struct hmm_mm *child)
+{
+	int rc = 0;
+
+	pthread_mutex_lock(&mm->lock);
+	for (unsigned i = 0; i < mm->wipeonfork.n && !rc; i++)
+		rc = hmm_iset_add(&child->wipeonfork, mm->wipeonfork.v[i].start, mm->wipeonfork.v[i].end);
+	child->marks_known = mm->marks_known && !rc;
+	pthread_mutex_unlock(&mm->lock);
+	atomic_store(&child->space->ctl->marked, child->wipeonfork.n > 0);
+}
+
 /* At a fork, the event lock held exclusively: what the child has not, and what is empty there.  0 or -errno. */
 static int marks_at_fork(struct hmm_mm *mm, struct hmm_iset *absent, struct hmm_iset *empty)
 {
@@ -361,20 +374,13 @@ static void mm_forked(void *priv, int uffd)
 			child_doom(mm, child, "cannot tell what a forked child has inherited");
 		child_without(child, &absent, true);
 		child_without(child, &empty, false);
-		/* They stay marked in the child. */
-		for (unsigned i = 0; i < empty.n && !rc; i++)
-			rc = hmm_iset_add(&child->wipeonfork, empty.v[i].start, empty.v[i].end);
-		if (!rc)
-			rc = child_copy_parked(mm, child, &absent, &empty);
+		rc = child_copy_parked(mm, child, &absent, &empty);
 		if (rc && rc != -ESRCH)
 			child_doom(mm, child, "a page could not be given to a forked child");
 		hmm_iset_clear(&absent);
 		hmm_iset_clear(&empty);
-		pthread_mutex_lock(&mm->lock);
-		child->marks_known = mm->marks_known;
-		pthread_mutex_unlock(&mm->lock);
-		atomic_store(&child->space->ctl->marked, child->wipeonfork.n > 0);
 	}
+	marks_inherit(mm, child);
 	rc = umm_monitor_add(mm->h->monitor, child->space);
 	if (rc)
 		child_doom(mm, child, "cannot serve a forked child");

@@ -990,8 +990,11 @@ static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hell
 		atomic_store(&m->mm->forked, true); /* what it has it shares */
 	atomic_thread_fence(memory_order_release);
 	m->mm->inside = &inside_ops;
-	if (adopted >= 0)
+	if (adopted >= 0) {
 		atomic_store(&m->mm->space->ctl->armed, 1);
+		if (!m->mm->marks_known) /* its hooks tell from now on */
+			hmm_marks_read(m->mm);
+	}
 	return 0;
 }
 
