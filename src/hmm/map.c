@@ -629,11 +629,15 @@ static int map_block(struct wanted *w)
 	}
 }
 
-/* What is new in [start, end) is as anything mapped now, or it goes. */
-static void conclude(struct map *m, uint64_t start, uint64_t end, bool success)
+/*
+ * What is new in [start, end) is as anything mapped now, or it goes.  False: not
+ * yet, since @owed was looked at the device was stopped for what it has lost.
+ */
+static bool conclude(struct map *m, uint64_t start, uint64_t end, bool success, unsigned owed)
 {
 	const uint64_t stop = block_nr(m, end - 1) + 1;
 	struct leaf *leaf;
+	bool done = true;
 	sigset_t old;
 
 	signals_block(&old);
@@ -641,31 +645,48 @@ static void conclude(struct map *m, uint64_t start, uint64_t end, bool success)
 	if (!success) {
 		take(m, start, end, PAGE_NEW, NULL, NULL);
 	} else {
-		for (uint64_t nr = block_nr(m, start); (leaf = leaf_next(m, &nr, stop)); nr++)
+		done = m->owed == owed;
+		for (uint64_t nr = block_nr(m, start); done && (leaf = leaf_next(m, &nr, stop)); nr++)
 			for (unsigned i = 0; i < BLOCK_PAGES; i++)
 				leaf->page[i] &= (uint8_t)~PAGE_NEW;
-		for (; m->owed; m->owed--)
+		for (; done && m->owed; m->owed--)
 			ops_of(m)->start(m->pub.dev, &m->pub);
 		pthread_mutex_unlock(&m->lock);
 	}
 	signals_restore(&old);
+	return done;
 }
 
+static unsigned owed_now(struct map *m)
+{
+	sigset_t old;
+	unsigned n;
+
+	signals_block(&old);
+	pthread_mutex_lock(&m->lock);
+	n = m->owed;
+	pthread_mutex_unlock(&m->lock);
+	signals_restore(&old);
+	return n;
+}
+
+/* Once more for what went while the rest was mapped: a device that does not fault is not started without it. */
 static int map_blocks(struct map *m, uint64_t start, uint64_t end, unsigned flags, uint64_t deadline_ns)
 {
 	struct wanted w = {.m = m, .flags = flags, .deadline_ns = deadline_ns};
-	uint64_t at = start;
+	unsigned owed;
 	int rc = 0;
 
-	while (at < end && !rc) {
-		w.block = at & ~(BLOCK_BYTES - 1);
-		w.start = at;
-		w.end = end - w.block < BLOCK_BYTES ? end : w.block + BLOCK_BYTES;
-		w.leaf = leaf_get(m, block_nr(m, at));
-		rc = w.leaf ? map_block(&w) : -ENOMEM;
-		at = w.end;
-	}
-	conclude(m, start, at, !rc);
+	do {
+		owed = owed_now(m);
+		for (uint64_t at = start; at < end && !rc; at = w.end) {
+			w.block = at & ~(BLOCK_BYTES - 1);
+			w.start = at;
+			w.end = end - w.block < BLOCK_BYTES ? end : w.block + BLOCK_BYTES;
+			w.leaf = leaf_get(m, block_nr(m, at));
+			rc = w.leaf ? map_block(&w) : -ENOMEM;
+		}
+	} while (!conclude(m, start, end, !rc, owed));
 	return rc;
 }
 

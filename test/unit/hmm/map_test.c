@@ -46,6 +46,7 @@ struct table {
 	_Atomic uint64_t stamp;
 	unsigned maps, unmaps, pages_mapped, pages_unmapped, bad;
 	unsigned fail_at; /* this call to map gives -EIO; 0: none */
+	unsigned hold_at; /* this call to map begins to hold; 0: none */
 	uint64_t slow_until_ns;
 	bool dirty_all;
 	unsigned settles, stopped, stops;
@@ -87,6 +88,7 @@ static int table_map(struct hmm_device *dev, struct hmm_range *r, const struct h
 			 run->addr / BLOCK != (run->addr + run->npages * PAGE - 1) / BLOCK;
 	if (run->huge)
 		T.bad += run->npages != 512 || run->addr % BLOCK || !(T.ops.caps & HMM_DEV_HUGE);
+	T.hold |= T.maps == T.hold_at;
 	while (T.hold) {
 		T.held = true;
 		pthread_cond_broadcast(&T.moved);
@@ -588,6 +590,47 @@ static void a_queue_is_stopped_first(void **state)
 	assert_int_equal(T.stopped, 0);
 }
 
+static void *map_whole(void *arg);
+
+static void *clear_first(void *arg)
+{
+	struct fixture *f = arg;
+
+	invalidate(f, UMM_EVENT_CLEAR, f->start, f->start + PAGE);
+	return NULL;
+}
+
+/* What goes while the rest is being mapped is mapped again before the device runs. */
+static void a_queue_does_not_start_without_a_page(void **state)
+{
+	struct fixture *f = *state;
+	pthread_t t;
+
+	open_range(f, HMM_DEV_QUEUE);
+	T.hold_at = 2;
+	pthread_t mapper;
+	assert_int_equal(pthread_create(&mapper, NULL, map_whole, f), 0);
+	pthread_mutex_lock(&T.lock);
+	while (!T.held)
+		pthread_cond_wait(&T.moved, &T.lock);
+	pthread_mutex_unlock(&T.lock);
+	/* The first block is mapped, the second is about to be, the third is not. */
+	assert_int_equal(pthread_create(&t, NULL, clear_first, f), 0);
+	while (!(__atomic_load_n(&f->space->notifiers.active, __ATOMIC_RELAXED)))
+		sched_yield();
+	usleep(20000); /* until it waits for the lock; else the change comes when all is done */
+	pthread_mutex_lock(&T.lock);
+	T.hold = false;
+	T.hold_at = 0;
+	pthread_cond_broadcast(&T.moved);
+	pthread_mutex_unlock(&T.lock);
+	pthread_join(t, NULL);
+	pthread_join(mapper, NULL);
+	/* It either came in time and has been made good, or late, and is waited for. */
+	assert_true(T.stops > 0);
+	assert_true(T.stopped || mapped_in(f->mem, NR) == NR);
+}
+
 /* ------------------------------------------------------------ one that pins */
 
 static void pinned_as_a_whole(void **state)
@@ -971,6 +1014,7 @@ int main(void)
 		T_(a_huge_page_is_one_entry),
 		T_(a_range_may_be_all_there_is),
 		T_(a_queue_is_stopped_first),
+		T_(a_queue_does_not_start_without_a_page),
 		T_(pinned_as_a_whole),
 		T_(pinned_and_told_late),
 		T_(pinned_over_a_fork),
