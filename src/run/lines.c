@@ -3,6 +3,7 @@
 #include "run/lines.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,6 +24,9 @@ static void write_all(const char *text, size_t len)
 		ssize_t n = write(STDERR_FILENO, text, len);
 
 		if (n < 0 && errno == EINTR)
+			continue;
+		/* Who shares our standard error may have made it so. */
+		if (n < 0 && errno == EAGAIN && poll(&(struct pollfd){STDERR_FILENO, POLLOUT, 0}, 1, -1) == 1)
 			continue;
 		if (n <= 0)
 			return;

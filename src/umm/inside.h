@@ -24,7 +24,7 @@ struct umm_inside {
 void umm_inside_move(struct umm_inside *in, unsigned b);
 
 /**
- * umm_inside_registered() - is the mapping at @addr, private and anonymous, registered with @uffd?
+ * umm_inside_registered() - is the mapping at @addr, private and anonymous, registered, with @uffd or another?
  *
  * Changes nothing: the kernel looks for a registered mapping before it finds that
  * UFFDIO_CONTINUE is not for such memory.  Returns 0; -ENOENT when it is not;

@@ -62,6 +62,13 @@ static void many_lines_nobody_reads(void **state)
 	assert_int_equal(at, len);
 }
 
+/* A pipe's other end is the program's, too, and what it sets there holds for us. */
+static void nothing_is_lost_where_writing_does_not_wait(void **state)
+{
+	assert_int_equal(fcntl(2, F_SETFL, O_NONBLOCK), 0);
+	many_lines_nobody_reads(state);
+}
+
 static void a_long_line_is_cut_and_ends(void **state)
 {
 	static struct lines l;
@@ -83,6 +90,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(many_lines_nobody_reads, pipe_for_stderr, stderr_back),
+		cmocka_unit_test_setup_teardown(nothing_is_lost_where_writing_does_not_wait, pipe_for_stderr,
+						stderr_back),
 		cmocka_unit_test_setup_teardown(a_long_line_is_cut_and_ends, pipe_for_stderr, stderr_back),
 	};
 
