@@ -15,7 +15,8 @@
  * there when the event was read, the sign: the kernel drops from low to high
  * addresses, so once the sign has gone, all has.  It has gone when the page
  * map says so, or when somebody's touch of it was served in the meantime.  If
- * nothing was there, nothing is to go, and there is no quarantine at all.
+ * nothing was there, nothing is to go, and there is no quarantine at all: but for
+ * mirrors, who might ask for pages there and hold what is dropped a moment later.
  *
  * A sign that was unmapped or moved by another thread is absent, too, and says
  * nothing of the pages below it.  Its event makes one of those the sign.  Until
@@ -145,7 +146,7 @@ void umm_quarantine_dropping(struct umm_space *s, uint64_t start, uint64_t end)
 {
 	struct umm_quarantine_range new = {.start = start, .end = end};
 
-	if (last_page(s, start, end, &new.sign) || new.sign != NO_SIGN)
+	if (last_page(s, start, end, &new.sign) || new.sign != NO_SIGN || s->self)
 		add(s, new, true);
 }
 

@@ -413,6 +413,40 @@ static void another_process(void **state)
 	umm_space_close(other);
 }
 
+/*
+ * When MADV_DONTNEED is told of there is nothing there, and the caller has not
+ * looked yet: what is brought in now may be dropped a moment later, untold.
+ */
+static void what_is_about_to_be_dropped_is_busy(void **state)
+{
+	struct fixture *f = *state;
+	bool busy = false;
+	int rc = umm_space_watch(f->space, (uintptr_t)f->mem, NR * PAGE);
+
+	if (rc == -EPERM || rc == -EACCES || rc == -ENOENT) {
+		print_message("SKIP: no right to a userfaultfd\n");
+		skip();
+	}
+	assert_int_equal(rc, 0);
+	f->range.default_flags = UMM_PFN_REQ_FAULT;
+	/* More than once: who was away from the CPU for long finds it over. */
+	for (unsigned i = 0; i < NR && !busy; i++) {
+		/* Each time where nothing has ever been. */
+		f->range.start = (uintptr_t)f->mem + i * PAGE;
+		f->range.end = f->range.start + PAGE;
+		assert_int_equal(madvise(f->mem + i * PAGE, PAGE, MADV_DONTNEED), 0);
+		f->range.notifier_seq = umm_read_begin(&f->n);
+		rc = umm_range_fault(&f->range);
+		busy = rc == -EBUSY;
+	}
+	assert_true(busy);
+	/* Not for ever. */
+	while ((f->range.notifier_seq = umm_read_begin(&f->n), rc = umm_range_fault(&f->range)) == -EBUSY)
+		usleep(10000);
+	assert_int_equal(rc, 0);
+	assert_entries(f, 0, 1, UMM_PFN_VALID | UMM_PFN_ZERO);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 int main(void)
@@ -432,6 +466,7 @@ int main(void)
 		TEST(the_deadline_is_kept),
 		TEST(huge_pages),
 		TEST(another_process),
+		TEST(what_is_about_to_be_dropped_is_busy),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
