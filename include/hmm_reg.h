@@ -13,8 +13,8 @@
  *	hmm_reg_put(cache, reg);
  *	hmm_reg_cache_close(cache);
  *
- * A hit costs tens of nanoseconds.  Requests that overlap or adjoin what is
- * there become one registration.  What nobody uses goes when there is too much
+ * A hit costs tens of nanoseconds.  Requests that overlap what is there, or adjoin
+ * what is not larger, become one registration with it.  What nobody uses goes when there is too much
  * of it, the least recently used first.
  *
  * What changes is not served again: calls that the hooks see (and wait for us)

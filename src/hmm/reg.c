@@ -333,7 +333,7 @@ fail:
 	return rc;
 }
 
-/* Lock held.  What [*start, *end) becomes together with what overlaps it or adjoins. */
+/* Lock held.  What [*start, *end) becomes together with what overlaps it, or adjoins and is not larger. */
 static void widen(struct hmm_reg_cache *c, uint64_t *start, uint64_t *end, unsigned *flags)
 {
 	for (bool wider = true; wider;) {
@@ -348,6 +348,9 @@ static void widen(struct hmm_reg_cache *c, uint64_t *start, uint64_t *end, unsig
 			if (atomic_load(&e->lost) || (s == *start && t == *end))
 				continue;
 			if (c->params.max_bytes && t - s > c->params.max_bytes)
+				continue;
+			/* Else who goes through a large buffer registers all before it again with each step. */
+			if ((n->end == *start || n->start == *end) && n->end - n->start > *end - *start)
 				continue;
 			*start = s;
 			*end = t;

@@ -50,6 +50,7 @@ static struct {
 	pthread_mutex_t lock;
 	struct held held[64]; /* by cookie */
 	unsigned maps, unmaps, now, bad;
+	uint64_t pages; /* mapped in all */
 	int fail; /* map gives this */
 } P;
 
@@ -72,6 +73,7 @@ static int pipe_map(struct hmm_device *dev, struct hmm_range *r, const struct hm
 		r->cookie++;
 	P.held[r->cookie] = (struct held){{fd[0], fd[1]}, true};
 	P.maps++;
+	P.pages += run->npages;
 	P.now++;
 	pthread_mutex_unlock(&P.lock);
 	return 0;
@@ -249,6 +251,18 @@ static void neighbours_become_one(void **state)
 	b = get(f, 10, 1, HMM_MAP_WRITE);
 	assert_int_equal(b->start, (uintptr_t)f->mem + 10 * PAGE);
 	hmm_reg_put(f->c, b);
+}
+
+/* Who goes through a buffer for the first time does not register with each step all that lies behind. */
+static void a_walk_costs_little_more_than_its_length(void **state)
+{
+	struct fixture *f = *state;
+
+	for (unsigned i = 0; i < NR; i++)
+		get_put(f, i, 1);
+	assert_int_equal(stats(f).entries, 1);
+	/* Each page once for each doubling of what it is part of. */
+	assert_true(P.pages <= NR * 7);
 }
 
 static void the_least_recently_used_goes(void **state)
@@ -711,6 +725,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		T_(a_hit_is_the_same),
 		T_(neighbours_become_one),
+		T_(a_walk_costs_little_more_than_its_length),
 		cmocka_unit_test_setup_teardown(the_least_recently_used_goes, setup_with_limits, teardown),
 		T_(errors),
 		T_(munmap_by_libc),
