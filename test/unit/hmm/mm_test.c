@@ -233,6 +233,23 @@ static void in_three_phases(void **state)
 	assert_int_equal(((uint64_t *)f->mem)[0], 77);
 	((uint64_t *)f->mem)[0] = 4;
 	assert_filled(f->mem, SIZE, 4, 0);
+
+	/* The device fails: its error comes through, and all goes back. */
+	*m = (struct hmm_migrate){.mm = f->mm, .to = &f->dev[1]->dev, .start = f->addr, .end = f->addr + 100 * PAGE};
+	assert_int_equal(hmm_migrate_collect(m), 0);
+	assert_int_equal(m->npages, 100);
+	fake_fail_in(f->dev[1], -EIO);
+	assert_int_equal(hmm_migrate_copy(m), -EIO);
+	fake_fail_in(f->dev[1], 0);
+	assert_int_equal(hmm_migrate_commit(m), 0);
+	assert_filled(f->mem, SIZE, 4, 0);
+
+	*m = (struct hmm_migrate){.mm = f->mm, .to = &f->dev[0]->dev, .start = f->addr};
+	m->end = f->addr + (HMM_BATCH_MAX + 1) * PAGE;
+	assert_int_equal(hmm_migrate_collect(m), -EINVAL);
+	m->end = f->addr + PAGE;
+	m->to = &f->coherent;
+	assert_int_equal(hmm_migrate_collect(m), -EINVAL);
 	free(m);
 }
 
@@ -241,8 +258,21 @@ static void bad_arguments(void **state)
 	struct fixture *f = *state;
 	struct hmm_device *dev = &f->dev[0]->dev, other = f->dev[0]->dev;
 	struct hmm_mm *again;
-	uint64_t moved = 99, end = f->addr + SIZE;
+	uint64_t moved = 99, end = f->addr + SIZE, walked;
+	struct hmm_device *where[1];
+	struct umm_page_run run;
 	char *shared;
+
+	assert_int_equal(umm_page_scan(f->space, f->addr + 1, end, &run, 1, &walked), -EINVAL);
+	assert_int_equal(umm_page_scan(f->space, end, f->addr, &run, 1, &walked), -EINVAL);
+	assert_int_equal(umm_page_scan(f->space, 1ull << 63, (1ull << 63) + PAGE, &run, 1, &walked), -EFAULT);
+	assert_int_equal(hmm_where(f->mm, f->addr, f->addr, where, NULL), -EINVAL);
+	assert_int_equal(hmm_device_read(f->mm, dev, f->addr + 1, f->mem, 1), -EINVAL);
+	assert_int_equal(hmm_device_write(f->mm, &other, f->addr, f->mem, 1), -EINVAL);
+	assert_int_equal(hmm_device_read(f->mm, &f->coherent, f->addr, f->mem, 1), 0);
+	assert_int_equal(hmm_migrate_to_system(f->mm, &other, f->addr, end, NULL), -EINVAL);
+	assert_int_equal(hmm_mm_unmanage(f->mm, end, f->addr), -EINVAL);
+	assert_int_equal(hmm_mm_uniform(f->mm, end, f->addr), -EINVAL);
 
 	assert_int_equal(hmm_migrate_to_device(f->mm, dev, f->addr + 1, end, NULL, &moved), -EINVAL);
 	assert_int_equal(moved, 0);
