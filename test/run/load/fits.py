@@ -11,7 +11,7 @@ import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from hmmtest import Failed, comm, descendants, main_of, ppid, state  # noqa: E402
+from hmmtest import Failed, comm, descendants, main_of, ppid, skip, state  # noqa: E402
 
 SHARE = 100  # a hundredth of a CPU
 LOOKS = 8
@@ -124,7 +124,7 @@ def short_processes(h):
           f"{(took[1] - took[0]) * 1000 / SHORT:.2f} ms more each")
 
 
-CPUACCT = "/sys/fs/cgroup/cpuacct"
+CPUACCT, CGROUP2 = "/sys/fs/cgroup/cpuacct", "/sys/fs/cgroup"
 MORE_NS = 2000000  # of CPU time, all that hmm run does for a process included
 
 
@@ -132,8 +132,14 @@ class Account:
     """CPU time of whatever is started, and of what that starts, whoever its parent is."""
 
     def __init__(self):
-        self.path = f"{CPUACCT}/hmmtest-{os.getpid()}"
+        self.v2 = not os.path.isdir(CPUACCT)
+        self.path = f"{CGROUP2 if self.v2 else CPUACCT}/hmmtest-{os.getpid()}"
         os.mkdir(self.path)
+        try:
+            self.ns()
+        except OSError:
+            os.rmdir(self.path)
+            raise
 
     def run(self, cmd):
         def enter():
@@ -152,8 +158,11 @@ class Account:
             return f.read().split()
 
     def ns(self):
-        with open(self.path + "/cpuacct.usage") as f:
-            return int(f.read())
+        if not self.v2:
+            with open(self.path + "/cpuacct.usage") as f:
+                return int(f.read())
+        with open(self.path + "/cpu.stat") as f:
+            return int(f.read().split("usage_usec ")[1].split()[0]) * 1000
 
     def close(self):
         os.rmdir(self.path)
@@ -198,6 +207,8 @@ def short_processes_of_make(h):
     print(f"{SHORT} processes of make -j2: {took[-2]:.2f} s without, {took[-1]:.2f} s with hmm run, "
           f"{(took[-1] - took[-2]) * 1000 / SHORT:.2f} ms more each; "
           f"{', '.join(f'{x / 1e6:.2f}' for x in more)} ms of CPU more each")
+    if not acc:
+        skip("they work; what they cost was not looked at")
     if min(more) >= MORE_NS:
         raise Failed(f"a process costs {min(more) / 1e6:.2f} ms of CPU more, {MORE_NS / 1e6} are allowed")
 
