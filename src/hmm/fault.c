@@ -165,23 +165,30 @@ static int fill_zero(struct hmm_mm *mm, uint64_t addr, unsigned n, bool write, u
 	return place_failed(mm, addr, rc);
 }
 
-/* A page that no device can give back: whoever touches it gets SIGBUS, never something else. */
+/*
+ * A page that no device can give back: whoever touches it gets SIGBUS, never
+ * something else.  Said first: who touches it next may be dead of it before we
+ * run on.  Once, though a change that is under way makes us come again.
+ */
 static int poison(struct hmm_mm *mm, struct hmm_leaf *leaf, unsigned i, int why)
 {
 	hmm_entry_t e = leaf->e[i];
 	uint64_t addr = leaf->base + i * UMM_PAGE;
 	hmm_handle_t handle = hmm_entry_payload(e);
 	struct hmm_device *d = mm->h->chain.dev[hmm_entry_tier(e)];
-	int rc = umm_uffd_poison(mm->space->uffd, addr, UMM_PAGE);
+	int rc;
 
+	if (atomic_exchange(&mm->lost_said, addr) != addr) {
+		atomic_fetch_add(&mm->h->poisoned, 1);
+		hmm_say(mm->h, "page %#llx of process %d is lost: device %s %s; an access gets SIGBUS",
+			(unsigned long long)addr, (int)mm->space->pid, d->spec,
+			why == -EBADMSG ? "returned data with a wrong checksum" : "could not read it");
+	}
+	rc = umm_uffd_poison(mm->space->uffd, addr, UMM_PAGE);
 	if (rc == -EAGAIN || rc == -ESRCH)
 		return rc;
 	hmm_entry_set(mm, leaf, i, hmm_entry(HMM_POISONED, 0, 0, 0));
 	d->ops->put(d, &handle, 1);
-	atomic_fetch_add(&mm->h->poisoned, 1);
-	hmm_say(mm->h, "page %#llx of process %d is lost: device %s %s; an access gets SIGBUS",
-		(unsigned long long)addr, (int)mm->space->pid, d->spec,
-		why == -EBADMSG ? "returned data with a wrong checksum" : "could not read it");
 	if (rc && rc != -EEXIST)
 		mm->h->opt.fatal(mm->h->opt.priv, mm, "a lost page could not be poisoned");
 	wake(mm, addr, UMM_PAGE);

@@ -255,6 +255,7 @@ struct hmm_mm {
 	void (*gone)(void *priv); /* the last reference has been dropped */
 	void *gone_priv;
 	_Atomic uint64_t faults, pages_in, pages_out, zero_filled;
+	_Atomic uint64_t lost_said; /* address of the page that was last said to be lost */
 };
 
 struct hmm_chain {

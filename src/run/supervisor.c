@@ -739,6 +739,27 @@ static bool task_lives_in(void *priv, struct hmm_mm *mm, pid_t tid)
 }
 
 /*
+ * Fork has returned, so its event has been read; once its reader lets go of the
+ * lock it has been applied.  Of whichever space: who forks in a process that came
+ * by a raw clone, and has no agent, takes that one's parent for its own.
+ */
+static void events_applied(struct hmm *h)
+{
+	struct hmm_mm **list;
+	int n = hmm_mms_get(h, &list);
+
+	if (n < 0)
+		return; /* who is not found is served all the same, and not moved from */
+	for (int i = 0; i < n; i++) {
+		struct umm_space *space = list[i]->space;
+
+		if (umm_evlock_shared_unless(&space->ctl->evlock, space->gone, space->priv))
+			umm_evlock_unshared(&space->ctl->evlock);
+	}
+	hmm_mms_put(list, (unsigned)n);
+}
+
+/*
  * The forked space whose descriptor fills a page of this page map; NULL: none.
  *
  * A search fills that page in the spaces that it is not, too: only if it was
@@ -750,23 +771,10 @@ static int find_orphan(struct supervisor *s, const struct wire_hello *hello, int
 {
 	static const char page[UMM_PAGE] __attribute__((aligned(4096)));
 	struct arena a;
-	struct hmm_mm *parent = NULL;
 	struct umm_space *busy;
 
 	*found = NULL;
-	/* Fork returned, so its event has been read; once the reader lets go of the lock, it has been applied. */
-	pthread_mutex_lock(&s->h->lock);
-	for (struct hmm_mm *mm = s->h->mms; mm && !parent; mm = mm->next)
-		if (mm->id == hello->parent)
-			parent = mm;
-	if (parent)
-		umm_space_get(parent->space);
-	pthread_mutex_unlock(&s->h->lock);
-	if (parent) {
-		umm_evlock_shared(&parent->space->ctl->evlock);
-		umm_evlock_unshared(&parent->space->ctl->evlock);
-		umm_space_put(parent->space);
-	}
+	events_applied(s->h);
 	arena_layout(&a, (char *)(uintptr_t)hello->arena);
 	if (page_present(pagemap, (uintptr_t)a.ident))
 		return -EAGAIN;

@@ -71,6 +71,16 @@ static inline int v_check(const void *page, uint64_t index, uint64_t seed, uint6
 	return 0;
 }
 
+static inline bool v_is_zero(const void *page)
+{
+	const volatile uint64_t *p = page;
+
+	for (unsigned w = 0; w < V_WORDS; w++)
+		if (p[w])
+			return false;
+	return true;
+}
+
 static inline void *v_map(size_t len)
 {
 	void *p = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

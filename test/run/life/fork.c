@@ -292,6 +292,58 @@ static int raw_orphan(void)
 	_exit(0);
 }
 
+/* Of what is marked a raw child has nothing; the rest it has. */
+static int marked_child(unsigned how)
+{
+	pid_t pid = raw_fork(how);
+
+	if (pid)
+		return pid < 0 ? 1 : reap_one(pid, "a raw child of a raw child's child");
+	for (size_t i = 0; i < PAGES; i++) {
+		const char *page = mem + i * V_PAGE;
+
+		if (i >= 512 ? v_check(page, i, 1, generation(i, 1), KIND) : v_is_zero(page) ? 0 : -1) {
+			fprintf(stderr, "page %zu of what was marked is not empty\n", i);
+			_exit(1);
+		}
+	}
+	_exit(0);
+}
+
+/*
+ * A raw child has no agent; what it makes by libc's fork has, and is as any
+ * other: its memory goes, and what it marks is known.
+ */
+static int raw_then_libc(void)
+{
+	int bad = 0;
+
+	for (unsigned k = 0; k < 6 && !bad; k++) {
+		pid_t pid = raw_fork(k % 3), next;
+
+		if (!pid) {
+			next = fork();
+			if (!next) {
+				if (check_depth(0))
+					_exit(1);
+				write_depth(1);
+				if (check_depth(1))
+					_exit(2);
+				if (v_absent(mem, PAGES) < PAGES / 8) {
+					fprintf(stderr, "nothing of a raw child's child goes\n");
+					_exit(3);
+				}
+				if (madvise(mem, 512 * V_PAGE, MADV_WIPEONFORK) || marked_child(k % 3))
+					_exit(4);
+				_exit(check_depth(1) ? 5 : 0);
+			}
+			_exit(next < 0 || reap_one(next, "a raw child's child"));
+		}
+		bad = pid < 0 || reap_one(pid, "raw fork");
+	}
+	return bad || check_depth(0);
+}
+
 /* ------------------------------------------- what is marked right after a fork */
 
 #define SPLINTERS 4000u
@@ -767,6 +819,7 @@ int main(int argc, char **argv)
 		{"threads", from_threads},
 		{"raw", raw},
 		{"raw-orphan", raw_orphan},
+		{"raw-then-libc", raw_then_libc},
 		{"mark-after", mark_after},
 		{"gone-after", gone_after},
 		{"vfork", run_vfork},
