@@ -51,6 +51,12 @@ void hmm_clean_put(struct hmm *h, hmm_entry_t e)
 		h->chain.dev[hmm_entry_tier(e)]->ops->put(h->chain.dev[hmm_entry_tier(e)], &handle, 1);
 }
 
+void hmm_clean_forget(struct hmm_mm *mm, struct hmm_leaf *leaf, unsigned i)
+{
+	hmm_clean_put(mm->h, leaf->e[i]);
+	hmm_entry_set(mm, leaf, i, 0);
+}
+
 /* What slot @s of batch @b kept, with a reference; 0: nothing. */
 static hmm_entry_t clean_get(struct hmm_mm *mm, unsigned b, unsigned s)
 {

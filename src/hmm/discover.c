@@ -159,7 +159,7 @@ void hmm_forget(struct hmm_mm *mm, uint64_t start, uint64_t end)
 int hmm_hands_off(struct hmm_mm *mm, uint64_t start, uint64_t end)
 {
 	struct umm_evlock *evlock = &mm->space->ctl->evlock;
-	bool ours;
+	bool theirs;
 	int rc;
 
 	pthread_mutex_lock(&mm->out_lock); /* nothing goes out meanwhile */
@@ -172,10 +172,15 @@ int hmm_hands_off(struct hmm_mm *mm, uint64_t start, uint64_t end)
 		goto out;
 	}
 	pthread_mutex_lock(&mm->lock);
-	ours = hmm_iset_meets(&mm->registered, start, end);
+	theirs = !hmm_iset_meets(&mm->registered, start, end) &&
+		 (hmm_iset_meets(&mm->foreign, start, end) || hmm_iset_meets(&mm->foreign_old, start, end));
 	pthread_mutex_unlock(&mm->lock);
-	/* The kernel lets go of whatever is registered there, be it by another descriptor. */
-	rc = ours ? umm_uffd_unregister(mm->space->uffd, start, end - start) : 0;
+	/*
+	 * The kernel lets go of whatever is registered there, be it by another
+	 * descriptor; and we may have registered what is not in the records yet
+	 * (register_piece()).
+	 */
+	rc = theirs ? 0 : umm_uffd_unregister(mm->space->uffd, start, end - start);
 	/* What could not be brought back keeps its poison; to us it is no more than any other page. */
 	if (!rc)
 		hmm_residency_drop(mm, start, end);

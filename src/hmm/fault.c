@@ -442,9 +442,8 @@ int hmm_fault(void *priv, const struct umm_fault *f)
 			rc = fill_zero(mm, f->addr, k, write, &placed);
 		for (unsigned j = 0; j < placed; j++) {
 			/* It was not there any more: what the device has is of no use. */
-			hmm_clean_put(mm->h, hmm_entry_state(leaf->e[i + j]) == HMM_CLEAN ? leaf->e[i + j] : 0);
 			if (hmm_entry_state(leaf->e[i + j]) == HMM_CLEAN)
-				hmm_entry_set(mm, leaf, i + j, 0);
+				hmm_clean_forget(mm, leaf, i + j);
 		}
 		pthread_mutex_unlock(&leaf->lock);
 		umm_evlock_unshared(evlock);

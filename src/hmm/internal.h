@@ -387,6 +387,8 @@ int hmm_poke(struct hmm_mm *mm, unsigned tier, uint64_t addr, const char *buf, u
 bool hmm_clean_keeps(struct hmm_mm *mm, unsigned tier, unsigned cluster);
 /** Let go of what a slot or an entry kept.  @e: 0, or CLEAN. */
 void hmm_clean_put(struct hmm *h, hmm_entry_t e);
+/** A CLEAN entry becomes SYSTEM, and its copy goes.  Leaf lock held. */
+void hmm_clean_forget(struct hmm_mm *mm, struct hmm_leaf *leaf, unsigned i);
 /**
  * Of @n pages of batch @b, find those that a device still has as they are:
  * @handle then has a reference, else it is HMM_HANDLE_NONE.  Returns how many.

@@ -237,10 +237,8 @@ int hmm_residency_remap(struct hmm_mm *mm, uint64_t from, uint64_t to, uint64_t 
 			unsigned i = hmm_leaf_index(a);
 			hmm_entry_t e = leaf->e[i];
 
-			if (hmm_entry_state(e) == HMM_CLEAN) {
-				hmm_clean_put(mm->h, e);
-				hmm_entry_set(mm, leaf, i, 0);
-			}
+			if (hmm_entry_state(e) == HMM_CLEAN)
+				hmm_clean_forget(mm, leaf, i);
 			if (hmm_entry_here(e))
 				continue;
 			struct hmm_leaf *dst = hmm_leaf_get(mm, to + (a - from));

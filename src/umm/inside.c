@@ -182,7 +182,7 @@ void umm_inside_move(struct umm_inside *in, unsigned b)
 	int rc = 0;
 
 	/* It may have been left unregistered: there was no memory at the time. */
-	if (umm_inside_registered(in->uffd, (uintptr_t)in->staging + base) == -ENOENT)
+	if (umm_inside_registered(in->uffd, (uintptr_t)in->staging + base))
 		rc = register_staging(in, in->staging + base, UMM_BATCH_PAGES * UMM_PAGE);
 	for (unsigned i = 0; i < nr; i++) {
 		struct umm_move_run *run = &batch->run[i];

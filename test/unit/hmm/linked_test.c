@@ -358,6 +358,26 @@ static void faults_at_the_end_of_a_mapping(void **state)
 	world_destroy(w);
 }
 
+/* Registered, and not in the records yet: let go of as well.  Somebody else's: left alone. */
+static void hands_off_what_is_not_in_the_records(void **state)
+{
+	struct world *w = begin("lz4", 1);
+	char *p = managed(w, N, 1);
+	int other = umm_inside_uffd(), third = umm_inside_uffd();
+	uint64_t start = (uintptr_t)p, end = start + 32 * UMM_PAGE, got;
+
+	assert_int_equal(umm_uffd_api(other, 0, 0, &got), 0);
+	assert_int_equal(umm_uffd_api(third, 0, 0, &got), 0);
+	hmm_forget(w->mm, start, end);
+	assert_int_equal(hmm_hands_off(w->mm, start, end), 0);
+	assert_int_equal(umm_uffd_register(other, start, end - start, UFFDIO_REGISTER_MODE_MISSING), 0);
+	assert_int_equal(hmm_hands_off(w->mm, start, end), 0);
+	assert_int_equal(umm_uffd_register(third, start, end - start, UFFDIO_REGISTER_MODE_MISSING), -EBUSY);
+	close(other);
+	close(third);
+	world_destroy(w);
+}
+
 static void hands_off_is_for_good(void **state)
 {
 	struct world *w = begin("lz4", 1);
@@ -753,6 +773,7 @@ int main(void)
 		cmocka_unit_test(restore_across_mappings),
 		cmocka_unit_test(faults_at_the_end_of_a_mapping),
 		cmocka_unit_test(hands_off_is_for_good),
+		cmocka_unit_test(hands_off_what_is_not_in_the_records),
 		cmocka_unit_test(hands_off_with_a_dead_agent),
 		cmocka_unit_test(quarantined_pages_stay),
 		cmocka_unit_test(a_quarantine_ends_with_the_last_page),
