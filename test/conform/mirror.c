@@ -7,6 +7,7 @@
 #include <sys/syscall.h>
 
 #include "conform.h"
+#include "../hugetlb.h"
 
 static void arguments(const struct variant *v)
 {
@@ -503,22 +504,6 @@ static const struct test tests[] = {
 	T(munmap_while_the_device_reads),
 	{0},
 };
-
-/* Huge pages of hugetlb, where there are none and we may ask for some.  Returns how many there were. */
-static int hugetlb_pages(int want)
-{
-	FILE *f = fopen("/proc/sys/vm/nr_hugepages", want < 0 ? "r" : "w");
-	int n = -1;
-
-	if (!f)
-		return -1;
-	if (want < 0 && fscanf(f, "%d", &n) != 1)
-		n = -1;
-	if (want >= 0)
-		fprintf(f, "%d\n", want);
-	fclose(f);
-	return n;
-}
 
 int main(int argc, char **argv)
 {

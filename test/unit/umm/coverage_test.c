@@ -31,6 +31,7 @@
 #include "hmm_uapi.h"
 #include "umm.h"
 #include "umm/hooks.h"
+#include "../../hugetlb.h"
 
 #define PAGE 4096ul
 #define HUGE (2ul << 20)
@@ -474,22 +475,6 @@ static void system_v(void **state)
 	shmctl(other, IPC_RMID, NULL);
 }
 
-/* Of hugetlb; where there are none and we may ask for some.  Returns how many there were. */
-static int pool(int want)
-{
-	FILE *f = fopen("/proc/sys/vm/nr_hugepages", want < 0 ? "r" : "w");
-	int n = -1;
-
-	if (!f)
-		return -1;
-	if (want < 0 && fscanf(f, "%d", &n) != 1)
-		n = -1;
-	if (want >= 0)
-		fprintf(f, "%d\n", want);
-	fclose(f);
-	return n;
-}
-
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -498,7 +483,7 @@ int main(void)
 		cmocka_unit_test(heap),
 		cmocka_unit_test(system_v),
 	};
-	int had = pool(-1), fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC), rc;
+	int had = hugetlb_pages(-1), fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC), rc;
 
 	if (fd < 0) {
 		printf("SKIP: no right to a userfaultfd\n");
@@ -506,9 +491,9 @@ int main(void)
 	}
 	close(fd);
 	if (had == 0)
-		pool(4);
+		hugetlb_pages(4);
 	rc = cmocka_run_group_tests(tests, setup, teardown);
 	if (had == 0)
-		pool(0);
+		hugetlb_pages(0);
 	return rc;
 }
