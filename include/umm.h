@@ -241,7 +241,7 @@ struct umm_page_run {
  * Return: the number of runs, or
  *	-EINVAL	unaligned, or @end below @start
  *	-EFAULT	it reaches above user addresses
- *	-ESRCH	the space is gone
+ *	-ESRCH	the space is gone; there are kernels that find no page there instead
  *	-ENOMEM	no memory
  *	-ENOTTY	the kernel has no PAGEMAP_SCAN (before Linux 6.7)
  */

@@ -26,7 +26,7 @@
 #define SCORE_MAX 256u
 #define SCORE_KEEPS 96u
 #define SAMPLE 16u
-#define SCAN 16u  /* pages at a time that make a walk */
+#define SCAN 16u       /* pages at a time that make a walk */
 #define SHARE 8u       /* part of the budget that copies may take */
 #define ROOM_OF_16 13u /* sixteenths of a device's capacity up to which copies are kept */
 #define FULL_OF_16 14u /* and from which they go */

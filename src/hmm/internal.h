@@ -222,7 +222,7 @@ struct hmm_mm {
 	 */
 	struct hmm_iset dontfork, wipeonfork;
 	bool marks_known;
-	pthread_mutex_t marks_lock; /* around the event lock: of two who read marks the later one counts */
+	pthread_mutex_t marks_lock;    /* around the event lock: of two who read marks the later one counts */
 	struct hmm_iset stuck;         /* cannot be moved; looked at again when emptied from time to time */
 	uint64_t keep_start, keep_end; /* the engine's own arena in there */
 	uint64_t discover_at_ns;       /* not again before; the budget thread's */
@@ -321,7 +321,7 @@ struct hmm {
 	_Atomic uint64_t faults, pages_in, pages_out, zero_filled, poisoned, out_failed, dropped_clean;
 	_Atomic uint64_t registrations;
 	_Atomic uint64_t unregistered; /* runs that were not moved, because their mapping was not registered */
-	_Atomic uint64_t held; /* times that a fault waited for room */
+	_Atomic uint64_t held;         /* times that a fault waited for room */
 	uint64_t start_ns;
 };
 

@@ -69,7 +69,7 @@ struct linked {
 	struct umm_space_ops ops;
 	struct hmm_iset coherent[HMM_TIERS_MAX]; /* mm->lock */
 	struct hmm_take take;
-	struct hmm_iset shared;                  /* of these, write-protected since a fork; mm->lock */
+	struct hmm_iset shared;   /* of these, write-protected since a fork; mm->lock */
 	_Atomic unsigned serving; /* faults at this moment: each may hold references to a device's pages */
 };
 

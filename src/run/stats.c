@@ -64,15 +64,15 @@ void stats_json(struct hmm *h, FILE *f)
 	fprintf(f,
 		"{\"budget_bytes\": %" PRIu64 ", \"total_bytes\": %" PRIu64 ", \"resident_bytes\": %" PRIu64
 		", \"peak_bytes\": %" PRIu64 ", \"away_pages\": %" PRIu64 ", \"away_bytes\": %" PRIu64
-		", \"peak_away_bytes\": %" PRIu64 ", \"store_ram_bytes\": %" PRIu64 ", \"pages_out\": %" PRIu64 ", \"pages_in\": %" PRIu64 ", \"clean_drops\": %" PRIu64
-		", \"zero_filled\": %" PRIu64 ", \"faults\": %" PRIu64 ", \"held\": %" PRIu64 ", \"registrations\": %" PRIu64
-		", \"unregistered\": %" PRIu64 ", \"poisoned\": %" PRIu64 ", \"ratio\": %.2f, \"seconds\": %.3f, \"devices\": [",
+		", \"peak_away_bytes\": %" PRIu64 ", \"store_ram_bytes\": %" PRIu64 ", \"pages_out\": %" PRIu64
+		", \"pages_in\": %" PRIu64 ", \"clean_drops\": %" PRIu64 ", \"zero_filled\": %" PRIu64
+		", \"faults\": %" PRIu64 ", \"held\": %" PRIu64 ", \"registrations\": %" PRIu64
+		", \"unregistered\": %" PRIu64 ", \"poisoned\": %" PRIu64
+		", \"ratio\": %.2f, \"seconds\": %.3f, \"devices\": [",
 		h->opt.budget, total, s.resident, atomic_load(&h->peak), s.away_pages, s.away_pages * UMM_PAGE,
-		atomic_load(&h->away_peak) * UMM_PAGE, s.ram,
-		atomic_load(&h->pages_out), atomic_load(&h->pages_in),
-		atomic_load(&h->dropped_clean), atomic_load(&h->zero_filled),
-		atomic_load(&h->faults), atomic_load(&h->held), atomic_load(&h->registrations),
-		atomic_load(&h->unregistered),
+		atomic_load(&h->away_peak) * UMM_PAGE, s.ram, atomic_load(&h->pages_out), atomic_load(&h->pages_in),
+		atomic_load(&h->dropped_clean), atomic_load(&h->zero_filled), atomic_load(&h->faults),
+		atomic_load(&h->held), atomic_load(&h->registrations), atomic_load(&h->unregistered),
 		atomic_load(&h->poisoned), ratio(h), seconds(h));
 	for (unsigned i = 0; i < h->chain.n; i++) {
 		struct hmm_device_stats st = {0};
@@ -84,15 +84,16 @@ void stats_json(struct hmm *h, FILE *f)
 			", \"pages\": %" PRIu64 ", \"bytes_stored\": %" PRIu64 ", \"bytes_ram\": %" PRIu64
 			", \"pages_same\": %" PRIu64 ", \"pages_raw\": %" PRIu64 ", \"copied_in\": %" PRIu64
 			", \"copied_out\": %" PRIu64 ", \"errors\": %" PRIu64 "}",
-			st.pages, st.bytes_stored, st.bytes_ram, st.pages_same, st.pages_raw, st.copied_in, st.copied_out,
-			st.errors);
+			st.pages, st.bytes_stored, st.bytes_ram, st.pages_same, st.pages_raw, st.copied_in,
+			st.copied_out, st.errors);
 	}
 	fputs("], \"spaces\": [", f);
 	pthread_mutex_lock(&h->lock);
 	for (struct hmm_mm *mm = h->mms; mm; mm = mm->next)
 		fprintf(f,
 			"%s{\"pid\": %d, \"resident_bytes\": %" PRIu64 ", \"away_pages\": %" PRIu64
-			", \"pages_out\": %" PRIu64 ", \"pages_in\": %" PRIu64 ", \"faults\": %" PRIu64 ", \"active\": %s}",
+			", \"pages_out\": %" PRIu64 ", \"pages_in\": %" PRIu64 ", \"faults\": %" PRIu64
+			", \"active\": %s}",
 			mm == h->mms ? "" : ", ", (int)mm->space->pid, mm->anon_pages * UMM_PAGE,
 			atomic_load(&mm->radix.away), atomic_load(&mm->pages_out), atomic_load(&mm->pages_in),
 			atomic_load(&mm->faults), atomic_load(&mm->armed) ? "true" : "false");
@@ -108,8 +109,8 @@ static double mib(uint64_t bytes)
 void stats_line(struct hmm *h, char *buf, size_t len)
 {
 	snprintf(buf, len,
-		 "peak %.1f MiB of %.1f MiB, at most %.1f MiB away, %" PRIu64 " pages out, %" PRIu64 " pages in, %" PRIu64
-		 " faults, ratio %.2f, %.2f s",
+		 "peak %.1f MiB of %.1f MiB, at most %.1f MiB away, %" PRIu64 " pages out, %" PRIu64
+		 " pages in, %" PRIu64 " faults, ratio %.2f, %.2f s",
 		 mib(atomic_load(&h->peak)), mib(h->opt.budget), mib(atomic_load(&h->away_peak) * UMM_PAGE),
 		 atomic_load(&h->pages_out), atomic_load(&h->pages_in), atomic_load(&h->faults), ratio(h), seconds(h));
 }

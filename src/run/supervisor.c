@@ -291,9 +291,8 @@ static int inside_arm(void *priv)
 	/* Of an address space that has just ended the kernel says ENOMEM here. */
 	if (rc && rc != -ESRCH && !m->arm_said && has_memory(m->agent)) {
 		m->arm_said = true;
-		lines_say(&m->sup->lines,
-			  "memory of process %d cannot be moved: userfaultfd refuses its staging: %s", (int)m->pid,
-			  strerror(-rc));
+		lines_say(&m->sup->lines, "memory of process %d cannot be moved: userfaultfd refuses its staging: %s",
+			  (int)m->pid, strerror(-rc));
 	}
 	return rc;
 }

@@ -9,8 +9,8 @@
 struct umm_inside {
 	int uffd;
 	struct umm_ctl *ctl;
-	char *staging; /* UMM_BATCHES * UMM_BATCH_PAGES pages, registered with uffd, empty */
-	char *window;  /* as many pages that the engine reads */
+	char *staging;           /* UMM_BATCHES * UMM_BATCH_PAGES pages, registered with uffd, empty */
+	char *window;            /* as many pages that the engine reads */
 	bool (*gone)(void *arg); /* is whoever may hold the event lock dead?  NULL: never */
 	void *arg;
 };

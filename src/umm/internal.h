@@ -25,10 +25,10 @@
 
 /** A page fault as it came from the userfaultfd. */
 struct umm_fault {
-	uint64_t addr; /* of the page */
+	uint64_t addr;  /* of the page */
 	uint32_t flags; /* UFFD_PAGEFAULT_FLAG_* */
-	uint32_t tid;	/* 0: unknown */
-	bool again;	/* served before, without success: a change was under way */
+	uint32_t tid;   /* 0: unknown */
+	bool again;     /* served before, without success: a change was under way */
 };
 
 /** Who keeps records of a space's pages (hmm) hangs on here. */
@@ -65,6 +65,7 @@ struct umm_quarantine_range {
 struct umm_quarantine {
 	pthread_mutex_t lock;
 	_Atomic unsigned n;
+	_Atomic unsigned populating; /* calls to umm_space_populate() under way */
 	struct umm_quarantine_range range[UMM_QUARANTINES];
 };
 
@@ -72,8 +73,8 @@ struct umm_space {
 	_Atomic unsigned refs;
 	bool self;
 	struct umm_arena *arena; /* of a linked space; else memory is malloc's */
-	pid_t pid; /* a task that lives in it, for messages */
-	int uffd;  /* -1: none */
+	pid_t pid;               /* a task that lives in it, for messages */
+	int uffd;                /* -1: none */
 	int pagemap_fd;
 	int maps_fd;
 	bool maps_text; /* the kernel has no PROCMAP_QUERY */
@@ -83,7 +84,8 @@ struct umm_space {
 	struct umm_quarantine quarantine;
 	/*
 	 * Shared by hooks while their call changes mappings, or forks; exclusively by
-	 * the engine while it registers whole mappings, and while it moves some (take.c).  Who serves faults and events never takes it.
+	 * the engine while it registers whole mappings, and while it moves some (take.c).  Who serves faults and events
+	 * never takes it.
 	 */
 	pthread_rwlock_t layout;
 	struct umm_monitor *monitor;
@@ -92,7 +94,7 @@ struct umm_space {
 	const struct umm_space_ops *ops;
 	void *priv;
 	void (*destroy)(void *priv); /* when the last reference goes */
-	bool (*gone)(void *priv);    /* has whoever stands in the space died, maybe with a lock held?  NULL: nobody does */
+	bool (*gone)(void *priv); /* has whoever stands in the space died, maybe with a lock held?  NULL: nobody does */
 	pthread_mutex_t lock;
 };
 
@@ -107,7 +109,8 @@ void umm_space_get(struct umm_space *space);
 /** In a forked child: close what it has inherited of @space, and nothing else; @space is of no more use. */
 void umm_space_abandon(struct umm_space *space);
 void umm_space_put(struct umm_space *space);
-/** Does @pid, as a fault names it, mean the same process to us?  (A fault gives it as its own pid namespace sees it.) */
+/** Does @pid, as a fault names it, mean the same process to us?  (A fault gives it as its own pid namespace sees it.)
+ */
 bool umm_same_pidns(pid_t pid);
 /** A self space gets its userfaultfd, control block and monitor, unless it has them. */
 int umm_space_serve(struct umm_space *space);
@@ -116,7 +119,8 @@ int umm_space_pagemap_fd(struct umm_space *space);
 int umm_space_populate(struct umm_space *space, uint64_t start, uint64_t len, bool write);
 
 /* pagemap.c */
-/** As umm_page_scan(): present pages that were written since umm_uffd_writeprotect(); all of them where it never was. */
+/** As umm_page_scan(): present pages that were written since umm_uffd_writeprotect(); all of them where it never was.
+ */
 int umm_page_scan_written(struct umm_space *space, uint64_t start, uint64_t end, struct umm_page_run *runs, unsigned nr,
 			  uint64_t *walk_end);
 
@@ -137,12 +141,15 @@ void umm_quarantine_unmapping(struct umm_space *space, uint64_t start, uint64_t 
 /** Where nothing was, a page has been placed.  Event lock held. */
 void umm_quarantine_filled(struct umm_space *space, uint64_t start, uint64_t end);
 bool umm_quarantined(struct umm_space *space, uint64_t start, uint64_t end);
+/** Around asking for pages: what came in while a drop was told of goes with it, or it is not known whether it does. */
+void umm_quarantine_populate_begin(struct umm_space *space);
+void umm_quarantine_populate_end(struct umm_space *space, uint64_t start, uint64_t end);
 /** The one call that dropped [@start, @end) has returned: its hook says so. */
 void umm_quarantine_lift(struct umm_space *space, uint64_t start, uint64_t end);
 
 /* uffd.c: 0 or -errno throughout */
-#define UMM_UFFD_BASE                                                                                                  \
-	(UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_THREAD_ID |     \
+#define UMM_UFFD_BASE                                                                                               \
+	(UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_THREAD_ID | \
 	 UFFD_FEATURE_MOVE | UFFD_FEATURE_POISON)
 /** Agree on features; EVENT_FORK is asked for and done without when the kernel withholds it. */
 int umm_uffd_api(int uffd, uint64_t want, uint64_t optional, uint64_t *got);

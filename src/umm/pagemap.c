@@ -9,9 +9,9 @@
 
 static uint32_t flags_of(uint64_t categories)
 {
-	return (categories & PAGE_IS_PRESENT ? UMM_PAGE_PRESENT : 0) | (categories & PAGE_IS_PFNZERO ? UMM_PAGE_ZERO : 0) |
-	       (categories & PAGE_IS_HUGE ? UMM_PAGE_HUGE : 0) | (categories & PAGE_IS_FILE ? UMM_PAGE_FILE : 0) |
-	       (categories & PAGE_IS_SWAPPED ? UMM_PAGE_SWAPPED : 0);
+	return (categories & PAGE_IS_PRESENT ? UMM_PAGE_PRESENT : 0) |
+	       (categories & PAGE_IS_PFNZERO ? UMM_PAGE_ZERO : 0) | (categories & PAGE_IS_HUGE ? UMM_PAGE_HUGE : 0) |
+	       (categories & PAGE_IS_FILE ? UMM_PAGE_FILE : 0) | (categories & PAGE_IS_SWAPPED ? UMM_PAGE_SWAPPED : 0);
 }
 
 /* Runs of pages in all categories of @all and at least one of @any. */

@@ -24,6 +24,9 @@
  * being applied its reader has the event lock; neither of which is a time to
  * believe what the page map says.
  *
+ * Pages that we ask for may come in behind the sign just when it is chosen.  While
+ * that may be, no sign counts, and afterwards the last of those pages is the sign.
+ *
  * A call that went through a hook ends its quarantine when the hook ends; but not
  * that of a range which another call has met.
  *
@@ -96,8 +99,8 @@ static bool is_over(struct umm_space *s, const struct umm_quarantine_range *r, u
 	if (r->until_ns <= now)
 		return true;
 	/* In this order. */
-	return r->sign != NO_SIGN && page_is_absent(s, r->sign) && !umm_uffd_is_changing(s->uffd) &&
-	       (reader || !is_being_applied(s));
+	return r->sign != NO_SIGN && !atomic_load(&s->quarantine.populating) && page_is_absent(s, r->sign) &&
+	       !umm_uffd_is_changing(s->uffd) && (reader || !is_being_applied(s));
 }
 
 static void add(struct umm_space *s, struct umm_quarantine_range new, bool reader)
@@ -113,7 +116,7 @@ static void add(struct umm_space *s, struct umm_quarantine_range new, bool reade
 
 		if (is_over(s, r, now, reader))
 			continue;
-		if (new.start <= r->end && new.end >= r->start) {
+		if (new.start <= r->end &&new.end >= r->start) {
 			/* One that touches the new one becomes part of it; two that drop have no sign in common. */
 			new.start = r->start < new.start ? r->start : new.start;
 			new.end = r->end > new.end ? r->end : new.end;
@@ -186,6 +189,29 @@ void umm_quarantine_filled(struct umm_space *s, uint64_t start, uint64_t end)
 			q->range[n++] = q->range[i];
 	atomic_store(&q->n, n);
 	pthread_mutex_unlock(&q->lock);
+}
+
+void umm_quarantine_populate_begin(struct umm_space *s)
+{
+	atomic_fetch_add(&s->quarantine.populating, 1);
+}
+
+void umm_quarantine_populate_end(struct umm_space *s, uint64_t start, uint64_t end)
+{
+	struct umm_quarantine *q = &s->quarantine;
+
+	if (atomic_load(&q->n)) {
+		pthread_mutex_lock(&q->lock);
+		for (unsigned i = 0; i < q->n; i++) {
+			struct umm_quarantine_range *r = &q->range[i];
+			uint64_t last = (end < r->end ? end : r->end) - UMM_PAGE;
+
+			if (start < r->end && end > r->start && r->sign != NO_SIGN && r->sign < last)
+				r->sign = last;
+		}
+		pthread_mutex_unlock(&q->lock);
+	}
+	atomic_fetch_sub(&q->populating, 1);
 }
 
 void umm_quarantine_lift(struct umm_space *s, uint64_t start, uint64_t end)

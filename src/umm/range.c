@@ -327,7 +327,12 @@ int umm_range_fault(struct umm_range *range)
 		return rc;
 	keep_requests(range);
 	for (unsigned looks = 0; looks < LOOKS_MAX; looks++) {
-		if (umm_read_retry(range->notifier, range->notifier_seq))
+		/*
+		 * Before the look, for what is seen must be what stays once all that was to go has gone.  A drop that
+		 * is told of later makes us begin again.
+		 */
+		if (umm_quarantined(range->space, range->start, range->end) ||
+		    umm_read_retry(range->notifier, range->notifier_seq))
 			break;
 		rc = look(range);
 		if (!rc)
@@ -337,9 +342,6 @@ int umm_range_fault(struct umm_range *range)
 	}
 	rc = -EBUSY;
 out:
-	/* What is there still, and about to be dropped, needs no asking for; it is of no use all the same. */
-	if (!rc && umm_quarantined(range->space, range->start, range->end))
-		rc = -EBUSY;
 	/* What was found, or refused, may have been so for a moment only. */
 	if ((!rc || rc == -ENOMEM || rc == -EFAULT || rc == -EPERM) &&
 	    umm_read_retry(range->notifier, range->notifier_seq))

@@ -177,13 +177,20 @@ int umm_space_pagemap_fd(struct umm_space *space)
 
 int umm_space_populate(struct umm_space *space, uint64_t start, uint64_t len, bool write)
 {
+	int rc = 0;
+
 	if (!space->self)
 		return -EOPNOTSUPP;
+	/* Twice, for no quarantine ends while somebody populates. */
 	if (umm_quarantined(space, start, start + len))
 		return -EBUSY;
-	if (!madvise((void *)(uintptr_t)start, len, write ? MADV_POPULATE_WRITE : MADV_POPULATE_READ))
-		return 0;
-	return -errno;
+	umm_quarantine_populate_begin(space);
+	if (umm_quarantined(space, start, start + len))
+		rc = -EBUSY;
+	else if (madvise((void *)(uintptr_t)start, len, write ? MADV_POPULATE_WRITE : MADV_POPULATE_READ))
+		rc = -errno;
+	umm_quarantine_populate_end(space, start, start + len);
+	return rc;
 }
 
 /* The descriptor and the monitor of a linked space come with the first range that somebody wants watched. */

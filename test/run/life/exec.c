@@ -32,7 +32,8 @@ static bool is_managed(const char *p)
 #else
 	size_t away = v_absent(p, PAGES);
 
-	/* Who has only just filled its memory is ahead of what moves it; nobody moves what is not managed, however long. */
+	/* Who has only just filled its memory is ahead of what moves it; nobody moves what is not managed, however
+	 * long. */
 	for (unsigned tries = 0; away < PAGES / 10 && tries < 3000; tries++) {
 		usleep(10000);
 		away = v_absent(p, PAGES);

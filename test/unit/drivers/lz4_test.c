@@ -570,16 +570,25 @@ static void test_figures(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_same_words),       cmocka_unit_test(test_round_trip),
+		cmocka_unit_test(test_same_words),
+		cmocka_unit_test(test_round_trip),
 		cmocka_unit_test(test_same_bytes),
-		cmocka_unit_test(test_every_length),     cmocka_unit_test(test_incompressible_refused),
-		cmocka_unit_test(test_same_is_free),     cmocka_unit_test(test_references),
-		cmocka_unit_test(test_references_stick), cmocka_unit_test(test_capacity),
-		cmocka_unit_test(test_overhead),         cmocka_unit_test(test_trim),
-		cmocka_unit_test(test_bit_flips),        cmocka_unit_test(test_batch_status),
-		cmocka_unit_test(test_pinned_stays),     cmocka_unit_test(test_locked_waits),
-		cmocka_unit_test(test_threads),          cmocka_unit_test(test_threads_when_full),
-		cmocka_unit_test(test_arguments),        cmocka_unit_test(test_figures),
+		cmocka_unit_test(test_every_length),
+		cmocka_unit_test(test_incompressible_refused),
+		cmocka_unit_test(test_same_is_free),
+		cmocka_unit_test(test_references),
+		cmocka_unit_test(test_references_stick),
+		cmocka_unit_test(test_capacity),
+		cmocka_unit_test(test_overhead),
+		cmocka_unit_test(test_trim),
+		cmocka_unit_test(test_bit_flips),
+		cmocka_unit_test(test_batch_status),
+		cmocka_unit_test(test_pinned_stays),
+		cmocka_unit_test(test_locked_waits),
+		cmocka_unit_test(test_threads),
+		cmocka_unit_test(test_threads_when_full),
+		cmocka_unit_test(test_arguments),
+		cmocka_unit_test(test_figures),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -13,7 +13,7 @@ int __real_umm_uffd_register(int uffd, uint64_t start, uint64_t len, uint64_t mo
 int __wrap_umm_uffd_register(int uffd, uint64_t start, uint64_t len, uint64_t mode);
 
 static struct {
-	char *at; /* PAGES pages; all else is somebody else's. */
+	char *at;  /* PAGES pages; all else is somebody else's. */
 	bool swap; /* the first is unmapped before it is registered, and mapped anew after */
 	bool fork; /* a child is made before it is registered, and nobody has heard of it yet */
 	_Atomic pid_t child;

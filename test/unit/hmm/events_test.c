@@ -737,8 +737,14 @@ static void copies_are_kept_where_it_pays(void **state)
 	world_destroy(w);
 }
 
-#define CLEAN(test) {#test ", clean", test, clean_setup, clean_teardown, NULL}
-#define FORGOTTEN(test) {#test ", clean and forgotten", test, forgets_setup, clean_teardown, NULL}
+#define CLEAN(test)                                                      \
+	{                                                                \
+#test ", clean", test, clean_setup, clean_teardown, NULL \
+	}
+#define FORGOTTEN(test)                                                                  \
+	{                                                                                \
+#test ", clean and forgotten", test, forgets_setup, clean_teardown, NULL \
+	}
 
 int main(void)
 {

@@ -549,9 +549,9 @@ static void a_sign_that_is_unmapped_ends_nothing(void **state)
 	assert_true(quarantined(w, p, 4, 16));
 	to = mmap(NULL, 4 * UMM_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	assert_true(to != MAP_FAILED);
-	assert_int_equal(syscall(SYS_mremap, p + 12 * UMM_PAGE, 4 * UMM_PAGE, 4 * UMM_PAGE,
-				 MREMAP_MAYMOVE | MREMAP_FIXED, to),
-			 (uintptr_t)to);
+	assert_int_equal(
+		syscall(SYS_mremap, p + 12 * UMM_PAGE, 4 * UMM_PAGE, 4 * UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to),
+		(uintptr_t)to);
 	settled(w);
 	assert_true(quarantined(w, p, 4, 12));
 	assert_int_equal(out(w, p, 12), 0);

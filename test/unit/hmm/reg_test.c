@@ -51,7 +51,7 @@ static struct {
 	struct held held[64]; /* by cookie */
 	unsigned maps, unmaps, now, bad;
 	uint64_t pages; /* mapped in all */
-	int fail; /* map gives this */
+	int fail;       /* map gives this */
 } P;
 
 static int pipe_map(struct hmm_device *dev, struct hmm_range *r, const struct hmm_map_run *run)

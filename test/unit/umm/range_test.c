@@ -17,6 +17,8 @@
 
 #include "hmm_uapi.h"
 #include "umm.h"
+#include "umm/internal.h"
+#include "umm/sys.h"
 
 #define PAGE 4096ul
 #define NR 16u
@@ -447,6 +449,86 @@ static void what_is_about_to_be_dropped_is_busy(void **state)
 	assert_entries(f, 0, 1, UMM_PFN_VALID | UMM_PFN_ZERO);
 }
 
+bool __real_umm_quarantined(struct umm_space *space, uint64_t start, uint64_t end);
+bool __wrap_umm_quarantined(struct umm_space *space, uint64_t start, uint64_t end);
+int __real_madvise(void *addr, size_t len, int advice);
+int __wrap_madvise(void *addr, size_t len, int advice);
+
+static struct fixture *dropped_when_asked, *told_of_when_populated;
+static unsigned asks_until_drop;
+
+static void drop_untold(struct fixture *f, unsigned npages)
+{
+	assert_int_equal(sys3(SYS_madvise, f->mem, npages * PAGE, MADV_DONTNEED), 0);
+}
+
+bool __wrap_umm_quarantined(struct umm_space *space, uint64_t start, uint64_t end)
+{
+	struct fixture *f = dropped_when_asked;
+
+	if (f && !--asks_until_drop) {
+		dropped_when_asked = NULL;
+		drop_untold(f, NR);
+	}
+	return __real_umm_quarantined(space, start, end);
+}
+
+int __wrap_madvise(void *addr, size_t len, int advice)
+{
+	struct fixture *f = told_of_when_populated;
+
+	if (f && advice == MADV_POPULATE_READ) {
+		told_of_when_populated = NULL;
+		umm_quarantine_dropping(f->space, (uintptr_t)f->mem, (uintptr_t)f->mem + NR * PAGE);
+	}
+	return __real_madvise(addr, len, advice);
+}
+
+/* Whenever what was told of happens: what a fault says is there is there. */
+static void what_has_been_dropped_was_not_seen(void **state)
+{
+	struct fixture *f = *state;
+
+	f->range.default_flags = UMM_PFN_REQ_FAULT;
+	for (unsigned asks = 1; asks <= 3; asks++) {
+		uint64_t now[NR];
+		int rc;
+
+		memset(f->mem, 1, NR * PAGE);
+		umm_quarantine_dropping(f->space, f->range.start, f->range.end);
+		asks_until_drop = asks;
+		dropped_when_asked = f;
+		f->range.notifier_seq = umm_read_begin(&f->n);
+		rc = umm_range_fault(&f->range);
+		if (dropped_when_asked)
+			drop_untold(f, NR);
+		dropped_when_asked = NULL;
+		assert_true(rc == 0 || rc == -EBUSY);
+		memcpy(now, f->entries, sizeof(now));
+		assert_int_equal(umm_range_snapshot(&f->range), 0);
+		for (unsigned i = 0; i < NR && !rc; i++)
+			assert_int_equal(now[i] & UMM_PFN_VALID, f->entries[i] & UMM_PFN_VALID);
+		umm_quarantine_lift(f->space, f->range.start, f->range.end);
+		while (umm_quarantined(f->space, f->range.start, f->range.end))
+			usleep(10000);
+	}
+}
+
+/* A drop is told of between the question whether there is one and the asking for pages. */
+static void what_comes_in_late_is_waited_for(void **state)
+{
+	struct fixture *f = *state;
+
+	f->mem[0] = 1; /* the only page that is there then */
+	told_of_when_populated = f;
+	assert_int_equal(umm_space_populate(f->space, f->range.start, NR * PAGE, false), 0);
+	assert_null(told_of_when_populated);
+	drop_untold(f, 1);
+	assert_true(umm_quarantined(f->space, f->range.start, f->range.end));
+	drop_untold(f, NR);
+	assert_false(umm_quarantined(f->space, f->range.start, f->range.end));
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 int main(void)
@@ -467,6 +549,8 @@ int main(void)
 		TEST(huge_pages),
 		TEST(another_process),
 		TEST(what_is_about_to_be_dropped_is_busy),
+		TEST(what_has_been_dropped_was_not_seen),
+		TEST(what_comes_in_late_is_waited_for),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
