@@ -980,6 +980,15 @@ static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hell
 	m->pidfd = fds[3];
 	fds[3] = -1;
 	m->sock = sock;
+	if (hello->parent)
+		atomic_store(&m->mm->forked, true); /* what it has it shares */
+	if (adopted >= 0) {
+		/* Before the program goes on: from its first call its hooks must tell what a child of it inherits. */
+		inside_arm(m);
+		atomic_store(&m->mm->space->ctl->armed, 1);
+		if (!m->mm->marks_known)
+			hmm_marks_read(m->mm);
+	}
 	rc = welcome(m, adopted);
 	if (rc) {
 		m->sock = -1;
@@ -989,19 +998,10 @@ static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hell
 	if (m->pidfd >= 0)
 		watch_add(s, m->pidfd, &m->w_pidfd);
 	s->signed_on = true;
-	if (adopted >= 0)
-		inside_arm(m);
 	m->mm->inside_priv = m;
 	m->mm->space->gone = agent_is_gone;
-	if (hello->parent)
-		atomic_store(&m->mm->forked, true); /* what it has it shares */
 	atomic_thread_fence(memory_order_release);
 	m->mm->inside = &inside_ops;
-	if (adopted >= 0) {
-		atomic_store(&m->mm->space->ctl->armed, 1);
-		if (!m->mm->marks_known) /* its hooks tell from now on */
-			hmm_marks_read(m->mm);
-	}
 	return 0;
 }
 

@@ -428,6 +428,41 @@ static int mark_after(void)
 	return bad || check_depth(0);
 }
 
+/* What a child of fork() marks before anything else, and forks by itself: also while it changes other mappings. */
+static int mark_at_once(void)
+{
+	const size_t marked = 2 * V_MIB / V_PAGE, other = 100 * V_MIB / V_PAGE;
+	int bad = 0;
+
+	splinter();
+	for (unsigned k = 0; k < 12 && !bad; k++) {
+		pid_t pid = fork(), next;
+
+		if (!pid) {
+			if (madvise(mem, marked * V_PAGE, MADV_WIPEONFORK))
+				_exit(1);
+			next = raw_fork(k % 3);
+			if (!next) {
+				for (size_t i = 0; i < marked; i++) {
+					if (v_is_zero(mem + i * V_PAGE))
+						continue;
+					fprintf(stderr, "page %zu of what was marked is not empty\n", i);
+					_exit(2);
+				}
+				for (size_t i = marked; i < PAGES; i += 61)
+					if (v_check(mem + i * V_PAGE, i, 1, 0, KIND))
+						_exit(3);
+				_exit(0);
+			}
+			if (munmap(mem + other * V_PAGE, marked * V_PAGE))
+				_exit(4);
+			_exit(next < 0 || reap_one(next, "a child's child"));
+		}
+		bad = pid < 0 || reap_one(pid, "a child that marks");
+	}
+	return bad || check_depth(0);
+}
+
 /* ------------------------------------------------------ children that exec */
 
 static int run_vfork(void)
@@ -824,6 +859,7 @@ int main(int argc, char **argv)
 		{"raw-orphan", raw_orphan},
 		{"raw-then-libc", raw_then_libc},
 		{"mark-after", mark_after},
+		{"mark-at-once", mark_at_once},
 		{"gone-after", gone_after},
 		{"vfork", run_vfork},
 		{"spawn", run_spawn},
