@@ -12,6 +12,8 @@
 
 #include "hmm/internal.h"
 
+#define MARKS_TRIES 64u
+
 uint64_t hmm_now_ns(void)
 {
 	struct timespec ts;
@@ -139,7 +141,8 @@ static void marks_set(struct hmm_mm *mm, const struct hmm_iset *absent, const st
 	pthread_mutex_unlock(&mm->lock);
 }
 
-int hmm_marks_read(struct hmm_mm *mm)
+/* -EAGAIN: what was read has changes in it whose events have not been applied, and would be applied to it again. */
+static int marks_read_once(struct hmm_mm *mm)
 {
 	struct hmm_iset absent = {0}, empty = {0};
 	int rc;
@@ -147,12 +150,31 @@ int hmm_marks_read(struct hmm_mm *mm)
 	pthread_mutex_lock(&mm->marks_lock);
 	umm_evlock_shared(&mm->space->ctl->evlock);
 	rc = hmm_find_unforked(mm, &absent, &empty);
+	if (!rc && umm_uffd_is_changing(mm->space->uffd))
+		rc = -EAGAIN;
 	if (!rc)
 		marks_set(mm, &absent, &empty);
 	umm_evlock_unshared(&mm->space->ctl->evlock);
 	pthread_mutex_unlock(&mm->marks_lock);
 	hmm_iset_clear(&absent);
 	hmm_iset_clear(&empty);
+	return rc;
+}
+
+int hmm_marks_read(struct hmm_mm *mm)
+{
+	int rc = -EAGAIN;
+
+	for (unsigned i = 0; i < MARKS_TRIES && (rc = marks_read_once(mm)) == -EAGAIN; i++) {
+		umm_space_drain(mm->space);
+		/* The changer must run before the kernel says that it is through. */
+		nanosleep(&(struct timespec){.tv_nsec = i < 4 ? 0 : 1000000}, NULL);
+	}
+	if (rc) {
+		pthread_mutex_lock(&mm->lock);
+		mm->marks_known = false;
+		pthread_mutex_unlock(&mm->lock);
+	}
 	return rc;
 }
 
@@ -186,12 +208,13 @@ static int marks_at_fork(struct hmm_mm *mm, struct hmm_iset *absent, struct hmm_
 	pthread_mutex_lock(&mm->lock);
 	known = mm->marks_known;
 	pthread_mutex_unlock(&mm->lock);
-	if (rc || !known)
+	if (!known)
 		return rc;
-	if (!umm_uffd_is_changing(mm->space->uffd)) {
+	if (!rc && !umm_uffd_is_changing(mm->space->uffd)) {
 		marks_set(mm, absent, empty);
 		return 0;
 	}
+	rc = 0;
 	hmm_iset_clear(absent);
 	hmm_iset_clear(empty);
 	pthread_mutex_lock(&mm->lock);
@@ -248,6 +271,7 @@ int hmm_find_unforked(struct hmm_mm *mm, struct hmm_iset *absent, struct hmm_ise
 	uint64_t start = 0, end = 0;
 	char *line = NULL;
 	size_t room = 0;
+	bool any = false;
 
 	if (!f) {
 		if (fd >= 0)
@@ -262,6 +286,7 @@ int hmm_find_unforked(struct hmm_mm *mm, struct hmm_iset *absent, struct hmm_ise
 		if (sscanf(line, "%" SCNx64 "-%" SCNx64 "%c", &a, &z, &more) == 3 && more == ' ') {
 			start = a;
 			end = z;
+			any = true;
 		} else if (!strncmp(line, "VmFlags:", 8)) {
 			if (strstr(line, " dc"))
 				rc = hmm_iset_add(absent, start, end);
@@ -271,7 +296,8 @@ int hmm_find_unforked(struct hmm_mm *mm, struct hmm_iset *absent, struct hmm_ise
 	}
 	free(line);
 	fclose(f);
-	return rc;
+	/* No space is without mappings: the task by which it was opened has ended. */
+	return rc || any ? rc : -ESRCH;
 }
 
 static void child_without(struct hmm_mm *child, const struct hmm_iset *set, bool forget)

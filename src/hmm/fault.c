@@ -338,6 +338,23 @@ device:;
 	return rc;
 }
 
+/* The thread may end long before its process does. */
+static pid_t process_of(uint32_t tid)
+{
+	char path[64], line[128];
+	int pid = (int)tid;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%u/status", tid);
+	f = fopen(path, "re");
+	while (f && fgets(line, sizeof(line), f))
+		if (sscanf(line, "Tgid: %d", &pid) == 1)
+			break;
+	if (f)
+		fclose(f);
+	return pid;
+}
+
 #define ASK_MAX 4u
 
 /*
@@ -350,15 +367,17 @@ static void learn_pid(struct hmm_mm *mm, uint32_t tid)
 	static const char *const what[] = {"statm", "smaps_rollup", "smaps"};
 	int *fd[] = {&mm->statm_fd, &mm->rollup_fd, &mm->smaps_fd};
 	char path[64];
+	pid_t pid;
 
 	if (atomic_fetch_add(&mm->asked, 1) >= ASK_MAX || !mm->h->opt.lives_in ||
 	    !mm->h->opt.lives_in(mm->h->opt.priv, mm, (pid_t)tid))
 		return;
+	pid = process_of(tid);
 	pthread_mutex_lock(&mm->lock);
 	if (mm->statm_fd < 0) {
-		mm->space->pid = (pid_t)tid;
+		mm->space->pid = pid;
 		for (unsigned i = 0; i < 3; i++) {
-			snprintf(path, sizeof(path), "/proc/%u/%s", tid, what[i]);
+			snprintf(path, sizeof(path), "/proc/%d/%s", (int)pid, what[i]);
 			*fd[i] = open(path, O_RDONLY | O_CLOEXEC);
 		}
 	}

@@ -428,6 +428,17 @@ static int mark_after(void)
 	return bad || check_depth(0);
 }
 
+static int all_zero(size_t npages)
+{
+	for (size_t i = 0; i < npages; i++) {
+		if (v_is_zero(mem + i * V_PAGE))
+			continue;
+		fprintf(stderr, "page %zu of what was marked is not empty\n", i);
+		return 1;
+	}
+	return 0;
+}
+
 /* What a child of fork() marks before anything else, and forks by itself: also while it changes other mappings. */
 static int mark_at_once(void)
 {
@@ -443,12 +454,8 @@ static int mark_at_once(void)
 				_exit(1);
 			next = raw_fork(k % 3);
 			if (!next) {
-				for (size_t i = 0; i < marked; i++) {
-					if (v_is_zero(mem + i * V_PAGE))
-						continue;
-					fprintf(stderr, "page %zu of what was marked is not empty\n", i);
+				if (all_zero(marked))
 					_exit(2);
-				}
 				for (size_t i = marked; i < PAGES; i += 61)
 					if (v_check(mem + i * V_PAGE, i, 1, 0, KIND))
 						_exit(3);
@@ -461,6 +468,50 @@ static int mark_at_once(void)
 		bad = pid < 0 || reap_one(pid, "a child that marks");
 	}
 	return bad || check_depth(0);
+}
+
+static void *touch_all(void *arg)
+{
+	for (size_t i = 512; i < PAGES; i += 97)
+		(void)*(volatile char *)(mem + i * V_PAGE);
+	return NULL;
+}
+
+/* Whoever of a raw child is seen first to fault may have ended when it forks: what is marked is known all the same. */
+static int thread_then_libc(void)
+{
+	const size_t other = 100 * V_MIB / V_PAGE;
+	int bad = 0;
+
+	splinter();
+	if (madvise(mem, 512 * V_PAGE, MADV_WIPEONFORK))
+		return 1;
+	for (unsigned k = 0; k < 6 && !bad; k++) {
+		pid_t pid = raw_fork(k % 3), next, last;
+		pthread_t t;
+
+		if (!pid) {
+			if (pthread_create(&t, NULL, touch_all, NULL) || pthread_join(t, NULL))
+				_exit(1);
+			next = fork();
+			if (!next) {
+				v_fill_all(mem, 512, 7, 0, KIND);
+				for (unsigned n = 0; v_absent(mem, 512) < 256 && n < 100; n++)
+					for (size_t i = 512; i < PAGES; i++)
+						if (v_check(mem + i * V_PAGE, i, 1, 0, KIND))
+							_exit(2);
+				last = raw_fork(k % 3);
+				if (!last)
+					_exit(all_zero(512));
+				if (munmap(mem + other * V_PAGE, 512 * V_PAGE))
+					_exit(4);
+				_exit(last < 0 || reap_one(last, "a raw child of a raw child's child"));
+			}
+			_exit(next < 0 || reap_one(next, "a raw child's child"));
+		}
+		bad = pid < 0 || reap_one(pid, "raw fork");
+	}
+	return bad;
 }
 
 /* ------------------------------------------------------ children that exec */
@@ -860,6 +911,7 @@ int main(int argc, char **argv)
 		{"raw-then-libc", raw_then_libc},
 		{"mark-after", mark_after},
 		{"mark-at-once", mark_at_once},
+		{"thread-then-libc", thread_then_libc},
 		{"gone-after", gone_after},
 		{"vfork", run_vfork},
 		{"spawn", run_spawn},

@@ -737,6 +737,80 @@ static void copies_are_kept_where_it_pays(void **state)
 	world_destroy(w);
 }
 
+/* ------------------------------------------------------- what a child inherits */
+
+#define MARKED 8u
+
+static void *move_marked(void *arg)
+{
+	char **p = arg;
+
+	assert_true(mremap(p[0], MARKED * UMM_PAGE, MARKED * UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, p[1]) == p[1]);
+	p[2] = p[1];
+	return NULL;
+}
+
+/* Read while events wait: what they tell of is in it already, and must not be done to it again. */
+static void marks_are_read_while_a_mapping_moves(void **state)
+{
+	const char *why;
+	struct world *w = world_create("lz4", 0, &why);
+	char *at[3] = {managed(w, MARKED, 1), managed(w, MARKED, 2), NULL};
+	bool known, there, here;
+	pthread_t t;
+
+	assert_int_equal(madvise(at[0], MARKED * UMM_PAGE, MADV_WIPEONFORK), 0);
+	assert_int_equal(hmm_marks_read(w->mm), 0);
+	umm_monitor_del(w->space);
+	assert_int_equal(pthread_create(&t, NULL, move_marked, at), 0);
+	assert_int_equal(poll(&(struct pollfd){.fd = w->space->uffd, .events = POLLIN}, 1, -1), 1);
+	assert_int_equal(hmm_marks_read(w->mm), 0);
+	while (!*(char *volatile *)&at[2])
+		umm_space_drain(w->space);
+	pthread_join(t, NULL);
+	umm_space_drain(w->space);
+	known = w->mm->marks_known;
+	there = hmm_iset_covers(&w->mm->wipeonfork, (uintptr_t)at[1], (uintptr_t)at[1] + MARKED * UMM_PAGE);
+	here = hmm_iset_meets(&w->mm->wipeonfork, (uintptr_t)at[0], (uintptr_t)at[0] + MARKED * UMM_PAGE);
+	world_destroy(w);
+	assert_true(known);
+	assert_true(there);
+	assert_false(here);
+}
+
+/* The task by whose name it was opened has ended: that there is nothing to read does not say that nothing is marked. */
+static void marks_of_whom_has_ended(void **state)
+{
+	const char *why;
+	struct world *w = world_create("lz4", 0, &why);
+	struct hmm_iset absent = {0}, empty = {0};
+	char path[64];
+	bool known;
+	int rc, ended;
+	pid_t pid = raw_fork();
+
+	if (!pid) {
+		pause();
+		_exit(0);
+	}
+	snprintf(path, sizeof(path), "/proc/%d/smaps", (int)pid);
+	close(w->mm->smaps_fd);
+	w->mm->smaps_fd = open(path, O_RDONLY | O_CLOEXEC);
+	assert_int_equal(hmm_find_unforked(w->mm, &absent, &empty), 0);
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+	ended = hmm_find_unforked(w->mm, &absent, &empty);
+	w->mm->marks_known = true;
+	rc = hmm_marks_read(w->mm);
+	known = w->mm->marks_known;
+	hmm_iset_clear(&absent);
+	hmm_iset_clear(&empty);
+	world_destroy(w);
+	assert_int_equal(ended, -ESRCH);
+	assert_int_equal(rc, -ESRCH);
+	assert_false(known);
+}
+
 #define CLEAN(test)                                                      \
 	{                                                                \
 #test ", clean", test, clean_setup, clean_teardown, NULL \
@@ -759,6 +833,8 @@ int main(void)
 		cmocka_unit_test(changes_while_away),
 		cmocka_unit_test(changes_while_coming_back),
 		cmocka_unit_test(what_the_device_has_is_not_stored_again),
+		cmocka_unit_test(marks_are_read_while_a_mapping_moves),
+		cmocka_unit_test(marks_of_whom_has_ended),
 		cmocka_unit_test(copies_are_let_go),
 		cmocka_unit_test(copies_are_kept_where_it_pays),
 		CLEAN(changes_while_clean),
