@@ -28,7 +28,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "hmm/internal.h"
@@ -47,6 +49,7 @@
 #define CREDIT_REST 4u
 #define FORKING_NS 60000000000ull /* no fork takes longer, its atfork handlers included */
 #define BUDGET_STACK (2ul << 20)  /* whatever RLIMIT_STACK says */
+#define BUDGET_NICE (-10)
 #define TIGHT_NS 2000000l
 #define HOLD_NS 20000000ull
 #define HOLD_MAX 10u
@@ -255,12 +258,8 @@ static void arm_one(struct hmm_mm *mm)
 	/* Before anything was registered, or where events are withheld, only the hook knows. */
 	if (atomic_load(&mm->space->ctl->has_forked))
 		atomic_store(&mm->forked, true);
-	if (!atomic_load(&mm->armed) && arm(mm)) {
-		/* The hook tells from now on; where it cannot be read, it is at each fork. */
-		if (!atomic_load(&mm->space->ctl->no_fork_events))
-			hmm_marks_read(mm);
+	if (!atomic_load(&mm->armed) && arm(mm))
 		atomic_store(&mm->armed, true);
-	}
 	now = hmm_now_ns();
 	if (atomic_load(&mm->armed) && now >= mm->discover_at_ns) {
 		hmm_discover(mm);
@@ -299,6 +298,8 @@ static void shrink(struct hmm *h, uint64_t total)
 		uint64_t asked = over < 4 * UMM_BATCH_PAGES ? over : 4 * UMM_BATCH_PAGES;
 		uint64_t went = hmm_reclaim(h, asked);
 
+		/* It may take long, and what has been mapped meanwhile would grow unseen. */
+		arm_all(h);
 		total = hmm_budget_measure(h);
 		atomic_store(&h->tight, total > h->opt.budget && went < asked / 2);
 		room_made(h);
@@ -348,6 +349,8 @@ static void *budget_main(void *arg)
 {
 	struct hmm *h = arg;
 
+	/* Among dozens that grow it must get its turn.  Who may not have that goes on without. */
+	setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), BUDGET_NICE);
 	while (!atomic_load(&h->stop)) {
 		uint64_t total = hmm_budget_measure(h);
 		struct timespec ts;

@@ -96,7 +96,7 @@ void hmm_destroy(struct hmm *h)
  * MADV_WIPEONFORK are empty there.  Only smaps tells which, and at a FORK event
  * it tells too late: the parent goes on as soon as the event has been read, and
  * may have unmapped or moved what was marked.  So the marks are kept besides:
- * read when a space is armed and when the hook of madvise() says that they
+ * read before the first page goes and when the hook of madvise() says that they
  * change, and changed by the events, whose order is the right one.  smaps of
  * now is believed where no change is under way after it was read, because one
  * that came since the fork waits for us; it knows of raw calls, too.

@@ -144,6 +144,21 @@ static void window_empty(struct hmm_mm *mm)
 		madvise(mm->window, WINDOW_BYTES, MADV_REMOVE);
 }
 
+/*
+ * Before the first page goes, and not when the space is armed: others are growing
+ * then.  Hooks tell from there on; what cannot be read now is read at each fork.
+ */
+static void marks_learn(struct hmm_mm *mm)
+{
+	bool known;
+
+	pthread_mutex_lock(&mm->lock);
+	known = mm->marks_known;
+	pthread_mutex_unlock(&mm->lock);
+	if (!known && !atomic_load(&mm->space->ctl->no_fork_events))
+		hmm_marks_read(mm);
+}
+
 /* @tidy: the window is not to be kept for the next time. */
 static uint64_t reclaim_mm(struct hmm_mm *mm, uint64_t pages, bool tidy)
 {
@@ -153,6 +168,7 @@ static uint64_t reclaim_mm(struct hmm_mm *mm, uint64_t pages, bool tidy)
 	unsigned b = 0, barren = 0;
 
 	pthread_mutex_lock(&mm->out_lock);
+	marks_learn(mm);
 	if (mm->inside->pins)
 		mm->inside->pins(mm->inside_priv);
 	while (asked < pages && !atomic_load(&mm->dead) && !atomic_load(&mm->rest)) {

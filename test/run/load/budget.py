@@ -102,8 +102,13 @@ def processes(h):
     watch(h, "own", 4, 384, 128)
 
 
+def many(h):
+    """They are there, and grow, before the first has been armed; what is mapped while others give is found, too."""
+    watch(h, "own", 12, 288, 40)
+
+
 def forked(h):
     watch(h, "fork", 4, 256, 128)
 
 
-main_of(single, processes, forked)
+main_of(single, processes, many, forked)
