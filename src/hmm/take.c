@@ -15,6 +15,12 @@
  * was swapped out has come along, and is fetched; where there is something
  * without contents (a guard region) all of the run goes back.
  *
+ * So it does where a device holds one of the pages (pinned, for DMA): what that
+ * writes must arrive.  UFFDIO_MOVE is the only call that says so, of memory that
+ * may be written; what we have carried away nobody else looks at, so it may be
+ * made writable there, and is moved on, to a place where nobody can pin it.  That
+ * comes before contents are copied: a pin that has ended by then has done its work.
+ *
  * Private copies of a file's pages: a file's mapping cannot be registered for
  * missing pages.  So it is replaced, by mremap() of an empty registered mapping
  * over it, and the pages would go with it, and with them what was written up to
@@ -30,6 +36,10 @@
  *	what differs afterwards: several mappings where there was one; truncating
  *	the file does not take the pages away; a forked child that drops a page
  *	finds zeros.
+ *
+ * Nothing says of such a page whether it is pinned.  So none is taken while the
+ * process has pinned anything for longer (VmPin: registered buffers of RDMA and
+ * io_uring); what is being read into such a page just then (O_DIRECT) is lost.
  *
  * DOC: one run
  *
@@ -50,19 +60,25 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "hmm_uapi.h"
 #include "umm/sys.h"
 
 #define RUN_BYTES (UMM_RUN_PAGES * UMM_PAGE)
 #define FDS_MAX 1024
 #define PAGEMAP_EXCLUSIVE ((uint64_t)1 << 56)
+#define UNSHARE_TRIES 3u
+#define MOVE_TRIES 10000u
 
 #ifndef MREMAP_DONTUNMAP
 #define MREMAP_DONTUNMAP 4
@@ -72,8 +88,9 @@ int hmm_take_init(struct hmm_take *t, struct hmm_mm *mm)
 {
 	*t = (struct hmm_take){.mm = mm, .pipe = {-1, -1}};
 	t->away = umm_alloc(mm->space, RUN_BYTES);
+	t->held = umm_alloc(mm->space, RUN_BYTES);
 	t->empty = umm_alloc(mm->space, RUN_BYTES);
-	return t->away && t->empty ? 0 : -ENOMEM;
+	return t->away && t->held && t->empty ? 0 : -ENOMEM;
 }
 
 void hmm_take_fini(struct hmm_take *t)
@@ -343,8 +360,13 @@ bool hmm_take_change(struct hmm_take *t, const struct umm_change *c)
 		umm_uffd_wake(mm->space->uffd, c->start, len);
 		return true;
 	}
-	/* Read-only memory that was taken by mistake, on its way back. */
+	/* What was moved whole (take_place()). */
+	if (c->event == UMM_EVENT_UNMAP && (is_ours(t->empty, c->start) || is_ours(t->away, c->start)))
+		return true;
+	/* Read-only memory that was taken by mistake, on its way back, and what it replaces. */
 	if (c->event == UMM_EVENT_REMAP && is_ours(t->away, c->start))
+		return true;
+	if (c->event == UMM_EVENT_UNMAP && t->active && t->returns && c->start == t->start && c->end == t->end)
 		return true;
 	if (!t->nfiles)
 		return false;
@@ -404,8 +426,14 @@ bool hmm_take_child(const struct hmm_take *t, uint64_t addr, const void **page)
 	if (!t->active || addr < t->start || addr >= t->end)
 		return false;
 	*page = t->contents ? t->contents + (addr - t->start) : NULL;
+	if (t->contents != t->away)
+		return true;
+	if (is_there(t->mm->space, (uintptr_t)t->held + (addr - t->start))) {
+		*page = t->held + (addr - t->start);
+		return true;
+	}
 	/* If it has not gone yet, the child has it, too. */
-	return t->contents != t->away || is_there(t->mm->space, (uintptr_t)*page);
+	return is_there(t->mm->space, (uintptr_t)*page);
 }
 
 /* ---------------------------------------------------------------------- runs */
@@ -426,6 +454,14 @@ static bool take_begin(struct hmm_take *t, unsigned b, uint64_t start, uint64_t 
 	}
 	umm_evlock_unshared(&c->evlock);
 	return fresh;
+}
+
+/* From here on, until it is false again, the run goes back where it was. */
+static void take_returns(struct hmm_take *t, bool returns)
+{
+	umm_evlock_shared(&t->mm->space->ctl->evlock);
+	t->returns = returns;
+	umm_evlock_unshared(&t->mm->space->ctl->evlock);
 }
 
 static void take_end(struct hmm_take *t, struct umm_move_run *run, uint64_t mask, int err)
@@ -468,6 +504,128 @@ static bool fetch(struct umm_space *space, uint64_t addr, unsigned npages, uint6
 	return true;
 }
 
+/* Of @n pages, as far as they go: *@moved of them have.  The event lock is held for the call, see hmm_take_child(). */
+static int move(struct umm_space *space, char *dst, const char *src, unsigned n, unsigned *moved)
+{
+	struct uffdio_move mv = {.dst = (uintptr_t)dst, .src = (uintptr_t)src, .len = n * UMM_PAGE};
+	int rc;
+
+	umm_evlock_shared(&space->ctl->evlock);
+	rc = sys_ioctl(space->uffd, UFFDIO_MOVE, &mv);
+	umm_evlock_unshared(&space->ctl->evlock);
+	*moved = mv.move > 0 ? (unsigned)(mv.move / (long)UMM_PAGE) : 0;
+	return *moved ? 0 : rc;
+}
+
+/* Pages @i and after of @mask, as many as there are in a row. */
+static unsigned row(uint64_t mask, unsigned i)
+{
+	unsigned n = 0;
+
+	while (i + n < UMM_RUN_PAGES && mask >> (i + n) & 1)
+		n++;
+	return n;
+}
+
+/* All of @mask from one place of ours to the other.  *@done: those that have gone.  -EBUSY: the next is pinned. */
+static int move_all(struct umm_space *space, char *dst, char *src, uint64_t mask, uint64_t *done)
+{
+	unsigned tries = 0, n, moved;
+
+	*done = 0;
+	for (unsigned i = 0; i < UMM_RUN_PAGES; i += moved) {
+		int rc;
+
+		moved = 1;
+		n = row(mask, i);
+		if (!n)
+			continue;
+		rc = move(space, dst + i * UMM_PAGE, src + i * UMM_PAGE, n, &moved);
+		for (unsigned k = 0; k < moved; k++)
+			*done |= 1ull << (i + k);
+		if (!rc) {
+			tries = 0;
+			continue;
+		}
+		/* Somebody changes the space, or the kernel has the page in hand; or it is shared since a fork. */
+		if ((rc != -EAGAIN && rc != -EBUSY) || ++tries > (rc == -EBUSY ? UNSHARE_TRIES : MOVE_TRIES))
+			return rc == -EAGAIN ? -EBUSY : rc;
+		if (rc == -EBUSY)
+			sys3(SYS_madvise, src + i * UMM_PAGE, UMM_PAGE, MADV_POPULATE_WRITE);
+		else
+			sched_yield();
+	}
+	return 0;
+}
+
+/* What was carried away is nobody's but ours from here on; or an error, and it is as it was. */
+static int hold(struct hmm_take *t, uint64_t len, uint64_t mask)
+{
+	struct umm_space *space = t->mm->space;
+	uint64_t done, back;
+	int rc;
+
+	rc = umm_uffd_register(space->uffd, (uintptr_t)t->held, RUN_BYTES, UFFDIO_REGISTER_MODE_MISSING);
+	if (rc)
+		return -EBUSY;
+	rc = (int)sys3(SYS_mprotect, t->away, len, PROT_READ | PROT_WRITE);
+	if (rc)
+		return -EBUSY;
+	rc = move_all(space, t->held, t->away, mask, &done);
+	if (!rc)
+		return 0;
+	while (done) {
+		move_all(space, t->away, t->held, done, &back);
+		done &= ~back;
+	}
+	sys3(SYS_mprotect, t->away, len, PROT_READ);
+	return -EBUSY;
+}
+
+static void hold_end(struct hmm_take *t)
+{
+	umm_uffd_unregister(t->mm->space->uffd, (uintptr_t)t->held, RUN_BYTES);
+	umm_arena_reset(t->held, RUN_BYTES);
+}
+
+/*
+ * May the process map @n more pages?  mremap() asks when it has unmapped already
+ * what it is to replace.
+ */
+static bool has_room(struct hmm_take *t, unsigned n)
+{
+	struct rlimit limit;
+	char buf[32];
+	long got;
+
+	if (getrlimit(RLIMIT_AS, &limit) || limit.rlim_cur == RLIM_INFINITY)
+		return true;
+	got = sys4(SYS_pread64, t->mm->statm_fd, buf, sizeof(buf) - 1, 0);
+	if (got <= 0)
+		return false;
+	buf[got] = 0;
+	return strtoull(buf, NULL, 10) + n <= limit.rlim_cur / UMM_PAGE;
+}
+
+/*
+ * The pages at @from, and their mapping, take the place of what is at @to.  What
+ * they leave is an empty mapping: nobody else's may come to lie among what is ours.
+ */
+static long take_place(struct hmm_take *t, char *from, uint64_t to, uint64_t len)
+{
+	long got = sys5(SYS_mremap, from, len, len, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, to);
+
+	/* Somebody was faster to take the room; and @to may have gone. */
+	if (got == -ENOMEM) {
+		got = sys5(SYS_mremap, from, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, to);
+		if (got == (long)to)
+			umm_arena_reset(from, len);
+		if (from == t->empty)
+			t->prot = 0;
+	}
+	return got;
+}
+
 static void take_readonly(struct hmm_take *t, unsigned b, struct umm_move_run *run, char *window)
 {
 	struct umm_space *space = t->mm->space;
@@ -475,7 +633,9 @@ static void take_readonly(struct hmm_take *t, unsigned b, struct umm_move_run *r
 	long got = is_locked(run->addr) ? -EINVAL : -ESTALE;
 	int err;
 
-	if (got != -EINVAL && take_begin(t, b, run->addr, run->addr + len, t->away))
+	if (got != -EINVAL && !has_room(t, 2 * run->npages))
+		got = -EBUSY;
+	else if (got != -EINVAL && take_begin(t, b, run->addr, run->addr + len, t->away))
 		got = sys5(SYS_mremap, run->addr, len, len, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, t->away);
 	err = got == (long)(uintptr_t)t->away ? 0 : (int)got;
 	if (err)
@@ -484,18 +644,23 @@ static void take_readonly(struct hmm_take *t, unsigned b, struct umm_move_run *r
 		err = -ENXIO; /* something else had been mapped there */
 	else if (!fetch(space, (uintptr_t)t->away, run->npages, &mask))
 		err = -EBUSY;
+	else
+		err = hold(t, len, mask);
 	if (err) {
 		mask = 0;
-		sys5(SYS_mremap, t->away, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, run->addr);
+		take_returns(t, true);
+		take_place(t, t->away, run->addr, len);
+		take_returns(t, false);
 		umm_arena_reset(t->away, RUN_BYTES);
 		goto out;
 	}
 	for (unsigned i = 0; i < run->npages; i++)
 		if (mask >> i & 1)
-			memcpy(window + i * UMM_PAGE, t->away + i * UMM_PAGE, UMM_PAGE);
+			memcpy(window + i * UMM_PAGE, t->held + i * UMM_PAGE, UMM_PAGE);
 out:
 	take_end(t, run, mask, err);
 	if (!err) {
+		hold_end(t);
 		/* Not registered any more, it goes without an event. */
 		umm_uffd_unregister(space->uffd, (uintptr_t)t->away, len);
 		umm_arena_reset(t->away, RUN_BYTES);
@@ -514,6 +679,24 @@ static bool is_exclusive(struct umm_space *space, uint64_t addr, unsigned npages
 		if (!(pm[i] & PAGEMAP_EXCLUSIVE))
 			return false;
 	return true;
+}
+
+/* Has the process pinned memory for longer?  So it is said where nobody can tell. */
+static bool may_be_pinned(void)
+{
+	static const char what[] = "\nVmPin:";
+	char buf[UMM_PAGE];
+	int fd = (int)sys3(SYS_open, "/proc/self/status", O_RDONLY | O_CLOEXEC, 0);
+	long got = fd >= 0 ? sys3(SYS_read, fd, buf, sizeof(buf) - 1) : -1;
+	const char *at;
+
+	if (fd >= 0)
+		sys_close(fd);
+	if (got <= 0)
+		return true;
+	buf[got] = 0;
+	at = strstr(buf, what);
+	return !at || strspn(at + sizeof(what) - 1, " \t0") != strcspn(at + sizeof(what) - 1, "k");
 }
 
 static int pipe_ready(struct hmm_take *t)
@@ -564,7 +747,7 @@ static int take_copies(struct hmm_take *t, unsigned b, const struct umm_vma *v, 
 {
 	struct umm_space *space = t->mm->space;
 	struct iovec iov = {(void *)(uintptr_t)addr, n * UMM_PAGE};
-	bool writable = v->flags & UMM_VMA_WRITE;
+	bool writable = v->flags & UMM_VMA_WRITE, watched;
 	uint64_t len;
 	long got;
 	int rc;
@@ -589,18 +772,17 @@ static int take_copies(struct hmm_take *t, unsigned b, const struct umm_vma *v, 
 	if (rc)
 		goto fail;
 	/* Were it watched, its end would be an event, and not one of ours. */
+	watched = umm_inside_registered(space->uffd, addr) != -ENOENT;
 	umm_uffd_unregister(space->uffd, addr, len);
 	/* Where nobody may write a copy is as good as the page, and can be given to a child. */
 	if (!writable)
 		memcpy(window, (const void *)(uintptr_t)addr, len);
-	rc = -ESTALE;
-	if (!take_begin(t, b, start, addr + len, writable ? NULL : window - (addr - start)))
+	rc = may_be_pinned() || !has_room(t, n) ? -EBUSY : -ESTALE;
+	if (rc == -EBUSY || !take_begin(t, b, start, addr + len, writable ? NULL : window - (addr - start)))
 		goto fail_file;
-	got = sys5(SYS_mremap, t->empty, len, len, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, addr);
-	if (got != (long)addr) {
-		rc = (int)got;
-		goto fail_file;
-	}
+	got = take_place(t, t->empty, addr, len);
+	if (got != (long)addr)
+		t->mm->h->opt.fatal(t->mm->h->opt.priv, t->mm, "pages of a file's mapping were lost");
 	if (atomic_load(&space->ctl->no_fork_events))
 		sys3(SYS_madvise, addr, len, MADV_DONTFORK);
 	for (uint64_t at = 0; at < len; at += (uint64_t)got) {
@@ -610,6 +792,9 @@ static int take_copies(struct hmm_take *t, unsigned b, const struct umm_vma *v, 
 	}
 	return (int)n;
 fail_file:
+	/* Whoever mirrors it waits for the end of this migration: what happened meanwhile is not missed. */
+	if (watched)
+		umm_uffd_register(space->uffd, addr, len, UFFDIO_REGISTER_MODE_WP);
 	pthread_mutex_lock(&t->mm->lock);
 	file_cut(t, addr, addr + len);
 	pthread_mutex_unlock(&t->mm->lock);

@@ -1,0 +1,307 @@
+/* SPDX-License-Identifier: MIT */
+/* Pages that UFFDIO_MOVE refuses, and what must not be lost of them. */
+#include <errno.h>
+#include <fcntl.h>
+#include <liburing.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#include "fake.h"
+#include "umm/internal.h"
+
+#define PAGE 4096ul
+#define RUN 64u /* pages that are taken at a time */
+#define NR (4 * RUN)
+#define SIZE (NR * PAGE)
+#define PINNED (RUN + 5)
+
+struct fixture {
+	struct umm_space *space;
+	struct hmm_mm *mm;
+	struct fake *dev;
+	struct io_uring ring;
+	int file, data;
+	char *anon, *copies; /* SIZE each, written; the latter private copies of @file's pages */
+};
+
+static int setup(void **state)
+{
+	struct fixture *f = calloc(1, sizeof(*f));
+	int rc = umm_space_open_self(&f->space);
+	char *p;
+
+	if (!rc)
+		rc = hmm_mm_open(f->space, &f->mm);
+	if (rc == -EPERM || rc == -EOPNOTSUPP) {
+		printf("SKIP: no userfaultfd that moves pages: error %d\n", -rc);
+		exit(77);
+	}
+	if (rc)
+		return -1;
+	f->dev = fake_create(true);
+	if (hmm_mm_add_device(f->mm, &f->dev->dev))
+		return -1;
+	f->file = memfd_create("file", 0);
+	f->data = memfd_create("data", 0);
+	p = mmap(NULL, SIZE + 2 * RUN * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (p == MAP_FAILED || ftruncate(f->file, SIZE))
+		return -1;
+	/* Runs begin at multiples of their size. */
+	p = (char *)(((uintptr_t)p + 2 * RUN * PAGE - 1) & ~(RUN * PAGE - 1));
+	f->anon = mmap(p, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+	madvise(f->anon, SIZE, MADV_NOHUGEPAGE);
+	p = mmap(NULL, SIZE + RUN * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	p = (char *)(((uintptr_t)p + RUN * PAGE - 1) & ~(RUN * PAGE - 1));
+	f->copies = mmap(p, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, f->file, 0);
+	memset(f->anon, 'a', SIZE);
+	memset(f->copies, 'a', SIZE);
+	*state = f;
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	struct fixture *f = *state;
+	int rc = hmm_mm_close(f->mm);
+
+	fake_free(f->dev);
+	close(f->file);
+	close(f->data);
+	munmap(f->anon, SIZE);
+	munmap(f->copies, SIZE);
+	umm_space_close(f->space);
+	free(f);
+	return rc;
+}
+
+static uint64_t to_device(struct fixture *f, const char *p)
+{
+	uint64_t moved;
+
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev->dev, (uintptr_t)p, (uintptr_t)p + SIZE, NULL, &moved),
+			 0);
+	return moved;
+}
+
+/* The device of io_uring holds page PINNED of @p from here on; false: it cannot be had. */
+static bool pin(struct fixture *f, char *p)
+{
+	struct iovec iov = {p + PINNED * PAGE, PAGE};
+	int rc = io_uring_queue_init(4, &f->ring, 0);
+
+	if (!rc) {
+		rc = io_uring_register_buffers(&f->ring, &iov, 1);
+		if (!rc)
+			return true;
+		io_uring_queue_exit(&f->ring);
+	}
+	print_message("SKIP: no page can be pinned with io_uring: error %d\n", -rc);
+	return false;
+}
+
+/* And writes to it. */
+static void arrives(struct fixture *f, char *p, char what)
+{
+	struct io_uring_sqe *sqe = io_uring_get_sqe(&f->ring);
+	struct io_uring_cqe *cqe;
+	char page[PAGE];
+
+	memset(page, what, PAGE);
+	assert_int_equal(pwrite(f->data, page, PAGE, 0), PAGE);
+	io_uring_prep_read_fixed(sqe, f->data, p + PINNED * PAGE, PAGE, 0, 0);
+	assert_int_equal(io_uring_submit(&f->ring), 1);
+	assert_int_equal(io_uring_wait_cqe(&f->ring, &cqe), 0);
+	assert_int_equal(cqe->res, PAGE);
+	io_uring_cqe_seen(&f->ring, cqe);
+}
+
+static void assert_is(const char *p, char all, char pinned)
+{
+	for (size_t i = 0; i < SIZE; i++)
+		if (p[i] != (i / PAGE == PINNED ? pinned : all))
+			fail_msg("byte %zu is %c", i, p[i]);
+}
+
+static void assert_one_mapping(struct fixture *f, const char *p)
+{
+	struct umm_vma v;
+
+	assert_int_equal(umm_vma_next(f->space, (uintptr_t)p, &v), 0);
+	assert_int_equal(v.start, (uintptr_t)p);
+	assert_int_equal(v.end, (uintptr_t)p + SIZE);
+}
+
+static void a_pinned_readonly_page_stays(void **state)
+{
+	struct fixture *f = *state;
+
+	if (!pin(f, f->anon))
+		skip();
+	assert_int_equal(mprotect(f->anon, SIZE, PROT_READ), 0);
+	/* Its neighbours with it; and what comes in after that is there. */
+	assert_int_equal(to_device(f, f->anon), NR - RUN);
+	arrives(f, f->anon, 'b');
+	assert_is(f->anon, 'a', 'b');
+	assert_one_mapping(f, f->anon);
+	/* Again, with all of it there before, and nobody may write it still. */
+	assert_int_equal(to_device(f, f->anon), NR - RUN);
+	arrives(f, f->anon, 'c');
+	assert_is(f->anon, 'a', 'c');
+	assert_int_equal(syscall(SYS_read, f->data, f->anon + PINNED * PAGE, 1), -1);
+	assert_int_equal(errno, EFAULT);
+	/* Once it is let go, it goes. */
+	io_uring_queue_exit(&f->ring);
+	for (unsigned tries = 0; to_device(f, f->anon) < NR && tries < 10000; tries++)
+		usleep(1000); /* the ring ends a little later than the call */
+	assert_int_equal(to_device(f, f->anon), NR);
+	assert_is(f->anon, 'a', 'c');
+}
+
+static void a_pinned_copy_of_a_files_page_stays(void **state)
+{
+	struct fixture *f = *state;
+
+	if (!pin(f, f->copies))
+		skip();
+	assert_int_equal(to_device(f, f->copies), 0);
+	arrives(f, f->copies, 'b');
+	assert_is(f->copies, 'a', 'b');
+	/* It is a file's still, and stays one when it may not be written. */
+	assert_one_mapping(f, f->copies);
+	assert_int_equal(mprotect(f->copies, SIZE, PROT_READ), 0);
+	assert_int_equal(to_device(f, f->copies), 0);
+	arrives(f, f->copies, 'c');
+	assert_is(f->copies, 'a', 'c');
+	io_uring_queue_exit(&f->ring);
+	for (unsigned tries = 0; to_device(f, f->copies) < NR && tries < 10000; tries++)
+		usleep(1000);
+	assert_int_equal(to_device(f, f->copies), NR);
+	assert_is(f->copies, 'a', 'c');
+}
+
+/* A child has the same pages: that is no pin. */
+static void a_page_shared_since_a_fork_goes(void **state)
+{
+	struct fixture *f = *state;
+	int gate[2], status;
+	pid_t pid;
+
+	assert_int_equal(mprotect(f->anon, SIZE, PROT_READ), 0);
+	assert_int_equal(pipe(gate), 0);
+	pid = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+	if (!pid) {
+		char c;
+
+		close(gate[1]);
+		_exit(read(gate[0], &c, 1) || f->anon[PINNED * PAGE] != 'a');
+	}
+	close(gate[0]);
+	assert_int_equal(to_device(f, f->anon), NR);
+	assert_is(f->anon, 'a', 'a');
+	close(gate[1]);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+}
+
+static _Atomic unsigned told;
+
+static bool count(struct umm_notifier *n, const struct umm_change *change, uint64_t seq)
+{
+	umm_notifier_set_seq(n, seq);
+	told += change->event == UMM_EVENT_CLEAR;
+	return true;
+}
+
+static const struct umm_notifier_ops counting = {.invalidate = count};
+
+int __real_umm_uffd_unregister(int uffd, uint64_t start, uint64_t len);
+int __wrap_umm_uffd_unregister(int uffd, uint64_t start, uint64_t len);
+static struct umm_space *changes;
+
+/* As often as it is asked: something changes in the space, and a batch is stale. */
+int __wrap_umm_uffd_unregister(int uffd, uint64_t start, uint64_t len)
+{
+	if (changes)
+		atomic_fetch_add(&changes->ctl->epoch, 1);
+	return __real_umm_uffd_unregister(uffd, start, len);
+}
+
+/* Where pages were not to be had after all, what happens to them is told as before. */
+static void a_file_that_was_watched_stays_so(void **state)
+{
+	struct fixture *f = *state;
+	struct umm_notifier n;
+
+	assert_int_equal(umm_space_watch(f->space, (uintptr_t)f->copies, SIZE), 0);
+	assert_int_equal(umm_notifier_insert(&n, f->space, (uintptr_t)f->copies, SIZE, &counting), 0);
+	changes = f->space;
+	assert_int_equal(to_device(f, f->copies), 0);
+	changes = NULL;
+	assert_one_mapping(f, f->copies);
+	for (unsigned run = 0; run < NR; run += RUN) {
+		told = 0;
+		assert_int_equal(syscall(SYS_madvise, f->copies + run * PAGE, PAGE, MADV_DONTNEED), 0);
+		for (unsigned tries = 0; !told && tries < 10000; tries++)
+			usleep(1000);
+		assert_int_equal(told, 1);
+	}
+	umm_notifier_remove(&n);
+	assert_int_equal(to_device(f, f->copies), NR - NR / RUN);
+	for (size_t i = 0; i < SIZE; i++)
+		assert_int_equal(f->copies[i], i / PAGE % RUN ? 'a' : 0);
+}
+
+/* What takes the place of a mapping needs room for a moment; where there is none all stays as it is. */
+static void without_room_nothing_goes(void **state)
+{
+	struct fixture *f = *state;
+	struct rlimit was, none;
+	uint64_t moved[2];
+
+	assert_int_equal(mprotect(f->anon, SIZE, PROT_READ), 0);
+	/* The first time, more is needed. */
+	for (unsigned i = 0; i < 2; i++) {
+		uint64_t at = (uintptr_t)(i ? f->copies : f->anon);
+
+		assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev->dev, at, at + PAGE, NULL, &moved[i]), 0);
+		assert_int_equal(moved[i], 1);
+	}
+	assert_int_equal(getrlimit(RLIMIT_AS, &was), 0);
+	none = (struct rlimit){PAGE, was.rlim_max};
+	assert_int_equal(setrlimit(RLIMIT_AS, &none), 0);
+	moved[0] = to_device(f, f->anon);
+	moved[1] = to_device(f, f->copies);
+	assert_int_equal(setrlimit(RLIMIT_AS, &was), 0);
+	assert_int_equal(moved[0], 1);
+	assert_int_equal(moved[1], 1);
+	assert_is(f->anon, 'a', 'a');
+	assert_is(f->copies, 'a', 'a');
+	assert_int_equal(to_device(f, f->anon), NR);
+	assert_int_equal(to_device(f, f->copies), NR);
+	assert_is(f->anon, 'a', 'a');
+	assert_is(f->copies, 'a', 'a');
+}
+
+#define T_(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		T_(a_pinned_readonly_page_stays),    T_(a_pinned_copy_of_a_files_page_stays),
+		T_(a_page_shared_since_a_fork_goes), T_(a_file_that_was_watched_stays_so),
+		T_(without_room_nothing_goes),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
