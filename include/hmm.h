@@ -183,7 +183,8 @@ struct hmm_device_ops {
 	/**
 	 * start: it may again, once for each stop.  Called when entries are out of the
 	 * device; but one that does not fault on what is missing (HMM_DEV_FAULT) has to
-	 * wait, after a change of the space, until hmm_range_map() has succeeded.
+	 * wait, after a change of the space, until hmm_range_map() has mapped again all
+	 * that it has lost, or hmm_range_unmap() has given that up.
 	 */
 	void (*start)(struct hmm_device *dev, struct hmm_range *range);
 

@@ -19,6 +19,12 @@
  * lock held, and an invalidation meanwhile would be undone.  What is new when an
  * error ends the call is taken back, in all blocks.
  *
+ * DOC: a device that does not fault
+ *
+ * What a change takes from it is marked LOST, and it stays stopped while anything
+ * in the range is: mapping another part does not start it.  A page is lost no
+ * more when a call that mapped it has succeeded, or its owner has unmapped it.
+ *
  * DOC: a device that pins
  *
  * Pinning may fault, and who serves faults may be about to run our callback: so
@@ -63,6 +69,10 @@
 #define PAGE_WRITE 0x02u
 #define PAGE_HUGE 0x04u /* by an entry for the whole block */
 #define PAGE_NEW 0x08u  /* since the call that is under way began */
+#define PAGE_LOST                                                                                                    \
+	0x10u          /* a device that does not fault waits for it; with PAGE_NEW it is there, if the call succeeds \
+			*/
+#define PAGE_HAD 0x20u /* with PAGE_NEW: it was mapped before, too */
 
 struct leaf {
 	uint8_t page[BLOCK_PAGES];
@@ -83,8 +93,9 @@ struct map {
 	/* lock */
 	enum pin pin;
 	bool pin_write;
-	bool pinning;  /* or dropping what was pinned */
-	unsigned owed; /* starts of a device that was stopped and does not fault */
+	bool pinning;   /* or dropping what was pinned */
+	unsigned owed;  /* starts of a device that was stopped and does not fault */
+	uint64_t nlost; /* pages that are LOST; while there are any it is not started */
 	/* Of a device that pins not: notes. */
 	uint64_t base; /* of the first block */
 	uint64_t nleaves;
@@ -215,7 +226,7 @@ static bool maps_any(const struct map *m, uint64_t start, uint64_t end)
 		unsigned z = end - at < BLOCK_BYTES ? page_nr(end) : BLOCK_PAGES;
 
 		for (; i < z; i++)
-			if (leaf->page[i])
+			if (leaf->page[i] & PAGE_MAPPED)
 				return true;
 	}
 	return false;
@@ -243,6 +254,30 @@ static bool may_mark(const struct umm_change *why)
 	       why->event != UMM_EVENT_EXCLUSIVE;
 }
 
+static bool waits_for_pages(const struct map *m)
+{
+	return has(m, HMM_DEV_QUEUE) && !has(m, HMM_DEV_FAULT);
+}
+
+/* Lock held.  What stays noted of a page that is taken from the device. */
+static uint8_t left_of(struct map *m, uint8_t st, const struct umm_change *why)
+{
+	if (!waits_for_pages(m) || (st & PAGE_LOST))
+		return st & PAGE_LOST;
+	/* An error takes back what this call had made writable: that is lost as well. */
+	if (!why && (st & (PAGE_NEW | PAGE_HAD)) != (PAGE_NEW | PAGE_HAD))
+		return 0;
+	m->nlost++;
+	return PAGE_LOST;
+}
+
+/* Lock held. */
+static void start_if_whole(struct map *m)
+{
+	for (; m->owed && !m->nlost; m->owed--)
+		ops_of(m)->start(m->pub.dev, &m->pub);
+}
+
 /* Lock held.  Take what @leaf has of pages [i, z) with a bit of @which from the device; @dirty: pages written to. */
 static void drop_leaf(struct map *m, struct leaf *leaf, uint64_t block, unsigned i, unsigned z, uint8_t which,
 		      const struct umm_change *why, uint64_t dirty[BLOCK_PAGES / 64])
@@ -263,11 +298,12 @@ static void drop_leaf(struct map *m, struct leaf *leaf, uint64_t block, unsigned
 			i++;
 			continue;
 		}
-		while (i + n < z && leaf->page[i + n] == st)
+		while (i + n < z && !((leaf->page[i + n] ^ st) & ~(PAGE_LOST | PAGE_HAD)))
 			n++;
 		run.npages = n;
 		ops_of(m)->unmap(m->pub.dev, &m->pub, &run, why, wrote);
-		memset(&leaf->page[i], 0, n);
+		for (unsigned k = 0; k < n; k++)
+			leaf->page[i + k] = left_of(m, leaf->page[i + k], why);
 		for (unsigned k = 0; k < n; k++) {
 			unsigned bit = run.huge ? 0 : k;
 
@@ -314,7 +350,7 @@ static bool settle(struct map *m, uint64_t start, uint64_t end, const struct umm
 static bool take(struct map *m, uint64_t start, uint64_t end, uint8_t which, const struct umm_change *why,
 		 uint64_t *dirty)
 {
-	bool queue = has(m, HMM_DEV_QUEUE), any = maps_any(m, start, end), waits, done;
+	bool queue = has(m, HMM_DEV_QUEUE), any = maps_any(m, start, end), done;
 	uint64_t n = 0;
 
 	if (queue && any) {
@@ -326,15 +362,20 @@ static bool take(struct map *m, uint64_t start, uint64_t end, uint8_t which, con
 		ops_of(m)->stop(m->pub.dev, &m->pub, why);
 		pthread_mutex_lock(&m->lock);
 	}
+	/* Before anything is lost, for then it may be mapped again at once. */
+	m->owed += any && waits_for_pages(m);
 	if (any)
 		n = drop(m, start, end, which, why);
-	waits = queue && any && why && !has(m, HMM_DEV_FAULT);
-	m->owed += waits;
 	pthread_mutex_unlock(&m->lock);
 	/* Also where nothing was mapped any more: who took it before us may not have waited. */
 	done = settle(m, start, end, why);
-	if (queue && any && !waits)
+	if (any && waits_for_pages(m)) {
+		pthread_mutex_lock(&m->lock);
+		start_if_whole(m);
+		pthread_mutex_unlock(&m->lock);
+	} else if (queue && any) {
 		ops_of(m)->start(m->pub.dev, &m->pub);
+	}
 	if (dirty)
 		*dirty = n;
 	return done;
@@ -546,23 +587,60 @@ static bool is_one_huge_page(const struct wanted *w)
 	return true;
 }
 
-static int map_run(struct wanted *w, unsigned i, unsigned n, bool write, bool huge)
+/* Lock held.  @n pages of the block from @i on. */
+static int enter(struct wanted *w, unsigned i, unsigned n, bool write, bool huge)
 {
 	struct map *m = w->m;
 	struct hmm_map_run run = {.addr = w->block + i * UMM_PAGE, .npages = n, .write = write, .huge = huge};
-	int rc;
+	int rc = ops_of(m)->map(m->pub.dev, &m->pub, &run);
 
-	/* A page becomes writable in a block that one entry maps: what follows are entries of its own. */
-	if (!huge && (w->leaf->page[0] & PAGE_HUGE)) {
-		uint64_t dirty[BLOCK_PAGES / 64] = {0};
+	for (unsigned k = i; !rc && k < i + n; k++) {
+		uint8_t *st = &w->leaf->page[k], had = *st & (PAGE_NEW | PAGE_MAPPED);
 
-		drop_leaf(m, w->leaf, w->block, 0, BLOCK_PAGES, PAGE_MAPPED, NULL, dirty);
+		had = had == PAGE_MAPPED ? PAGE_HAD : *st & PAGE_HAD;
+		*st = PAGE_MAPPED | PAGE_NEW | (*st & PAGE_LOST) | had | (write ? PAGE_WRITE : 0) |
+		      (huge ? PAGE_HUGE : 0);
 	}
-	rc = ops_of(m)->map(m->pub.dev, &m->pub, &run);
-	if (!rc)
-		memset(&w->leaf->page[i], PAGE_MAPPED | PAGE_NEW | (write ? PAGE_WRITE : 0) | (huge ? PAGE_HUGE : 0),
-		       n);
 	return rc;
+}
+
+/*
+ * Lock held.  One entry maps the block, and @n pages from @i on are to become
+ * writable: all get entries of their own, the others as they were.  A device
+ * that must be stopped for it is.
+ */
+static int split(struct wanted *w, unsigned i, unsigned n)
+{
+	struct map *m = w->m;
+	bool write = w->leaf->page[0] & PAGE_WRITE;
+	struct hmm_map_run one = {.addr = w->block, .npages = BLOCK_PAGES, .write = write, .huge = true};
+	uint64_t dirty[BLOCK_PAGES / 64] = {0}; /* it could not be written through */
+	uint8_t was[BLOCK_PAGES];
+	int rc = 0;
+
+	memcpy(was, w->leaf->page, sizeof(was));
+	ops_of(m)->unmap(m->pub.dev, &m->pub, &one, NULL, dirty);
+	if (i)
+		rc = enter(w, 0, i, write, false);
+	if (!rc)
+		rc = enter(w, i, n, true, false);
+	if (!rc && i + n < BLOCK_PAGES)
+		rc = enter(w, i + n, BLOCK_PAGES - i - n, write, false);
+	/* What was there is as it was, and stays when the rest of the call fails. */
+	for (unsigned k = 0; k < BLOCK_PAGES; k++) {
+		uint8_t *st = &w->leaf->page[k];
+
+		if (*st & PAGE_HUGE)
+			*st = left_of(m, was[k] & PAGE_NEW ? was[k] : was[k] | PAGE_NEW | PAGE_HAD, NULL);
+		else if ((k < i || k >= i + n) && !(was[k] & PAGE_NEW))
+			*st &= (uint8_t) ~(PAGE_NEW | PAGE_HAD);
+	}
+	return rc;
+}
+
+static int map_run(struct wanted *w, unsigned i, unsigned n, bool write, bool huge)
+{
+	return !huge && (w->leaf->page[0] & PAGE_HUGE) ? split(w, i, n) : enter(w, i, n, write, huge);
 }
 
 /* Lock held, and what the entries say holds. */
@@ -596,11 +674,24 @@ static void wait_a_little(struct map *m, uint64_t seq)
 		nap();
 }
 
+/* Before the lock: a huge entry of a device that has to be stopped is about to be split. */
+static bool stop_to_split(struct wanted *w)
+{
+	struct map *m = w->m;
+
+	/* Only who has the turn makes it huge. */
+	if (!has(m, HMM_DEV_QUEUE) || !(__atomic_load_n(&w->leaf->page[0], __ATOMIC_RELAXED) & PAGE_HUGE))
+		return false;
+	ops_of(m)->stop(m->pub.dev, &m->pub, NULL);
+	return true;
+}
+
 static int map_block(struct wanted *w)
 {
 	struct map *m = w->m;
 
 	for (;;) {
+		bool stopped;
 		sigset_t old;
 		int rc;
 
@@ -618,10 +709,15 @@ static int map_block(struct wanted *w)
 		if (rc)
 			return rc;
 		signals_block(&old);
+		stopped = stop_to_split(w);
 		pthread_mutex_lock(&m->lock);
 		rc = umm_read_retry(&m->notifier, w->seq);
 		if (!rc)
 			rc = map_wanted(w);
+		m->owed += stopped && waits_for_pages(m);
+		if (stopped && !waits_for_pages(m))
+			ops_of(m)->start(m->pub.dev, &m->pub);
+		start_if_whole(m);
 		pthread_mutex_unlock(&m->lock);
 		signals_restore(&old);
 		if (rc <= 0)
@@ -629,13 +725,52 @@ static int map_block(struct wanted *w)
 	}
 }
 
-/*
- * What is new in [start, end) is as anything mapped now, or it goes.  False: not
- * yet, since @owed was looked at the device was stopped for what it has lost.
- */
-static bool conclude(struct map *m, uint64_t start, uint64_t end, bool success, unsigned owed)
+/* Lock held.  Nothing of [start, end) is lost and not mapped again. */
+static bool is_whole(const struct map *m, uint64_t start, uint64_t end)
 {
 	const uint64_t stop = block_nr(m, end - 1) + 1;
+	struct leaf *leaf;
+
+	for (uint64_t nr = block_nr(m, start); m->nlost && (leaf = leaf_next(m, &nr, stop)); nr++) {
+		uint64_t at = m->base + (nr << BLOCK_SHIFT);
+		unsigned i = start > at ? page_nr(start) : 0;
+		unsigned z = end - at < BLOCK_BYTES ? page_nr(end) : BLOCK_PAGES;
+
+		for (; i < z; i++)
+			if ((leaf->page[i] & (PAGE_LOST | PAGE_MAPPED)) == PAGE_LOST)
+				return false;
+	}
+	return true;
+}
+
+/* Lock held.  Pages of [start, end), or those of them that have a bit of @which, are lost no more. */
+static void found(struct map *m, uint64_t start, uint64_t end, uint8_t which)
+{
+	const uint64_t stop = block_nr(m, end - 1) + 1;
+	struct leaf *leaf;
+
+	for (uint64_t nr = block_nr(m, start); (leaf = leaf_next(m, &nr, stop)); nr++) {
+		uint64_t at = m->base + (nr << BLOCK_SHIFT);
+		unsigned i = start > at ? page_nr(start) : 0;
+		unsigned z = end - at < BLOCK_BYTES ? page_nr(end) : BLOCK_PAGES;
+
+		for (; i < z; i++) {
+			if ((leaf->page[i] & PAGE_LOST) && (leaf->page[i] & which)) {
+				leaf->page[i] &= (uint8_t)~PAGE_LOST;
+				m->nlost--;
+			}
+		}
+	}
+}
+
+/*
+ * What is new in [start, end) is as anything mapped now, or it goes.  False: not
+ * yet, a page was lost meanwhile without which the device must not start.
+ */
+static bool conclude(struct map *m, uint64_t start, uint64_t end, bool success)
+{
+	/* A huge entry that was split, or has taken the place of others, reaches beyond. */
+	const uint64_t first = block_nr(m, start), stop = block_nr(m, end - 1) + 1;
 	struct leaf *leaf;
 	bool done = true;
 	sigset_t old;
@@ -645,40 +780,26 @@ static bool conclude(struct map *m, uint64_t start, uint64_t end, bool success, 
 	if (!success) {
 		take(m, start, end, PAGE_NEW, NULL, NULL);
 	} else {
-		done = m->owed == owed;
-		for (uint64_t nr = block_nr(m, start); done && (leaf = leaf_next(m, &nr, stop)); nr++)
+		done = is_whole(m, start, end);
+		if (done && m->nlost)
+			found(m, start, end, PAGE_NEW);
+		for (uint64_t nr = first; done && (leaf = leaf_next(m, &nr, stop)); nr++)
 			for (unsigned i = 0; i < BLOCK_PAGES; i++)
-				leaf->page[i] &= (uint8_t)~PAGE_NEW;
-		for (; done && m->owed; m->owed--)
-			ops_of(m)->start(m->pub.dev, &m->pub);
+				leaf->page[i] &= (uint8_t) ~(PAGE_NEW | PAGE_HAD);
+		start_if_whole(m);
 		pthread_mutex_unlock(&m->lock);
 	}
 	signals_restore(&old);
 	return done;
 }
 
-static unsigned owed_now(struct map *m)
-{
-	sigset_t old;
-	unsigned n;
-
-	signals_block(&old);
-	pthread_mutex_lock(&m->lock);
-	n = m->owed;
-	pthread_mutex_unlock(&m->lock);
-	signals_restore(&old);
-	return n;
-}
-
 /* Once more for what went while the rest was mapped: a device that does not fault is not started without it. */
 static int map_blocks(struct map *m, uint64_t start, uint64_t end, unsigned flags, uint64_t deadline_ns)
 {
 	struct wanted w = {.m = m, .flags = flags, .deadline_ns = deadline_ns};
-	unsigned owed;
 	int rc = 0;
 
 	do {
-		owed = owed_now(m);
 		for (uint64_t at = start; at < end && !rc; at = w.end) {
 			w.block = at & ~(BLOCK_BYTES - 1);
 			w.start = at;
@@ -686,7 +807,7 @@ static int map_blocks(struct map *m, uint64_t start, uint64_t end, unsigned flag
 			w.leaf = leaf_get(m, block_nr(m, at));
 			rc = w.leaf ? map_block(&w) : -ENOMEM;
 		}
-	} while (!conclude(m, start, end, !rc, owed));
+	} while (!conclude(m, start, end, !rc));
 	return rc;
 }
 
@@ -834,6 +955,8 @@ int hmm_range_unmap(struct hmm_range *r, uint64_t start, uint64_t end, uint64_t 
 	signals_block(&old);
 	pthread_mutex_lock(&m->lock);
 	if (!has(m, HMM_DEV_PINNED)) {
+		found(m, start, end, PAGE_LOST);
+		start_if_whole(m);
 		take(m, start, end, PAGE_MAPPED, NULL, dirty);
 	} else {
 		while (m->pinning)
@@ -930,9 +1053,6 @@ void hmm_range_close(struct hmm_range *r)
 	m = map_of(r);
 	hmm_range_unmap(r, r->start, r->end, NULL);
 	umm_notifier_remove(&m->notifier);
-	/* A device that was to stay stopped until its pages are mapped again has nothing to wait for any more. */
-	for (; m->owed; m->owed--)
-		ops_of(m)->start(r->dev, r);
 	if (ops_of(m)->forget)
 		ops_of(m)->forget(r->dev, r);
 	pthread_cond_destroy(&m->unpinned);

@@ -546,6 +546,58 @@ static void a_huge_page_is_one_entry(void **state)
 	assert_false(entry_of(start)->huge);
 }
 
+/* A page of a block that one entry maps becomes writable: the others stay mapped. */
+static void a_huge_page_is_split(void **state)
+{
+	struct fixture *f = *state;
+	char *mem = f->area + BLOCK;
+	uint64_t start = (uintptr_t)mem;
+	struct umm_page_run run;
+	uint64_t walked;
+
+	assert_int_equal(madvise(mem, BLOCK, MADV_HUGEPAGE), 0);
+	memset(mem, 1, BLOCK);
+	if (umm_page_scan(f->space, start, start + BLOCK, &run, 1, &walked) != 1 || !(run.flags & UMM_PAGE_HUGE)) {
+		print_message("SKIP: no huge page to be had\n");
+		skip();
+	}
+	for (unsigned fails = 0; fails < 4; fails++) {
+		unsigned caps = HMM_DEV_HUGE | HMM_DEV_QUEUE | (fails % 2 ? HMM_DEV_FAULT : 0);
+		bool waits = !(caps & HMM_DEV_FAULT);
+
+		open_range(f, caps);
+		assert_int_equal(sys3(SYS_mprotect, mem, BLOCK, PROT_READ), 0);
+		assert_int_equal(hmm_range_map(f->r, start, start + BLOCK, 0, 0), 0);
+		assert_true(entry_of(start)->huge && !entry_of(start)->write);
+		/* Nobody is told of that. */
+		assert_int_equal(sys3(SYS_mprotect, mem, BLOCK, PROT_READ | PROT_WRITE), 0);
+		T.maps = T.stops = 0;
+		T.fail_at = fails;
+		assert_int_equal(
+			hmm_range_map(f->r, start + 9 * PAGE, start + 11 * PAGE, HMM_MAP_WRITE, in_seconds(60)),
+			fails ? -EIO : 0);
+		T.fail_at = 0;
+		/* Stopped while the entry was replaced. */
+		assert_true(T.stops > 0);
+		if (!fails) {
+			assert_int_equal(T.maps, 3);
+			assert_int_equal(mapped_in(mem, 512), 512);
+			for (unsigned i = 0; i < 512; i++) {
+				assert_false(entry_of(start + i * PAGE)->huge);
+				assert_int_equal(entry_of(start + i * PAGE)->write, i == 9 || i == 10);
+			}
+			assert_true(hmm_range_mapped(f->r, start, start + BLOCK, false));
+		}
+		/* What an error has cost it waits for, if it cannot ask for it. */
+		assert_int_equal(T.stopped != 0, fails && waits);
+		assert_int_equal(hmm_range_map(f->r, start, start + BLOCK, 0, 0), 0);
+		assert_int_equal(mapped_in(mem, 512), 512);
+		assert_int_equal(T.stopped, 0);
+		hmm_range_close(f->r);
+		f->r = NULL;
+	}
+}
+
 static void a_range_may_be_all_there_is(void **state)
 {
 	struct fixture *f = *state;
@@ -587,6 +639,43 @@ static void a_queue_is_stopped_first(void **state)
 	/* Who may not sleep cannot stop it. */
 	c.blockable = false;
 	assert_int_equal(umm_invalidate_begin(f->space, &c), -EAGAIN);
+	assert_int_equal(T.stopped, 0);
+}
+
+/* Other parts are mapped, or fail to be: it waits for what it has lost. */
+static void a_queue_waits_for_all_that_it_lost(void **state)
+{
+	struct fixture *f = *state;
+
+	open_range(f, HMM_DEV_QUEUE);
+	assert_int_equal(hmm_range_map(f->r, f->start, f->end, 0, 0), 0);
+	invalidate(f, UMM_EVENT_CLEAR, f->start, f->start + PAGE);
+	invalidate(f, UMM_EVENT_CLEAR, f->start + 600 * PAGE, f->start + 602 * PAGE);
+	assert_int_equal(T.stopped, 2);
+	assert_int_equal(hmm_range_map(f->r, f->start, f->start + 300 * PAGE, 0, 0), 0);
+	assert_int_equal(T.stopped, 2);
+	assert_int_equal(hmm_range_map(f->r, f->start + 601 * PAGE, f->end, 0, 0), 0);
+	assert_int_equal(T.stopped, 2);
+	assert_int_equal(hmm_range_map(f->r, f->start + 600 * PAGE, f->start + 601 * PAGE, 0, 0), 0);
+	assert_int_equal(T.stopped, 0);
+	/* Or its owner says that it is not needed any more. */
+	invalidate(f, UMM_EVENT_CLEAR, f->start, f->start + 2 * PAGE);
+	assert_int_equal(hmm_range_unmap(f->r, f->start + PAGE, f->start + 5 * PAGE, NULL), 0);
+	assert_true(T.stopped > 0);
+	assert_int_equal(hmm_range_unmap(f->r, f->start, f->start + PAGE, NULL), 0);
+	assert_int_equal(T.stopped, 0);
+	/* What a call that fails has taken: nothing, but for what it had made writable. */
+	assert_int_equal(hmm_range_map(f->r, f->start, f->end, 0, 0), 0);
+	invalidate(f, UMM_EVENT_CLEAR, f->end - PAGE, f->end);
+	assert_int_equal(munmap(f->mem + (NR - 2) * PAGE, PAGE), 0);
+	assert_int_equal(hmm_range_map(f->r, f->end - 2 * PAGE, f->end, 0, 0), -EFAULT);
+	assert_true(T.stopped > 0);
+	assert_int_equal(hmm_range_unmap(f->r, f->end - 2 * PAGE, f->end - PAGE, NULL), 0);
+	assert_int_equal(hmm_range_map(f->r, f->end - PAGE, f->end, 0, 0), 0);
+	assert_int_equal(T.stopped, 0);
+	assert_int_equal(hmm_range_map(f->r, f->start, f->end, HMM_MAP_WRITE, 0), -EFAULT);
+	assert_true(T.stopped > 0);
+	assert_int_equal(hmm_range_map(f->r, f->start, f->end - 2 * PAGE, 0, 0), 0);
 	assert_int_equal(T.stopped, 0);
 }
 
@@ -1012,8 +1101,10 @@ int main(void)
 		T_(a_deadline_ends_it),
 		T_(what_the_device_wrote_is_marked),
 		T_(a_huge_page_is_one_entry),
+		T_(a_huge_page_is_split),
 		T_(a_range_may_be_all_there_is),
 		T_(a_queue_is_stopped_first),
+		T_(a_queue_waits_for_all_that_it_lost),
 		T_(a_queue_does_not_start_without_a_page),
 		T_(pinned_as_a_whole),
 		T_(pinned_and_told_late),
