@@ -63,6 +63,7 @@ struct hmm_reg_stats {
 	uint64_t invalidated; /* because memory changed */
 	uint64_t failed;      /* of misses: got an error */
 	uint64_t unwatched;   /* registrations of memory that cannot be watched */
+	uint64_t lost;        /* of those that are there: for changes, and not yet dropped or mapped again */
 	uint64_t entries, bytes;
 };
 

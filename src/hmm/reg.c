@@ -392,8 +392,8 @@ static bool unlose(struct hmm_reg_cache *c, struct entry *e)
 		atomic_fetch_sub(&c->nlost, !e->swept);
 		e->swept = false;
 		c->stats.renewed++;
-	} else {
-		atomic_store(&e->lost, true);
+	} else if (atomic_exchange(&e->lost, true)) {
+		atomic_fetch_sub(&c->nlost, 1); /* counted a second time, meanwhile */
 	}
 	pthread_mutex_unlock(&c->lock);
 	return mapped;
@@ -527,6 +527,7 @@ void hmm_reg_stats(struct hmm_reg_cache *c, struct hmm_reg_stats *st)
 	pthread_mutex_lock(&c->lock);
 	*st = c->stats;
 	st->invalidated = atomic_load(&c->invalidated);
+	st->lost = atomic_load(&c->nlost);
 	pthread_mutex_unlock(&c->lock);
 }
 

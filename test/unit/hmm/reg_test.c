@@ -549,6 +549,46 @@ static void lost_and_had_again(void **state)
 	assert_int_equal(stats(f).invalidated, 2);
 }
 
+bool __real_hmm_range_mapped(struct hmm_range *range, uint64_t start, uint64_t end, bool write);
+bool __wrap_hmm_range_mapped(struct hmm_range *range, uint64_t start, uint64_t end, bool write);
+static struct umm_space *changes;
+
+/* Once, where it is said: a change before somebody looks whether it is mapped. */
+bool __wrap_hmm_range_mapped(struct hmm_range *range, uint64_t start, uint64_t end, bool write)
+{
+	struct umm_change c = {.event = UMM_EVENT_CLEAR, .start = start, .end = end, .blockable = true};
+	struct umm_space *space = changes;
+
+	changes = NULL;
+	if (space) {
+		umm_invalidate_begin(space, &c);
+		umm_invalidate_end(space, &c);
+	}
+	return __real_hmm_range_mapped(range, start, end, write);
+}
+
+/* What is lost is counted once, however often that happens: else everybody looks for it for ever. */
+static void lost_while_had_again(void **state)
+{
+	struct fixture *f = *state;
+	struct umm_change c = {.event = UMM_EVENT_CLEAR,
+			       .start = (uintptr_t)f->mem,
+			       .end = (uintptr_t)f->mem + PAGE,
+			       .blockable = true};
+
+	get_put(f, 0, 4);
+	assert_int_equal(stats(f).lost, 0);
+	assert_int_equal(umm_invalidate_begin(f->space, &c), 0);
+	umm_invalidate_end(f->space, &c);
+	assert_int_equal(stats(f).lost, 1);
+	changes = f->space;
+	get_put(f, 0, 4);
+	assert_null(changes);
+	assert_int_equal(stats(f).lost, 0);
+	get_put(f, 0, 4);
+	assert_int_equal(stats(f).lost, 0);
+}
+
 /* Registered for reading, and written to by the program: there must be no other page then. */
 static void what_is_read_only_by_chance(void **state)
 {
@@ -739,6 +779,7 @@ int main(void)
 		T_(fork_then_the_parent_writes),
 		T_(a_child_is_served_nothing),
 		T_(lost_and_had_again),
+		T_(lost_while_had_again),
 		T_(what_is_read_only_by_chance),
 		T_(what_is_mapped_is_watched),
 		T_(registered_while_being_dropped),
