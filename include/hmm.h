@@ -59,6 +59,7 @@ typedef uint64_t hmm_handle_t;
 #define HMM_DEV_FORK_KEEPS                                                                                           \
 	(1u << 9) /* pins as RDMA and io_uring do: at fork the kernel gives the child copies, and it need not let go \
 		   */
+#define HMM_DEV_EXCLUSIVE (1u << 10) /* its memory is for pages that a device has alone: told as UMM_EVENT_EXCLUSIVE */
 
 struct hmm_device_stats {
 	uint64_t pages;          /* distinct pages held */

@@ -256,7 +256,7 @@ enum umm_event {
 	UMM_EVENT_CLEAR,     /* contents are dropped (MADV_DONTNEED, MADV_FREE, MADV_REMOVE ...) */
 	UMM_EVENT_PROTECT,   /* protection changes */
 	UMM_EVENT_MIGRATE,   /* pages move to or from a device; contents stay */
-	UMM_EVENT_EXCLUSIVE, /* a device wants them for itself alone: drivers tell each other; the engine sends none */
+	UMM_EVENT_EXCLUSIVE, /* a device wants them for itself alone (HMM_DEV_EXCLUSIVE); contents stay */
 	UMM_EVENT_FORK,      /* private pages become copy-on-write */
 	UMM_EVENT_RELEASE,   /* the address space ends */
 };

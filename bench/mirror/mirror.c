@@ -224,7 +224,7 @@ static void bench_migration(struct umm_space *space, struct hmm_mm *mm, bool hug
 	struct dmirror_memory *m = &memory[huge];
 	char *p = anon(CHUNK * CHUNKS, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
 	uint64_t best[3] = {UINT64_MAX, UINT64_MAX, UINT64_MAX};
-	int rc = dmirror_memory_init(m, space, "bench", false);
+	int rc = dmirror_memory_init(m, space, "bench", 0);
 
 	if (!rc)
 		rc = hmm_mm_add_device(mm, &m->dev);

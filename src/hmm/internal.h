@@ -194,6 +194,7 @@ struct hmm_mm {
 
 	pthread_mutex_t out_lock;
 	const void *out_owner; /* who causes a migration, for notifiers; NULL: the engine */
+	bool out_exclusive;    /* to have the pages alone */
 	struct hmm_slot slot[UMM_BATCHES][UMM_BATCH_PAGES];
 	uint32_t batch_pages[UMM_BATCHES]; /* slots in use */
 	/*

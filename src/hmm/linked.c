@@ -898,10 +898,12 @@ static int collect_locked(struct hmm_migrate *m)
 		at = z;
 	}
 	mm->out_owner = m->owner;
+	mm->out_exclusive = m->to->ops->caps & HMM_DEV_EXCLUSIVE;
 	rc = hmm_out_begin(mm, 0, v, n);
 	if (!rc)
 		rc = hmm_out_finish(mm, 0);
 	mm->out_owner = NULL;
+	mm->out_exclusive = false;
 	hmm_take_withdraw(&linked_of(mm)->take, m->start, m->end);
 	if (rc < 0)
 		return rc;

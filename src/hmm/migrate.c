@@ -32,7 +32,7 @@ static hmm_entry_t parking(unsigned b, unsigned slot)
 
 static void change_of(struct umm_change *c, struct hmm_mm *mm, uint64_t start, uint64_t len)
 {
-	*c = (struct umm_change){.event = UMM_EVENT_MIGRATE,
+	*c = (struct umm_change){.event = mm->out_exclusive ? UMM_EVENT_EXCLUSIVE : UMM_EVENT_MIGRATE,
 				 .start = start,
 				 .end = start + len,
 				 .owner = mm->out_owner ? mm->out_owner : mm->h,

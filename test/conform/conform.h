@@ -198,6 +198,23 @@ static inline void migrate_all(int fd, char *p, char *buf, size_t npages)
 	CHECK_EQ(c.cpages, npages);
 }
 
+/* One huge page that is written from @plus on; skipped where there is none to be had. */
+static inline char *huge_page(int fd, unsigned plus)
+{
+	char *p = huge(HUGE_SIZE);
+	unsigned char snap;
+	struct command c;
+
+	number(p, HUGE_SIZE, plus);
+	CHECK_EQ(dev_cmd(fd, SNAPSHOT, p, &snap, 1, &c), 0);
+	if (snap != (P_WRITE | P_PMD)) {
+		printf("    SKIP: no huge page to be had\n");
+		fflush(stdout);
+		_exit(77);
+	}
+	return p;
+}
+
 /* Ends a test that stands still: generous, and never what decides. */
 #define WATCHDOG_S 120
 

@@ -10,23 +10,6 @@
 
 #define HUGE_PAGES (HUGE_SIZE / PAGE)
 
-/* One huge page that is written from @plus on; skipped where there is none to be had. */
-static char *huge_page(int fd, unsigned plus)
-{
-	char *p = huge(HUGE_SIZE);
-	unsigned char snap;
-	struct command c;
-
-	number(p, HUGE_SIZE, plus);
-	CHECK_EQ(dev_cmd(fd, SNAPSHOT, p, &snap, 1, &c), 0);
-	if (snap != (P_WRITE | P_PMD)) {
-		printf("    SKIP: no huge page to be had\n");
-		fflush(stdout);
-		_exit(77);
-	}
-	return p;
-}
-
 static char *buffer(void)
 {
 	return map(HUGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);

@@ -843,17 +843,9 @@ static void huge_pages_seen(const struct variant *v)
 	uint64_t pm[HUGE_SIZE / PAGE];
 
 	for (unsigned what = 0; what < 2; what++) {
-		char *p = huge(HUGE_SIZE);
-		unsigned char snap;
-		struct command c;
-
 		/* Written, or never touched. */
-		if (!what) {
-			number(p, HUGE_SIZE, 1);
-			CHECK_EQ(dev_cmd(fd, SNAPSHOT, p, &snap, 1, &c), 0);
-			if (snap != (P_WRITE | P_PMD))
-				_exit(77); /* no huge pages to be had */
-		}
+		char *p = what ? huge(HUGE_SIZE) : huge_page(fd, 1);
+
 		migrate_all(fd, p, buf, HUGE_SIZE / PAGE);
 		check_snapshot(fd, p, HUGE_SIZE / PAGE, local(v) | (!v->coherent || !what ? P_PMD : 0));
 		if (v->coherent)
@@ -895,6 +887,37 @@ static void a_failing_large_allocation(const struct variant *v)
 	CHECK_NUMBERED(p, HUGE_SIZE, 1);
 }
 
+/* Once, also by a touch: what goes after it goes as a whole. */
+static void a_failing_large_allocation_once(const struct variant *v)
+{
+	const size_t pages = HUGE_SIZE / PAGE;
+	int fd = dev_open(v->dev), other = dev_open(v->dev);
+	char *p = huge_page(fd, 1), *q = huge_page(fd, 2), *buf = huge(HUGE_SIZE);
+	struct command c;
+
+	migrate_all(fd, p, buf, pages);
+	check_snapshot(fd, p, pages, local(v) | P_PMD);
+	/* The device itself may look. */
+	CHECK_EQ(dev_cmd(fd, FLAGS, NULL, NULL, 1, &c), 0);
+	CHECK_EQ(dev_cmd(fd, READ, p, buf, pages, &c), 0);
+	CHECK_NUMBERED(buf, HUGE_SIZE, 1);
+	migrate_all(fd, q, buf, pages);
+	check_snapshot(fd, q, pages, local(v) | (v->coherent ? P_PMD : 0));
+	CHECK_NUMBERED(q, HUGE_SIZE, 2);
+	/* Each descriptor has its own; what it has taken as a whole spends it. */
+	CHECK_EQ(dev_cmd(other, FLAGS, NULL, NULL, 1, &c), 0);
+	CHECK_EQ(dev_cmd(fd, FLAGS, NULL, NULL, 1, &c), 0);
+	CHECK_NUMBERED(p, HUGE_SIZE, 1);
+	q = huge_page(fd, 3);
+	migrate_all(fd, q, buf, pages);
+	check_snapshot(fd, q, pages, local(v) | P_PMD);
+	p = huge_page(fd, 4);
+	migrate_all(other, p, buf, pages);
+	check_snapshot(other, p, pages, local(v) | (v->coherent ? P_PMD : 0));
+	CHECK_NUMBERED(p, HUGE_SIZE, 4);
+	CHECK_NUMBERED(q, HUGE_SIZE, 3);
+}
+
 static const struct test tests[] = {
 #define T(name)             \
 	{                   \
@@ -929,6 +952,7 @@ static const struct test tests[] = {
 	T(huge_pages),
 	T(huge_pages_seen),
 	T(a_failing_large_allocation),
+	T(a_failing_large_allocation_once),
 	{0},
 };
 

@@ -81,7 +81,7 @@ struct dmirror {
 	struct hmm_device *own;    /* its memory */
 	struct hmm_device bare;    /* one without */
 	bool coherent;
-	uint64_t flags;
+	_Atomic uint64_t flags;
 	pid_t pid;
 	pthread_mutex_t lock; /* the driver's: entries, copies */
 	pthread_cond_t copied;
@@ -323,6 +323,16 @@ static uint64_t allowed_until(struct dmirror *dm, uint64_t start, uint64_t end, 
 	return start;
 }
 
+static int device_read(struct hmm_mm *mm, struct hmm_device *dev, uint64_t addr, char *buf, unsigned n)
+{
+	int got;
+
+	dmirror_memory_by_device(true);
+	got = hmm_device_read(mm, dev, addr, buf, n);
+	dmirror_memory_by_device(false);
+	return got;
+}
+
 /* The same, of pages that are in memory that only devices reach. */
 static uint64_t copy_own(struct dmirror *dm, char *buf, uint64_t addr, uint64_t pos, uint64_t end, bool write)
 {
@@ -337,9 +347,9 @@ static uint64_t copy_own(struct dmirror *dm, char *buf, uint64_t addr, uint64_t 
 		n = (unsigned)((most - pos) / PAGE_SIZE);
 		if (n && !dm->coherent)
 			got = write ? hmm_device_write(mm, dm->own, pos, buf + (pos - addr), n)
-				    : hmm_device_read(mm, dm->own, pos, buf + (pos - addr), n);
+				    : device_read(mm, dm->own, pos, buf + (pos - addr), n);
 		if (n && got <= 0 && !write) /* a write would end it */
-			got = hmm_device_read(mm, &dm->host->exclusive.dev, pos, buf + (pos - addr), n);
+			got = device_read(mm, &dm->host->exclusive.dev, pos, buf + (pos - addr), n);
 		if (got <= 0)
 			break;
 		pos += (unsigned)got * PAGE_SIZE;
@@ -559,8 +569,7 @@ static int copy_migrated(struct dmirror *dm, struct hmm_device *memory, char *bu
 		int got, rc;
 
 		if (!(memory->ops->caps & HMM_DEV_COHERENT)) {
-			got = hmm_device_read(mm, memory, pos, buf + (pos - addr),
-					      (unsigned)((most - pos) / PAGE_SIZE));
+			got = device_read(mm, memory, pos, buf + (pos - addr), (unsigned)((most - pos) / PAGE_SIZE));
 			if (got < 0)
 				return got;
 			pos += (unsigned)got * PAGE_SIZE;
@@ -628,7 +637,7 @@ static int huge_to_device(struct dmirror *dm, uint64_t block)
 		.mm = dm->host->mm, .to = dm->own, .start = block, .end = block + HUGE_BYTES, .owner = dm};
 	rc = hmm_migrate_collect(m);
 	if (!rc) {
-		if (m->npages < DMIRROR_CHUNK_PAGES || dmirror_memory_take_large(memory, m->src, m->handle))
+		if (m->npages < DMIRROR_CHUNK_PAGES || dmirror_memory_take_large(memory, m->src, m->handle, &dm->flags))
 			hmm_migrate_copy(m);
 		hmm_migrate_commit(m);
 	}
@@ -750,7 +759,14 @@ int dmirror_migrate_to_sys(struct dmirror *dm, uint64_t addr, uint64_t npages, u
 
 int dmirror_release(struct dmirror *dm)
 {
-	return dm->own ? hmm_migrate_to_system(dm->host->mm, dm->own, 0, HMM_ADDR_END, NULL) : 0;
+	int rc;
+
+	if (!dm->own)
+		return 0;
+	dmirror_memory_by_device(true);
+	rc = hmm_migrate_to_system(dm->host->mm, dm->own, 0, HMM_ADDR_END, NULL);
+	dmirror_memory_by_device(false);
+	return rc;
 }
 
 int dmirror_flags(struct dmirror *dm, uint64_t flags)
@@ -832,12 +848,12 @@ int dmirror_host_open(struct umm_space *space, struct dmirror_host **hostp)
 	for (unsigned i = 0; i < DMIRROR_DEVICES && !rc; i++) {
 		static const char *const name[DMIRROR_DEVICES] = {"dmirror0", "dmirror1", "dmirror2", "dmirror3"};
 
-		rc = dmirror_memory_init(&h->memory[i], space, name[i], i >= DMIRROR_PRIVATE);
+		rc = dmirror_memory_init(&h->memory[i], space, name[i], i < DMIRROR_PRIVATE ? 0 : HMM_DEV_COHERENT);
 		if (!rc)
 			rc = hmm_mm_add_device(h->mm, &h->memory[i].dev);
 	}
 	if (!rc)
-		rc = dmirror_memory_init(&h->exclusive, space, "dmirror exclusive", false);
+		rc = dmirror_memory_init(&h->exclusive, space, "dmirror exclusive", HMM_DEV_EXCLUSIVE);
 	if (!rc)
 		rc = hmm_mm_add_device(h->mm, &h->exclusive.dev);
 	if (rc) {
@@ -921,6 +937,8 @@ void dmirror_close(struct dmirror *dm)
 	if (!dm)
 		return;
 	dmirror_release(dm);
+	if (dm->own)
+		dmirror_memory_disown((struct dmirror_memory *)dm->own, &dm->flags);
 	hmm_range_close(dm->range);
 	pthread_mutex_destroy(&dm->grow);
 	pthread_cond_destroy(&dm->copied);

@@ -9,7 +9,16 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "drivers/dmirror/dmirror.h"
 #include "drivers/dmirror/memory.h"
+
+/* No memory is to be had for it when somebody waits for a page. */
+static __thread bool by_device __attribute__((tls_model("initial-exec")));
+
+void dmirror_memory_by_device(bool yes)
+{
+	by_device = yes;
+}
 
 static struct dmirror_memory *memory_of(struct hmm_device *dev)
 {
@@ -62,7 +71,8 @@ static bool memory_grow(struct dmirror_memory *m)
 	return true;
 }
 
-int dmirror_memory_take_large(struct dmirror_memory *m, const void *const src[], hmm_handle_t handle[])
+int dmirror_memory_take_large(struct dmirror_memory *m, const void *const src[], hmm_handle_t handle[],
+			      _Atomic uint64_t *flags)
 {
 	struct dmirror_chunk *c;
 	unsigned nr;
@@ -72,6 +82,7 @@ int dmirror_memory_take_large(struct dmirror_memory *m, const void *const src[],
 	c = nr == DMIRROR_CHUNKS ? NULL : m->chunk[nr];
 	if (c) {
 		c->large = true;
+		c->flags = flags;
 		c->used = DMIRROR_CHUNK_PAGES;
 		m->pages += DMIRROR_CHUNK_PAGES;
 		for (unsigned i = 0; i < DMIRROR_CHUNK_PAGES; i++) {
@@ -83,6 +94,27 @@ int dmirror_memory_take_large(struct dmirror_memory *m, const void *const src[],
 	for (unsigned i = 0; c && i < DMIRROR_CHUNK_PAGES; i++)
 		memcpy(c->page + i * HMM_PAGE_SIZE, src[i], HMM_PAGE_SIZE);
 	return c ? 0 : -ENOMEM;
+}
+
+void dmirror_memory_disown(struct dmirror_memory *m, const _Atomic uint64_t *flags)
+{
+	pthread_mutex_lock(&m->lock);
+	for (unsigned i = 0; i < m->nchunks; i++)
+		if (m->chunk[i]->flags == flags)
+			m->chunk[i]->flags = NULL;
+	pthread_mutex_unlock(&m->lock);
+}
+
+/* A large page is asked for back where only small ones are to be had: so it comes in pieces, as it would anyhow. */
+static void touched(struct dmirror_memory *m, hmm_handle_t handle)
+{
+	struct dmirror_chunk *c;
+
+	pthread_mutex_lock(&m->lock);
+	c = m->chunk[handle / DMIRROR_CHUNK_PAGES];
+	if (c->large && c->flags)
+		*c->flags &= ~(uint64_t)DMIRROR_FLAG_FAIL_ALLOC;
+	pthread_mutex_unlock(&m->lock);
 }
 
 bool dmirror_memory_is_large(struct dmirror_memory *m, hmm_handle_t handle)
@@ -122,6 +154,8 @@ static int memory_copy_in(struct hmm_device *dev, const void *const src[], hmm_h
 static int memory_copy_out(struct hmm_device *dev, const hmm_handle_t handle[], void *const dst[], int status[],
 			   unsigned n)
 {
+	if (!by_device)
+		touched(memory_of(dev), handle[0]);
 	for (unsigned i = 0; i < n; i++) {
 		memcpy(dst[i], page_of(memory_of(dev), handle[i]), HMM_PAGE_SIZE);
 		status[i] = 0;
@@ -207,14 +241,25 @@ static const struct hmm_device_ops coherent_ops = {
 	.settle = dmirror_settle,
 };
 
-int dmirror_memory_init(struct dmirror_memory *m, struct umm_space *space, const char *name, bool coherent)
+static const struct hmm_device_ops exclusive_ops = {
+	.name = "dmirror",
+	.caps = HMM_DEV_MEMORY | HMM_DEV_RAM | HMM_DEV_EXCLUSIVE,
+	.copy_in = memory_copy_in,
+	.copy_out = memory_copy_out,
+	.get = memory_get,
+	.put = memory_put,
+	.stats = memory_stats,
+	.close = memory_close,
+};
+
+int dmirror_memory_init(struct dmirror_memory *m, struct umm_space *space, const char *name, uint32_t caps)
 {
 	*m = (struct dmirror_memory){.space = space, .free = HMM_HANDLE_NONE, .free_chunk = DMIRROR_CHUNKS};
 	m->chunk = umm_alloc(space, DMIRROR_CHUNKS * sizeof(*m->chunk));
 	if (!m->chunk)
 		return -ENOMEM;
 	pthread_mutex_init(&m->lock, NULL);
-	m->dev.ops = coherent ? &coherent_ops : &private_ops;
+	m->dev.ops = caps & HMM_DEV_COHERENT ? &coherent_ops : caps & HMM_DEV_EXCLUSIVE ? &exclusive_ops : &private_ops;
 	snprintf(m->dev.spec, sizeof(m->dev.spec), "%s", name);
 	return 0;
 }

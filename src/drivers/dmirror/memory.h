@@ -15,8 +15,9 @@ struct dmirror_chunk {
 	uint32_t refs[DMIRROR_CHUNK_PAGES]; /* 0: free, and then next is the handle of another free one */
 	hmm_handle_t next[DMIRROR_CHUNK_PAGES];
 	unsigned used;
-	bool large;          /* given out as one piece: its pages are free when all are */
-	unsigned next_chunk; /* of those that are all free */
+	bool large;              /* given out as one piece: its pages are free when all are */
+	_Atomic uint64_t *flags; /* of a large one: those of whoever it was given to; NULL: nobody any more */
+	unsigned next_chunk;     /* of those that are all free */
 };
 
 struct dmirror_memory {
@@ -30,11 +31,23 @@ struct dmirror_memory {
 	uint64_t pages;
 };
 
-/** @coherent: the CPU reaches it as its own memory, so it holds nothing itself.  0 or -ENOMEM. */
-int dmirror_memory_init(struct dmirror_memory *m, struct umm_space *space, const char *name, bool coherent);
-/** Take DMIRROR_CHUNK_PAGES pages as one large one: handles in a row, the first a multiple of their number.  0 or
- * -ENOMEM. */
-int dmirror_memory_take_large(struct dmirror_memory *m, const void *const src[], hmm_handle_t handle[]);
+/**
+ * @caps: 0; HMM_DEV_COHERENT: the CPU reaches it as its own memory, so it holds nothing itself; HMM_DEV_EXCLUSIVE.
+ * 0 or -ENOMEM.
+ */
+int dmirror_memory_init(struct dmirror_memory *m, struct umm_space *space, const char *name, uint32_t caps);
+/**
+ * Take DMIRROR_CHUNK_PAGES pages as one large one: handles in a row, the first a multiple of their number.
+ * @flags: DMIRROR_FLAG_FAIL_ALLOC in them is spent by the first page of it that somebody touches.
+ *
+ * 0 or -ENOMEM.
+ */
+int dmirror_memory_take_large(struct dmirror_memory *m, const void *const src[], hmm_handle_t handle[],
+			      _Atomic uint64_t *flags);
+/** Whoever has @flags ends. */
+void dmirror_memory_disown(struct dmirror_memory *m, const _Atomic uint64_t *flags);
+/** From here on, until it is false again, it is the device that reads what it holds, in this thread, and no touch. */
+void dmirror_memory_by_device(bool yes);
 /** Does @handle lie in what dmirror_memory_take_large() gave? */
 bool dmirror_memory_is_large(struct dmirror_memory *m, hmm_handle_t handle);
 void dmirror_memory_fini(struct dmirror_memory *m);

@@ -468,7 +468,7 @@ static bool told_invalidate(struct umm_notifier *n, const struct umm_change *cha
 
 struct told {
 	struct umm_notifier n;
-	unsigned migrate, others;
+	unsigned migrate, exclusive, others;
 	const void *owner;
 };
 
@@ -479,8 +479,9 @@ static bool told_invalidate(struct umm_notifier *n, const struct umm_change *cha
 	struct told *t = (struct told *)n;
 
 	umm_notifier_set_seq(n, seq);
-	if (change->event == UMM_EVENT_MIGRATE) {
-		t->migrate++;
+	if (change->event == UMM_EVENT_MIGRATE || change->event == UMM_EVENT_EXCLUSIVE) {
+		t->migrate += change->event == UMM_EVENT_MIGRATE;
+		t->exclusive += change->event == UMM_EVENT_EXCLUSIVE;
 		t->owner = change->owner;
 	} else {
 		t->others++;
@@ -504,6 +505,20 @@ static void notifiers_are_told_whose_migration_it_is(void **state)
 	assert_int_equal(hmm_migrate_to_device(f->mm, &f->coherent, f->addr, f->addr + SIZE, f, &moved), 0);
 	assert_true(t.migrate > 0);
 	assert_ptr_equal(t.owner, f);
+	assert_int_equal(t.exclusive, 0);
+	/* One that wants them alone; and what it gives back contents and mappings do not change by. */
+	t.migrate = 0;
+	f->dev[1]->ops.caps |= HMM_DEV_EXCLUSIVE;
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev[1]->dev, f->addr, f->addr + SIZE, &t, &moved), 0);
+	assert_int_equal(moved, NR);
+	assert_true(t.exclusive > 0);
+	assert_int_equal(t.migrate, 0);
+	assert_ptr_equal(t.owner, &t);
+	t.exclusive = 0;
+	assert_filled(f->mem, SIZE, 12, 0);
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev[0]->dev, f->addr, f->addr + SIZE, &t, &moved), 0);
+	assert_true(t.migrate > 0);
+	assert_int_equal(t.exclusive, 0);
 	umm_notifier_remove(&t.n);
 }
 
