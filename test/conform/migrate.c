@@ -424,11 +424,8 @@ static void locked_memory_stays(const struct variant *v)
 		number(p, SIZE, 1);
 		if (how & 2)
 			CHECK_EQ(mprotect(p, SIZE, PROT_READ), 0);
-		if (mlock(p, 8 * PAGE)) {
-			printf("    SKIP: nothing can be locked\n");
-			fflush(stdout);
-			_exit(77);
-		}
+		if (mlock(p, 8 * PAGE))
+			SKIP("nothing can be locked");
 		rc = dev_cmd(fd, MIGRATE_TO_DEV, p, buf, 16, &c);
 		CHECK_EQ(rc, v->coherent ? 0 : -ENOENT);
 		for (unsigned i = 0; i < 8; i++)
@@ -454,7 +451,7 @@ static void readonly_guards_stay(const struct variant *v)
 	number(p, SIZE, 1);
 	CHECK_EQ(mprotect(p, SIZE, PROT_READ), 0);
 	if (madvise(p + 5 * PAGE, PAGE, MADV_GUARD_INSTALL))
-		_exit(77); /* the kernel has none */
+		SKIP("the kernel has no guard regions");
 	for (unsigned round = 0; round < 3; round++) {
 		/* It is no page that could go; what lies beside it may go, or stay. */
 		CHECK_EQ(dev_cmd(fd, MIGRATE_TO_DEV, p, buf, NPAGES, &c), -ENOENT);
@@ -503,7 +500,7 @@ static void readonly_pages_swapped_out(const struct variant *v)
 	for (unsigned i = 0; i < 100 && !is_swapped(p); i++)
 		madvise(p, USED_PAGES * PAGE, MADV_PAGEOUT);
 	if (!is_swapped(p))
-		_exit(77); /* there is no swap */
+		SKIP("there is no swap");
 	CHECK_EQ(pthread_create(&t, NULL, pages_out, &u), 0);
 	for (unsigned round = 0; round < 50; round++) {
 		int rc = dev_cmd(fd, MIGRATE_TO_DEV, p, buf, USED_PAGES, &c);

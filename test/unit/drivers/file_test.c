@@ -21,6 +21,7 @@
 
 #include <cmocka.h>
 
+#include "../../skip.h"
 #include "drivers/file/file.h"
 #include "hammer.h"
 #include "pages.h"
@@ -43,12 +44,6 @@ static struct hmm_device *open_dev(const char *fmt, ...)
 	assert_int_equal(rc, 0);
 	return dev;
 }
-
-#define skip_because(why)                                    \
-	do {                                                 \
-		print_message("        skipped: %s\n", why); \
-		skip();                                      \
-	} while (0)
 
 static int open_fails(char *err, size_t errlen, const char *fmt, ...)
 {

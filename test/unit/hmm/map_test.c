@@ -18,6 +18,7 @@
 #include <unistd.h>
 #include <cmocka.h>
 
+#include "../../skip.h"
 #include "fake.h"
 #include "hmm_uapi.h"
 #include "umm/hooks.h"
@@ -485,7 +486,7 @@ static void what_the_device_wrote_is_marked(void **state)
 	int rc = umm_space_watch(f->space, f->start, SIZE);
 
 	if (rc == -EPERM)
-		skip();
+		skip_because("no right to a userfaultfd");
 	assert_int_equal(rc, 0);
 	memset(f->mem, 1, SIZE);
 	open_range(f, HMM_DEV_FAULT);
@@ -516,10 +517,8 @@ static void a_huge_page_is_one_entry(void **state)
 
 	assert_int_equal(madvise(mem, BLOCK, MADV_HUGEPAGE), 0);
 	memset(mem, 1, BLOCK);
-	if (umm_page_scan(f->space, start, start + BLOCK, &run, 1, &walked) != 1 || !(run.flags & UMM_PAGE_HUGE)) {
-		print_message("SKIP: no huge page to be had\n");
-		skip();
-	}
+	if (umm_page_scan(f->space, start, start + BLOCK, &run, 1, &walked) != 1 || !(run.flags & UMM_PAGE_HUGE))
+		skip_because("no huge page to be had");
 	open_range(f, HMM_DEV_FAULT | HMM_DEV_HUGE);
 	assert_int_equal(hmm_range_map(f->r, start - PAGE, start + BLOCK + PAGE, HMM_MAP_WRITE, 0), 0);
 	assert_int_equal(T.maps, 3);
@@ -557,10 +556,8 @@ static void a_huge_page_is_split(void **state)
 
 	assert_int_equal(madvise(mem, BLOCK, MADV_HUGEPAGE), 0);
 	memset(mem, 1, BLOCK);
-	if (umm_page_scan(f->space, start, start + BLOCK, &run, 1, &walked) != 1 || !(run.flags & UMM_PAGE_HUGE)) {
-		print_message("SKIP: no huge page to be had\n");
-		skip();
-	}
+	if (umm_page_scan(f->space, start, start + BLOCK, &run, 1, &walked) != 1 || !(run.flags & UMM_PAGE_HUGE))
+		skip_because("no huge page to be had");
 	for (unsigned fails = 0; fails < 4; fails++) {
 		unsigned caps = HMM_DEV_HUGE | HMM_DEV_QUEUE | (fails % 2 ? HMM_DEV_FAULT : 0);
 		bool waits = !(caps & HMM_DEV_FAULT);
@@ -1027,7 +1024,7 @@ static void nothing_stale_after_a_raw_change(void **state)
 	int rc = umm_space_watch(f->space, f->start, SIZE);
 
 	if (rc == -EPERM)
-		skip();
+		skip_because("no right to a userfaultfd");
 	assert_int_equal(rc, 0);
 	open_range(f, HMM_DEV_FAULT);
 	change_at_random(f, true, 60);
@@ -1044,10 +1041,8 @@ static void pages_in_device_memory(void **state)
 	uint64_t moved;
 	int rc = hmm_mm_open(f->space, &mm);
 
-	if (rc == -EPERM || rc == -EOPNOTSUPP) {
-		print_message("SKIP: no userfaultfd that moves pages: error %d\n", -rc);
-		skip();
-	}
+	if (rc == -EPERM || rc == -EOPNOTSUPP)
+		skip_because("no userfaultfd that moves pages: error %d", -rc);
 	assert_int_equal(rc, 0);
 	other = fake_create(true);
 	T.ops.caps |= HMM_DEV_MAP | HMM_DEV_FAULT;

@@ -23,6 +23,7 @@
 #include <unistd.h>
 #include <cmocka.h>
 
+#include "../../skip.h"
 #include "hmm_reg.h"
 #include "umm/hooks.h"
 #include "umm/sys.h"
@@ -348,10 +349,8 @@ static void play(struct fixture *f, const struct scene *s)
 	unsigned held;
 	int rc;
 
-	if (s->raw && geteuid()) {
-		print_message("SKIP: an ordinary user is not told of raw calls\n");
-		skip();
-	}
+	if (s->raw && geteuid())
+		skip_because("an ordinary user is not told of raw calls");
 	memset(f->mem, 1, SIZE);
 	assert_int_equal(umm_notifier_insert(&blind, f->space, plain.start, 4 * PAGE, &plain_ops), 0);
 	assert_int_equal(pipe_map(&pipe_dev, &plain, &run), 0);
@@ -620,10 +619,8 @@ static void what_is_mapped_is_watched(void **state)
 	struct fixture *f = *state;
 	struct hmm_reg *reg;
 
-	if (geteuid()) {
-		print_message("SKIP: an ordinary user is not told of raw calls\n");
-		skip();
-	}
+	if (geteuid())
+		skip_because("an ordinary user is not told of raw calls");
 	replace = f->mem;
 	get_put(f, 0, 4);
 	assert_null(replace);
@@ -733,10 +730,8 @@ static void registered_while_being_dropped(void **state)
 	struct fixture *f = *state;
 	pthread_t t;
 
-	if (geteuid()) {
-		print_message("SKIP: an ordinary user is not told of raw calls\n");
-		skip();
-	}
+	if (geteuid())
+		skip_because("an ordinary user is not told of raw calls");
 	stop = false;
 	wrong = 0;
 	get_put(f, 0, 8);

@@ -12,6 +12,7 @@
 #include <unistd.h>
 #include <cmocka.h>
 
+#include "../../skip.h"
 #include "fake.h"
 #include "hmm/internal.h"
 #include "rng.h"
@@ -356,7 +357,7 @@ static bool step_aborts(struct hmm_mm *mm, enum hmm_page_state from, enum hmm_pa
 static void only_the_steps_of_the_table_are_legal(void **state)
 {
 #ifdef NDEBUG
-	skip();
+	skip_because("built without assertions");
 #else
 	/* From the table at the head of hmm/internal.h; the last three: a child after fork. */
 	static const struct {

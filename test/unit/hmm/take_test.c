@@ -17,6 +17,7 @@
 #include <unistd.h>
 #include <cmocka.h>
 
+#include "../../skip.h"
 #include "fake.h"
 #include "umm/internal.h"
 
@@ -106,7 +107,6 @@ static bool pin(struct fixture *f, char *p)
 			return true;
 		io_uring_queue_exit(&f->ring);
 	}
-	print_message("SKIP: no page can be pinned with io_uring: error %d\n", -rc);
 	return false;
 }
 
@@ -147,7 +147,7 @@ static void a_pinned_readonly_page_stays(void **state)
 	struct fixture *f = *state;
 
 	if (!pin(f, f->anon))
-		skip();
+		skip_because("no page can be pinned with io_uring");
 	assert_int_equal(mprotect(f->anon, SIZE, PROT_READ), 0);
 	/* Its neighbours with it; and what comes in after that is there. */
 	assert_int_equal(to_device(f, f->anon), NR - RUN);
@@ -173,7 +173,7 @@ static void a_pinned_copy_of_a_files_page_stays(void **state)
 	struct fixture *f = *state;
 
 	if (!pin(f, f->copies))
-		skip();
+		skip_because("no page can be pinned with io_uring");
 	assert_int_equal(to_device(f, f->copies), 0);
 	arrives(f, f->copies, 'b');
 	assert_is(f->copies, 'a', 'b');

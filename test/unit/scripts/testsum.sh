@@ -36,6 +36,11 @@ printf '%s\n' "$ok" "$skip" "$ok" >"$tmp/log"
 expect 0 "2 passed, 0 failed, 1 skipped"
 grep -q '^skipped: b: SKIP: needs root$' "$tmp/out" || fail "not said why b was skipped"
 
+# What a passed test has left out counts, too.
+printf '%s\n' "$ok" '{"name": "g", "result": "OK", "stdout": "SKIP: one: no swap\n[ OK ] two\nSKIP: three: old\n"}' >"$tmp/log"
+expect 0 "2 passed, 0 failed, 2 skipped"
+grep -q '^skipped in g: one: no swap$' "$tmp/out" || fail "not said what g has left out"
+
 printf '%s\n' "$ok" "$bad" "$slow" "$err" >"$tmp/log"
 expect 1 "1 passed, 3 failed, 0 skipped"
 grep -q '^it broke$' "$tmp/out" || fail "what c said is not shown"

@@ -14,6 +14,7 @@
 #include <unistd.h>
 #include <cmocka.h>
 
+#include "../../skip.h"
 #include "drivers/dmirror/dmirror.h"
 
 #define PAGE 4096ul
@@ -295,7 +296,7 @@ static void a_snapshot_of_huge_pages(void **state)
 	(void)p[0];
 	assert_int_equal(dmirror_snapshot(f->dm, (uintptr_t)p, c, HUGE), 0);
 	if (c[HUGE - 1] == DMIRROR_NONE)
-		skip();
+		skip_because("no huge page to be had");
 	for (unsigned i = 0; i < HUGE; i++)
 		assert_int_equal(c[i], DMIRROR_READ | DMIRROR_PMD);
 	p[0] = 1;
@@ -499,10 +500,8 @@ static void watched_changes_under_reads(void **state)
 	struct fixture *f = *state;
 	int rc = umm_space_watch(f->space, f->addr, SIZE);
 
-	if (rc == -EPERM) {
-		print_message("no right to a userfaultfd\n");
-		skip();
-	}
+	if (rc == -EPERM)
+		skip_because("no right to a userfaultfd");
 	assert_int_equal(rc, 0);
 	memory_comes_and_goes(f, true);
 }
@@ -513,10 +512,8 @@ static void what_the_monitor_sees_leaves_the_table(void **state)
 	uint64_t faults = 99;
 	int rc = umm_space_watch(f->space, f->addr, SIZE);
 
-	if (rc == -EPERM) {
-		print_message("no right to a userfaultfd\n");
-		skip();
-	}
+	if (rc == -EPERM)
+		skip_because("no right to a userfaultfd");
 	assert_int_equal(rc, 0);
 	number(f->mem, 1);
 	assert_int_equal(dmirror_read(f->dm, f->addr, f->buf, NR, &faults), 0);

@@ -15,6 +15,7 @@
 #include <unistd.h>
 #include <cmocka.h>
 
+#include "../../skip.h"
 #include "hmm_uapi.h"
 #include "umm.h"
 #include "umm/internal.h"
@@ -332,8 +333,7 @@ static void guard_pages(void **state)
 	struct fixture *f = *state;
 
 	if (madvise(f->mem + 2 * PAGE, PAGE, MADV_GUARD_INSTALL)) {
-		print_message("no guard pages before Linux 6.13\n");
-		skip();
+		skip_because("no guard pages before Linux 6.13");
 	}
 	assert_int_equal(umm_range_snapshot(&f->range), 0);
 	assert_entries(f, 0, NR, 0);
@@ -370,7 +370,7 @@ static void huge_pages(void **state)
 	if (!present(p + size - PAGE)) {
 		munmap(raw, 3 * size);
 		free(entries);
-		skip();
+		skip_because("no huge page to be had");
 	}
 	assert_int_equal(umm_range_snapshot(&r), 0);
 	for (unsigned i = 0; i < HUGE; i++)
@@ -426,8 +426,7 @@ static void what_is_about_to_be_dropped_is_busy(void **state)
 	int rc = umm_space_watch(f->space, (uintptr_t)f->mem, NR * PAGE);
 
 	if (rc == -EPERM || rc == -EACCES || rc == -ENOENT) {
-		print_message("SKIP: no right to a userfaultfd\n");
-		skip();
+		skip_because("no right to a userfaultfd");
 	}
 	assert_int_equal(rc, 0);
 	f->range.default_flags = UMM_PFN_REQ_FAULT;
