@@ -77,7 +77,7 @@
 #define RUN_BYTES (UMM_RUN_PAGES * UMM_PAGE)
 #define FDS_MAX 1024
 #define PAGEMAP_EXCLUSIVE ((uint64_t)1 << 56)
-#define UNSHARE_TRIES 3u
+#define UNSHARE_TRIES 32u
 #define MOVE_TRIES 10000u
 
 #ifndef MREMAP_DONTUNMAP
@@ -432,8 +432,11 @@ bool hmm_take_child(const struct hmm_take *t, uint64_t addr, const void **page)
 		*page = t->held + (addr - t->start);
 		return true;
 	}
-	/* If it has not gone yet, the child has it, too. */
-	return is_there(t->mm->space, (uintptr_t)*page);
+	if (is_there(t->mm->space, (uintptr_t)*page))
+		return true;
+	/* If it has not gone yet, the child has it, too; but it may have come back since the fork. */
+	*page = (const char *)(uintptr_t)addr;
+	return t->returns && is_there(t->mm->space, addr);
 }
 
 /* ---------------------------------------------------------------------- runs */
@@ -456,9 +459,14 @@ static bool take_begin(struct hmm_take *t, unsigned b, uint64_t start, uint64_t 
 	return fresh;
 }
 
-/* From here on, until it is false again, the run goes back where it was. */
+/*
+ * From here on, until it is false again, the run goes back where it was.  A fork
+ * that came before it did may be told of later: that is waited for.
+ */
 static void take_returns(struct hmm_take *t, bool returns)
 {
+	while (!returns && umm_uffd_is_changing(t->mm->space->uffd))
+		sched_yield();
 	umm_evlock_shared(&t->mm->space->ctl->evlock);
 	t->returns = returns;
 	umm_evlock_unshared(&t->mm->space->ctl->evlock);
