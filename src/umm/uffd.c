@@ -5,9 +5,10 @@
 
 #include "umm/internal.h"
 
-static int uffd_ioctl(int fd, unsigned long req, void *arg)
+/* In parentheses: for fault injection each caller counts, not this (test/inject/inject.h). */
+static int(uffd_ioctl)(int fd, unsigned long req, void *arg)
 {
-	return ioctl(fd, req, arg) ? -errno : 0;
+	return (ioctl)(fd, req, arg) ? -errno : 0;
 }
 
 int umm_uffd_api(int uffd, uint64_t want, uint64_t optional, uint64_t *got)
@@ -73,8 +74,20 @@ int umm_uffd_zeropage(int uffd, uint64_t dst, uint64_t len, uint64_t *zeroed)
 int umm_uffd_poison(int uffd, uint64_t dst, uint64_t len)
 {
 	struct uffdio_poison p = {.range = {dst, len}, .mode = 0};
+	int rc = uffd_ioctl(uffd, UFFDIO_POISON, &p);
 
-	return uffd_ioctl(uffd, UFFDIO_POISON, &p);
+	/* Refused over a page, which is all right, and over the marker of umm_uffd_writeprotect(), which must go first.
+	 */
+	if (rc == -EEXIST) {
+		struct uffdio_writeprotect wp = {.range = {dst, len}, .mode = 0};
+		int undone = uffd_ioctl(uffd, UFFDIO_WRITEPROTECT, &wp);
+
+		if (undone)
+			return undone == -ENOENT ? rc : undone; /* not registered for it: a page */
+		p.updated = 0;
+		rc = uffd_ioctl(uffd, UFFDIO_POISON, &p);
+	}
+	return rc;
 }
 
 int umm_uffd_writeprotect(int uffd, uint64_t start, uint64_t len)
@@ -88,7 +101,7 @@ int umm_uffd_wake(int uffd, uint64_t start, uint64_t len)
 {
 	struct uffdio_range r = {start, len};
 
-	return uffd_ioctl(uffd, UFFDIO_WAKE, &r);
+	return (uffd_ioctl)(uffd, UFFDIO_WAKE, &r);
 }
 
 bool umm_uffd_is_changing(int uffd)

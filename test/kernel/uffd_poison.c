@@ -2,7 +2,8 @@
 /*
  * Fact: poison (UFFDIO_POISON) is SIGBUS with the address to who touches it,
  * EFAULT to a system call, EHWPOISON to MADV_POPULATE_READ; it survives fork,
- * UNREGISTER and mremap, and MADV_DONTNEED undoes it.  The code of the SIGBUS is
+ * UNREGISTER and mremap, and MADV_DONTNEED undoes it.  Onto the marker that
+ * write-protecting leaves where nothing is it is EEXIST, until that is undone.  The code of the SIGBUS is
  * BUS_ADRERR, or BUS_MCEERR_AR where the kernel handles memory failures.
  */
 #include "probe.h"
@@ -46,7 +47,14 @@ int main(void)
 
 	probe_start();
 	sigaction(SIGBUS, &sa, NULL);
-	uffd = uffd_open(UFFD_FEATURE_POISON);
+	uffd = uffd_open(UFFD_FEATURE_POISON | UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_ASYNC |
+			 UFFD_FEATURE_WP_UNPOPULATED);
+	p = map_anon(PAGE);
+	CHECK(!uffd_register(uffd, p, PAGE, MISSING | WP), "REGISTER works");
+	CHECK(!uffd_wp(uffd, p, PAGE, true), "WRITEPROTECT of a hole works");
+	CHECK(uffd_poison(uffd, p, PAGE) == -EEXIST, "POISON onto a marker is EEXIST");
+	CHECK(!uffd_wp(uffd, p, PAGE, false), "the marker can be taken away");
+	CHECK(!uffd_poison(uffd, p, PAGE) && bus(p), "then POISON works");
 	p = map_registered(uffd, 2 * PAGE);
 	CHECK(!uffd_fill(uffd, p + PAGE, 'x'), "COPY works");
 	CHECK(!bus(p + PAGE) && !efault(p + PAGE), "a good page raises nothing");
