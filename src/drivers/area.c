@@ -8,7 +8,7 @@
 #define STEP ((size_t)16 << 20)
 #define GRAIN ((size_t)64 << 10)
 
-int drv_area_reserve(struct drv_area *area, size_t bytes)
+int(drv_area_reserve)(struct drv_area *area, size_t bytes)
 {
 	void *base;
 
@@ -26,7 +26,7 @@ int drv_area_reserve(struct drv_area *area, size_t bytes)
 	return 0;
 }
 
-int drv_area_extend(struct drv_area *area, size_t bytes)
+int(drv_area_extend)(struct drv_area *area, size_t bytes)
 {
 	size_t to;
 
@@ -51,7 +51,7 @@ void drv_area_release(struct drv_area *area)
 	area->reserved = area->usable = 0;
 }
 
-void *drv_map(size_t bytes)
+void *(drv_map)(size_t bytes)
 {
 	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 

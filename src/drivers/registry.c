@@ -91,7 +91,7 @@ int hmm_device_open(const char *spec, struct hmm_device **devp, char *err, size_
 	if (!driver)
 		return unknown(spec, err, errlen);
 	arg = strchr(spec, ':');
-	rc = driver->open(arg ? arg + 1 : "", &dev, err, errlen);
+	rc = (driver->open)(arg ? arg + 1 : "", &dev, err, errlen);
 	if (rc)
 		return rc;
 	snprintf(dev->spec, sizeof(dev->spec), "%s", spec);

@@ -131,7 +131,7 @@ static void arena_release(struct umm_arena *a, void *p, size_t size)
 	pthread_mutex_unlock(&a->lock);
 }
 
-void *umm_alloc(struct umm_space *space, size_t size)
+void *(umm_alloc)(struct umm_space *space, size_t size)
 {
 	return space->arena ? arena_alloc(space->arena, size) : calloc(1, size);
 }

@@ -132,6 +132,8 @@ static int try_direct(struct file_backing *b)
 	void *buf;
 	int rc = 0;
 
+	if (flags < 0)
+		return -errno;
 	if (b->ram)
 		flags &= ~O_DIRECT;
 	else
