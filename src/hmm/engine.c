@@ -279,7 +279,7 @@ int hmm_find_unforked(struct hmm_mm *mm, struct hmm_iset *absent, struct hmm_ise
 		return -ENOENT;
 	}
 	rewind(f);
-	while (!rc && getline(&line, &room, f) > 0) {
+	while (!rc && (errno = 0, getline(&line, &room, f)) > 0) {
 		uint64_t a, z;
 		char more;
 
@@ -294,6 +294,8 @@ int hmm_find_unforked(struct hmm_mm *mm, struct hmm_iset *absent, struct hmm_ise
 				rc = hmm_iset_add(empty, start, end);
 		}
 	}
+	if (!rc)
+		rc = -errno; /* half of them would be taken for all; 0 at the end of the text */
 	free(line);
 	fclose(f);
 	/* No space is without mappings: the task by which it was opened has ended. */

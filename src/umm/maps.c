@@ -82,7 +82,7 @@ static int next_by_text(struct umm_space *space, uint64_t addr, struct umm_vma *
 		return -ENOMEM;
 	}
 	rewind(f);
-	while (getline(&line, &room, f) > 0) {
+	while (errno = 0, getline(&line, &room, f) > 0) {
 		char perms[5] = "", name[64] = "";
 		struct umm_vma v = {.page_size = UMM_PAGE};
 
@@ -100,6 +100,8 @@ static int next_by_text(struct umm_space *space, uint64_t addr, struct umm_vma *
 		rc = 0;
 		break;
 	}
+	if (rc && errno)
+		rc = -errno; /* not the end of the text */
 	free(line);
 	fclose(f);
 	return rc;
