@@ -206,7 +206,8 @@ static int marks_at_fork(struct hmm_mm *mm, struct hmm_iset *absent, struct hmm_
 		return 0;
 	rc = hmm_find_unforked(mm, absent, empty);
 	pthread_mutex_lock(&mm->lock);
-	known = mm->marks_known;
+	/* Whoever has no agent has inherited what was known, and marks what it likes: its hooks reach nobody. */
+	known = mm->marks_known && atomic_load(&mm->space->ctl->armed);
 	pthread_mutex_unlock(&mm->lock);
 	if (!known)
 		return rc;

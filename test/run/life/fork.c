@@ -13,6 +13,7 @@
 #include <spawn.h>
 #include <stdatomic.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/wait.h>
@@ -514,6 +515,73 @@ static int thread_then_libc(void)
 	return bad;
 }
 
+/* Runs only when nobody else wants to, on the CPU of somebody who always does: woken, it is not running yet. */
+static void stand_back(bool back)
+{
+	const struct sched_param none = {0};
+	cpu_set_t cpus;
+
+	CPU_ZERO(&cpus);
+	for (int i = 0; i < (back ? 1 : CPU_SETSIZE); i++)
+		CPU_SET(i, &cpus);
+	sched_setaffinity(0, sizeof(cpus), &cpus);
+	sched_setscheduler(0, back ? SCHED_IDLE : SCHED_OTHER, &none);
+}
+
+static void hog(void)
+{
+	cpu_set_t first;
+
+	CPU_ZERO(&first);
+	CPU_SET(0, &first);
+	sched_setaffinity(0, sizeof(first), &first);
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	for (;;)
+		;
+}
+
+/* What a raw child marks is heard of by nobody, and seen all the same when it forks, be it not running on yet. */
+static int raw_mark(void)
+{
+	int bad = 0;
+
+	for (unsigned k = 0; k < 6 && !bad; k++) {
+		pid_t pid = raw_fork(k % 3), hogging, next;
+
+		if (pid) {
+			bad = pid < 0 || reap_one(pid, "one that marks");
+			continue;
+		}
+		if (madvise(mem, 512 * V_PAGE, MADV_WIPEONFORK))
+			_exit(1);
+		/* Who has not been seen to fault nobody knows. */
+		for (size_t i = 1024; i < PAGES; i += 61)
+			if (v_check(mem + i * V_PAGE, i, 1, 0, KIND))
+				_exit(2);
+		if (!v_absent(mem, 512))
+			_exit(3);
+		hogging = fork();
+		if (!hogging)
+			hog();
+		stand_back(true);
+		next = raw_fork(k % 3);
+		stand_back(false);
+		if (!next) {
+			for (size_t i = 0; i < 512; i++) {
+				if (v_is_zero(mem + i * V_PAGE))
+					continue;
+				fprintf(stderr, "page %zu of what was marked is not empty\n", i);
+				_exit(1);
+			}
+			_exit(0);
+		}
+		kill(hogging, SIGKILL);
+		waitpid(hogging, NULL, 0);
+		_exit(hogging < 0 || next < 0 || reap_one(next, "a child of one that marks") ? 4 : 0);
+	}
+	return bad;
+}
+
 /* ------------------------------------------------------ children that exec */
 
 static int run_vfork(void)
@@ -913,6 +981,7 @@ int main(int argc, char **argv)
 		{"mark-at-once", mark_at_once},
 		{"thread-then-libc", thread_then_libc},
 		{"gone-after", gone_after},
+		{"raw-mark", raw_mark},
 		{"vfork", run_vfork},
 		{"spawn", run_spawn},
 		{"system", run_system},
