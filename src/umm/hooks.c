@@ -66,6 +66,8 @@ struct hook {
 	struct umm_space *space;
 	struct umm_change change[2]; /* a call may end one mapping and move another */
 	unsigned n;
+	bool told;     /* it drops contents, and the kernel tells of that where it is watched */
+	uint64_t mark; /* then: umm_quarantine_mark() */
 	sigset_t signals;
 };
 
@@ -91,6 +93,7 @@ static void begin(struct hook *h)
 	for (unsigned i = 0; i < h->n; i++)
 		umm_invalidate_begin(h->space, &h->change[i]);
 	pthread_rwlock_rdlock(&h->space->layout);
+	h->mark = umm_quarantine_mark(h->space);
 }
 
 static void end(struct hook *h)
@@ -99,8 +102,8 @@ static void end(struct hook *h)
 		return;
 	pthread_rwlock_unlock(&h->space->layout);
 	for (unsigned i = h->n; i--;) {
-		if (h->change[i].event == UMM_EVENT_CLEAR)
-			umm_quarantine_lift(h->space, h->change[i].start, h->change[i].end);
+		if (h->told)
+			umm_quarantine_lift(h->space, h->change[i].start, h->change[i].end, h->mark);
 		umm_invalidate_end(h->space, &h->change[i]);
 	}
 	pthread_sigmask(SIG_SETMASK, &h->signals, NULL);
@@ -203,6 +206,13 @@ static bool drops_contents(int advice)
 	}
 }
 
+/* Of the others no event comes: what is in quarantine then is not theirs. */
+static bool is_told(int advice)
+{
+	return advice == MADV_DONTNEED || advice == MADV_DONTNEED_LOCKED || advice == MADV_FREE ||
+	       advice == MADV_REMOVE;
+}
+
 API int madvise(void *addr, size_t len, int advice)
 {
 	struct hook h = {.space = drops_contents(advice) ? space_get() : NULL};
@@ -211,6 +221,7 @@ API int madvise(void *addr, size_t len, int advice)
 	add(&h, UMM_EVENT_CLEAR, (uintptr_t)addr, len, 0);
 	begin(&h);
 	rc = sys3(SYS_madvise, addr, len, advice);
+	h.told = !rc && is_told(advice);
 	end(&h);
 	return (int)result(rc);
 }
@@ -240,6 +251,7 @@ API ssize_t process_madvise(int pidfd, const struct iovec *iov, size_t n, int ad
 		add(&h, UMM_EVENT_CLEAR, start, end_ - start, 0);
 	begin(&h);
 	rc = sys5(SYS_process_madvise, pidfd, iov, n, advice, flags);
+	h.told = rc > 0 && is_told(advice);
 	end(&h);
 	return result(rc);
 }

@@ -55,6 +55,7 @@ struct umm_monitor;
 struct umm_arena;
 
 #define UMM_QUARANTINES 64u
+#define UMM_DROPS 64u
 
 struct umm_quarantine_range {
 	uint64_t start, end, until_ns;
@@ -67,6 +68,10 @@ struct umm_quarantine {
 	_Atomic unsigned n;
 	_Atomic unsigned populating; /* calls to umm_space_populate() under way */
 	struct umm_quarantine_range range[UMM_QUARANTINES];
+	_Atomic uint64_t ndrops; /* told of, ever */
+	struct {
+		uint64_t start, end;
+	} drop[UMM_DROPS]; /* the last of them */
 };
 
 struct umm_space {
@@ -144,8 +149,10 @@ bool umm_quarantined(struct umm_space *space, uint64_t start, uint64_t end);
 /** Around asking for pages: what came in while a drop was told of goes with it, or it is not known whether it does. */
 void umm_quarantine_populate_begin(struct umm_space *space);
 void umm_quarantine_populate_end(struct umm_space *space, uint64_t start, uint64_t end);
-/** The one call that dropped [@start, @end) has returned: its hook says so. */
-void umm_quarantine_lift(struct umm_space *space, uint64_t start, uint64_t end);
+/** Before a call that drops something: to be given to umm_quarantine_lift() when it has returned. */
+uint64_t umm_quarantine_mark(struct umm_space *space);
+/** A call that has dropped [@start, @end), and of which the kernel tells, has returned: its hook says so. */
+void umm_quarantine_lift(struct umm_space *space, uint64_t start, uint64_t end, uint64_t mark);
 
 /* uffd.c: 0 or -errno throughout */
 #define UMM_UFFD_BASE                                                                                               \

@@ -28,7 +28,10 @@
  * that may be, no sign counts, and afterwards the last of those pages is the sign.
  *
  * A call that went through a hook ends its quarantine when the hook ends; but not
- * that of a range which another call has met.
+ * that of a range which another call has met.  An event does not say whose it is:
+ * it is the hooked call's where it is the only one that met its range since that
+ * call began.  (What another has told of may be all that there is by then: the
+ * quarantine of ours ends with a touch.)
  *
  * A sign may never go (MADV_FREE leaves pages where they are) or come back
  * unseen (where touches are not told to us): a grace period ends what no sign
@@ -148,7 +151,13 @@ void umm_quarantine_add(struct umm_space *s, uint64_t start, uint64_t end)
 void umm_quarantine_dropping(struct umm_space *s, uint64_t start, uint64_t end)
 {
 	struct umm_quarantine_range new = {.start = start, .end = end};
+	struct umm_quarantine *q = &s->quarantine;
 
+	pthread_mutex_lock(&q->lock);
+	q->drop[q->ndrops % UMM_DROPS].start = start;
+	q->drop[q->ndrops % UMM_DROPS].end = end;
+	q->ndrops++;
+	pthread_mutex_unlock(&q->lock);
 	if (last_page(s, start, end, &new.sign) || new.sign != NO_SIGN || s->self)
 		add(s, new, true);
 }
@@ -214,7 +223,24 @@ void umm_quarantine_populate_end(struct umm_space *s, uint64_t start, uint64_t e
 	atomic_fetch_sub(&q->populating, 1);
 }
 
-void umm_quarantine_lift(struct umm_space *s, uint64_t start, uint64_t end)
+uint64_t umm_quarantine_mark(struct umm_space *s)
+{
+	return atomic_load(&s->quarantine.ndrops);
+}
+
+/* Lock held.  Has one drop met the range since @mark, and no other? */
+static bool is_the_only_drop(const struct umm_quarantine *q, uint64_t start, uint64_t end, uint64_t mark)
+{
+	unsigned met = 0;
+
+	if (q->ndrops - mark > UMM_DROPS)
+		return false;
+	for (uint64_t i = mark; i < q->ndrops; i++)
+		met += q->drop[i % UMM_DROPS].start < end && q->drop[i % UMM_DROPS].end > start;
+	return met == 1;
+}
+
+void umm_quarantine_lift(struct umm_space *s, uint64_t start, uint64_t end, uint64_t mark)
 {
 	struct umm_quarantine *q = &s->quarantine;
 	unsigned n = 0;
@@ -224,10 +250,12 @@ void umm_quarantine_lift(struct umm_space *s, uint64_t start, uint64_t end)
 	/* The event of this very call may have been read and not yet been entered. */
 	umm_evlock_shared(&s->ctl->evlock);
 	pthread_mutex_lock(&q->lock);
-	for (unsigned i = 0; i < q->n; i++)
-		if (q->range[i].mixed || q->range[i].start != start || q->range[i].end != end)
-			q->range[n++] = q->range[i];
-	atomic_store(&q->n, n);
+	if (is_the_only_drop(q, start, end, mark)) {
+		for (unsigned i = 0; i < q->n; i++)
+			if (q->range[i].mixed || q->range[i].start != start || q->range[i].end != end)
+				q->range[n++] = q->range[i];
+		atomic_store(&q->n, n);
+	}
 	pthread_mutex_unlock(&q->lock);
 	umm_evlock_unshared(&s->ctl->evlock);
 }

@@ -582,6 +582,43 @@ static void nothing_there_is_no_quarantine(void **state)
 	world_destroy(w);
 }
 
+/* A hooked call that has returned says that it has dropped what it told of, and nothing of what others have. */
+static void a_hook_ends_its_own_quarantine(void **state)
+{
+	struct world *w = begin("lz4", 1);
+	char *p = managed(w, N, 1);
+	uint64_t start = (uintptr_t)p, end = start + 4 * UMM_PAGE, mark = umm_quarantine_mark(w->space);
+
+	about_to_drop(w, p, 0, 4);
+	assert_true(quarantined(w, p, 0, 4));
+	umm_quarantine_lift(w->space, start, end, mark);
+	assert_false(quarantined(w, p, 0, 4));
+	/* All of it was touched again in the meantime, and somebody else is about to drop it. */
+	mark = umm_quarantine_mark(w->space);
+	about_to_drop(w, p, 0, 4);
+	drop(w, p, 0, 4);
+	for (unsigned i = 0; i < 4; i++)
+		page_fill(p + i * UMM_PAGE, 2, i);
+	umm_evlock_excl(&w->ctl->evlock);
+	umm_evlock_unexcl(&w->ctl->evlock);
+	assert_false(quarantined(w, p, 0, 4));
+	about_to_drop(w, p, 0, 4);
+	umm_quarantine_lift(w->space, start, end, mark);
+	assert_true(quarantined(w, p, 0, 4));
+	assert_int_equal(out(w, p, 4), 0);
+	/* Nor where more was told of than anybody remembers. */
+	drop(w, p, 0, 4);
+	for (unsigned i = 0; i < 4; i++)
+		page_fill(p + i * UMM_PAGE, 2, i);
+	mark = umm_quarantine_mark(w->space);
+	about_to_drop(w, p, 0, 4);
+	for (unsigned i = 0; i < UMM_DROPS; i++)
+		about_to_drop(w, p, N - 1, N);
+	umm_quarantine_lift(w->space, start, end, mark);
+	assert_true(quarantined(w, p, 0, 4));
+	world_destroy(w);
+}
+
 /* More quarantines than there is room for: none is forgotten. */
 static void many_quarantines(void **state)
 {
@@ -780,6 +817,7 @@ int main(void)
 		cmocka_unit_test(a_quarantine_ends_with_a_touch),
 		cmocka_unit_test(a_sign_that_is_unmapped_ends_nothing),
 		cmocka_unit_test(nothing_there_is_no_quarantine),
+		cmocka_unit_test(a_hook_ends_its_own_quarantine),
 		cmocka_unit_test(many_quarantines),
 		cmocka_unit_test(a_control_block_is_pinned),
 		cmocka_unit_test(what_cannot_move_is_remembered),

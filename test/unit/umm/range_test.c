@@ -490,10 +490,11 @@ static void what_has_been_dropped_was_not_seen(void **state)
 
 	f->range.default_flags = UMM_PFN_REQ_FAULT;
 	for (unsigned asks = 1; asks <= 3; asks++) {
-		uint64_t now[NR];
+		uint64_t now[NR], mark;
 		int rc;
 
 		memset(f->mem, 1, NR * PAGE);
+		mark = umm_quarantine_mark(f->space);
 		umm_quarantine_dropping(f->space, f->range.start, f->range.end);
 		asks_until_drop = asks;
 		dropped_when_asked = f;
@@ -507,7 +508,7 @@ static void what_has_been_dropped_was_not_seen(void **state)
 		assert_int_equal(umm_range_snapshot(&f->range), 0);
 		for (unsigned i = 0; i < NR && !rc; i++)
 			assert_int_equal(now[i] & UMM_PFN_VALID, f->entries[i] & UMM_PFN_VALID);
-		umm_quarantine_lift(f->space, f->range.start, f->range.end);
+		umm_quarantine_lift(f->space, f->range.start, f->range.end, mark);
 		while (umm_quarantined(f->space, f->range.start, f->range.end))
 			usleep(10000);
 	}
