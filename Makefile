@@ -6,6 +6,7 @@
 #   make            build/hmm, build/libhmm.so, build/libhmm-preload.so
 #   make test       all tests; the last line says how many passed
 #   make torture    for minutes, or HOURS=N: programs that check themselves
+#   make programs   real programs on all, half and a quarter of their memory, against themselves without hmm
 #   make demo       a real program on a third of the RAM it needs
 #   make bench      measurements
 #   make kernel-suite   the kernel's own tests of HMM on our dmirror; fetches a kernel's source, or KERNEL_SOURCE=DIR
@@ -22,7 +23,7 @@ DESTDIR ?=
 MESONFLAGS ?=
 
 .DEFAULT_GOAL := build
-.PHONY: build deps test torture demo bench kernel-suite tsan install format clean
+.PHONY: build deps test torture programs demo bench kernel-suite tsan install format clean
 
 deps:
 	@scripts/deps
@@ -55,6 +56,10 @@ test: build
 torture: build
 	@scripts/deps --for torture
 	@test/torture/torture.py '$(BUILD)' $(if $(HOURS),--minutes $$(($(HOURS) * 60)))
+
+programs: build
+	@scripts/deps --for programs
+	@test/programs/programs.py '$(BUILD)' --table '$(BUILD)/programs.md'
 
 demo: build
 	@examples/demo/demo --hmm '$(BUILD)/hmm' --out '$(BUILD)/demo'

@@ -9,7 +9,6 @@ that all processes of the run had at one time.
 """
 import hashlib
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,49 +16,12 @@ import tempfile
 import threading
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from hmmtest import Failed, descendants, main_of, skip  # noqa: E402
+from hmmtest import Failed, main_of  # noqa: E402
+from native import Peak, need  # noqa: E402
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 MIB = 1 << 20
 LEAST_MIB = 60
-
-
-def rss_anon(pid):
-    try:
-        with open(f"/proc/{pid}/status") as f:
-            for line in f:
-                if line.startswith("RssAnon:"):
-                    return int(line.split()[1]) << 10
-    except OSError:
-        pass
-    return 0
-
-
-class Peak:
-    """The most anonymous memory that a process, and those below it, had."""
-
-    def __init__(self, pid, below=True):
-        self.pid, self.below, self.most = pid, below, 0
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self.run)
-        self.thread.start()
-
-    def run(self):
-        while not self.stop.wait(0.02):
-            below = descendants(self.pid) if self.below else []
-            self.most = max(self.most, sum(rss_anon(p) for p in [self.pid, *below]))
-
-    def end(self):
-        self.stop.set()
-        self.thread.join()
-        return self.most
-
-
-def need(program, package):
-    path = shutil.which(program)
-    if not path:
-        skip(f"no {program} (package {package})")
-    return path
 
 
 def budgets(peak):
@@ -313,4 +275,5 @@ def redis(h):
                 raise Failed(f"digests {got}, not {want}, at --ram {ram}")
 
 
-main_of(python, sqlite, gcc, redis)
+if __name__ == "__main__":
+    main_of(python, sqlite, gcc, redis)
