@@ -12,6 +12,7 @@ static const struct {
 } commands[] = {
 	{"run", hmm_run_main, "run a program on more memory than it may keep in RAM"},
 	{"stat", hmm_stat_main, "ask a running one what is where"},
+	{"serve", hmm_serve_main, "lend memory to programs that run elsewhere"},
 	{"doctor", hmm_doctor_main, "what this machine lacks, and how to mend it"},
 };
 

@@ -16,6 +16,7 @@ struct hmm_driver {
 
 extern const struct hmm_driver hmm_driver_lz4;
 extern const struct hmm_driver hmm_driver_file;
+extern const struct hmm_driver hmm_driver_ofi;
 extern const struct hmm_driver hmm_driver_faulty;
 
 /** drv_fail() - put a line into @err (which may be NULL); returns @rc, so that it can be returned. */

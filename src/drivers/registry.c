@@ -9,6 +9,7 @@
 static const struct hmm_driver *const drivers[] = {
 	&hmm_driver_lz4,
 	&hmm_driver_file,
+	&hmm_driver_ofi,
 	&hmm_driver_faulty,
 };
 

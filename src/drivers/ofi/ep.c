@@ -8,8 +8,10 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 
+#include "drivers/area.h"
 #include "drivers/driver.h"
 
 #define API FI_VERSION(1, 14)
@@ -375,6 +377,31 @@ int ofi_recv(struct ofi_ep *ep, void *buf, size_t room, void *desc, size_t *len,
 int ofi_mr_reg(struct ofi_net *net, const void *buf, size_t len, uint64_t access, uint64_t key, struct fid_mr **mr)
 {
 	return fi_mr_reg(net->domain, buf, len, access, 0, key, 0, mr, NULL);
+}
+
+int ofi_buf_get(struct ofi_net *net, size_t len, struct ofi_buf *buf)
+{
+	int rc = 0;
+
+	*buf = (struct ofi_buf){.p = drv_map(len), .len = len};
+	if (!buf->p)
+		return -ENOMEM;
+	if (ofi_mr_local(net))
+		rc = ofi_mr_reg(net, buf->p, len, FI_SEND | FI_RECV, 0, &buf->mr);
+	if (rc) {
+		buf->mr = NULL;
+		ofi_buf_put(buf);
+	}
+	return rc;
+}
+
+void ofi_buf_put(struct ofi_buf *buf)
+{
+	if (buf->mr)
+		fi_close(&buf->mr->fid);
+	if (buf->p)
+		munmap(buf->p, buf->len);
+	*buf = (struct ofi_buf){0};
 }
 
 /* ------------------------------------------------------------------ listening */

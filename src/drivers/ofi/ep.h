@@ -150,6 +150,18 @@ static inline void *ofi_mr_desc(struct fid_mr *mr)
 	return mr ? fi_mr_desc(mr) : NULL;
 }
 
+/** Memory for messages: page-aligned, registered where the net wants that. */
+struct ofi_buf {
+	void *p;
+	size_t len;
+	struct fid_mr *mr; /* NULL: none is needed */
+};
+
+/** ofi_buf_get() - zero-filled, for sending and receiving.  Returns 0, -ENOMEM or another -errno. */
+int ofi_buf_get(struct ofi_net *net, size_t len, struct ofi_buf *buf);
+/** ofi_buf_put() - before the net ends, after the endpoint.  Fine for one that was never got (all zeros). */
+void ofi_buf_put(struct ofi_buf *buf);
+
 /* ---------------------------------------------------------------- listening */
 
 struct ofi_listener {

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: MIT */
+/* hmm serve: lend memory to programs under hmm run on other machines. */
+#include <errno.h>
+#include <getopt.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+
+#include "cli/cli.h"
+#include "drivers/ofi/server.h"
+#include "hmm/size.h"
+
+#define EXIT_OURS 125 /* as hmm run */
+
+static const char usage[] = "usage: hmm serve --listen ofi://HOST:PORT --memory SIZE [--key FILE]\n";
+
+static int fail(const char *what, const char *why)
+{
+	fprintf(stderr, "hmm serve: %s%s%s\n", what, why ? ": " : "", why ? why : "");
+	return EXIT_OURS;
+}
+
+static void say(void *priv, const char *line)
+{
+	fprintf(stderr, "hmm serve: %s\n", line);
+}
+
+int hmm_serve_main(int argc, char **argv)
+{
+	static const struct option longs[] = {
+		{"listen", required_argument, NULL, 'l'},
+		{"memory", required_argument, NULL, 'm'},
+		{"key", required_argument, NULL, 'k'},
+		{"help", no_argument, NULL, 'h'},
+		{0},
+	};
+	struct tier_server_options opt = {.say = say};
+	struct tier_server *srv;
+	struct rlimit nofile;
+	char err[400];
+	sigset_t ends;
+	int c, sig;
+
+	optind = 0;
+	opterr = 0;
+	while ((c = getopt_long(argc, argv, "+h", longs, NULL)) != -1) {
+		switch (c) {
+		case 'l':
+			opt.listen = optarg;
+			break;
+		case 'm':
+			if (hmm_size_parse(optarg, &opt.memory))
+				return fail(optarg, "not a size; --memory takes bytes, K, M, G or T");
+			break;
+		case 'k':
+			opt.key_file = optarg;
+			break;
+		case 'h':
+			fputs(usage, stdout);
+			return 0;
+		default:
+			return fail(argv[optind - 1], "no such option, or its value is missing (see hmm serve --help)");
+		}
+	}
+	if (optind < argc || !opt.listen || !opt.memory) {
+		fputs(usage, stderr);
+		return EXIT_OURS;
+	}
+	/* A few descriptors a connection: as many as we may have. */
+	if (!getrlimit(RLIMIT_NOFILE, &nofile)) {
+		nofile.rlim_cur = nofile.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &nofile);
+	}
+	/* The keys are in our memory. */
+	prctl(PR_SET_DUMPABLE, 0);
+	signal(SIGPIPE, SIG_IGN);
+	sigemptyset(&ends);
+	sigaddset(&ends, SIGINT);
+	sigaddset(&ends, SIGTERM);
+	sigaddset(&ends, SIGHUP);
+	pthread_sigmask(SIG_BLOCK, &ends, NULL);
+	if (tier_server_start(&opt, &srv, err, sizeof(err)))
+		return fail(err, NULL);
+	printf("hmm serve: listening on ofi://%s\n", tier_server_addr(srv));
+	fflush(stdout);
+	sigwait(&ends, &sig);
+	tier_server_stop(srv);
+	return 0;
+}
