@@ -139,7 +139,8 @@ static inline void *hammer_trim(void *arg)
 
 		if (st.bytes_capacity != UINT64_MAX && st.bytes_ram > st.bytes_capacity)
 			atomic_fetch_add(h->wrong, 1);
-		h->dev->ops->trim(h->dev, 1 << 20);
+		if (h->dev->ops->trim)
+			h->dev->ops->trim(h->dev, 1 << 20);
 	}
 	return NULL;
 }
