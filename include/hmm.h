@@ -113,7 +113,8 @@ struct hmm_device_ops {
 	/**
 	 * copy_out: write @n pages to host memory.  References stay as they are.
 	 * @status: out, one per page: 0; -EIO unreadable; -EBADMSG the checksum does
-	 *          not match.  A page with an error must not be given to anybody.
+	 *          not match; -ENOTCONN the peer that has it is lost, and with it all
+	 *          pages there.  A page with an error must not be given to anybody.
 	 *
 	 * Returns 0, or the first error in @status.
 	 */

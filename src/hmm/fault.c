@@ -165,6 +165,22 @@ static int fill_zero(struct hmm_mm *mm, uint64_t addr, unsigned n, bool write, u
 	return place_failed(mm, addr, rc);
 }
 
+static void say_lost(struct hmm_mm *mm, uint64_t addr, unsigned tier, int why)
+{
+	const char *spec = mm->h->chain.dev[tier]->spec;
+
+	if (why != -ENOTCONN)
+		hmm_say(mm->h, "page %#llx of process %d is lost: device %s %s; an access gets SIGBUS",
+			(unsigned long long)addr, (int)mm->space->pid, spec,
+			why == -EBADMSG ? "returned data with a wrong checksum" : "could not read it");
+	else if (!(atomic_fetch_or(&mm->lost_peers, 1u << tier) & 1u << tier))
+		/* One line for all of them: there may be very many. */
+		hmm_say(mm->h,
+			"pages of process %d are lost, the first one touched is %#llx: device %s has lost its peer; an "
+			"access gets SIGBUS",
+			(int)mm->space->pid, (unsigned long long)addr, spec);
+}
+
 /*
  * A page that no device can give back: whoever touches it gets SIGBUS, never
  * something else.  Said first: who touches it next may be dead of it before we
@@ -180,9 +196,7 @@ static int poison(struct hmm_mm *mm, struct hmm_leaf *leaf, unsigned i, int why)
 
 	if (atomic_exchange(&mm->lost_said, addr) != addr) {
 		atomic_fetch_add(&mm->h->poisoned, 1);
-		hmm_say(mm->h, "page %#llx of process %d is lost: device %s %s; an access gets SIGBUS",
-			(unsigned long long)addr, (int)mm->space->pid, d->spec,
-			why == -EBADMSG ? "returned data with a wrong checksum" : "could not read it");
+		say_lost(mm, addr, hmm_entry_tier(e), why);
 	}
 	rc = umm_uffd_poison(mm->space->uffd, addr, UMM_PAGE);
 	if (rc == -EAGAIN || rc == -ESRCH)

@@ -126,6 +126,7 @@ class Run:
                                       stdout=out if out is not None else open(self.out_path, "wb"),
                                       stderr=err if err is not None else open(self.err_path, "wb"), env=env, **popen)
         self.pid = self.child.pid
+        self.beside = hmm.beside
         self.rc = None
 
     def below(self, name):
@@ -171,7 +172,7 @@ class Run:
         self.rc = self.child.returncode
         while orphans:
             reap()
-            left = descendants()
+            left = [p for p in descendants() if p not in self.beside]
             if not left:
                 break
             if time.monotonic() > end:
@@ -213,6 +214,7 @@ class Hmm:
     def __init__(self, build):
         self.exe = os.path.abspath(os.path.join(build, "hmm"))
         self.build = os.path.abspath(build)
+        self.beside = set()  # pids that are none of a run's
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
     def start(self, cmd, **kw):
