@@ -10,6 +10,7 @@
 #   make demo       a real program on a third of the RAM it needs
 #   make bench      measurements
 #   make kernel-suite   the kernel's own tests of HMM on our dmirror; fetches a kernel's source, or KERNEL_SOURCE=DIR
+#   make fuzz       for a minute, or SECONDS=N: what reads the bytes of a remote peer, under libFuzzer
 #   make tsan       tests of umm under threads, built with ThreadSanitizer
 #   make install    PREFIX=/usr/local, DESTDIR=
 #   make format     clang-format over all C files
@@ -23,7 +24,7 @@ DESTDIR ?=
 MESONFLAGS ?=
 
 .DEFAULT_GOAL := build
-.PHONY: build deps test torture programs demo bench kernel-suite tsan install format clean
+.PHONY: build deps test torture programs demo bench kernel-suite fuzz tsan install format clean
 
 deps:
 	@scripts/deps
@@ -71,6 +72,18 @@ bench: build
 
 kernel-suite: build
 	@scripts/kernel-suite '$(BUILD)' $(KERNEL_SOURCE)
+
+FUZZ_SOURCES = test/fuzz/tier.c src/drivers/area.c src/drivers/fail.c src/drivers/ofi/seal.c src/drivers/ofi/store.c \
+	src/drivers/ofi/wire.c
+SECONDS ?= 60
+fuzz:
+	@scripts/deps --for fuzz
+	@mkdir -p '$(BUILD)/fuzz'
+	@clang -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -D_GNU_SOURCE -Iinclude -Isrc \
+		$$(pkg-config --cflags libfabric libsodium) $(FUZZ_SOURCES) -o '$(BUILD)/fuzz/tier' \
+		$$(pkg-config --libs libsodium)
+	@'$(BUILD)/fuzz/tier' -max_total_time=$(SECONDS) -max_len=4096 -verbosity=0 -print_final_stats=1 \
+		-artifact_prefix='$(BUILD)/fuzz/'
 
 # Only what runs on mocked events: who serves its own page faults is beyond what the sanitizer follows.
 TSAN_TESTS = umm_race_test umm_notifier_test

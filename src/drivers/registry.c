@@ -2,7 +2,6 @@
 #include "drivers/driver.h"
 
 #include <errno.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -14,18 +13,6 @@ static const struct hmm_driver *const drivers[] = {
 };
 
 #define NR_DRIVERS (sizeof(drivers) / sizeof(drivers[0]))
-
-int drv_fail(int rc, char *err, size_t errlen, const char *fmt, ...)
-{
-	va_list ap;
-
-	if (err && errlen) {
-		va_start(ap, fmt);
-		vsnprintf(err, errlen, fmt, ap);
-		va_end(ap);
-	}
-	return rc;
-}
 
 /* The driver that @spec begins with: its name, then ':', the end, or (in a chain) ','. */
 static const struct hmm_driver *find(const char *spec, const char *ends)
