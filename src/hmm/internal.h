@@ -256,7 +256,7 @@ struct hmm_mm {
 	void (*gone)(void *priv); /* the last reference has been dropped */
 	void *gone_priv;
 	_Atomic uint64_t faults, pages_in, pages_out, zero_filled;
-	_Atomic uint64_t lost_said; /* address of the page that was last said to be lost */
+	_Atomic uint64_t lost_said;  /* address of the page that was last said to be lost */
 	_Atomic unsigned lost_peers; /* a bit for each tier of which it was said that its peer is lost */
 };
 

@@ -67,6 +67,7 @@ static void execute(struct tier_store *s, struct tier_session *t, uint16_t fill[
 	static uint8_t in[TIER_PAGES * HMM_PAGE_SIZE], out[TIER_PAGES * HMM_PAGE_SIZE];
 	const struct tier_head asked = *h;
 
+	REQUIRE(asked.n <= (h->op == TIER_FREE ? TIER_FREES : TIER_PAGES));
 	memset(in, byte, sizeof(in));
 	tier_store_execute(s, t, h, in, out);
 	REQUIRE(h->reply == 1 && h->op == asked.op && h->n <= asked.n);

@@ -324,7 +324,8 @@ static void test_fuzzed(void **state)
 			struct tier_head h = {.op = (uint8_t)(TIER_PUT + (rnd = mix(rnd)) % 3)};
 			size_t len;
 
-			h.n = (uint16_t)((rnd = mix(rnd)) % 8);
+			rnd = mix(rnd);
+			h.n = (uint16_t)(rnd % (rnd & 1 << 20 ? 8 : TIER_PAGES + 4));
 			for (unsigned i = 0; i < h.n; i++)
 				h.slot[i] = (rnd = mix(rnd)) % 40;
 			len = tier_head_len(&h);
@@ -749,7 +750,7 @@ static void test_bad_members(void **state)
 		if (r % 6 == 5)
 			head.slot[r % 3] = mix(rnd + r); /* a slot beyond all */
 		if (r % 6 == 4)
-			head.op = TIER_ATTACH;
+			head = (struct tier_head){.op = TIER_ATTACH};
 		len = tier_frame_seal(&lane.keys, &head, frame) + tier_head_pages(&head) * (size_t)HMM_PAGE_SIZE;
 		rnd = mix(rnd);
 		if (r % 6 == 0)
