@@ -273,7 +273,7 @@ def garbage(h):
     require(len(rec.sent) == 4, "not the connections that were expected", len(rec.sent))
     # One that is in use all the while.
     r = h.start([prog(h, "load/rw"), "rand", "2", "40", "1", "2"], ram="24M", to=f"lz4:1M,{s.spec}")
-    for i in range(100 * LONG):
+    for i in range(50 * LONG):
         require(s.alive(), "the server has died", s.child.poll())
         sent = rnd.choice(rec.sent)
         hello = len(sent[0])
