@@ -342,7 +342,7 @@ static int child_copy_parked(struct hmm_mm *mm, struct hmm_mm *child, const stru
 		for (unsigned s = 0; s < mm->batch_pages[b]; s++) {
 			uint64_t addr = mm->slot[b][s].addr, bytes;
 			struct hmm_leaf *leaf = addr ? hmm_leaf_find(mm, addr) : NULL;
-			const char *page = mm->window + ((size_t)b * UMM_BATCH_PAGES + s) * UMM_PAGE;
+			const char *page = hmm_slot_page(mm, b, s);
 			hmm_entry_t e = leaf ? leaf->e[hmm_leaf_index(addr)] : 0;
 
 			if (hmm_entry_state(e) != HMM_PARKED || hmm_iset_meets(absent, addr, addr + UMM_PAGE) ||

@@ -271,8 +271,7 @@ again:
 		unsigned b = hmm_entry_payload(e) >> 16 & (UMM_BATCHES - 1), s = hmm_entry_payload(e) & 0xffff;
 		uint64_t bytes;
 
-		rc = umm_uffd_copy(mm->space->uffd, addr, mm->window + ((size_t)b * UMM_BATCH_PAGES + s) * UMM_PAGE,
-				   UMM_PAGE, &bytes);
+		rc = umm_uffd_copy(mm->space->uffd, addr, hmm_slot_page(mm, b, s), UMM_PAGE, &bytes);
 		if (bytes || rc == -EEXIST) {
 			hmm_entry_set(mm, leaf, i, entry_back_clean(mm, e, mm->slot[b][s].clean, touched));
 			mm->slot[b][s].clean = 0;
@@ -301,13 +300,21 @@ device:;
 	unsigned good, same;
 	uint64_t bytes = 0;
 
-	for (unsigned k = 0; k < r.n; k++)
-		dst[k] = buf + k * UMM_PAGE;
-	if (d->ops->caps & HMM_DEV_MAYBLOCK)
-		umm_monitor_yield(mm->space);
-	d->ops->copy_out(d, r.handle, dst, r.status, r.n);
-	for (good = 0; good < r.n && !r.status[good];)
-		good++;
+	const char *from = d->ops->at ? d->ops->at(d, r.handle[0]) : NULL;
+	if (from) {
+		for (good = 1; good < r.n && d->ops->at(d, r.handle[good]) == from + good * UMM_PAGE;)
+			good++;
+		memset(r.status, 0, sizeof(r.status));
+	} else {
+		from = buf;
+		for (unsigned k = 0; k < r.n; k++)
+			dst[k] = buf + k * UMM_PAGE;
+		if (d->ops->caps & HMM_DEV_MAYBLOCK)
+			umm_monitor_yield(mm->space);
+		d->ops->copy_out(d, r.handle, dst, r.status, r.n);
+		for (good = 0; good < r.n && !r.status[good];)
+			good++;
+	}
 
 	umm_evlock_shared(evlock);
 	leaf = hmm_leaf_find(mm, addr); /* an event may have freed or moved what was there */
@@ -320,7 +327,7 @@ device:;
 	} else if (same) {
 		unsigned n = good < same ? good : same;
 
-		rc = place(mm, addr, buf, n, &bytes);
+		rc = place(mm, addr, from, n, &bytes);
 		n = (unsigned)(bytes / UMM_PAGE);
 		bool keep = n && hmm_clean_keeps(mm, hmm_entry_tier(r.e[0]), max);
 		for (unsigned k = 0; k < n; k++) {

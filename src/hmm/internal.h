@@ -155,6 +155,7 @@ struct hmm_slot {
 	_Atomic uint64_t addr; /* 0: cancelled, the result is not wanted */
 	hmm_entry_t clean;     /* what a CLEAN page was before it became PARKING; 0: it was not.  Leaf lock */
 	bool wake;             /* somebody faulted on it while it was PARKING */
+	bool staged;           /* it is in staging, not in the window.  Leaf lock */
 };
 
 /* What the engine asks of whoever stands in the space. */
@@ -183,6 +184,7 @@ struct hmm_mm {
 	uint32_t id;
 	struct hmm_radix radix;
 	char *window;
+	char *staging; /* what the inside has moved stays there until it is committed (linked.c); NULL: it is copied */
 	const struct hmm_inside_ops *inside; /* NULL: nothing can be moved out */
 	void *inside_priv;
 	_Atomic bool armed;
@@ -206,6 +208,7 @@ struct hmm_mm {
 		uint64_t addr;
 		uint32_t npages, slot;
 		bool committed;
+		bool copied; /* to the window, though there is staging */
 	} run[UMM_BATCHES][UMM_BATCH_RUNS];
 	uint32_t nruns[UMM_BATCHES];
 	struct hmm_victim told[UMM_BATCHES][UMM_BATCH_RUNS]; /* ranges whose notifiers wait for the end */
@@ -326,6 +329,12 @@ struct hmm {
 	_Atomic uint64_t held;         /* times that a fault waited for room */
 	uint64_t start_ns;
 };
+
+/** Where the contents of slot @s of batch @b are, once it has been moved. */
+static inline char *hmm_slot_page(const struct hmm_mm *mm, unsigned b, unsigned s)
+{
+	return (mm->slot[b][s].staged ? mm->staging : mm->window) + ((size_t)b * UMM_BATCH_PAGES + s) * UMM_PAGE;
+}
 
 /* engine.c */
 int hmm_create(const struct hmm_options *opt, struct hmm **hp, char *err, size_t errlen);

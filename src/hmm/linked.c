@@ -55,6 +55,7 @@
 #include "umm/sys.h"
 
 #define STAGING_BYTES (UMM_BATCHES * UMM_BATCH_PAGES * UMM_PAGE)
+#define STAGING_ROOM (STAGING_BYTES + UMM_BATCH_PAGES * UMM_PAGE) /* aligned to a batch */
 #define COLLECT_TRIES 8u
 #define NAP_NS 1000000l
 #define CHILD_REMAPS 32u
@@ -124,9 +125,11 @@ static int linked_go(void *priv, unsigned b)
 	if (next_to_take(l->mm, b, 0, &v) < batch->nr) {
 		pthread_rwlock_wrlock(&l->mm->space->layout);
 		/* Each looks again: it may have changed, not least by what was taken before. */
-		for (unsigned r = 0; v.end = 0, (r = next_to_take(l->mm, b, r, &v)) < batch->nr; r++)
+		for (unsigned r = 0; v.end = 0, (r = next_to_take(l->mm, b, r, &v)) < batch->nr; r++) {
+			l->mm->run[b][r].copied = true;
 			hmm_take_run(&l->take, b, r, &v,
-				     l->in.window + ((size_t)b * UMM_BATCH_PAGES + batch->run[r].slot) * UMM_PAGE);
+				     l->mm->window + ((size_t)b * UMM_BATCH_PAGES + batch->run[r].slot) * UMM_PAGE);
+		}
 		pthread_rwlock_unlock(&l->mm->space->layout);
 	}
 	umm_inside_move(&l->in, b);
@@ -386,9 +389,7 @@ static void child_fill(struct hmm_mm *mm, struct child *c)
 				break;
 			case HMM_PARKED:
 				child_place(mm, c, addr,
-					    mm->window + ((payload >> 16 & (UMM_BATCHES - 1)) * UMM_BATCH_PAGES +
-							  (payload & 0xffff)) *
-								 UMM_PAGE);
+					    hmm_slot_page(mm, payload >> 16 & (UMM_BATCHES - 1), payload & 0xffff));
 				break;
 			case HMM_DEVICE:
 				d = mm->h->chain.dev[hmm_entry_tier(e)];
@@ -506,7 +507,7 @@ int hmm_mm_open(struct umm_space *space, struct hmm_mm **mmp)
 	const struct hmm_options opt = {
 		.linked = true, .say = linked_say, .fatal = linked_fatal, .forked = linked_forked};
 	struct linked *l;
-	char err[8], *window;
+	char err[8], *window = NULL, *staging = NULL;
 	int rc;
 
 	if (!space->self)
@@ -523,11 +524,14 @@ int hmm_mm_open(struct umm_space *space, struct hmm_mm **mmp)
 	if (rc)
 		goto fail;
 	l->in = (struct umm_inside){.uffd = space->uffd, .ctl = space->ctl};
-	l->in.staging = umm_alloc(space, STAGING_BYTES);
-	window = l->in.window = umm_alloc(space, STAGING_BYTES);
+	staging = umm_alloc(space, STAGING_ROOM);
+	window = umm_alloc(space, STAGING_BYTES);
 	rc = -ENOMEM;
-	if (!l->in.staging || !window)
+	if (!staging || !window)
 		goto fail_h;
+	/* So that huge pages go there as a whole. */
+	l->in.staging = (char *)(((uintptr_t)staging + STAGING_ROOM - STAGING_BYTES - 1) &
+				 ~(uint64_t)(STAGING_ROOM - STAGING_BYTES - 1));
 	rc = umm_uffd_register(space->uffd, (uintptr_t)l->in.staging, STAGING_BYTES, UFFDIO_REGISTER_MODE_MISSING);
 	if (rc)
 		goto fail_h;
@@ -542,6 +546,7 @@ int hmm_mm_open(struct umm_space *space, struct hmm_mm **mmp)
 	for (unsigned t = 0; t < HMM_TIERS_MAX; t++)
 		l->coherent[t].space = space;
 	l->shared.space = space;
+	l->mm->staging = l->in.staging;
 	l->mm->gone = linked_gone;
 	l->mm->gone_priv = l;
 	/* Not the supervisor's business: no fault tells us of a process. */
@@ -567,8 +572,8 @@ int hmm_mm_open(struct umm_space *space, struct hmm_mm **mmp)
 fail_mm:
 	free(l->mm);
 fail_h:
-	umm_free(space, l->in.window, STAGING_BYTES);
-	umm_free(space, l->in.staging, STAGING_BYTES);
+	umm_free(space, window, STAGING_BYTES);
+	umm_free(space, staging, STAGING_ROOM);
 	hmm_destroy(l->h);
 fail:
 	free(l);
@@ -932,6 +937,7 @@ static int commit_locked(struct hmm_migrate *m)
 
 	memset(tier, tier_of(m->mm, m->to), sizeof(tier));
 	moved = (int)hmm_out_commit(m->mm, 0, m->src, m->slot, m->handle, tier, m->npages);
+	umm_inside_release(&linked_of(m->mm)->in, 0);
 	mark_away(m);
 	m->npages = 0;
 	return moved;

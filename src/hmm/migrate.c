@@ -127,6 +127,7 @@ static unsigned commit_run(struct hmm_mm *mm, unsigned b, unsigned r)
 			continue; /* its mapping or its contents went: so does this copy */
 		leaf = hmm_leaf_find(mm, slot->addr);
 		pthread_mutex_lock(&leaf->lock);
+		slot->staged = mm->staging && !run->copied;
 		if (leaf->e[hmm_leaf_index(slot->addr)] == parking(b, run->slot + k)) {
 			unsigned i = hmm_leaf_index(slot->addr);
 			hmm_entry_t parked_e = hmm_entry(HMM_PARKED, 0, (uint64_t)b << 16 | (run->slot + k), 0);
@@ -292,13 +293,12 @@ static int settle(struct hmm_mm *mm, unsigned b, unsigned s, const void *page, h
 
 unsigned hmm_out_gather(struct hmm_mm *mm, unsigned b, const void *src[], uint16_t index[])
 {
-	char *window = mm->window + (size_t)b * UMM_BATCH_PAGES * UMM_PAGE;
 	unsigned n = 0;
 
 	for (unsigned s = 0; s < mm->batch_pages[b]; s++) {
 		if (!mm->slot[b][s].addr)
 			continue;
-		src[n] = window + s * UMM_PAGE;
+		src[n] = hmm_slot_page(mm, b, s);
 		index[n++] = (uint16_t)s;
 	}
 	return n;

@@ -143,7 +143,7 @@ again:
 	atomic_store_explicit(&run->state, UMM_RUN_MOVED, memory_order_release);
 	umm_evlock_unshared(&c->evlock);
 
-	for (unsigned i = 0; i < run->npages; i++)
+	for (unsigned i = 0; window && i < run->npages; i++)
 		if (run->mask & (1ull << i))
 			copy_page(window + i * UMM_PAGE, staging + i * UMM_PAGE);
 	atomic_store_explicit(&run->state, UMM_RUN_FILLED, memory_order_release);
@@ -173,6 +173,56 @@ static void release_staging(struct umm_inside *in, char *staging, size_t len)
 	register_staging(in, staging, len); /* or else before the next batch */
 }
 
+void umm_inside_release(struct umm_inside *in, unsigned b)
+{
+	size_t base = (size_t)(b % UMM_BATCHES) * UMM_BATCH_PAGES * UMM_PAGE;
+
+	if (in->kept[b % UMM_BATCHES])
+		release_staging(in, in->staging + base, UMM_BATCH_PAGES * UMM_PAGE);
+	in->kept[b % UMM_BATCHES] = false;
+}
+
+/* Is the batch one block of memory that may be one huge page, and goes to where it can stay one? */
+static bool is_block(struct umm_inside *in, struct umm_batch *batch, const char *staging)
+{
+	const uint64_t size = UMM_BATCH_PAGES * UMM_PAGE;
+
+	if (in->window || atomic_load(&in->ctl->pin_used) || batch->nr != UMM_BATCH_PAGES / UMM_RUN_PAGES ||
+	    batch->run[0].addr % size || (uintptr_t)staging % size)
+		return false;
+	for (unsigned i = 0; i < batch->nr; i++) {
+		struct umm_move_run *run = &batch->run[i];
+
+		if (run->addr != batch->run[0].addr + run->slot * UMM_PAGE || run->slot != i * UMM_RUN_PAGES ||
+		    run->npages != UMM_RUN_PAGES ||
+		    atomic_load_explicit(&run->state, memory_order_relaxed) != UMM_RUN_PENDING)
+			return false;
+	}
+	return true;
+}
+
+/* All at once, as far as it goes: the runs that it has not reached go one by one. */
+static bool move_block(struct umm_inside *in, struct umm_batch *batch, char *staging)
+{
+	struct umm_ctl *c = in->ctl;
+	unsigned moved = 0;
+
+	if (!umm_evlock_shared_unless(&c->evlock, in->gone, in->arg))
+		return false;
+	if (atomic_load(&c->epoch) == batch->epoch && umm_inside_registered(in->uffd, batch->run[0].addr) == 0)
+		move(in->uffd, staging, batch->run[0].addr, UMM_BATCH_PAGES, &moved);
+	for (unsigned i = 0; i * UMM_RUN_PAGES < moved; i++) {
+		struct umm_move_run *run = &batch->run[i];
+		unsigned n = moved - i * UMM_RUN_PAGES;
+
+		run->err = 0;
+		run->mask = n >= UMM_RUN_PAGES ? ~0ull : (1ull << n) - 1;
+		atomic_store_explicit(&run->state, UMM_RUN_FILLED, memory_order_release);
+	}
+	umm_evlock_unshared(&c->evlock);
+	return moved;
+}
+
 void umm_inside_move(struct umm_inside *in, unsigned b)
 {
 	struct umm_batch *batch = &in->ctl->batch[b % UMM_BATCHES];
@@ -181,9 +231,12 @@ void umm_inside_move(struct umm_inside *in, unsigned b)
 	bool used = false;
 	int rc = 0;
 
+	umm_inside_release(in, b);
 	/* It may have been left unregistered: there was no memory at the time. */
 	if (umm_inside_registered(in->uffd, (uintptr_t)in->staging + base))
 		rc = register_staging(in, in->staging + base, UMM_BATCH_PAGES * UMM_PAGE);
+	if (!rc && is_block(in, batch, in->staging + base))
+		used = move_block(in, batch, in->staging + base);
 	for (unsigned i = 0; i < nr; i++) {
 		struct umm_move_run *run = &batch->run[i];
 
@@ -202,12 +255,13 @@ void umm_inside_move(struct umm_inside *in, unsigned b)
 			continue;
 		}
 		run_one(in, batch, run, in->staging + base + run->slot * UMM_PAGE,
-			in->window + base + run->slot * UMM_PAGE);
+			in->window ? in->window + base + run->slot * UMM_PAGE : 0);
 		/* EEXIST: staging has pages that nobody moved there; mlockall() populates it. */
 		if (run->mask || run->err == -EEXIST)
 			used = true;
 	}
-	if (used)
-		release_staging(in, in->staging + base, UMM_BATCH_PAGES * UMM_PAGE);
+	in->kept[b % UMM_BATCHES] = used;
+	if (in->window)
+		umm_inside_release(in, b);
 	atomic_store_explicit(&batch->done, 1, memory_order_release);
 }

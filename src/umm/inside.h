@@ -9,8 +9,9 @@
 struct umm_inside {
 	int uffd;
 	struct umm_ctl *ctl;
-	char *staging;           /* UMM_BATCHES * UMM_BATCH_PAGES pages, registered with uffd, empty */
-	char *window;            /* as many pages that the engine reads */
+	char *staging; /* UMM_BATCHES * UMM_BATCH_PAGES pages, registered with uffd, empty */
+	char *window;  /* as many pages that the engine reads; NULL: it reads staging, see umm_inside_release() */
+	bool kept[UMM_BATCHES];  /* staging of that batch is not empty */
 	bool (*gone)(void *arg); /* is whoever may hold the event lock dead?  NULL: never */
 	void *arg;
 };
@@ -19,9 +20,12 @@ struct umm_inside {
  * umm_inside_move() - carry out batch @b of the control block.
  *
  * Publishes the result of each run as it goes; when it returns, staging is
- * empty again and the batch is done.
+ * empty again, if there is a window, and the batch is done.
  */
 void umm_inside_move(struct umm_inside *in, unsigned b);
+
+/** umm_inside_release() - where there is no window: nobody reads batch @b's staging any more. */
+void umm_inside_release(struct umm_inside *in, unsigned b);
 
 /**
  * umm_inside_registered() - is the mapping at @addr, private and anonymous, registered, with @uffd or another?

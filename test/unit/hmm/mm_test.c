@@ -18,6 +18,7 @@
 #include <unistd.h>
 #include <cmocka.h>
 
+#include "../../skip.h"
 #include "fake.h"
 
 #define PAGE 4096ul
@@ -528,6 +529,54 @@ static struct {
 	struct fixture *f;
 } race;
 
+/* A huge page goes to the device by one move, and what the device is given is the page itself. */
+static void a_huge_page_goes_as_one(void **state)
+{
+	struct fixture *f = *state;
+	const size_t size = 2ul << 20;
+	struct hmm_migrate *m = malloc(sizeof(*m));
+	char *raw = mmap(NULL, 2 * size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *p = (char *)(((uintptr_t)raw + size - 1) & ~(size - 1));
+	struct umm_page_run run;
+	uint64_t walked, start = (uintptr_t)p;
+
+	assert_ptr_not_equal(raw, MAP_FAILED);
+	assert_int_equal(madvise(p, size, MADV_HUGEPAGE), 0);
+	for (size_t i = 0; i < size / sizeof(uint64_t); i++)
+		((uint64_t *)p)[i] = i * 2654435761u + 3;
+	if (umm_page_scan(f->space, start, start + size, &run, 1, &walked) != 1 || !(run.flags & UMM_PAGE_HUGE)) {
+		munmap(raw, 2 * size);
+		free(m);
+		skip_because("no huge page to be had");
+	}
+	for (unsigned round = 0; round < 2; round++) {
+		bool in_a_row = true, right = true;
+		int n, moved;
+
+		*m = (struct hmm_migrate){.mm = f->mm, .to = &f->dev[0]->dev, .start = start, .end = start + size};
+		assert_int_equal(hmm_migrate_collect(m), 0);
+		/* Nothing that could end the test until commit: teardown would wait for it. */
+		for (unsigned i = 0; i < m->npages; i++) {
+			in_a_row &= m->src[i] == (const char *)m->src[0] + i * PAGE;
+			right &= *(const uint64_t *)m->src[i] == (uint64_t)i * 512 * 2654435761u + 3;
+		}
+		/* Still one. */
+		n = umm_page_scan(f->space, (uintptr_t)m->src[0], (uintptr_t)m->src[0] + size, &run, 1, &walked);
+		/* A touch meanwhile is served from there. */
+		right &= *(volatile uint64_t *)(p + PAGE) == 512 * 2654435761ull + 3;
+		moved = hmm_migrate_copy(m);
+		assert_int_equal(hmm_migrate_commit(m), 511);
+		assert_int_equal(moved, 512);
+		assert_true(in_a_row && right);
+		assert_int_equal(n, 1);
+		assert_int_equal(run.end - run.start, size);
+		assert_int_equal(!!(run.flags & UMM_PAGE_HUGE), !round);
+		assert_filled(p, size, 3, 0);
+	}
+	munmap(raw, 2 * size);
+	free(m);
+}
+
 static void *adder(void *arg)
 {
 	unsigned which = (unsigned)(uintptr_t)arg;
@@ -667,6 +716,7 @@ int main(int argc, char **argv)
 		T(a_shared_page_moves_without_the_other),
 		T(coherent_pages_stay_mapped),
 		T(notifiers_are_told_whose_migration_it_is),
+		T(a_huge_page_goes_as_one),
 		T(threads_write_while_pages_move),
 		T(letting_go),
 		cmocka_unit_test(opened_while_malloc_waits),
