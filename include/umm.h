@@ -396,6 +396,47 @@ void umm_notifier_set_seq(struct umm_notifier *n, uint64_t seq);
 int umm_invalidate_begin(struct umm_space *space, const struct umm_change *change);
 void umm_invalidate_end(struct umm_space *space, const struct umm_change *change);
 
+/** A call that changes a space, for who hooks it. */
+struct umm_hook {
+	struct umm_space *space;     /* the caller's own; NULL: nobody is told */
+	struct umm_change change[2]; /* what it does, blockable: a call may end one mapping and move another */
+	unsigned n;                  /* of change; 0: nothing */
+	/*
+	 * Set before end: the call has dropped contents, and where the range is watched
+	 * the kernel has told of it (of MADV_DONTNEED, _FREE and _REMOVE it does).
+	 */
+	bool dropped;
+	uint64_t mark; /* the library's, as what follows */
+	unsigned long reserved[16];
+};
+
+/**
+ * umm_hook_begin(), umm_hook_end() - around a call that changes the space
+ * @h: the caller's, zeroed but for space, change and n before begin, and as it was at end.
+ *
+ * For who has hooks of his own around munmap() and its like; libhmm-hooks has them
+ * around libc's (umm_hooks(7)).  Notifiers have been told when begin returns.  All
+ * signals are blocked until end, and an engine moves no mapping of the space; the
+ * call between the two is made in the same thread, and may sleep.
+ *
+ * Context: Thread-safe, for hooks of their own.  No lock that a callback takes may be held.  Not in callbacks.  Sleeps
+ * as callbacks do.
+ */
+void umm_hook_begin(struct umm_hook *h);
+void umm_hook_end(struct umm_hook *h);
+
+/**
+ * umm_hook_fork(), umm_hook_forked() - around a fork
+ * @h: the caller's; space is set before the first.
+ * @child: is this the child?  There the space is of no more use, and its descriptors are closed.
+ *
+ * All signals are blocked between the two.
+ *
+ * Context: As umm_hook_begin(); one fork has one of the first, and one of the second in parent and child each.
+ */
+void umm_hook_fork(struct umm_hook *h);
+void umm_hook_forked(struct umm_hook *h, bool child);
+
 /* ------------------------------------------------------------------ ranges */
 
 /* Entries of a range, one per page. */

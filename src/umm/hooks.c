@@ -5,23 +5,17 @@
  * DOC: a hook
  *
  * A library that has this file in it interposes libc's names by being preloaded
- * or linked first; no code is patched.  Around the call stand
- * umm_invalidate_begin() and umm_invalidate_end(): callbacks have returned when
- * the call begins, and who reads the range sleeps until it has ended.  All
- * signals are blocked meanwhile: a handler that used a mirror would wait for the
- * thread that it has interrupted.
- *
- * The one lock that is held across the call, shared, keeps the engine from
- * moving mappings of its own accord at that moment (take.c).  The call may wait for the monitor to read its
- * event; the monitor takes no such lock, nor waits for who does.
+ * or linked first; no code is patched.  Around the call stand umm_hook_begin() and
+ * umm_hook_end() (hook.c).
  *
  * The calls themselves are made raw, so that nothing has to be looked up and
  * the engine's own calls of the same names come through here unharmed.  What
  * libc does inside (malloc's munmap, say) is not seen here; where the range is
  * watched, the kernel tells of it.
  *
- * The space is process-wide state of this library, as the hooks are.  A forked
- * child has none: a call that finds itself in another process tells nobody.
+ * The space is process-wide state of this library, as the hooks are.  It lies in
+ * memory that every child finds wiped, however it was forked: a call there tells
+ * nobody, and need not ask in which process it is.
  */
 #include "umm/hooks.h"
 
@@ -48,30 +42,32 @@
 #define MADV_GUARD_INSTALL 102
 #endif
 
-static _Atomic(struct umm_space *) hooked;
+/* A page that children find wiped; NULL: nobody was ever told of anything. */
+static _Atomic(struct umm_space *) *hooked;
 
-void umm_hooks_set(struct umm_space *space)
+int umm_hooks_set(struct umm_space *space)
 {
-	atomic_store(&hooked, space);
+	if (!hooked) {
+		long p = sys6(SYS_mmap, 0, UMM_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+		if (p < 0 && p >= -4095)
+			return -ENOMEM;
+		if (sys3(SYS_madvise, p, UMM_PAGE, MADV_WIPEONFORK)) {
+			sys2(SYS_munmap, p, UMM_PAGE);
+			return -ENOMEM;
+		}
+		hooked = (void *)p;
+	}
+	atomic_store(hooked, space);
+	return 0;
 }
 
 static struct umm_space *space_get(void)
 {
-	struct umm_space *s = atomic_load_explicit(&hooked, memory_order_acquire);
-
-	return s && s->pid == getpid() ? s : NULL;
+	return hooked ? atomic_load_explicit(hooked, memory_order_acquire) : NULL;
 }
 
-struct hook {
-	struct umm_space *space;
-	struct umm_change change[2]; /* a call may end one mapping and move another */
-	unsigned n;
-	bool told;     /* it drops contents, and the kernel tells of that where it is watched */
-	uint64_t mark; /* then: umm_quarantine_mark() */
-	sigset_t signals;
-};
-
-static void add(struct hook *h, enum umm_event event, uint64_t start, uint64_t len, uint64_t new_start)
+static void add(struct umm_hook *h, enum umm_event event, uint64_t start, uint64_t len, uint64_t new_start)
 {
 	uint64_t end = (start + len + UMM_PAGE - 1) & ~(UMM_PAGE - 1);
 
@@ -80,33 +76,6 @@ static void add(struct hook *h, enum umm_event event, uint64_t start, uint64_t l
 		return;
 	h->change[h->n++] = (struct umm_change){
 		.event = event, .start = start, .end = end, .new_start = new_start, .blockable = true};
-}
-
-static void begin(struct hook *h)
-{
-	sigset_t all;
-
-	if (!h->n)
-		return;
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &h->signals);
-	for (unsigned i = 0; i < h->n; i++)
-		umm_invalidate_begin(h->space, &h->change[i]);
-	pthread_rwlock_rdlock(&h->space->layout);
-	h->mark = umm_quarantine_mark(h->space);
-}
-
-static void end(struct hook *h)
-{
-	if (!h->n)
-		return;
-	pthread_rwlock_unlock(&h->space->layout);
-	for (unsigned i = h->n; i--;) {
-		if (h->told)
-			umm_quarantine_lift(h->space, h->change[i].start, h->change[i].end, h->mark);
-		umm_invalidate_end(h->space, &h->change[i]);
-	}
-	pthread_sigmask(SIG_SETMASK, &h->signals, NULL);
 }
 
 static long result(long rc)
@@ -120,31 +89,31 @@ static long result(long rc)
 
 API int munmap(void *addr, size_t len)
 {
-	struct hook h = {.space = space_get()};
+	struct umm_hook h = {.space = space_get()};
 	long rc;
 
 	add(&h, UMM_EVENT_UNMAP, (uintptr_t)addr, len, 0);
-	begin(&h);
+	umm_hook_begin(&h);
 	rc = sys2(SYS_munmap, addr, len);
-	end(&h);
+	umm_hook_end(&h);
 	return (int)result(rc);
 }
 
 void *umm_hooked_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t offset)
 {
-	struct hook h = {.space = flags & MAP_FIXED ? space_get() : NULL};
+	struct umm_hook h = {.space = flags & MAP_FIXED ? space_get() : NULL};
 	long rc;
 
 	add(&h, UMM_EVENT_UNMAP, (uintptr_t)addr, len, 0);
-	begin(&h);
+	umm_hook_begin(&h);
 	rc = sys6(SYS_mmap, addr, len, prot, flags, fd, offset);
-	end(&h);
+	umm_hook_end(&h);
 	return (void *)result(rc);
 }
 
 API void *mremap(void *old, size_t old_len, size_t new_len, int flags, ...)
 {
-	struct hook h = {.space = space_get()};
+	struct umm_hook h = {.space = space_get()};
 	void *to = NULL;
 	long rc;
 
@@ -155,39 +124,36 @@ API void *mremap(void *old, size_t old_len, size_t new_len, int flags, ...)
 		to = va_arg(ap, void *);
 		va_end(ap);
 	}
-	/* A mapping of which a part is managed moves half-way and fails: make it uniform first. */
-	if (h.space && h.space->ops && h.space->ops->uniform && old_len)
-		h.space->ops->uniform(h.space->priv, (uintptr_t)old, (uintptr_t)old + old_len);
 	add(&h, UMM_EVENT_REMAP, (uintptr_t)old, old_len, (uintptr_t)to);
 	if (flags & MREMAP_FIXED)
 		add(&h, UMM_EVENT_UNMAP, (uintptr_t)to, new_len, 0);
-	begin(&h);
+	umm_hook_begin(&h);
 	rc = sys5(SYS_mremap, old, old_len, new_len, flags, to);
-	end(&h);
+	umm_hook_end(&h);
 	return (void *)result(rc);
 }
 
 API int mprotect(void *addr, size_t len, int prot)
 {
-	struct hook h = {.space = space_get()};
+	struct umm_hook h = {.space = space_get()};
 	long rc;
 
 	add(&h, UMM_EVENT_PROTECT, (uintptr_t)addr, len, 0);
-	begin(&h);
+	umm_hook_begin(&h);
 	rc = sys3(SYS_mprotect, addr, len, prot);
-	end(&h);
+	umm_hook_end(&h);
 	return (int)result(rc);
 }
 
 API int pkey_mprotect(void *addr, size_t len, int prot, int key)
 {
-	struct hook h = {.space = space_get()};
+	struct umm_hook h = {.space = space_get()};
 	long rc;
 
 	add(&h, UMM_EVENT_PROTECT, (uintptr_t)addr, len, 0);
-	begin(&h);
+	umm_hook_begin(&h);
 	rc = sys4(SYS_pkey_mprotect, addr, len, prot, key);
-	end(&h);
+	umm_hook_end(&h);
 	return (int)result(rc);
 }
 
@@ -215,14 +181,14 @@ static bool is_told(int advice)
 
 API int madvise(void *addr, size_t len, int advice)
 {
-	struct hook h = {.space = drops_contents(advice) ? space_get() : NULL};
+	struct umm_hook h = {.space = drops_contents(advice) ? space_get() : NULL};
 	long rc;
 
 	add(&h, UMM_EVENT_CLEAR, (uintptr_t)addr, len, 0);
-	begin(&h);
+	umm_hook_begin(&h);
 	rc = sys3(SYS_madvise, addr, len, advice);
-	h.told = !rc && is_told(advice);
-	end(&h);
+	h.dropped = !rc && is_told(advice);
+	umm_hook_end(&h);
 	return (int)result(rc);
 }
 
@@ -232,7 +198,7 @@ API int madvise(void *addr, size_t len, int advice)
  */
 API ssize_t process_madvise(int pidfd, const struct iovec *iov, size_t n, int advice, unsigned flags)
 {
-	struct hook h = {.space = drops_contents(advice) ? space_get() : NULL};
+	struct umm_hook h = {.space = drops_contents(advice) ? space_get() : NULL};
 	uint64_t start = UINT64_MAX, end_ = 0;
 	long rc;
 
@@ -240,7 +206,7 @@ API ssize_t process_madvise(int pidfd, const struct iovec *iov, size_t n, int ad
 		struct iovec one, l = {&one, sizeof(one)}, r = {(void *)&iov[i], sizeof(one)};
 
 		/* The kernel will refuse what cannot be read. */
-		if (sys6(SYS_process_vm_readv, h.space->pid, &l, 1, &r, 1, 0) != (long)sizeof(one))
+		if (sys6(SYS_process_vm_readv, getpid(), &l, 1, &r, 1, 0) != (long)sizeof(one))
 			break;
 		if ((uintptr_t)one.iov_base < start)
 			start = (uintptr_t)one.iov_base;
@@ -249,10 +215,10 @@ API ssize_t process_madvise(int pidfd, const struct iovec *iov, size_t n, int ad
 	}
 	if (start < end_)
 		add(&h, UMM_EVENT_CLEAR, start, end_ - start, 0);
-	begin(&h);
+	umm_hook_begin(&h);
 	rc = sys5(SYS_process_madvise, pidfd, iov, n, advice, flags);
-	h.told = rc > 0 && is_told(advice);
-	end(&h);
+	h.dropped = rc > 0 && is_told(advice);
+	umm_hook_end(&h);
 	return result(rc);
 }
 
@@ -268,14 +234,14 @@ static uint64_t page_up(uint64_t addr)
 
 API int brk(void *to)
 {
-	struct hook h = {.space = space_get()};
+	struct umm_hook h = {.space = space_get()};
 	uint64_t was = (uint64_t)sys1(SYS_brk, 0), want = (uintptr_t)to, now;
 
 	if (want < was)
 		add(&h, UMM_EVENT_UNMAP, page_up(want), page_up(was) - page_up(want), 0);
-	begin(&h);
+	umm_hook_begin(&h);
 	now = (uint64_t)sys1(SYS_brk, to);
-	end(&h);
+	umm_hook_end(&h);
 	__curbrk = (void *)(uintptr_t)now;
 	return (int)result(now < want ? -ENOMEM : 0);
 }
@@ -309,20 +275,20 @@ static uint64_t attached(struct umm_space *space, uint64_t addr)
 
 API int shmdt(const void *addr)
 {
-	struct hook h = {.space = space_get()};
+	struct umm_hook h = {.space = space_get()};
 	long rc;
 
 	if (h.space)
 		add(&h, UMM_EVENT_UNMAP, (uintptr_t)addr, attached(h.space, (uintptr_t)addr), 0);
-	begin(&h);
+	umm_hook_begin(&h);
 	rc = sys1(SYS_shmdt, addr);
-	end(&h);
+	umm_hook_end(&h);
 	return (int)result(rc);
 }
 
 API void *shmat(int id, const void *addr, int flags)
 {
-	struct hook h = {.space = flags & SHM_REMAP ? space_get() : NULL};
+	struct umm_hook h = {.space = flags & SHM_REMAP ? space_get() : NULL};
 	struct shmid_ds ds;
 	long rc;
 
@@ -331,60 +297,31 @@ API void *shmat(int id, const void *addr, int flags)
 
 		add(&h, UMM_EVENT_UNMAP, flags & SHM_RND ? at & ~(UMM_PAGE - 1) : at, ds.shm_segsz, 0);
 	}
-	begin(&h);
+	umm_hook_begin(&h);
 	rc = sys3(SYS_shmat, id, addr, flags);
-	end(&h);
+	umm_hook_end(&h);
 	return (void *)result(rc);
 }
 
 /* -------------------------------------------------------------------- fork */
 
-static const struct umm_change fork_change = {.event = UMM_EVENT_FORK, .end = 1ull << 56, .blockable = true};
-
 /* The space as it was told, and the mask; several threads may fork at once. */
-static __thread struct {
-	struct umm_space *space;
-	sigset_t signals;
-} forking;
+static __thread struct umm_hook forking;
 
 static void fork_prepare(void)
 {
-	struct umm_space *s = space_get();
-	sigset_t all, old;
-
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	if (s)
-		umm_invalidate_begin(s, &fork_change);
-	if (s)
-		pthread_rwlock_rdlock(&s->layout);
-	if (s && s->ops && s->ops->forking)
-		s->ops->forking(s->priv);
-	forking.space = s;
-	forking.signals = old;
+	forking.space = space_get();
+	umm_hook_fork(&forking);
 }
 
 static void fork_parent(void)
 {
-	sigset_t old = forking.signals;
-
-	if (forking.space) {
-		pthread_rwlock_unlock(&forking.space->layout);
-		umm_invalidate_end(forking.space, &fork_change);
-	}
-	forking.space = NULL;
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	umm_hook_forked(&forking, false);
 }
 
 static void fork_child(void)
 {
-	sigset_t old = forking.signals;
-
-	if (forking.space)
-		umm_space_abandon(forking.space);
-	umm_hooks_set(NULL);
-	forking.space = NULL;
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	umm_hook_forked(&forking, true);
 }
 
 __attribute__((constructor)) static void hooks_init(void)

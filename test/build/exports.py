@@ -4,6 +4,7 @@
 
 exports.py api LIBRARY HEADER...   the library exports just the functions that the headers declare
 exports.py hooks LIBRARY           the preload library exports just hooks of libc's functions
+exports.py libhooks LIBRARY        the same of libhmm-hooks, and its one call
 exports.py alone ARCHIVE           nothing in the archive is left undefined: it needs no libc
 """
 
@@ -16,6 +17,12 @@ HOOKS = {
     "clone", "daemon", "execl", "execle", "execlp", "execv", "execve", "execveat", "execvp", "execvpe", "fexecve",
     "fork", "_Fork", "forkpty", "ioctl", "madvise", "mremap", "popen", "posix_spawn", "posix_spawnp", "pthread_create", "system",
     "thrd_create",
+}
+
+# What libhmm-hooks does.
+LIBHOOKS = {
+    "brk", "madvise", "mmap", "mmap64", "mprotect", "mremap", "munmap", "pkey_mprotect", "process_madvise", "sbrk", "shmat",
+    "shmdt", "umm_hooks_set",
 }
 
 
@@ -56,6 +63,8 @@ def main(argv):
         return difference(path, exported(path), want)
     if mode == "hooks":
         return difference(path, exported(path), HOOKS)
+    if mode == "libhooks":
+        return difference(path, exported(path), LIBHOOKS)
     symbols = nm(path)
     defined = {f[-1] for f in symbols if len(f) == 3 and f[1] in "TtBbDdRr"}
     undefined = {f[-1] for f in symbols if len(f) == 2 and f[0] == "U"}

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 #
 # A driver outside the tree: the reference driver's files and a program that uses
-# it, with nothing but what "make install" has installed.
+# it, and a program with hooks, with nothing but what "make install" has installed.
 #
 #   outside.sh BUILD SOURCE MESON
 set -eu
@@ -25,4 +25,21 @@ cp "$source/test/build/outside.c" "$tmp/main.c"
 cc -std=gnu11 -D_GNU_SOURCE -Wall -Wextra -Wno-unused-parameter -Wno-missing-field-initializers -Werror -O1 \
 	-I"$tmp" $(pkg-config --cflags libhmm) -o "$tmp/main" "$tmp"/main.c "$tmp"/drivers/dmirror/*.c \
 	$(pkg-config --libs libhmm) -pthread
-LD_LIBRARY_PATH=$(dirname "$(find "$tmp/root" -name libhmm.so)") "$tmp/main"
+LD_LIBRARY_PATH=$(dirname "$(find "$tmp/root" -name libhmm.so)")
+export LD_LIBRARY_PATH
+
+# A program with hooks: linked, preloaded, and without.
+for how in linked preloaded; do
+	libs=libhmm
+	[ $how = preloaded ] || libs="libhmm-hooks libhmm"
+	# shellcheck disable=SC2046,SC2086
+	cc -std=gnu11 -D_GNU_SOURCE -Wall -Wextra -Wno-unused-parameter -Werror -O1 -o "$tmp/$how" \
+		"$source/test/build/hooked.c" $(pkg-config --cflags --libs $libs)
+done
+"$tmp/linked"
+LD_PRELOAD=libhmm-hooks.so "$tmp/preloaded"
+rc=0
+"$tmp/preloaded" || rc=$?
+[ $rc = 3 ] || { echo "without hooks it says $rc"; exit 1; }
+
+"$tmp/main"

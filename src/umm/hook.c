@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Around a call that changes an address space.
+ *
+ * DOC: begin, end
+ *
+ * umm_invalidate_begin() and _end() stand around it: callbacks have returned when
+ * the call begins, and who reads the range sleeps until it has ended.  All signals
+ * are blocked meanwhile: a handler that used a mirror would wait for the thread
+ * that it has interrupted.
+ *
+ * The one lock that is held across the call, shared, keeps the engine from
+ * moving mappings of its own accord at that moment (take.c).  The call may wait
+ * for the monitor to read its event; the monitor takes no such lock, nor waits for
+ * who does.
+ */
+#include <pthread.h>
+#include <signal.h>
+#include <string.h>
+
+#include "umm/internal.h"
+
+_Static_assert(sizeof(sigset_t) <= sizeof(((struct umm_hook *)0)->reserved), "room for the signal mask");
+
+static const struct umm_change fork_change = {.event = UMM_EVENT_FORK, .end = 1ull << 56, .blockable = true};
+
+static void block(struct umm_hook *h)
+{
+	sigset_t all, old;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	memcpy(h->reserved, &old, sizeof(old));
+}
+
+static void unblock(const struct umm_hook *h)
+{
+	sigset_t old;
+
+	memcpy(&old, h->reserved, sizeof(old));
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+}
+
+void umm_hook_begin(struct umm_hook *h)
+{
+	const struct umm_space_ops *ops;
+
+	if (!h->space || !h->n)
+		return;
+	ops = h->space->ops;
+	/* A mapping of which a part is managed moves half-way and fails: make it uniform first. */
+	for (unsigned i = 0; ops && ops->uniform && i < h->n; i++)
+		if (h->change[i].event == UMM_EVENT_REMAP)
+			ops->uniform(h->space->priv, h->change[i].start, h->change[i].end);
+	block(h);
+	for (unsigned i = 0; i < h->n; i++)
+		umm_invalidate_begin(h->space, &h->change[i]);
+	pthread_rwlock_rdlock(&h->space->layout);
+	h->mark = umm_quarantine_mark(h->space);
+}
+
+void umm_hook_end(struct umm_hook *h)
+{
+	if (!h->space || !h->n)
+		return;
+	pthread_rwlock_unlock(&h->space->layout);
+	for (unsigned i = h->n; i--;) {
+		if (h->dropped)
+			umm_quarantine_lift(h->space, h->change[i].start, h->change[i].end, h->mark);
+		umm_invalidate_end(h->space, &h->change[i]);
+	}
+	unblock(h);
+}
+
+void umm_hook_fork(struct umm_hook *h)
+{
+	block(h);
+	if (!h->space)
+		return;
+	umm_invalidate_begin(h->space, &fork_change);
+	pthread_rwlock_rdlock(&h->space->layout);
+	if (h->space->ops && h->space->ops->forking)
+		h->space->ops->forking(h->space->priv);
+}
+
+void umm_hook_forked(struct umm_hook *h, bool child)
+{
+	if (h->space && child) {
+		umm_space_abandon(h->space);
+	} else if (h->space) {
+		pthread_rwlock_unlock(&h->space->layout);
+		umm_invalidate_end(h->space, &fork_change);
+	}
+	h->space = NULL;
+	unblock(h);
+}
