@@ -59,8 +59,9 @@ typedef uint64_t hmm_handle_t;
 #define HMM_DEV_FORK_KEEPS                                                                                           \
 	(1u << 9) /* pins as RDMA and io_uring do: at fork the kernel gives the child copies, and it need not let go \
 		   */
-#define HMM_DEV_EXCLUSIVE (1u << 10) /* its memory is for pages that a device has alone: told as UMM_EVENT_EXCLUSIVE \
-				      */
+#define HMM_DEV_EXCLUSIVE                                                                          \
+	(1u << 10) /* its memory is for pages that a device has alone: told as UMM_EVENT_EXCLUSIVE \
+		    */
 
 struct hmm_device_stats {
 	uint64_t pages;          /* distinct pages held */
@@ -121,14 +122,6 @@ struct hmm_device_ops {
 	 */
 	int (*copy_out)(struct hmm_device *dev, const hmm_handle_t handle[], void *const dst[], int status[],
 			unsigned n);
-
-	/**
-	 * at: where in this process's memory the contents of a page lie, to be read as
-	 * long as a reference to it is held: they are then placed from there, and
-	 * copy_out is not called.  Pages in a row had best lie in a row.  May be NULL; or
-	 * returns NULL: they do not lie anywhere.  Never sleeps.
-	 */
-	const void *(*at)(struct hmm_device *dev, hmm_handle_t handle);
 
 	/** get: one more reference to each of @n handles (fork).  Never fails. */
 	void (*get)(struct hmm_device *dev, const hmm_handle_t handle[], unsigned n);

@@ -300,21 +300,14 @@ device:;
 	unsigned good, same;
 	uint64_t bytes = 0;
 
-	const char *from = d->ops->at ? d->ops->at(d, r.handle[0]) : NULL;
-	if (from) {
-		for (good = 1; good < r.n && d->ops->at(d, r.handle[good]) == from + good * UMM_PAGE;)
-			good++;
-		memset(r.status, 0, sizeof(r.status));
-	} else {
-		from = buf;
-		for (unsigned k = 0; k < r.n; k++)
-			dst[k] = buf + k * UMM_PAGE;
-		if (d->ops->caps & HMM_DEV_MAYBLOCK)
-			umm_monitor_yield(mm->space);
-		d->ops->copy_out(d, r.handle, dst, r.status, r.n);
-		for (good = 0; good < r.n && !r.status[good];)
-			good++;
-	}
+	/* By way of a buffer, also where the device's memory could be read: what is in the cache is placed sooner. */
+	for (unsigned k = 0; k < r.n; k++)
+		dst[k] = buf + k * UMM_PAGE;
+	if (d->ops->caps & HMM_DEV_MAYBLOCK)
+		umm_monitor_yield(mm->space);
+	d->ops->copy_out(d, r.handle, dst, r.status, r.n);
+	for (good = 0; good < r.n && !r.status[good];)
+		good++;
 
 	umm_evlock_shared(evlock);
 	leaf = hmm_leaf_find(mm, addr); /* an event may have freed or moved what was there */
@@ -327,7 +320,7 @@ device:;
 	} else if (same) {
 		unsigned n = good < same ? good : same;
 
-		rc = place(mm, addr, from, n, &bytes);
+		rc = place(mm, addr, buf, n, &bytes);
 		n = (unsigned)(bytes / UMM_PAGE);
 		bool keep = n && hmm_clean_keeps(mm, hmm_entry_tier(r.e[0]), max);
 		for (unsigned k = 0; k < n; k++) {

@@ -54,13 +54,17 @@ static uint64_t *entry_at(const struct umm_range *r, uint64_t addr)
 	return &r->entries[(addr - r->start) / UMM_PAGE];
 }
 
-static void set_entries(const struct umm_range *r, uint64_t start, uint64_t end, uint64_t value)
+/* @kept: bits of what stands there that stay. */
+static void set_entries(const struct umm_range *r, uint64_t start, uint64_t end, uint64_t value, uint64_t kept)
 {
-	for (uint64_t addr = start; addr < end; addr += UMM_PAGE) {
-		uint64_t *e = entry_at(r, addr);
+	uint64_t *e = entry_at(r, start), *stop = e + (end - start) / UMM_PAGE;
 
-		*e = (*e & KEPT) | value;
-	}
+	if (kept)
+		for (; e < stop; e++)
+			*e = (*e & kept) | value;
+	else
+		for (; e < stop; e++)
+			*e = value;
 }
 
 static uint64_t order_bits(uint64_t bytes)
@@ -68,13 +72,13 @@ static uint64_t order_bits(uint64_t bytes)
 	return (uint64_t)__builtin_ctzll(bytes / UMM_PAGE) << UMM_PFN_ORDER_SHIFT;
 }
 
-/* A private anonymous page that is mapped here and nowhere else may be written. */
-static int set_exclusive(const struct umm_range *r, uint64_t start, uint64_t end)
+/* Private anonymous pages, each of which may be written if it is mapped here and nowhere else. */
+static int set_private(const struct umm_range *r, uint64_t start, uint64_t end, uint64_t value, uint64_t kept)
 {
-	uint64_t pm[256];
+	uint64_t pm[1024];
 
 	while (start < end) {
-		uint64_t n = (end - start) / UMM_PAGE;
+		uint64_t n = (end - start) / UMM_PAGE, *e = entry_at(r, start);
 		ssize_t got;
 
 		if (n > sizeof(pm) / sizeof(pm[0]))
@@ -86,19 +90,26 @@ static int set_exclusive(const struct umm_range *r, uint64_t start, uint64_t end
 		n = (uint64_t)got / sizeof(pm[0]);
 		if (!n)
 			return -ESRCH;
-		for (uint64_t i = 0; i < n; i++, start += UMM_PAGE)
-			if ((pm[i] & PAGEMAP_EXCLUSIVE) && (pm[i] & PAGEMAP_PRESENT))
-				*entry_at(r, start) |= UMM_PFN_WRITE;
+		for (uint64_t i = 0; i < n; i++) {
+			bool ours = (pm[i] & (PAGEMAP_EXCLUSIVE | PAGEMAP_PRESENT)) ==
+				    (PAGEMAP_EXCLUSIVE | PAGEMAP_PRESENT);
+
+			e[i] = (e[i] & kept) | value | (ours ? UMM_PFN_WRITE : 0);
+		}
+		start += n * UMM_PAGE;
 	}
 	return 0;
 }
 
-static int look_at_run(const struct umm_range *r, const struct umm_vma *vma, const struct umm_page_run *run)
+static int look_at_run(const struct umm_range *r, const struct umm_vma *vma, const struct umm_page_run *run,
+		       uint64_t kept)
 {
 	uint64_t value = UMM_PFN_VALID;
 
-	if (!(run->flags & UMM_PAGE_PRESENT))
+	if (!(run->flags & UMM_PAGE_PRESENT)) {
+		set_entries(r, run->start, run->end, 0, kept);
 		return 0;
+	}
 	if (vma->flags & UMM_VMA_HUGETLB)
 		value |= order_bits(vma->page_size);
 	else if (run->flags & UMM_PAGE_HUGE)
@@ -107,18 +118,17 @@ static int look_at_run(const struct umm_range *r, const struct umm_vma *vma, con
 		value |= UMM_PFN_ZERO;
 	if ((vma->flags & UMM_VMA_WRITE) && (vma->flags & UMM_VMA_SHARED))
 		value |= UMM_PFN_WRITE;
-	set_entries(r, run->start, run->end, value);
-	if (!(vma->flags & UMM_VMA_WRITE) || (vma->flags & UMM_VMA_SHARED) ||
-	    (run->flags & (UMM_PAGE_ZERO | UMM_PAGE_FILE)))
-		return 0;
-	return set_exclusive(r, run->start, run->end);
+	else if ((vma->flags & UMM_VMA_WRITE) && !(run->flags & (UMM_PAGE_ZERO | UMM_PAGE_FILE)))
+		return set_private(r, run->start, run->end, value, kept);
+	set_entries(r, run->start, run->end, value, kept);
+	return 0;
 }
 
-static int look_at_mapping(const struct umm_range *r, const struct umm_vma *vma, uint64_t start, uint64_t end)
+static int look_at_mapping(const struct umm_range *r, const struct umm_vma *vma, uint64_t start, uint64_t end,
+			   uint64_t kept)
 {
 	struct umm_page_run runs[64];
 
-	set_entries(r, start, end, 0);
 	while (start < end) {
 		uint64_t walk_end = start;
 		int n = umm_page_scan(r->space, start, end, runs, sizeof(runs) / sizeof(runs[0]), &walk_end);
@@ -126,20 +136,24 @@ static int look_at_mapping(const struct umm_range *r, const struct umm_vma *vma,
 		if (n < 0)
 			return n;
 		for (int i = 0; i < n; i++) {
-			int rc = look_at_run(r, vma, &runs[i]);
+			int rc;
 
+			set_entries(r, start, runs[i].start, 0, kept);
+			rc = look_at_run(r, vma, &runs[i], kept);
 			if (rc)
 				return rc;
+			start = runs[i].end;
 		}
-		if (walk_end <= start)
+		if (walk_end < start || (walk_end == start && !n))
 			return -EIO;
+		set_entries(r, start, walk_end, 0, kept);
 		start = walk_end;
 	}
 	return 0;
 }
 
-/* Fill the entries with what is there now. */
-static int look(const struct umm_range *r)
+/* Fill the entries with what is there now, but for the bits of @kept. */
+static int look(const struct umm_range *r, uint64_t kept)
 {
 	for (uint64_t addr = r->start; addr < r->end;) {
 		struct umm_vma vma;
@@ -152,17 +166,17 @@ static int look(const struct umm_range *r)
 			return rc;
 		if (vma.start > addr) {
 			end = vma.start < r->end ? vma.start : r->end;
-			set_entries(r, addr, end, UMM_PFN_ERROR);
+			set_entries(r, addr, end, UMM_PFN_ERROR, kept);
 			addr = end;
 			continue;
 		}
 		end = vma.end < r->end ? vma.end : r->end;
 		if ((vma.flags & UMM_VMA_READ) && !(vma.flags & UMM_VMA_SPECIAL)) {
-			rc = look_at_mapping(r, &vma, addr, end);
+			rc = look_at_mapping(r, &vma, addr, end, kept);
 			if (rc)
 				return rc;
 		} else {
-			set_entries(r, addr, end, UMM_PFN_ERROR);
+			set_entries(r, addr, end, UMM_PFN_ERROR, kept);
 		}
 		addr = end;
 	}
@@ -173,9 +187,7 @@ int umm_range_snapshot(struct umm_range *range)
 {
 	if (!range_is_good(range))
 		return -EINVAL;
-	for (uint64_t addr = range->start; addr < range->end; addr += UMM_PAGE)
-		*entry_at(range, addr) = 0;
-	return look(range);
+	return look(range, 0);
 }
 
 static void keep_requests(const struct umm_range *r)
@@ -334,7 +346,7 @@ int umm_range_fault(struct umm_range *range)
 		if (umm_quarantined(range->space, range->start, range->end) ||
 		    umm_read_retry(range->notifier, range->notifier_seq))
 			break;
-		rc = look(range);
+		rc = look(range, KEPT);
 		if (!rc)
 			rc = bring_in(range);
 		if (rc <= 0)

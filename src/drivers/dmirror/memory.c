@@ -163,15 +163,6 @@ static int memory_copy_out(struct hmm_device *dev, const hmm_handle_t handle[], 
 	return 0;
 }
 
-static const void *memory_at(struct hmm_device *dev, hmm_handle_t handle)
-{
-	struct dmirror_memory *m = memory_of(dev);
-
-	if (!by_device && m->chunk[handle / DMIRROR_CHUNK_PAGES]->large)
-		touched(m, handle);
-	return page_of(m, handle);
-}
-
 static void memory_get(struct hmm_device *dev, const hmm_handle_t handle[], unsigned n)
 {
 	struct dmirror_memory *m = memory_of(dev);
@@ -231,7 +222,6 @@ static const struct hmm_device_ops private_ops = {
 	.caps = HMM_DEV_MEMORY | HMM_DEV_RAM | HMM_DEV_MAP | HMM_DEV_FAULT,
 	.copy_in = memory_copy_in,
 	.copy_out = memory_copy_out,
-	.at = memory_at,
 	.get = memory_get,
 	.put = memory_put,
 	.stats = memory_stats,
@@ -256,7 +246,6 @@ static const struct hmm_device_ops exclusive_ops = {
 	.caps = HMM_DEV_MEMORY | HMM_DEV_RAM | HMM_DEV_EXCLUSIVE,
 	.copy_in = memory_copy_in,
 	.copy_out = memory_copy_out,
-	.at = memory_at,
 	.get = memory_get,
 	.put = memory_put,
 	.stats = memory_stats,
