@@ -60,6 +60,7 @@ struct umm_arena;
 struct umm_quarantine_range {
 	uint64_t start, end, until_ns;
 	uint64_t sign; /* page whose absence ends it; 0: none does */
+	bool touched;  /* it was absent, and has been filled since */
 	bool mixed;    /* of more than one call */
 };
 

@@ -268,13 +268,16 @@ static int space_fault(struct umm_space *s, const struct umm_fault *f)
 		return s->ops->fault(s->priv, f);
 	/* Nobody keeps pages away: an absent page is a page of zeros. */
 	uint64_t done;
+	/* A drop is told of before both, or after both. */
+	umm_evlock_shared(&s->ctl->evlock);
 	int rc = umm_uffd_zeropage(s->uffd, f->addr, UMM_PAGE, &done);
+	if (!rc)
+		umm_quarantine_filled(s, f->addr, f->addr + UMM_PAGE);
+	umm_evlock_unshared(&s->ctl->evlock);
 	if (rc == -EAGAIN)
 		return rc;
 	if (rc)
 		umm_uffd_wake(s->uffd, f->addr, UMM_PAGE);
-	else
-		umm_quarantine_filled(s, f->addr, f->addr + UMM_PAGE);
 	return 0;
 }
 

@@ -13,10 +13,21 @@
  *
  * When they have been dropped shows in the last page of the range that was
  * there when the event was read, the sign: the kernel drops from low to high
- * addresses, so once the sign has gone, all has.  It has gone when the page
- * map says so, or when somebody's touch of it was served in the meantime.  If
+ * addresses, so once the sign has gone, all has that was there.  It has gone when
+ * the page map says so, or when somebody's touch of it was served in the meantime.
+ *
+ * Above it there may be what was touched since, which goes, too, and a mirror must
+ * not have it.  Who has dropped the sign has the lock of the address space until
+ * all is dropped, so a moment in which nobody has it is waited for.  MADV_REMOVE,
+ * of shared memory, has it not, but keeps faults away from what it drops: there
+ * nothing may be left above the sign.  (Of another address space that moment cannot
+ * be had.  There nobody mirrors; and a page that is moved out with what was written
+ * to it after the event is none of those that were to go.)
+ *
+ * If
  * nothing was there, nothing is to go, and there is no quarantine at all: but for
- * mirrors, who might ask for pages there and hold what is dropped a moment later.
+ * mirrors, who might have pages that are touched there and are dropped a moment
+ * later.
  *
  * A sign that was unmapped or moved by another thread is absent, too, and says
  * nothing of the pages below it.  Its event makes one of those the sign.  Until
@@ -96,14 +107,29 @@ static bool is_being_applied(const struct umm_space *s)
 	return s->ctl && atomic_load(&s->ctl->evlock.word) & UMM_EVLOCK_EXCL;
 }
 
+/* The sign has gone.  Who has dropped it, of pages of our own address space, is through with the rest. */
+static bool dropper_is_through(struct umm_space *s, const struct umm_quarantine_range *r)
+{
+	uint64_t above, from = r->sign + UMM_PAGE;
+	struct umm_vma v;
+
+	if (!s->self)
+		return true;
+	sys1(SYS_brk, 0); /* changes nothing, and waits for who reads the address space */
+	if (from >= r->end || umm_vma_next(s, r->sign, &v) || v.start > r->sign || !(v.flags & UMM_VMA_SHARED))
+		return true;
+	return !last_page(s, from, r->end, &above) && above == NO_SIGN;
+}
+
 /* @reader: the caller reads events, and has made known what it has read. */
 static bool is_over(struct umm_space *s, const struct umm_quarantine_range *r, uint64_t now, bool reader)
 {
 	if (r->until_ns <= now)
 		return true;
 	/* In this order. */
-	return r->sign != NO_SIGN && !atomic_load(&s->quarantine.populating) && page_is_absent(s, r->sign) &&
-	       !umm_uffd_is_changing(s->uffd) && (reader || !is_being_applied(s));
+	return r->sign != NO_SIGN && !atomic_load(&s->quarantine.populating) &&
+	       (r->touched || page_is_absent(s, r->sign)) && !umm_uffd_is_changing(s->uffd) &&
+	       (reader || !is_being_applied(s)) && dropper_is_through(s, r);
 }
 
 static void add(struct umm_space *s, struct umm_quarantine_range new, bool reader)
@@ -173,10 +199,11 @@ void umm_quarantine_unmapping(struct umm_space *s, uint64_t start, uint64_t end)
 	for (unsigned i = 0; i < q->n; i++) {
 		struct umm_quarantine_range r = q->range[i];
 
-		if (r.sign != NO_SIGN && r.sign >= start && r.sign < end) {
+		if (r.sign != NO_SIGN && !r.touched && r.sign >= start && r.sign < end) {
 			/* All above it was gone before. */
 			r.end = start;
-			if (r.start >= r.end || (!last_page(s, r.start, r.end, &r.sign) && r.sign == NO_SIGN))
+			if (r.start >= r.end ||
+			    (!last_page(s, r.start, r.end, &r.sign) && r.sign == NO_SIGN && !s->self))
 				continue;
 		}
 		q->range[n++] = r;
@@ -188,15 +215,12 @@ void umm_quarantine_unmapping(struct umm_space *s, uint64_t start, uint64_t end)
 void umm_quarantine_filled(struct umm_space *s, uint64_t start, uint64_t end)
 {
 	struct umm_quarantine *q = &s->quarantine;
-	unsigned n = 0;
 
 	if (!atomic_load(&q->n))
 		return;
 	pthread_mutex_lock(&q->lock);
 	for (unsigned i = 0; i < q->n; i++)
-		if (q->range[i].sign == NO_SIGN || q->range[i].sign < start || q->range[i].sign >= end)
-			q->range[n++] = q->range[i];
-	atomic_store(&q->n, n);
+		q->range[i].touched |= q->range[i].sign >= start && q->range[i].sign < end;
 	pthread_mutex_unlock(&q->lock);
 }
 

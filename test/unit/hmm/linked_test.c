@@ -559,7 +559,6 @@ static void a_sign_that_is_unmapped_ends_nothing(void **state)
 	assert_false(quarantined(w, p, 4, 12));
 	assert_int_equal(out(w, p, 12), 4);
 	/* All of it: nothing is left that could be dropped. */
-	about_to_drop(w, p, 0, 4);
 	assert_int_equal(syscall(SYS_munmap, p, 4 * UMM_PAGE), 0);
 	settled(w);
 	assert_false(quarantined(w, p, 0, 4));

@@ -529,6 +529,36 @@ static void what_comes_in_late_is_waited_for(void **state)
 	assert_false(umm_quarantined(f->space, f->range.start, f->range.end));
 }
 
+/* The sign is unmapped, and nothing is below it: what is touched there now goes still. */
+static void what_comes_in_below_an_unmapped_sign_is_waited_for(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t sign = f->range.start + 2 * PAGE;
+
+	f->mem[2 * PAGE] = 1;
+	umm_quarantine_dropping(f->space, f->range.start, f->range.end);
+	assert_int_equal(sys2(SYS_munmap, sign, PAGE), 0);
+	umm_quarantine_unmapping(f->space, sign, sign + PAGE);
+	assert_true(umm_quarantined(f->space, f->range.start, sign));
+	assert_false(umm_quarantined(f->space, sign + PAGE, f->range.end));
+}
+
+/* Of shared memory no lock keeps others away while it is dropped: all of it must have been seen to be absent. */
+static void what_is_above_the_sign_of_shared_memory_counts(void **state)
+{
+	struct fixture *f = *state;
+	char *p = mmap(f->mem, NR * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+
+	assert_ptr_equal(p, f->mem);
+	p[0] = 1;
+	umm_quarantine_dropping(f->space, f->range.start, f->range.end);
+	p[2 * PAGE] = 1;
+	assert_int_equal(sys3(SYS_madvise, p, PAGE, MADV_REMOVE), 0);
+	assert_true(umm_quarantined(f->space, f->range.start, f->range.end));
+	assert_int_equal(sys3(SYS_madvise, p, NR * PAGE, MADV_REMOVE), 0);
+	assert_false(umm_quarantined(f->space, f->range.start, f->range.end));
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 int main(void)
@@ -551,6 +581,8 @@ int main(void)
 		TEST(what_is_about_to_be_dropped_is_busy),
 		TEST(what_has_been_dropped_was_not_seen),
 		TEST(what_comes_in_late_is_waited_for),
+		TEST(what_comes_in_below_an_unmapped_sign_is_waited_for),
+		TEST(what_is_above_the_sign_of_shared_memory_counts),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
