@@ -11,6 +11,7 @@
 #   make bench      measurements
 #   make kernel-suite   the kernel's own tests of HMM on our dmirror; fetches a kernel's source, or KERNEL_SOURCE=DIR
 #   make fuzz       for a minute, or SECONDS=N: what reads the bytes of a remote peer, under libFuzzer
+#   make model      searches the models of the protocols to the end, and breaks their rules (doc/model.md)
 #   make tsan       tests of umm under threads, built with ThreadSanitizer
 #   make install    PREFIX=/usr/local, DESTDIR=
 #   make format     clang-format over all C files
@@ -24,7 +25,7 @@ DESTDIR ?=
 MESONFLAGS ?=
 
 .DEFAULT_GOAL := build
-.PHONY: build deps test torture programs demo bench kernel-suite fuzz tsan install format clean
+.PHONY: build deps test torture programs demo bench kernel-suite fuzz model tsan install format clean
 
 deps:
 	@scripts/deps
@@ -84,6 +85,9 @@ fuzz:
 		$$(pkg-config --libs libsodium)
 	@'$(BUILD)/fuzz/tier' -max_total_time=$(SECONDS) -max_len=4096 -verbosity=0 -print_final_stats=1 \
 		-artifact_prefix='$(BUILD)/fuzz/'
+
+model: deps
+	@test/model/model.py
 
 # Only what runs on mocked events: who serves its own page faults is beyond what the sanitizer follows.
 TSAN_TESTS = umm_race_test umm_notifier_test
