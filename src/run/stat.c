@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* hmm stat: ask the supervisor of a running tree. */
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <limits.h>
 #include <stdbool.h>
@@ -9,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -44,18 +46,6 @@ static int socket_next(FILE *f, int pid, char *name, size_t len)
 	return -ENOENT;
 }
 
-static int socket_of(int pid, char *name, size_t len)
-{
-	FILE *f = fopen("/proc/net/unix", "r");
-	int rc;
-
-	if (!f)
-		return -errno;
-	rc = socket_next(f, pid, name, len);
-	fclose(f);
-	return rc;
-}
-
 static int parent_of(int pid)
 {
 	char path[64], buf[512];
@@ -78,12 +68,13 @@ static int connect_to(const char *name)
 {
 	struct sockaddr_un sa = {.sun_family = AF_UNIX};
 	socklen_t len = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + strlen(name));
-	int rc, fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	int rc, fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 
 	if (fd < 0)
 		return -errno;
 	memcpy(sa.sun_path + 1, name, strlen(name));
-	if (!connect(fd, (struct sockaddr *)&sa, len))
+	/* Who listens and never accepts must not keep us waiting. */
+	if (!connect(fd, (struct sockaddr *)&sa, len) && !fcntl(fd, F_SETFL, 0))
 		return fd;
 	rc = -errno;
 	close(fd);
@@ -133,19 +124,28 @@ static int ask_socket(const char *name, uint32_t what, char **answer)
 	return rc;
 }
 
-/* Anybody may call a socket as we do; who would not answer us is not asked, and cannot keep us waiting. */
-static bool ours(const char *name)
+/*
+ * Anybody may call a socket as we do.  Who would not answer us is not asked, nor
+ * believed: to root what another user says of a process is worth nothing but for
+ * processes of that user's.
+ */
+static bool ours(const char *name, int pid)
 {
 	struct ucred cred;
 	socklen_t len = sizeof(cred);
 	int fd = connect_to(name);
+	char path[32];
+	struct stat st;
 	bool is;
 
 	if (fd < 0)
 		return false;
-	is = !getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) && (!geteuid() || cred.uid == geteuid());
+	is = !getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len);
 	close(fd);
-	return is;
+	if (!is || geteuid())
+		return is && cred.uid == geteuid();
+	snprintf(path, sizeof(path), "/proc/%d", pid);
+	return !cred.uid || (!stat(path, &st) && st.st_uid == cred.uid);
 }
 
 static bool has_space_of(const char *json, int pid)
@@ -162,7 +162,7 @@ static bool serves(const char *name, int pid)
 	bool found = false;
 	char *json;
 
-	if (!ours(name) || ask_socket(name, WIRE_STAT_JSON, &json))
+	if (!ours(name, pid) || ask_socket(name, WIRE_STAT_JSON, &json))
 		return false;
 	for (int p = pid; p > 1 && !found; p = parent_of(p))
 		found = has_space_of(json, p);
@@ -170,8 +170,11 @@ static bool serves(const char *name, int pid)
 	return found;
 }
 
-/* For those whose front is no ancestor of theirs: daemons. */
-static int search(int pid, char *name, size_t len)
+/*
+ * The sockets of front @pid, or of any (0).  The list first, then the questions:
+ * each makes sockets, which would shift what is read.
+ */
+static int list(int pid, char (**allp)[WIRE_NAME_MAX], size_t *np)
 {
 	FILE *f = fopen("/proc/net/unix", "r");
 	char(*all)[WIRE_NAME_MAX] = NULL;
@@ -180,17 +183,50 @@ static int search(int pid, char *name, size_t len)
 
 	if (!f)
 		return -errno;
-	/* The list first, then the questions: each makes sockets, which would shift what is read. */
 	while (!rc) {
 		char(*more)[WIRE_NAME_MAX] = realloc(all, (n + 1) * sizeof(*all));
 
 		if (!more)
 			break;
 		all = more;
-		rc = socket_next(f, 0, all[n], sizeof(all[n]));
+		rc = socket_next(f, pid, all[n], sizeof(all[n]));
 		n += !rc;
 	}
 	fclose(f);
+	*allp = all;
+	*np = n;
+	return 0;
+}
+
+/* Of front @pid: one that is ours; -EPERM: there are others'; -ENOENT: there is none. */
+static int socket_of(int pid, char *name, size_t len)
+{
+	char(*all)[WIRE_NAME_MAX];
+	size_t n;
+	int rc = list(pid, &all, &n);
+
+	if (rc)
+		return rc;
+	rc = n ? -EPERM : -ENOENT;
+	for (size_t i = 0; i < n && rc; i++) {
+		if (!ours(all[i], pid))
+			continue;
+		snprintf(name, len, "%s", all[i]);
+		rc = 0;
+	}
+	free(all);
+	return rc;
+}
+
+/* For those whose front is no ancestor of theirs: daemons. */
+static int search(int pid, char *name, size_t len)
+{
+	char(*all)[WIRE_NAME_MAX];
+	size_t n;
+	int rc = list(0, &all, &n);
+
+	if (rc)
+		return rc;
 	rc = -ENOENT;
 	for (size_t i = 0; i < n && rc; i++) {
 		if (!serves(all[i], pid))
@@ -205,13 +241,18 @@ static int search(int pid, char *name, size_t len)
 static int ask(int pid, uint32_t what, char **answer)
 {
 	char name[WIRE_NAME_MAX];
+	bool others = false;
 	int rc = -ENOENT;
 
 	/* The front, the program, or any descendant of it. */
-	for (int p = pid; rc == -ENOENT && p > 0; p = parent_of(p))
+	for (int p = pid; (rc == -ENOENT || rc == -EPERM) && p > 0; p = parent_of(p)) {
 		rc = socket_of(p, name, sizeof(name));
-	if (rc == -ENOENT)
+		others |= rc == -EPERM;
+	}
+	if (rc == -ENOENT || rc == -EPERM)
 		rc = search(pid, name, sizeof(name));
+	if (rc == -ENOENT && others)
+		rc = -EPERM;
 	return rc ? rc : ask_socket(name, what, answer);
 }
 

@@ -53,6 +53,10 @@
 #define THREAD_STACK (2ul << 20)
 #define TICK_NS 500000000l
 
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 0x0008u
+#endif
+
 struct member;
 
 /* What epoll calls: the first field of whatever is watched. */
@@ -85,6 +89,7 @@ struct guest {
 	struct guest *next;
 	struct watch w;
 	int sock;
+	bool strange; /* another user's */
 };
 
 #define GUESTS_MAX 64u
@@ -591,8 +596,10 @@ static int member_create(struct supervisor *s, int uffd, int pagemap, int maps, 
 	m->sock = m->pidfd = -1;
 	pthread_mutex_init(&m->advise_lock, NULL);
 	m->pid = pid;
-	m->ctl_fd = memfd_create("hmm-control", MFD_CLOEXEC);
-	if (m->ctl_fd < 0 || ftruncate(m->ctl_fd, (off_t)CTL_BYTES)) {
+	m->ctl_fd = memfd_create("hmm-control", MFD_CLOEXEC | MFD_NOEXEC_SEAL);
+	/* The program has it, too: cut short by it, it would be our SIGBUS, and with us the end of all others. */
+	if (m->ctl_fd < 0 || ftruncate(m->ctl_fd, (off_t)CTL_BYTES) ||
+	    fcntl(m->ctl_fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)) {
 		rc = -errno;
 		goto free_m;
 	}
@@ -915,6 +922,27 @@ static void take_fd(int *to, int fd)
 	*to = fd;
 }
 
+/* In as much time whatever it is: how long a wrong one takes to be found wrong says nothing of the right one. */
+static bool is_token(const struct supervisor *s, const char *said)
+{
+	unsigned differ = 0;
+
+	for (unsigned i = 0; i < WIRE_TOKEN; i++)
+		differ |= (unsigned)(s->token[i] ^ said[i]);
+	return !differ;
+}
+
+/* What a guest sends may be anything that answers an ioctl and can be read: whose events we would then believe. */
+static bool is_userfaultfd(int fd)
+{
+	static const char want[] = "anon_inode:[userfaultfd]";
+	char path[64], link[sizeof(want)];
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	/* A file's begins with a slash. */
+	return readlink(path, link, sizeof(link)) == (ssize_t)sizeof(want) - 1 && !memcmp(link, want, sizeof(want) - 1);
+}
+
 static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hello *hello, int fds[4])
 {
 	struct ucred cred;
@@ -924,7 +952,7 @@ static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hell
 	int rc, adopted = -1;
 	pid_t pid;
 
-	if (memcmp(hello->token, s->token, WIRE_TOKEN) || s->killing)
+	if (!is_token(s, hello->token) || !is_userfaultfd(fds[0]) || s->killing)
 		return -EACCES;
 	if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &cred, &len))
 		return -errno;
@@ -949,6 +977,9 @@ static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hell
 	} else {
 		uint64_t got;
 
+		/* Who reads it must not be kept waiting there. */
+		if (fcntl(fds[0], F_SETFL, O_NONBLOCK))
+			return -errno;
 		rc = umm_uffd_api(fds[0], UMM_UFFD_BASE, UFFD_FEATURE_EVENT_FORK, &got);
 		if (rc)
 			return rc;
@@ -1174,17 +1205,26 @@ static void on_listen(struct supervisor *s)
 			close(sock);
 		return;
 	}
+	struct ucred cred = {.uid = (uid_t)-1};
+	getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &cred, &(socklen_t){sizeof(cred)});
 	g->sock = sock;
+	g->strange = cred.uid && cred.uid != getuid();
 	g->w = (struct watch){W_GUEST, g};
 	g->next = s->guests;
 	s->guests = g;
 	watch_add(s, sock, &g->w);
 	if (++s->nguests > GUESTS_MAX) {
-		/* Who has been silent for longest must be somebody who only takes up room. */
-		for (g = s->guests; g->next; g = g->next)
-			;
-		close(g->sock);
-		guest_forget(s, g);
+		/*
+		 * Who has been silent for longest must be somebody who only takes up
+		 * room; another user first, be it that what has given up its rights has an agent.
+		 */
+		struct guest *last = NULL;
+
+		for (g = s->guests; g; g = g->next)
+			if (!last || g->strange >= last->strange)
+				last = g;
+		close(last->sock);
+		guest_forget(s, last);
 	}
 }
 
@@ -1476,6 +1516,9 @@ void supervisor_main(const struct run_options *opt, int front_fd, pid_t front)
 	sigprocmask(SIG_BLOCK, &all, NULL);
 	setsid();
 	prctl(PR_SET_NAME, "hmm-supervisor");
+	/* What programs keep from others of their user, by not being dumpable, is in here, too; nor may a core have it.
+	 */
+	prctl(PR_SET_DUMPABLE, 0);
 	/* Nothing of the caller's may be held open by us: somebody may wait for its end. */
 	if (dup2(front_fd, 3) == 3) {
 		front_fd = 3;

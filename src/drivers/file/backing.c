@@ -5,7 +5,8 @@
  * In a directory the store is a file without a name, so that nothing is left
  * behind, whatever happens to us.  A file that is named is made if it is not
  * there (and unlinked at once, for the same reason); one that is there must be
- * empty, because it may as well be somebody's thesis.  A block device must not
+ * empty, because it may as well be somebody's thesis, and the user's own, who alone
+ * may read it from then on.  A block device must not
  * be in use by the kernel (O_EXCL sees to that); its contents are lost.
  */
 #include "drivers/driver.h"
@@ -80,6 +81,14 @@ static int open_file(struct file_backing *b, const char *path, char *err, size_t
 		close(fd);
 		return drv_fail(-EEXIST, err, errlen,
 				"file: %s: not empty and would be overwritten; name another one, or empty it first",
+				path);
+	}
+	/* What a program has in memory is for its user alone. */
+	if (st.st_uid != geteuid() || (st.st_mode & 077 && fchmod(fd, st.st_mode & 0700))) {
+		close(fd);
+		return drv_fail(-EACCES, err, errlen,
+				"file: %s: others may read it; name a file of your own that only you may read, or one "
+				"that does not exist",
 				path);
 	}
 	b->truncate = true;

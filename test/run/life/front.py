@@ -421,6 +421,48 @@ def user_served(h):
             r.expect(no_stderr="page .* word")
 
 
+def user_secrets(h):
+    """What a program has in memory is open to no other process of its user by way of us; strangers are not served."""
+    as_nobody(h)
+    with Rights(0o666, "0"):
+        r = h.start(["sleep", "60"], prefix=NOBODY)
+        r.until(r.supervisor, "no supervisor")
+        r.until(lambda: ask(h, r.pid).returncode == 0, "it does not answer")
+        sup = r.supervisor()
+        for what in ("mem", "environ", "fd/0", "maps"):
+            p = subprocess.run([*NOBODY, "head", "-c", "1", f"/proc/{sup}/{what}"], capture_output=True, text=True, check=False)
+            check("Permission denied" in p.stderr, f"another process of the user has the supervisor's {what}: {p}")
+        p = subprocess.run([*NOBODY, h.exe, "stat", str(r.pid)], capture_output=True, text=True, check=False)
+        check(p.returncode == 0, f"its user may not ask: {p}")
+        os.kill(r.program(), signal.SIGTERM)
+        r.wait()
+        r = h.start(["sleep", "60"])
+        r.until(lambda: ask(h, r.pid).returncode == 0, "it does not answer")
+        p = subprocess.run([*NOBODY, h.exe, "stat", str(r.pid)], capture_output=True, text=True, check=False)
+        check(p.returncode == 1 and "not yours" in p.stderr, f"a stranger was answered: {p}")
+        # Who calls a socket as ours are called is not believed, and does not keep anybody waiting.
+        ready, gate = os.pipe(), os.pipe()
+        child = os.fork()
+        if not child:
+            os.setuid(65534)
+            fakes = [socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(200)]
+            for n, fake in enumerate(fakes):
+                fake.bind(f"\0hmm/{r.pid}/{n:012x}")
+                fake.listen(0)
+            os.write(ready[1], b"x")
+            os.close(gate[1])
+            os.read(gate[0], 1)
+            os._exit(0)
+        os.read(ready[0], 1)
+        for _ in range(5):
+            a = ask(h, r.pid, "--json")
+            check(a.returncode == 0 and "budget_bytes" in a.stdout, f"another one was believed: {a}")
+        os.close(gate[1])
+        os.waitpid(child, 0)
+        os.kill(r.program(), signal.SIGTERM)
+        r.wait()
+
+
 def user_forks(h):
     """The kernel tells nobody of forks then: all comes back before libc's, a raw one fails closed, nobody reads zeros."""
     as_nobody(h)
@@ -442,4 +484,4 @@ def user_forks(h):
 
 if __name__ == "__main__":
     main_of(status, signals, streams, environment, job_control, daemon, stat_running, stat_many, elsewhere, figures,
-            nested, shell_script, long_preload, bad_input, user_refused, user_served, user_forks)
+            nested, shell_script, long_preload, bad_input, user_refused, user_served, user_forks, user_secrets)

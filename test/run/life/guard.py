@@ -4,12 +4,18 @@
 
 guard.py BUILD [NAME...]
 """
+import ctypes
+import fcntl
 import os
+import socket
+import struct
 import subprocess
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from hmmtest import Failed, main_of, ppid  # noqa: E402
+from hmmtest import Failed, main_of, ppid, skip  # noqa: E402
+
+SYS_USERFAULTFD = 323
 
 
 def check(cond, what):
@@ -81,4 +87,95 @@ def small_stack(h):
     r.expect()
 
 
-main_of(confined, exec_quiet, no_zombies, end_of_file, kcmp_denied, small_stack)
+def control_sealed(h):
+    """What the program shares with the supervisor cannot be cut short by it, nor be executed."""
+    r = h.start(["sleep", "30"])
+    r.until(r.agents, "no agent")
+    fds = f"/proc/{r.supervisor()}/fd"
+    shared = [n for n in os.listdir(fds) if "hmm-control" in os.readlink(f"{fds}/{n}")]
+    check(shared, "no control memory")
+    for n in shared:
+        fd = os.open(f"{fds}/{n}", os.O_RDWR)
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+        want = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL | 0x20
+        check(seals & want == want, f"seals {seals:#x}")
+        try:
+            os.ftruncate(fd, 0)
+        except PermissionError:
+            pass
+        else:
+            raise Failed("it was cut short")
+        os.close(fd)
+
+
+def connect(h, name):
+    s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    s.connect("\0" + name)
+    return s
+
+
+def listens(pid):
+    """The name on which the supervisor of front @pid listens."""
+    with open("/proc/net/unix") as f:
+        for line in f:
+            at = line.split()[-1]
+            if at.startswith(f"@hmm/{pid}/"):
+                return at[1:]
+    return None
+
+
+def strangers(h):
+    """Who takes up room for guests, and says nothing, pushes out none but other strangers."""
+    if os.getuid():
+        skip("wants root, to be somebody else")
+    r = h.start(["sleep", "30"])
+    r.until(r.agents, "no agent")
+    name = listens(r.pid)
+    mine = connect(h, name)
+    gate, done = os.pipe(), os.pipe()
+    child = os.fork()
+    if not child:
+        os.setuid(65534)
+        held = [connect(h, name) for _ in range(300)]
+        os.write(done[1], b"x")
+        os.close(gate[1])
+        os.read(gate[0], 1)
+        os._exit(len(held) != 300)
+    os.read(done[0], 1)
+    # They have been accepted when a later one has.
+    check(subprocess.run([h.exe, "stat", str(r.pid)], capture_output=True, check=False).returncode == 0, "no answer")
+    mine.setblocking(False)
+    try:
+        check(mine.recv(1) is None, "our own connection was closed")
+    except BlockingIOError:
+        pass
+    os.close(gate[1])
+    os.waitpid(child, 0)
+
+
+def wrong_words(h):
+    """Who brings something else than a userfaultfd, or does not know the token, is sent away."""
+    r = h.start(["sh", "-c", "sleep 30; :"])
+    r.until(r.agents, "no agent")
+    with open(f"/proc/{r.program()}/environ", "rb") as f:
+        run = dict(e.split(b"=", 1) for e in f.read().split(b"\0") if b"=" in e)[b"HMM_RUN"]
+    token = run.split()[1]
+    for what in (os.open("/dev/null", os.O_RDWR), os.pipe()[0], os.open("/dev/userfaultfd", os.O_RDWR)):
+        s = connect(h, listens(r.pid))
+        pidfd = os.pidfd_open(os.getpid())
+        maps = os.open("/proc/self/maps", os.O_RDONLY)
+        hello = struct.pack("<IIQ32s", 0x31686d68, 0, 0x100000000, token)
+        socket.send_fds(s, [hello], [what, maps, maps, pidfd])
+        check(s.recv(100) == b"", "it was let in")
+        s.close()
+    check(r.child.poll() is None, "it did harm")
+    # All as it should be, but for the token.
+    s = connect(h, listens(r.pid))
+    uffd = ctypes.CDLL(None, use_errno=True).syscall(SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
+    if uffd < 0:
+        skip("wants a userfaultfd")
+    socket.send_fds(s, [hello[:16] + b"0" * 32], [uffd, maps, maps, pidfd])
+    check(s.recv(100) == b"", "it was let in without the token")
+
+
+main_of(control_sealed, strangers, wrong_words, confined, exec_quiet, no_zombies, end_of_file, kcmp_denied, small_stack)

@@ -147,6 +147,18 @@ static void test_named_file(void **state)
 	assert_int_equal(fstat(fd, &st), 0);
 	assert_int_equal(st.st_size, 0);
 
+	/* It is its user's alone from then on. */
+	assert_int_equal(fchmod(fd, 0666), 0);
+	dev = open_dev("file:%s,8M", path);
+	assert_int_equal(fstat(fd, &st), 0);
+	assert_int_equal(st.st_mode & 0777, 0600);
+	hmm_device_close(dev);
+	/* Another user's it may not be. */
+	if (!fchown(fd, 65534, 65534)) {
+		assert_int_equal(open_fails(err, sizeof(err), "file:%s", path), -EACCES);
+		assert_int_equal(fchown(fd, 0, 0), 0);
+	}
+
 	/* One with something in it is not touched. */
 	assert_int_equal(write(fd, "thesis", 6), 6);
 	assert_int_equal(open_fails(err, sizeof(err), "file:%s", path), -EEXIST);
