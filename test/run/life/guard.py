@@ -178,4 +178,29 @@ def wrong_words(h):
     check(s.recv(100) == b"", "it was let in without the token")
 
 
-main_of(control_sealed, strangers, wrong_words, confined, exec_quiet, no_zombies, end_of_file, kcmp_denied, small_stack)
+def other_users_supervisor(h):
+    """A program does not give its memory to another user, whatever its environment says."""
+    if os.getuid():
+        skip("wants root, to be somebody else")
+    name = f"hmm/{os.getpid()}/guard"
+    ready, heard = os.pipe(), os.pipe()
+    child = os.fork()
+    if not child:
+        os.setuid(65534)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        listener.bind("\0" + name)
+        listener.listen(8)
+        os.write(ready[1], b"x")
+        os.write(heard[1], listener.accept()[0].recv(1000) or b"nothing")
+        os._exit(0)
+    os.read(ready[0], 1)
+    library = os.path.realpath(os.path.join(h.build, "libhmm-preload.so"))
+    env = dict(os.environ, LD_PRELOAD=library, HMM_RUN=f"{name} {'0' * 32} {library}")
+    p = subprocess.run(["echo", "it runs"], env=env, capture_output=True, text=True, check=False)
+    said = os.read(heard[0], 1000)
+    os.waitpid(child, 0)
+    check(said == b"nothing", f"it was told {said!r}")
+    check(p.stdout == "it runs\n", f"{p}")
+
+
+main_of(control_sealed, other_users_supervisor, strangers, wrong_words, confined, exec_quiet, no_zombies, end_of_file, kcmp_denied, small_stack)
