@@ -149,6 +149,44 @@ int umm_space_watch(struct umm_space *space, uint64_t start, uint64_t len);
  */
 int umm_space_unwatch(struct umm_space *space, uint64_t start, uint64_t len);
 
+/**
+ * umm_space_watch_around() - umm_space_watch() for all mappings that a range meets, whole
+ * @space: the caller's own.
+ * @start, @end: bytes, page-aligned.
+ *
+ * What can be watched is, also where something else of the range cannot.  What is
+ * mapped anew afterwards is not: who needs it to hold looks under a sequence of a
+ * notifier whether anything has changed.
+ *
+ * Context: Thread-safe.  May sleep.  Not in callbacks.
+ * Return: 0, or the first of
+ *	-EFAULT	a hole
+ *	-EINVAL	unaligned or wrapping; memory that cannot be watched (a device's, [vvar]); or the
+ *		kernel's userfaultfd lacks what it takes (before Linux 6.8)
+ *	-EBUSY	another userfaultfd has part of it
+ *	-EPERM	no right to a userfaultfd (umm(7)); or a shared mapping of a file opened for
+ *		reading only
+ *	-ENOMEM	no memory, or too many registrations
+ *	-ENOSYS	the kernel is built without userfaultfd
+ *	-EMFILE	no descriptor left; five are needed for the first range
+ *	-EAGAIN	no thread could be made for the monitor
+ *	-EOPNOTSUPP	not the caller's own space
+ */
+int umm_space_watch_around(struct umm_space *space, uint64_t start, uint64_t end);
+
+/**
+ * umm_space_sync() - wait until notifiers know of what the caller has done
+ * @space: the caller's own.
+ *
+ * A raw call that changes a watched mapping returns when its event has been read,
+ * which is before notifiers have been told.  Who remembers something until its
+ * callback runs calls this before it trusts what it remembers.  Where nothing is
+ * on its way it costs a look.
+ *
+ * Context: Thread-safe.  Not in callbacks, nor under a lock that they take.
+ */
+void umm_space_sync(struct umm_space *space);
+
 /* ------------------------------------------------------------------ memory */
 
 /**

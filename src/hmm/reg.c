@@ -232,39 +232,14 @@ static void entry_lost(struct hmm_range *range, const struct umm_change *why)
 
 static const struct hmm_range_hooks entry_hooks = {.lost = entry_lost};
 
-/* An event was read and not yet applied: it may be of a call that this thread has made. */
-static void await_events(struct hmm_reg_cache *c)
-{
-	struct umm_ctl *ctl = __atomic_load_n(&c->space->ctl, __ATOMIC_ACQUIRE);
-
-	if (!ctl || !(atomic_load(&ctl->evlock.word) & UMM_EVLOCK_EXCL))
-		return;
-	umm_evlock_shared(&ctl->evlock);
-	umm_evlock_unshared(&ctl->evlock);
-}
-
 /* -------------------------------------------------------------------- misses */
 
 static int watch(struct hmm_reg_cache *c, uint64_t start, uint64_t end, bool *watched)
 {
-	*watched = true;
-	for (uint64_t at = start; at < end;) {
-		struct umm_vma v;
-		int rc = umm_vma_next(c->space, at, &v);
+	int rc = umm_space_watch_around(c->space, start, end);
 
-		if (rc == -ENOENT || (!rc && v.start > at))
-			return -EFAULT;
-		if (!rc)
-			rc = umm_space_watch(c->space, v.start, v.end - v.start);
-		if (rc && rc != -ENOMEM && (c->params.flags & HMM_REG_HOOKED)) {
-			*watched = false;
-			rc = 0;
-		}
-		if (rc)
-			return rc;
-		at = v.end;
-	}
-	return 0;
+	*watched = !rc;
+	return rc != -ENOMEM && rc != -EFAULT && (c->params.flags & HMM_REG_HOOKED) ? 0 : rc;
 }
 
 /*
@@ -482,7 +457,7 @@ int hmm_reg_get(struct hmm_reg_cache *c, const void *addr, size_t len, unsigned 
 		return -ESTALE;
 	if (end <= start || end > ADDR_MOST || (flags & ~(HMM_MAP_WRITE | HMM_MAP_SYSTEM)))
 		return -EINVAL;
-	await_events(c);
+	umm_space_sync(c->space);
 	pthread_mutex_lock(&c->lock);
 	e = find(c, start, end, flags & HMM_MAP_WRITE);
 	if (e && !atomic_load(&e->lost)) {

@@ -292,3 +292,37 @@ int umm_space_unwatch(struct umm_space *space, uint64_t start, uint64_t len)
 		return 0; /* unregistered, what is away would read as zeros */
 	return umm_uffd_unregister(space->uffd, start, len);
 }
+
+int umm_space_watch_around(struct umm_space *space, uint64_t start, uint64_t end)
+{
+	int first = 0;
+
+	if (!range_is_good(start, end - start))
+		return -EINVAL;
+	for (uint64_t at = start; at < end;) {
+		struct umm_vma v;
+		int rc = umm_vma_next(space, at, &v);
+
+		if (rc == -ENOENT || (!rc && v.start > at))
+			return -EFAULT;
+		if (!rc)
+			rc = umm_space_watch(space, v.start, v.end - v.start);
+		if (!first)
+			first = rc;
+		if (rc == -ENOMEM || rc == -ESRCH)
+			break;
+		at = v.end;
+	}
+	return first;
+}
+
+/* Who reads events holds the event lock until they are applied. */
+void umm_space_sync(struct umm_space *space)
+{
+	struct umm_ctl *ctl = __atomic_load_n(&space->ctl, __ATOMIC_ACQUIRE);
+
+	if (!ctl || !(atomic_load(&ctl->evlock.word) & UMM_EVLOCK_EXCL))
+		return;
+	umm_evlock_shared(&ctl->evlock);
+	umm_evlock_unshared(&ctl->evlock);
+}
