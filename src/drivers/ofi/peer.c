@@ -1,0 +1,328 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * hmm_rdma.h, the side of who wants memory of another.
+ *
+ * DOC: whose memory
+ *
+ * A provider that needs buffers registered gets one of ours, and data are copied
+ * out of it and into it.  Others receive into the caller's memory and send from
+ * it.  It is asked for first (MADV_POPULATE_...), so that a pointer which is not
+ * the caller's is an error and no crash; who unmaps it during the call has the
+ * same coming as with memcpy().
+ *
+ * What is under way when the deadline passes goes on writing to the caller's
+ * memory, unless the connection ends: so it does.
+ *
+ * "lock" is held across a call, and taken by nobody else's.
+ */
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#include "drivers/driver.h"
+#include "drivers/ofi/ep.h"
+#include "drivers/ofi/rdma.h"
+
+#define WINDOW 4u
+
+struct buffers {
+	char chunk[WINDOW][RDMA_CHUNK];
+	struct rdma_request request;
+	struct rdma_reply reply;
+};
+
+struct hmm_rdma_peer {
+	pthread_mutex_t lock;
+	bool ended;
+	struct ofi_net net;
+	struct ofi_ep ep;
+	struct buffers *buf;
+	struct fid_mr *mr;
+	struct ofi_op op[WINDOW], request, reply;
+};
+
+static void *desc(const struct hmm_rdma_peer *p)
+{
+	return ofi_mr_desc(p->mr);
+}
+
+/* One transfer: chunk after chunk, WINDOW of them under way. */
+struct transfer {
+	struct hmm_rdma_peer *p;
+	char *local;
+	uint64_t len, deadline_ns;
+	unsigned begun; /* chunks */
+};
+
+static uint64_t nchunks(uint64_t len)
+{
+	return (len + RDMA_CHUNK - 1) / RDMA_CHUNK;
+}
+
+/* Where chunk @i goes, or comes from. */
+static char *place(const struct transfer *t, uint64_t i)
+{
+	return t->p->mr ? t->p->buf->chunk[i % WINDOW] : t->local + i * RDMA_CHUNK;
+}
+
+static size_t size(const struct transfer *t, uint64_t i)
+{
+	return rdma_chunk(t->len - i * RDMA_CHUNK);
+}
+
+static int begin_request(struct hmm_rdma_peer *p, uint32_t op, const struct hmm_rdma_token *token, uint64_t remote,
+			 uint64_t len, unsigned access, uint64_t deadline_ns)
+{
+	uint64_t now = ofi_now_ns(), left = deadline_ns > now ? deadline_ns - now : 0;
+
+	/* The owner's answer that it took too long has to be here in time. */
+	p->buf->request = (struct rdma_request){.magic = RDMA_MAGIC,
+						.op = op,
+						.token = *token,
+						.addr = remote,
+						.len = len,
+						.patience_ns = left - left / 8,
+						.access = access};
+	return ofi_post_send(&p->ep, &p->buf->request, sizeof(p->buf->request), desc(p), &p->request, deadline_ns);
+}
+
+static int begin_reply(struct hmm_rdma_peer *p, uint64_t deadline_ns)
+{
+	return ofi_post_recv(&p->ep, &p->buf->reply, sizeof(p->buf->reply), desc(p), &p->reply, deadline_ns);
+}
+
+/* What the owner says, in *@result. */
+static int end_reply(struct hmm_rdma_peer *p, int *result, uint64_t deadline_ns)
+{
+	int rc = ofi_wait(&p->ep, &p->reply, deadline_ns);
+
+	if (rc)
+		return rc;
+	if (p->reply.len != sizeof(p->buf->reply) || p->buf->reply.magic != RDMA_MAGIC || p->buf->reply.rc > 0 ||
+	    p->buf->reply.rc < -4095)
+		return -EPROTO;
+	*result = p->buf->reply.rc;
+	return 0;
+}
+
+static int receive_more(struct transfer *t)
+{
+	uint64_t i = t->begun;
+	int rc = ofi_post_recv(&t->p->ep, place(t, i), size(t, i), desc(t->p), &t->p->op[i % WINDOW], t->deadline_ns);
+
+	t->begun += !rc;
+	return rc;
+}
+
+static int do_read(struct transfer *t, const struct hmm_rdma_token *token, uint64_t remote, int *result)
+{
+	struct hmm_rdma_peer *p = t->p;
+	uint64_t n = nchunks(t->len);
+	bool failed = false;
+	int rc = 0;
+
+	while (!rc && t->begun < n && t->begun < WINDOW)
+		rc = receive_more(t);
+	if (!rc)
+		rc = begin_request(p, RDMA_OP_READ, token, remote, t->len, HMM_RDMA_READ, t->deadline_ns);
+	for (uint64_t i = 0; !rc && i < n; i++) {
+		struct ofi_op *op = &p->op[i % WINDOW];
+
+		rc = ofi_wait(&p->ep, op, t->deadline_ns);
+		if (rc)
+			break;
+		failed |= !op->len;
+		if (op->len != (failed ? 0 : size(t, i)))
+			return -EPROTO;
+		if (p->mr && !failed)
+			memcpy(t->local + i * RDMA_CHUNK, place(t, i), op->len);
+		if (t->begun < n)
+			rc = receive_more(t);
+	}
+	if (!rc)
+		rc = ofi_wait(&p->ep, &p->request, t->deadline_ns);
+	if (rc || !failed)
+		return rc;
+	rc = begin_reply(p, t->deadline_ns);
+	if (!rc)
+		rc = end_reply(p, result, t->deadline_ns);
+	return rc || *result ? rc : -EPROTO;
+}
+
+static int do_write(struct transfer *t, const struct hmm_rdma_token *token, uint64_t remote, int *result)
+{
+	struct hmm_rdma_peer *p = t->p;
+	uint64_t n = nchunks(t->len);
+	int rc = begin_reply(p, t->deadline_ns);
+
+	if (!rc)
+		rc = begin_request(p, RDMA_OP_WRITE, token, remote, t->len, HMM_RDMA_WRITE, t->deadline_ns);
+	for (uint64_t i = 0; !rc && i < n + WINDOW; i++) {
+		struct ofi_op *op = &p->op[i % WINDOW];
+
+		if (i >= WINDOW && i - WINDOW < n)
+			rc = ofi_wait(&p->ep, op, t->deadline_ns);
+		if (rc || i >= n)
+			continue;
+		if (p->mr)
+			memcpy(place(t, i), t->local + i * RDMA_CHUNK, size(t, i));
+		rc = ofi_post_send(&p->ep, place(t, i), size(t, i), desc(p), op, t->deadline_ns);
+	}
+	if (!rc)
+		rc = ofi_wait(&p->ep, &p->request, t->deadline_ns);
+	return rc ? rc : end_reply(p, result, t->deadline_ns);
+}
+
+/* ---------------------------------------------------------------- interface */
+
+static int begin(struct hmm_rdma_peer *p, uint64_t *deadline_ns)
+{
+	struct timespec until;
+
+	if (!*deadline_ns)
+		*deadline_ns = UINT64_MAX;
+	until = (struct timespec){(time_t)(*deadline_ns / 1000000000u), (long)(*deadline_ns % 1000000000u)};
+	if (pthread_mutex_clocklock(&p->lock, CLOCK_MONOTONIC, &until))
+		return -ETIME;
+	if (!p->ended)
+		return 0;
+	pthread_mutex_unlock(&p->lock);
+	return -ENOTCONN;
+}
+
+/* @rc: of the connection.  @result: of what was asked for. */
+static int end(struct hmm_rdma_peer *p, int rc, int result)
+{
+	if (rc) {
+		p->ended = true;
+		ofi_ep_close(&p->ep);
+	}
+	pthread_mutex_unlock(&p->lock);
+	return rc ? rc : result;
+}
+
+/* Is it the caller's, and there? */
+static int local_check(const void *local, size_t len, bool write)
+{
+	uint64_t start = (uintptr_t)local & ~(uint64_t)(HMM_PAGE_SIZE - 1);
+	uint64_t stop = ((uintptr_t)local + len + HMM_PAGE_SIZE - 1) & ~(uint64_t)(HMM_PAGE_SIZE - 1);
+
+	if (stop <= start)
+		return -EFAULT;
+	while (madvise((void *)(uintptr_t)start, stop - start, write ? MADV_POPULATE_WRITE : MADV_POPULATE_READ)) {
+		/* Of memory of a special kind it is not said; of all other it is. */
+		if (errno == EINVAL)
+			break;
+		if (errno != EAGAIN && errno != EINTR)
+			return -EFAULT;
+	}
+	return 0;
+}
+
+int hmm_rdma_read(struct hmm_rdma_peer *p, const struct hmm_rdma_token *token, uint64_t remote, void *local, size_t len,
+		  uint64_t deadline_ns)
+{
+	struct transfer t = {.p = p, .local = local, .len = len};
+	int result = 0, rc;
+
+	if (!len || len > HMM_RDMA_LEN_MAX)
+		return -EINVAL;
+	rc = local_check(local, len, true);
+	if (!rc)
+		rc = begin(p, &deadline_ns);
+	if (rc)
+		return rc;
+	t.deadline_ns = deadline_ns;
+	rc = do_read(&t, token, remote, &result);
+	return end(p, rc, result);
+}
+
+int hmm_rdma_write(struct hmm_rdma_peer *p, const struct hmm_rdma_token *token, uint64_t remote, const void *local,
+		   size_t len, uint64_t deadline_ns)
+{
+	struct transfer t = {.p = p, .local = (char *)(uintptr_t)local, .len = len};
+	int result = 0, rc;
+
+	if (!len || len > HMM_RDMA_LEN_MAX)
+		return -EINVAL;
+	rc = local_check(local, len, false);
+	if (!rc)
+		rc = begin(p, &deadline_ns);
+	if (rc)
+		return rc;
+	t.deadline_ns = deadline_ns;
+	rc = do_write(&t, token, remote, &result);
+	return end(p, rc, result);
+}
+
+int hmm_rdma_prefetch(struct hmm_rdma_peer *p, const struct hmm_rdma_token *token, uint64_t remote, size_t len,
+		      unsigned access, uint64_t deadline_ns)
+{
+	int result = 0, rc;
+
+	if (!len || len > HMM_RDMA_LEN_MAX)
+		return -EINVAL;
+	rc = begin(p, &deadline_ns);
+	if (rc)
+		return rc;
+	rc = begin_reply(p, deadline_ns);
+	if (!rc)
+		rc = begin_request(p, RDMA_OP_PREFETCH, token, remote, len, access, deadline_ns);
+	if (!rc)
+		rc = ofi_wait(&p->ep, &p->request, deadline_ns);
+	if (!rc)
+		rc = end_reply(p, &result, deadline_ns);
+	return end(p, rc, result);
+}
+
+int hmm_rdma_connect(const char *provider, const char *host, const char *port, uint64_t deadline_ns,
+		     struct hmm_rdma_peer **peerp, char *err, size_t errlen)
+{
+	struct hmm_rdma_peer *p = calloc(1, sizeof(*p));
+	int rc = -ENOMEM;
+
+	if (!p)
+		return drv_fail(rc, err, errlen, "rdma: no memory");
+	p->buf = mmap(NULL, sizeof(*p->buf), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (p->buf == MAP_FAILED) {
+		drv_fail(rc, err, errlen, "rdma: no memory");
+		goto fail;
+	}
+	rc = ofi_net_open(&p->net, provider ? provider : "tcp", host, port, 0, err, errlen);
+	if (rc)
+		goto fail_buf;
+	rc = ofi_connect(&p->net, &p->ep, deadline_ns ? deadline_ns : UINT64_MAX);
+	if (!rc && ofi_mr_local(&p->net))
+		rc = ofi_mr_reg(&p->net, p->buf, sizeof(*p->buf), FI_SEND | FI_RECV, 0, &p->mr);
+	if (rc) {
+		drv_fail(rc, err, errlen, "rdma: %s:%s: %s", host, port, strerror(-rc));
+		goto fail_net;
+	}
+	pthread_mutex_init(&p->lock, NULL);
+	*peerp = p;
+	return 0;
+fail_net:
+	ofi_ep_close(&p->ep);
+	ofi_net_close(&p->net);
+fail_buf:
+	munmap(p->buf, sizeof(*p->buf));
+fail:
+	free(p);
+	return rc;
+}
+
+void hmm_rdma_disconnect(struct hmm_rdma_peer *p)
+{
+	if (!p)
+		return;
+	ofi_ep_close(&p->ep);
+	if (p->mr)
+		fi_close(&p->mr->fid);
+	ofi_net_close(&p->net);
+	munmap(p->buf, sizeof(*p->buf));
+	pthread_mutex_destroy(&p->lock);
+	free(p);
+}
