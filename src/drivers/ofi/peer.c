@@ -26,10 +26,8 @@
 #include "drivers/ofi/ep.h"
 #include "drivers/ofi/rdma.h"
 
-#define WINDOW 4u
-
 struct buffers {
-	char chunk[WINDOW][RDMA_CHUNK];
+	char chunk[RDMA_WINDOW][RDMA_CHUNK];
 	struct rdma_request request;
 	struct rdma_reply reply;
 };
@@ -41,7 +39,7 @@ struct hmm_rdma_peer {
 	struct ofi_ep ep;
 	struct buffers *buf;
 	struct fid_mr *mr;
-	struct ofi_op op[WINDOW], request, reply;
+	struct ofi_op op[RDMA_WINDOW], request, reply;
 };
 
 static void *desc(const struct hmm_rdma_peer *p)
@@ -49,7 +47,7 @@ static void *desc(const struct hmm_rdma_peer *p)
 	return ofi_mr_desc(p->mr);
 }
 
-/* One transfer: chunk after chunk, WINDOW of them under way. */
+/* One transfer: chunk after chunk, RDMA_WINDOW of them under way.  Without a place of its own it goes to ours. */
 struct transfer {
 	struct hmm_rdma_peer *p;
 	char *local;
@@ -65,7 +63,7 @@ static uint64_t nchunks(uint64_t len)
 /* Where chunk @i goes, or comes from. */
 static char *place(const struct transfer *t, uint64_t i)
 {
-	return t->p->mr ? t->p->buf->chunk[i % WINDOW] : t->local + i * RDMA_CHUNK;
+	return t->p->mr || !t->local ? t->p->buf->chunk[i % RDMA_WINDOW] : t->local + i * RDMA_CHUNK;
 }
 
 static size_t size(const struct transfer *t, uint64_t i)
@@ -77,7 +75,10 @@ static int begin_request(struct hmm_rdma_peer *p, uint32_t op, const struct hmm_
 			 uint64_t len, unsigned access, uint64_t deadline_ns)
 {
 	uint64_t now = ofi_now_ns(), left = deadline_ns > now ? deadline_ns - now : 0;
+	int rc = ofi_wait(&p->ep, &p->request, deadline_ns); /* of the last one, whose buffer it was */
 
+	if (rc)
+		return rc;
 	/* The owner's answer that it took too long has to be here in time. */
 	p->buf->request = (struct rdma_request){.magic = RDMA_MAGIC,
 						.op = op,
@@ -111,10 +112,29 @@ static int end_reply(struct hmm_rdma_peer *p, int *result, uint64_t deadline_ns)
 static int receive_more(struct transfer *t)
 {
 	uint64_t i = t->begun;
-	int rc = ofi_post_recv(&t->p->ep, place(t, i), size(t, i), desc(t->p), &t->p->op[i % WINDOW], t->deadline_ns);
+	int rc = ofi_post_recv(&t->p->ep, place(t, i), size(t, i), desc(t->p), &t->p->op[i % RDMA_WINDOW],
+			       t->deadline_ns);
 
 	t->begun += !rc;
 	return rc;
+}
+
+/* Is it the caller's, and there? */
+static int local_check(const void *local, size_t len, bool write)
+{
+	uint64_t start = (uintptr_t)local & ~(uint64_t)(HMM_PAGE_SIZE - 1);
+	uint64_t stop = ((uintptr_t)local + len + HMM_PAGE_SIZE - 1) & ~(uint64_t)(HMM_PAGE_SIZE - 1);
+
+	if (stop <= start)
+		return -EFAULT;
+	while (madvise((void *)(uintptr_t)start, stop - start, write ? MADV_POPULATE_WRITE : MADV_POPULATE_READ)) {
+		/* Of memory of a special kind it is not said; of all other it is. */
+		if (errno == EINVAL)
+			break;
+		if (errno != EAGAIN && errno != EINTR)
+			return -EFAULT;
+	}
+	return 0;
 }
 
 static int do_read(struct transfer *t, const struct hmm_rdma_token *token, uint64_t remote, int *result)
@@ -122,14 +142,15 @@ static int do_read(struct transfer *t, const struct hmm_rdma_token *token, uint6
 	struct hmm_rdma_peer *p = t->p;
 	uint64_t n = nchunks(t->len);
 	bool failed = false;
-	int rc = 0;
+	int rc = begin_request(p, RDMA_OP_READ, token, remote, t->len, HMM_RDMA_READ, t->deadline_ns);
 
-	while (!rc && t->begun < n && t->begun < WINDOW)
+	/* While the owner is at work.  What comes all the same has to be taken. */
+	if (local_check(t->local, t->len, true))
+		t->local = NULL;
+	while (!rc && t->begun < n && t->begun < RDMA_WINDOW)
 		rc = receive_more(t);
-	if (!rc)
-		rc = begin_request(p, RDMA_OP_READ, token, remote, t->len, HMM_RDMA_READ, t->deadline_ns);
 	for (uint64_t i = 0; !rc && i < n; i++) {
-		struct ofi_op *op = &p->op[i % WINDOW];
+		struct ofi_op *op = &p->op[i % RDMA_WINDOW];
 
 		rc = ofi_wait(&p->ep, op, t->deadline_ns);
 		if (rc)
@@ -137,13 +158,12 @@ static int do_read(struct transfer *t, const struct hmm_rdma_token *token, uint6
 		failed |= !op->len;
 		if (op->len != (failed ? 0 : size(t, i)))
 			return -EPROTO;
-		if (p->mr && !failed)
+		if (p->mr && t->local && !failed)
 			memcpy(t->local + i * RDMA_CHUNK, place(t, i), op->len);
 		if (t->begun < n)
 			rc = receive_more(t);
 	}
-	if (!rc)
-		rc = ofi_wait(&p->ep, &p->request, t->deadline_ns);
+	*result = t->local ? 0 : -EFAULT;
 	if (rc || !failed)
 		return rc;
 	rc = begin_reply(p, t->deadline_ns);
@@ -160,10 +180,10 @@ static int do_write(struct transfer *t, const struct hmm_rdma_token *token, uint
 
 	if (!rc)
 		rc = begin_request(p, RDMA_OP_WRITE, token, remote, t->len, HMM_RDMA_WRITE, t->deadline_ns);
-	for (uint64_t i = 0; !rc && i < n + WINDOW; i++) {
-		struct ofi_op *op = &p->op[i % WINDOW];
+	for (uint64_t i = 0; !rc && i < n + RDMA_WINDOW; i++) {
+		struct ofi_op *op = &p->op[i % RDMA_WINDOW];
 
-		if (i >= WINDOW && i - WINDOW < n)
+		if (i >= RDMA_WINDOW && i - RDMA_WINDOW < n)
 			rc = ofi_wait(&p->ep, op, t->deadline_ns);
 		if (rc || i >= n)
 			continue;
@@ -171,8 +191,6 @@ static int do_write(struct transfer *t, const struct hmm_rdma_token *token, uint
 			memcpy(place(t, i), t->local + i * RDMA_CHUNK, size(t, i));
 		rc = ofi_post_send(&p->ep, place(t, i), size(t, i), desc(p), op, t->deadline_ns);
 	}
-	if (!rc)
-		rc = ofi_wait(&p->ep, &p->request, t->deadline_ns);
 	return rc ? rc : end_reply(p, result, t->deadline_ns);
 }
 
@@ -204,24 +222,6 @@ static int end(struct hmm_rdma_peer *p, int rc, int result)
 	return rc ? rc : result;
 }
 
-/* Is it the caller's, and there? */
-static int local_check(const void *local, size_t len, bool write)
-{
-	uint64_t start = (uintptr_t)local & ~(uint64_t)(HMM_PAGE_SIZE - 1);
-	uint64_t stop = ((uintptr_t)local + len + HMM_PAGE_SIZE - 1) & ~(uint64_t)(HMM_PAGE_SIZE - 1);
-
-	if (stop <= start)
-		return -EFAULT;
-	while (madvise((void *)(uintptr_t)start, stop - start, write ? MADV_POPULATE_WRITE : MADV_POPULATE_READ)) {
-		/* Of memory of a special kind it is not said; of all other it is. */
-		if (errno == EINVAL)
-			break;
-		if (errno != EAGAIN && errno != EINTR)
-			return -EFAULT;
-	}
-	return 0;
-}
-
 int hmm_rdma_read(struct hmm_rdma_peer *p, const struct hmm_rdma_token *token, uint64_t remote, void *local, size_t len,
 		  uint64_t deadline_ns)
 {
@@ -230,9 +230,7 @@ int hmm_rdma_read(struct hmm_rdma_peer *p, const struct hmm_rdma_token *token, u
 
 	if (!len || len > HMM_RDMA_LEN_MAX)
 		return -EINVAL;
-	rc = local_check(local, len, true);
-	if (!rc)
-		rc = begin(p, &deadline_ns);
+	rc = begin(p, &deadline_ns);
 	if (rc)
 		return rc;
 	t.deadline_ns = deadline_ns;
@@ -272,8 +270,6 @@ int hmm_rdma_prefetch(struct hmm_rdma_peer *p, const struct hmm_rdma_token *toke
 	if (!rc)
 		rc = begin_request(p, RDMA_OP_PREFETCH, token, remote, len, access, deadline_ns);
 	if (!rc)
-		rc = ofi_wait(&p->ep, &p->request, deadline_ns);
-	if (!rc)
 		rc = end_reply(p, &result, deadline_ns);
 	return end(p, rc, result);
 }
@@ -302,6 +298,7 @@ int hmm_rdma_connect(const char *provider, const char *host, const char *port, u
 		goto fail_net;
 	}
 	pthread_mutex_init(&p->lock, NULL);
+	p->request.done = true;
 	*peerp = p;
 	return 0;
 fail_net:

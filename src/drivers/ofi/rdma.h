@@ -21,7 +21,8 @@
 #include "hmm_rdma.h"
 
 #define RDMA_MAGIC 0x316d6472u
-#define RDMA_CHUNK 65536u
+#define RDMA_CHUNK 262144u
+#define RDMA_WINDOW 4u /* chunks under way, on either side */
 #define RDMA_PATIENCE_NS 10000000000ull /* the owner's, for one request */
 
 enum rdma_op { RDMA_OP_READ, RDMA_OP_WRITE, RDMA_OP_PREFETCH };

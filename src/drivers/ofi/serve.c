@@ -12,7 +12,7 @@
  * meets memory that is not there, is answered.  A peer that takes no data for
  * RDMA_PATIENCE_NS has gone.
  *
- * While a chunk is on its way the next one is copied: there are two buffers.
+ * While chunks are on their way the next one is copied: there are several buffers.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -33,7 +33,7 @@
 
 /* What the provider reads from and writes to. */
 struct buffers {
-	char chunk[2][RDMA_CHUNK];
+	char chunk[RDMA_WINDOW][RDMA_CHUNK];
 	struct rdma_request request;
 	struct rdma_reply reply;
 };
@@ -49,7 +49,8 @@ struct peer {
 	struct buffers *buf;
 	struct fid_mr *mr;
 	struct ofi_op next_request;
-	struct ofi_op chunk[2];
+	struct ofi_op
+		chunk[RDMA_WINDOW]; /* what was last begun with each buffer: the next who needs it waits for that */
 };
 
 struct hmm_rdma {
@@ -99,8 +100,7 @@ static int serve_read(struct peer *p, const struct rdma_request *q, uint64_t try
 	uint64_t at = 0;
 	int result = 0, rc = 0;
 
-	p->chunk[0] = p->chunk[1] = (struct ofi_op){.done = true};
-	for (unsigned i = 0; at < q->len && !rc; i ^= 1) {
+	for (unsigned i = 0; at < q->len && !rc; i = (i + 1) % RDMA_WINDOW) {
 		size_t n = rdma_chunk(q->len - at);
 
 		rc = ofi_wait(&p->ep, &p->chunk[i], deadline_ns);
@@ -116,14 +116,14 @@ static int serve_read(struct peer *p, const struct rdma_request *q, uint64_t try
 					   deadline_ns);
 	}
 	count(p, result, &p->r->read, q->len);
-	for (unsigned i = 0; i < 2 && !rc; i++)
-		rc = ofi_wait(&p->ep, &p->chunk[i], deadline_ns);
 	return rc || !result ? rc : reply(p, result, deadline_ns);
 }
 
 static int post_chunk(struct peer *p, unsigned i, uint64_t left, uint64_t deadline_ns)
 {
-	return ofi_post_recv(&p->ep, p->buf->chunk[i], rdma_chunk(left), desc(p), &p->chunk[i], deadline_ns);
+	int rc = ofi_wait(&p->ep, &p->chunk[i], deadline_ns);
+
+	return rc ? rc : ofi_post_recv(&p->ep, p->buf->chunk[i], rdma_chunk(left), desc(p), &p->chunk[i], deadline_ns);
 }
 
 static int serve_write(struct peer *p, const struct rdma_request *q, uint64_t try_until, uint64_t deadline_ns)
@@ -131,11 +131,11 @@ static int serve_write(struct peer *p, const struct rdma_request *q, uint64_t tr
 	int result = 0, rc = post_chunk(p, 0, q->len, deadline_ns);
 	uint64_t at = 0;
 
-	for (unsigned i = 0; at < q->len && !rc; i ^= 1) {
+	for (unsigned i = 0; at < q->len && !rc; i = (i + 1) % RDMA_WINDOW) {
 		size_t n = rdma_chunk(q->len - at);
 
 		if (at + n < q->len)
-			rc = post_chunk(p, i ^ 1, q->len - at - n, deadline_ns);
+			rc = post_chunk(p, (i + 1) % RDMA_WINDOW, q->len - at - n, deadline_ns);
 		if (!rc)
 			rc = ofi_wait(&p->ep, &p->chunk[i], deadline_ns);
 		if (!rc && p->chunk[i].len != n)
@@ -210,6 +210,8 @@ static void *peer_main(void *arg)
 	struct peer *p = arg;
 	int rc = peer_open(p);
 
+	for (unsigned i = 0; i < RDMA_WINDOW; i++)
+		p->chunk[i].done = true;
 	if (!rc)
 		rc = await_request(p, ofi_now_ns() + ACCEPT_NS);
 	while (!rc && !p->r->stop) {
