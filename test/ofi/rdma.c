@@ -13,6 +13,8 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 
+#include "drivers/ofi/ep.h"
+#include "drivers/ofi/rdma.h"
 #include "rdma.h"
 #include "umm/hooks.h"
 
@@ -20,6 +22,7 @@
 #define WORDS (PAGE / sizeof(uint64_t))
 #define NPAGES 256u
 #define FORKS_EVERY 40u
+#define FUZZES 300u
 
 static unsigned operations(void)
 {
@@ -178,16 +181,56 @@ static void owner_close(struct owner *o)
 	umm_space_close(o->space);
 }
 
+/* Each page in a state of its own, for who looks at edges(). */
+enum { GONE, NONE_, READONLY, AWAY, DROPPED, PLAIN, LAST };
+
+static void owner_edges(struct owner *o)
+{
+	char *page[LAST];
+	uint64_t moved = 0;
+
+	for (unsigned i = 0; i < LAST; i++) {
+		page[i] = o->write + (size_t)i * PAGE;
+		fill(page[i], i, 1);
+	}
+	CHECK(!syscall(SYS_munmap, page[GONE], PAGE));
+	CHECK(!syscall(SYS_mprotect, page[NONE_], PAGE, PROT_NONE));
+	CHECK(!mprotect(page[READONLY], PAGE, PROT_READ));
+	if (o->mm)
+		CHECK(!hmm_migrate_to_device(o->mm, o->away, (uintptr_t)page[AWAY], (uintptr_t)page[AWAY] + PAGE, NULL,
+					     &moved));
+	o->c->away = moved;
+	CHECK(!madvise(page[DROPPED], PAGE, MADV_DONTNEED));
+}
+
+/* The one that was gone is there again, and so on. */
+static void owner_mends(struct owner *o)
+{
+	char *page = o->write;
+
+	CHECK(map(page + GONE * PAGE, PAGE) == page + GONE * PAGE);
+	fill(page + GONE * PAGE, GONE, 2);
+	CHECK(!syscall(SYS_mprotect, page + NONE_ * PAGE, PAGE, PROT_READ | PROT_WRITE));
+	CHECK(!mprotect(page + READONLY * PAGE, PAGE, PROT_READ | PROT_WRITE));
+	/* And what was mapped goes, seen by nobody: it is in the notes still. */
+	CHECK(!syscall(SYS_munmap, page + PLAIN * PAGE, PAGE));
+	o->c->ready = 3;
+}
+
 static int owner_main(int fd, const char *what)
 {
 	struct owner o = {.seed = 1};
 	bool quiet = !strcmp(what, "quiet");
 
 	owner_open(&o, fd);
+	if (quiet)
+		owner_edges(&o);
 	o.c->ready = 1;
 	for (unsigned i = 1; !o.c->stop; i++) {
 		if (quiet) {
 			usleep(1000);
+			if (o.c->ready == 2)
+				owner_mends(&o);
 			continue;
 		}
 		change_page(&o, rand_r(&o.seed) % NPAGES);
@@ -370,6 +413,109 @@ static int rights(const char *self)
 	return 0;
 }
 
+static int reads(struct common *c, struct hmm_rdma_peer *peer, unsigned first, unsigned n, uint64_t *buf)
+{
+	memset(buf, 9, (size_t)n * PAGE);
+	return hmm_rdma_read(peer, &c->write, c->write_at + (uint64_t)first * PAGE, buf, (size_t)n * PAGE, in_s(20));
+}
+
+static int writes(struct common *c, struct hmm_rdma_peer *peer, unsigned nr, const uint64_t *buf)
+{
+	return hmm_rdma_write(peer, &c->write, c->write_at + (uint64_t)nr * PAGE, buf, PAGE, in_s(20));
+}
+
+/* What a page is like decides, at the time of the access. */
+static int edges(const char *self)
+{
+	static uint64_t buf[LAST * WORDS];
+	struct hmm_rdma_peer *peer;
+	struct common *c;
+	pid_t pid;
+
+	c = owner_start(self, "quiet", &pid);
+	if (c->ready < 0) {
+		waitpid(pid, NULL, 0);
+		printf("SKIP: the owner has no network\n");
+		return 77;
+	}
+	peer = connect_to(c);
+	CHECK(reads(c, peer, GONE, 1, buf) == -EFAULT && writes(c, peer, GONE, buf) == -EFAULT);
+	CHECK(reads(c, peer, NONE_, 1, buf) == -EFAULT && writes(c, peer, NONE_, buf) != 0);
+	CHECK(!reads(c, peer, READONLY, 1, buf) && buf[7] == ((uint64_t)READONLY << 48 | 1));
+	CHECK(writes(c, peer, READONLY, buf) == -EPERM);
+	CHECK(!reads(c, peer, AWAY, 1, buf) && buf[WORDS - 1] == ((uint64_t)AWAY << 48 | 1));
+	CHECK(!reads(c, peer, DROPPED, 1, buf) && !buf[0] && !buf[WORDS - 1]);
+	CHECK(!reads(c, peer, PLAIN, 1, buf) && buf[0] == ((uint64_t)PLAIN << 48 | 1));
+	CHECK(!hmm_rdma_prefetch(peer, &c->write, c->write_at, c->len, HMM_RDMA_WRITE, in_s(20)));
+	CHECK(reads(c, peer, READONLY, LAST - READONLY, buf) == 0);
+	/* The hole is in the middle. */
+	CHECK(reads(c, peer, 0, LAST, buf) == -EFAULT);
+	c->ready = 2;
+	while (c->ready != 3)
+		usleep(1000);
+	CHECK(!reads(c, peer, GONE, 1, buf) && buf[3] == ((uint64_t)GONE << 48 | 2));
+	CHECK(!reads(c, peer, NONE_, 1, buf) && buf[3] == ((uint64_t)NONE_ << 48 | 1));
+	CHECK(!writes(c, peer, READONLY, buf));
+	CHECK(reads(c, peer, PLAIN, 1, buf) == -EFAULT && writes(c, peer, PLAIN, buf) == -EFAULT);
+	hmm_rdma_disconnect(peer);
+	owner_ends(c, pid);
+	printf("%lu page was away\n", (unsigned long)c->away);
+	return 0;
+}
+
+/* One who speaks libfabric, and nonsense: parted with, and the next one is served. */
+static int fuzz(const char *self)
+{
+	struct hmm_rdma_peer *peer;
+	unsigned seed = 11, ended = 0;
+	struct common *c;
+	char buf[64];
+	pid_t pid;
+
+	c = owner_start(self, "quiet", &pid);
+	if (c->ready < 0) {
+		waitpid(pid, NULL, 0);
+		printf("SKIP: the owner has no network\n");
+		return 77;
+	}
+	for (unsigned i = 0; i < FUZZES; i++) {
+		struct ofi_net net;
+		struct ofi_ep ep;
+		char host[HMM_RDMA_ADDR_MAX], junk[2 * sizeof(struct rdma_request)], answer[4096];
+		struct rdma_request q = {.magic = RDMA_MAGIC,
+					 .op = rand_r(&seed) % 5,
+					 .token = rand_r(&seed) % 2 ? c->read : c->write,
+					 .addr = c->write_at + rand_r(&seed) % 100000,
+					 .len = rand_r(&seed) % 3 ? (uint64_t)rand_r(&seed) % 4096
+								  : (uint64_t)rand_r(&seed) << 30,
+					 .patience_ns = rand_r(&seed),
+					 .access = rand_r(&seed) % 8,
+					 .zero = rand_r(&seed) % 4 == 0};
+		size_t len = rand_r(&seed) % 2 ? sizeof(q) : rand_r(&seed) % sizeof(junk);
+		struct ofi_op op;
+
+		for (size_t k = 0; k < sizeof(junk); k++)
+			junk[k] = (char)rand_r(&seed);
+		if (rand_r(&seed) % 4)
+			memcpy(junk, &q, sizeof(q));
+		snprintf(host, sizeof(host), "%s", c->addr);
+		*strrchr(host, ':') = '\0';
+		CHECK(!ofi_net_open(&net, "tcp", host, strrchr(c->addr, ':') + 1, 0, NULL, 0));
+		CHECK(!ofi_connect(&net, &ep, in_s(20)));
+		CHECK(!ofi_post_recv(&ep, answer, sizeof(answer), NULL, &op, in_s(5)));
+		if (!ofi_send(&ep, junk, len, NULL, in_s(5)) && rand_r(&seed) % 2)
+			ended += ofi_wait(&ep, &op, in_s(0) + 20000000) != 0;
+		ofi_ep_close(&ep);
+		ofi_net_close(&net);
+	}
+	peer = connect_to(c);
+	CHECK(!hmm_rdma_read(peer, &c->read, c->read_at, buf, sizeof(buf), in_s(20)));
+	hmm_rdma_disconnect(peer);
+	owner_ends(c, pid);
+	printf("%u of %u got no answer\n", ended, FUZZES);
+	return 0;
+}
+
 /* A socket that speaks something else does not keep the owner from its peers. */
 static void garbage(const struct common *c, unsigned *seed)
 {
@@ -447,6 +593,10 @@ int main(int argc, char *argv[])
 	CHECK(argc == 2);
 	if (!strcmp(argv[1], "storm"))
 		return storm("/proc/self/exe");
+	if (!strcmp(argv[1], "edges"))
+		return edges("/proc/self/exe");
+	if (!strcmp(argv[1], "fuzz"))
+		return fuzz("/proc/self/exe");
 	if (!strcmp(argv[1], "rights"))
 		return rights("/proc/self/exe");
 	CHECK(!strcmp(argv[1], "dies"));

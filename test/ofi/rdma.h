@@ -10,6 +10,7 @@
 #define TEST_OFI_RDMA_H
 
 #include <errno.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -17,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -76,6 +78,7 @@ static inline struct common *owner_start(const char *self, const char *what, pid
 	*pid = fork();
 	CHECK(*pid >= 0);
 	if (!*pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that fails leaves nobody behind */
 		execl(self, self, "owner", number, what, (char *)NULL);
 		_exit(127);
 	}
