@@ -121,7 +121,7 @@ int main(int argc, char *argv[])
 	peer = connect_to(c);
 	plain_connect(c, &net, &ep);
 	memset(buf, 1, LARGEST);
-	printf("reading %u times, median of %u rounds in turns, tcp on loopback\n", 0u, ROUNDS);
+	printf("one read, median of %u rounds in turns, tcp on loopback\n", ROUNDS);
 	printf("%8s %14s %14s %7s\n", "bytes", "exposed (us)", "fi_read (us)", "ratio");
 	for (unsigned len = 4096; len <= LARGEST; len *= 4) {
 		unsigned n = len < 65536 ? 2000 : 400;
