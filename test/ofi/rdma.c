@@ -574,6 +574,7 @@ static int dies(const char *self)
 	c = owner_start(self, "quiet", &pid);
 	peer = connect_to(c);
 	kill(pid, SIGSTOP);
+	CHECK(waitpid(pid, NULL, WUNTRACED) == pid);
 	CHECK(hmm_rdma_read(peer, &c->read, c->read_at, buf, 8, in_s(1)) == -ETIME);
 	CHECK(hmm_rdma_read(peer, &c->read, c->read_at, buf, 8, in_s(1)) == -ENOTCONN);
 	kill(pid, SIGCONT);
