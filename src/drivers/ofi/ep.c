@@ -354,6 +354,19 @@ int ofi_post_write(struct ofi_ep *ep, const void *buf, size_t len, void *desc, u
 	POST(fi_write(ep->ep, buf, len, desc, 0, addr, key, op));
 }
 
+static int post_inject(struct ofi_ep *ep, const void *buf, size_t len, struct ofi_op *op, uint64_t deadline_ns)
+{
+	POST(fi_inject(ep->ep, buf, len, 0));
+}
+
+int ofi_inject(struct ofi_ep *ep, const void *buf, size_t len, void *desc, uint64_t deadline_ns)
+{
+	struct ofi_op none;
+
+	return len <= ep->net->info->tx_attr->inject_size ? post_inject(ep, buf, len, &none, deadline_ns)
+							  : ofi_send(ep, buf, len, desc, deadline_ns);
+}
+
 int ofi_send(struct ofi_ep *ep, const void *buf, size_t len, void *desc, uint64_t deadline_ns)
 {
 	struct ofi_op op;

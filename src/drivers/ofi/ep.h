@@ -116,6 +116,14 @@ int ofi_wait(struct ofi_ep *ep, struct ofi_op *op, uint64_t deadline_ns);
 /** ofi_progress() - move on what is under way, without waiting. */
 void ofi_progress(struct ofi_ep *ep);
 
+/**
+ * ofi_inject() - send something small, which the caller has back at once
+ *
+ * Nothing ends later, and so nothing is waited for.  What is larger than the
+ * provider takes so is sent as by ofi_send().
+ */
+int ofi_inject(struct ofi_ep *ep, const void *buf, size_t len, void *desc, uint64_t deadline_ns);
+
 /* ofi_post_...() and ofi_wait() in one.  ofi_recv() sets *@len. */
 int ofi_send(struct ofi_ep *ep, const void *buf, size_t len, void *desc, uint64_t deadline_ns);
 int ofi_recv(struct ofi_ep *ep, void *buf, size_t room, void *desc, size_t *len, uint64_t deadline_ns);

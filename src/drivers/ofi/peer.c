@@ -39,7 +39,7 @@ struct hmm_rdma_peer {
 	struct ofi_ep ep;
 	struct buffers *buf;
 	struct fid_mr *mr;
-	struct ofi_op op[RDMA_WINDOW], request, reply;
+	struct ofi_op op[RDMA_WINDOW], reply;
 };
 
 static void *desc(const struct hmm_rdma_peer *p)
@@ -75,10 +75,6 @@ static int begin_request(struct hmm_rdma_peer *p, uint32_t op, const struct hmm_
 			 uint64_t len, unsigned access, uint64_t deadline_ns)
 {
 	uint64_t now = ofi_now_ns(), left = deadline_ns > now ? deadline_ns - now : 0;
-	int rc = ofi_wait(&p->ep, &p->request, deadline_ns); /* of the last one, whose buffer it was */
-
-	if (rc)
-		return rc;
 	/* The owner's answer that it took too long has to be here in time. */
 	p->buf->request = (struct rdma_request){.magic = RDMA_MAGIC,
 						.op = op,
@@ -87,7 +83,7 @@ static int begin_request(struct hmm_rdma_peer *p, uint32_t op, const struct hmm_
 						.len = len,
 						.patience_ns = left - left / 8,
 						.access = access};
-	return ofi_post_send(&p->ep, &p->buf->request, sizeof(p->buf->request), desc(p), &p->request, deadline_ns);
+	return ofi_inject(&p->ep, &p->buf->request, sizeof(p->buf->request), desc(p), deadline_ns);
 }
 
 static int begin_reply(struct hmm_rdma_peer *p, uint64_t deadline_ns)
@@ -298,7 +294,6 @@ int hmm_rdma_connect(const char *provider, const char *host, const char *port, u
 		goto fail_net;
 	}
 	pthread_mutex_init(&p->lock, NULL);
-	p->request.done = true;
 	*peerp = p;
 	return 0;
 fail_net:

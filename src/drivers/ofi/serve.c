@@ -92,7 +92,7 @@ static int reply(struct peer *p, int result, uint64_t deadline_ns)
 	int rc = await_request(p, deadline_ns);
 
 	p->buf->reply = (struct rdma_reply){.magic = RDMA_MAGIC, .rc = result};
-	return rc ? rc : ofi_send(&p->ep, &p->buf->reply, sizeof(p->buf->reply), desc(p), deadline_ns);
+	return rc ? rc : ofi_inject(&p->ep, &p->buf->reply, sizeof(p->buf->reply), desc(p), deadline_ns);
 }
 
 static int serve_read(struct peer *p, const struct rdma_request *q, uint64_t try_until, uint64_t deadline_ns)
