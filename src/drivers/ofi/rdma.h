@@ -23,7 +23,7 @@
 #define RDMA_MAGIC 0x316d6472u
 #define RDMA_CHUNK 262144u
 #define RDMA_WINDOW 4u /* chunks under way, on either side */
-#define RDMA_PATIENCE_NS 10000000000ull /* the owner's, for one request */
+#define RDMA_PATIENCE_NS 10000000000ull /* the owner's, for one chunk */
 
 enum rdma_op { RDMA_OP_READ, RDMA_OP_WRITE, RDMA_OP_PREFETCH };
 

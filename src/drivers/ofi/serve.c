@@ -72,6 +72,17 @@ static void *desc(const struct peer *p)
 
 /* ----------------------------------------------------------------- requests */
 
+/* For one message of a request, or one chunk of it: a long one may take its time. */
+static uint64_t patience(void)
+{
+	return ofi_now_ns() + RDMA_PATIENCE_NS;
+}
+
+static uint64_t earlier(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
 static void count(struct peer *p, int rc, _Atomic uint64_t *bytes, uint64_t n)
 {
 	if (rc == -EACCES || rc == -EINVAL)
@@ -82,20 +93,20 @@ static void count(struct peer *p, int rc, _Atomic uint64_t *bytes, uint64_t n)
 		*bytes += n;
 }
 
-static int await_request(struct peer *p, uint64_t deadline_ns)
+static int await_request(struct peer *p)
 {
-	return ofi_post_recv(&p->ep, &p->buf->request, sizeof(p->buf->request), desc(p), &p->next_request, deadline_ns);
+	return ofi_post_recv(&p->ep, &p->buf->request, sizeof(p->buf->request), desc(p), &p->next_request, patience());
 }
 
-static int reply(struct peer *p, int result, uint64_t deadline_ns)
+static int reply(struct peer *p, int result)
 {
-	int rc = await_request(p, deadline_ns);
+	int rc = await_request(p);
 
 	p->buf->reply = (struct rdma_reply){.magic = RDMA_MAGIC, .rc = result};
-	return rc ? rc : ofi_inject(&p->ep, &p->buf->reply, sizeof(p->buf->reply), desc(p), deadline_ns);
+	return rc ? rc : ofi_inject(&p->ep, &p->buf->reply, sizeof(p->buf->reply), desc(p), patience());
 }
 
-static int serve_read(struct peer *p, const struct rdma_request *q, uint64_t try_until, uint64_t deadline_ns)
+static int serve_read(struct peer *p, const struct rdma_request *q, uint64_t try_until)
 {
 	uint64_t at = 0;
 	int result = 0, rc = 0;
@@ -103,66 +114,65 @@ static int serve_read(struct peer *p, const struct rdma_request *q, uint64_t try
 	for (unsigned i = 0; at < q->len && !rc; i = (i + 1) % RDMA_WINDOW) {
 		size_t n = rdma_chunk(q->len - at);
 
-		rc = ofi_wait(&p->ep, &p->chunk[i], deadline_ns);
+		rc = ofi_wait(&p->ep, &p->chunk[i], patience());
 		if (!rc && !result)
 			result = exposed_copy(p->r->exposed, &q->token, q->addr + at, p->buf->chunk[i], n, false,
-					      try_until);
+					      earlier(try_until, patience()));
 		at += n;
 		/* The answer may be at its end, and the next request here, before we look again. */
 		if (!rc && at == q->len && !result)
-			rc = await_request(p, deadline_ns);
+			rc = await_request(p);
 		if (!rc)
-			rc = ofi_post_send(&p->ep, p->buf->chunk[i], result ? 0 : n, desc(p), &p->chunk[i],
-					   deadline_ns);
+			rc = ofi_post_send(&p->ep, p->buf->chunk[i], result ? 0 : n, desc(p), &p->chunk[i], patience());
 	}
 	count(p, result, &p->r->read, q->len);
-	return rc || !result ? rc : reply(p, result, deadline_ns);
+	return rc || !result ? rc : reply(p, result);
 }
 
-static int post_chunk(struct peer *p, unsigned i, uint64_t left, uint64_t deadline_ns)
+static int post_chunk(struct peer *p, unsigned i, uint64_t left)
 {
-	int rc = ofi_wait(&p->ep, &p->chunk[i], deadline_ns);
+	int rc = ofi_wait(&p->ep, &p->chunk[i], patience());
 
-	return rc ? rc : ofi_post_recv(&p->ep, p->buf->chunk[i], rdma_chunk(left), desc(p), &p->chunk[i], deadline_ns);
+	return rc ? rc : ofi_post_recv(&p->ep, p->buf->chunk[i], rdma_chunk(left), desc(p), &p->chunk[i], patience());
 }
 
-static int serve_write(struct peer *p, const struct rdma_request *q, uint64_t try_until, uint64_t deadline_ns)
+static int serve_write(struct peer *p, const struct rdma_request *q, uint64_t try_until)
 {
-	int result = 0, rc = post_chunk(p, 0, q->len, deadline_ns);
+	int result = 0, rc = post_chunk(p, 0, q->len);
 	uint64_t at = 0;
 
 	for (unsigned i = 0; at < q->len && !rc; i = (i + 1) % RDMA_WINDOW) {
 		size_t n = rdma_chunk(q->len - at);
 
 		if (at + n < q->len)
-			rc = post_chunk(p, (i + 1) % RDMA_WINDOW, q->len - at - n, deadline_ns);
+			rc = post_chunk(p, (i + 1) % RDMA_WINDOW, q->len - at - n);
 		if (!rc)
-			rc = ofi_wait(&p->ep, &p->chunk[i], deadline_ns);
+			rc = ofi_wait(&p->ep, &p->chunk[i], patience());
 		if (!rc && p->chunk[i].len != n)
 			rc = -EPROTO;
 		/* What follows an error has to be taken, too. */
 		if (!rc && !result)
 			result = exposed_copy(p->r->exposed, &q->token, q->addr + at, p->buf->chunk[i], n, true,
-					      try_until);
+					      earlier(try_until, patience()));
 		at += n;
 	}
 	if (rc)
 		return rc;
 	count(p, result, &p->r->written, q->len);
-	return reply(p, result, deadline_ns);
+	return reply(p, result);
 }
 
-static int serve_prefetch(struct peer *p, const struct rdma_request *q, uint64_t try_until, uint64_t deadline_ns)
+static int serve_prefetch(struct peer *p, const struct rdma_request *q, uint64_t try_until)
 {
 	int result = -EINVAL, rc;
 
 	if (q->access && !(q->access & ~(HMM_RDMA_READ | HMM_RDMA_WRITE)))
 		result = exposed_check(p->r->exposed, &q->token, q->addr, q->len, q->access);
 	p->r->refused += result != 0;
-	rc = reply(p, result, deadline_ns);
+	rc = reply(p, result);
 	/* It is advice: what comes of it is nobody's concern. */
 	if (!rc && !result)
-		exposed_map(p->r->exposed, &q->token, q->addr, q->len, q->access, try_until);
+		exposed_map(p->r->exposed, &q->token, q->addr, q->len, q->access, earlier(try_until, patience()));
 	return rc;
 }
 
@@ -170,18 +180,17 @@ static int serve_prefetch(struct peer *p, const struct rdma_request *q, uint64_t
 static int serve(struct peer *p)
 {
 	const struct rdma_request q = p->buf->request;
-	uint64_t now = ofi_now_ns(), deadline_ns = now + RDMA_PATIENCE_NS;
-	uint64_t try_until = q.patience_ns < RDMA_PATIENCE_NS ? now + q.patience_ns : deadline_ns;
+	uint64_t now = ofi_now_ns(), try_until = q.patience_ns < UINT64_MAX - now ? now + q.patience_ns : UINT64_MAX;
 
 	if (p->next_request.len != sizeof(q) || q.magic != RDMA_MAGIC || q.zero || !q.len || q.len > HMM_RDMA_LEN_MAX)
 		return -EPROTO;
 	switch (q.op) {
 	case RDMA_OP_READ:
-		return serve_read(p, &q, try_until, deadline_ns);
+		return serve_read(p, &q, try_until);
 	case RDMA_OP_WRITE:
-		return serve_write(p, &q, try_until, deadline_ns);
+		return serve_write(p, &q, try_until);
 	case RDMA_OP_PREFETCH:
-		return serve_prefetch(p, &q, try_until, deadline_ns);
+		return serve_prefetch(p, &q, try_until);
 	default:
 		return -EPROTO;
 	}
@@ -213,7 +222,7 @@ static void *peer_main(void *arg)
 	for (unsigned i = 0; i < RDMA_WINDOW; i++)
 		p->chunk[i].done = true;
 	if (!rc)
-		rc = await_request(p, ofi_now_ns() + ACCEPT_NS);
+		rc = await_request(p);
 	while (!rc && !p->r->stop) {
 		rc = ofi_wait(&p->ep, &p->next_request, ofi_now_ns() + SLICE_NS);
 		if (!rc)
