@@ -457,7 +457,8 @@ int hmm_reg_get(struct hmm_reg_cache *c, const void *addr, size_t len, unsigned 
 		return -ESTALE;
 	if (end <= start || end > ADDR_MOST || (flags & ~(HMM_MAP_WRITE | HMM_MAP_SYSTEM)))
 		return -EINVAL;
-	umm_space_sync(c->space);
+	if (!umm_space_in_sync(c->space))
+		umm_space_sync(c->space);
 	pthread_mutex_lock(&c->lock);
 	e = find(c, start, end, flags & HMM_MAP_WRITE);
 	if (e && !atomic_load(&e->lost)) {

@@ -186,4 +186,12 @@ void umm_space_drain(struct umm_space *space);
 /** Called by who serves a fault, before it sleeps: another thread takes over the waiting. */
 void umm_monitor_yield(struct umm_space *space);
 
+/** Has umm_space_sync() nothing to wait for?  Who reads events holds the event lock until they are applied. */
+static inline bool umm_space_in_sync(struct umm_space *space)
+{
+	struct umm_ctl *ctl = __atomic_load_n(&space->ctl, __ATOMIC_ACQUIRE);
+
+	return !ctl || !(atomic_load(&ctl->evlock.word) & UMM_EVLOCK_EXCL);
+}
+
 #endif

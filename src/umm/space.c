@@ -316,13 +316,10 @@ int umm_space_watch_around(struct umm_space *space, uint64_t start, uint64_t end
 	return first;
 }
 
-/* Who reads events holds the event lock until they are applied. */
 void umm_space_sync(struct umm_space *space)
 {
-	struct umm_ctl *ctl = __atomic_load_n(&space->ctl, __ATOMIC_ACQUIRE);
-
-	if (!ctl || !(atomic_load(&ctl->evlock.word) & UMM_EVLOCK_EXCL))
+	if (umm_space_in_sync(space))
 		return;
-	umm_evlock_shared(&ctl->evlock);
-	umm_evlock_unshared(&ctl->evlock);
+	umm_evlock_shared(&space->ctl->evlock);
+	umm_evlock_unshared(&space->ctl->evlock);
 }
