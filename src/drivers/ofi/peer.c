@@ -37,14 +37,14 @@ struct hmm_rdma_peer {
 	bool ended;
 	struct ofi_net net;
 	struct ofi_ep ep;
-	struct buffers *buf;
-	struct fid_mr *mr;
+	struct ofi_buf mem;
+	struct buffers *buf; /* in it */
 	struct ofi_op op[RDMA_WINDOW], reply;
 };
 
 static void *desc(const struct hmm_rdma_peer *p)
 {
-	return ofi_mr_desc(p->mr);
+	return ofi_mr_desc(p->mem.mr);
 }
 
 /* One transfer: chunk after chunk, RDMA_WINDOW of them under way.  Without a place of its own it goes to ours. */
@@ -63,7 +63,7 @@ static uint64_t nchunks(uint64_t len)
 /* Where chunk @i goes, or comes from. */
 static char *place(const struct transfer *t, uint64_t i)
 {
-	return t->p->mr || !t->local ? t->p->buf->chunk[i % RDMA_WINDOW] : t->local + i * RDMA_CHUNK;
+	return t->p->mem.mr || !t->local ? t->p->buf->chunk[i % RDMA_WINDOW] : t->local + i * RDMA_CHUNK;
 }
 
 static size_t size(const struct transfer *t, uint64_t i)
@@ -154,7 +154,7 @@ static int do_read(struct transfer *t, const struct hmm_rdma_token *token, uint6
 		failed |= !op->len;
 		if (op->len != (failed ? 0 : size(t, i)))
 			return -EPROTO;
-		if (p->mr && t->local && !failed)
+		if (p->mem.mr && t->local && !failed)
 			memcpy(t->local + i * RDMA_CHUNK, place(t, i), op->len);
 		if (t->begun < n)
 			rc = receive_more(t);
@@ -183,7 +183,7 @@ static int do_write(struct transfer *t, const struct hmm_rdma_token *token, uint
 			rc = ofi_wait(&p->ep, op, t->deadline_ns);
 		if (rc || i >= n)
 			continue;
-		if (p->mr)
+		if (p->mem.mr)
 			memcpy(place(t, i), t->local + i * RDMA_CHUNK, size(t, i));
 		rc = ofi_post_send(&p->ep, place(t, i), size(t, i), desc(p), op, t->deadline_ns);
 	}
@@ -278,17 +278,13 @@ int hmm_rdma_connect(const char *provider, const char *host, const char *port, u
 
 	if (!p)
 		return drv_fail(rc, err, errlen, "rdma: no memory");
-	p->buf = mmap(NULL, sizeof(*p->buf), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (p->buf == MAP_FAILED) {
-		drv_fail(rc, err, errlen, "rdma: no memory");
-		goto fail;
-	}
 	rc = ofi_net_open(&p->net, provider ? provider : "tcp", host, port, 0, err, errlen);
 	if (rc)
-		goto fail_buf;
+		goto fail;
 	rc = ofi_connect(&p->net, &p->ep, deadline_ns ? deadline_ns : UINT64_MAX);
-	if (!rc && ofi_mr_local(&p->net))
-		rc = ofi_mr_reg(&p->net, p->buf, sizeof(*p->buf), FI_SEND | FI_RECV, 0, &p->mr);
+	if (!rc)
+		rc = ofi_buf_get(&p->net, sizeof(*p->buf), &p->mem);
+	p->buf = p->mem.p;
 	if (rc) {
 		drv_fail(rc, err, errlen, "rdma: %s:%s: %s", host, port, strerror(-rc));
 		goto fail_net;
@@ -299,8 +295,6 @@ int hmm_rdma_connect(const char *provider, const char *host, const char *port, u
 fail_net:
 	ofi_ep_close(&p->ep);
 	ofi_net_close(&p->net);
-fail_buf:
-	munmap(p->buf, sizeof(*p->buf));
 fail:
 	free(p);
 	return rc;
@@ -311,10 +305,8 @@ void hmm_rdma_disconnect(struct hmm_rdma_peer *p)
 	if (!p)
 		return;
 	ofi_ep_close(&p->ep);
-	if (p->mr)
-		fi_close(&p->mr->fid);
+	ofi_buf_put(&p->mem);
 	ofi_net_close(&p->net);
-	munmap(p->buf, sizeof(*p->buf));
 	pthread_mutex_destroy(&p->lock);
 	free(p);
 }

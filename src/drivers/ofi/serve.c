@@ -20,7 +20,6 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "drivers/driver.h"
 #include "drivers/ofi/ep.h"
@@ -46,8 +45,8 @@ struct peer {
 	atomic_bool done;
 	struct ofi_net net;
 	struct ofi_ep ep;
-	struct buffers *buf;
-	struct fid_mr *mr;
+	struct ofi_buf mem;
+	struct buffers *buf; /* in it */
 	struct ofi_op next_request;
 	struct ofi_op
 		chunk[RDMA_WINDOW]; /* what was last begun with each buffer: the next who needs it waits for that */
@@ -67,7 +66,7 @@ struct hmm_rdma {
 
 static void *desc(const struct peer *p)
 {
-	return ofi_mr_desc(p->mr);
+	return ofi_mr_desc(p->mem.mr);
 }
 
 /* ----------------------------------------------------------------- requests */
@@ -200,17 +199,11 @@ static int serve(struct peer *p)
 
 static int peer_open(struct peer *p)
 {
-	int rc;
+	int rc = ofi_accept(&p->r->listener, p->request, &p->net, &p->ep, ofi_now_ns() + ACCEPT_NS);
 
-	p->buf = mmap(NULL, sizeof(*p->buf), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (p->buf == MAP_FAILED) {
-		p->buf = NULL;
-		ofi_reject(&p->r->listener, p->request);
-		return -ENOMEM;
-	}
-	rc = ofi_accept(&p->r->listener, p->request, &p->net, &p->ep, ofi_now_ns() + ACCEPT_NS);
-	if (!rc && ofi_mr_local(&p->net))
-		rc = ofi_mr_reg(&p->net, p->buf, sizeof(*p->buf), FI_SEND | FI_RECV, 0, &p->mr);
+	if (!rc)
+		rc = ofi_buf_get(&p->net, sizeof(*p->buf), &p->mem);
+	p->buf = p->mem.p;
 	return rc;
 }
 
@@ -231,11 +224,8 @@ static void *peer_main(void *arg)
 			rc = 0;
 	}
 	ofi_ep_close(&p->ep);
-	if (p->mr)
-		fi_close(&p->mr->fid);
+	ofi_buf_put(&p->mem);
 	ofi_net_close(&p->net);
-	if (p->buf)
-		munmap(p->buf, sizeof(*p->buf));
 	p->done = true;
 	return NULL;
 }
