@@ -68,7 +68,7 @@ struct watch {
 /* Monitor and hooks are of the process. */
 static struct {
 	struct fid_mem_monitor fid;
-	void (*started)(struct umm_space *space);
+	int (*started)(struct umm_space *space);
 	struct umm_space *space;
 	pid_t pid;
 	pthread_mutex_t notifying;
@@ -307,17 +307,21 @@ static int mon_start(struct fid_mem_monitor *fid)
 	rc = serve(space);
 	if (rc)
 		goto fail_space;
+	rc = M.started(space);
+	if (rc)
+		goto fail_space;
 	sem_init(&M.work, 0, 0);
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	rc = -pthread_create(&thread, NULL, tell, NULL);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	if (rc)
+	if (rc) {
+		M.started(NULL);
 		goto fail_space;
+	}
 	pthread_detach(thread);
 	M.pid = getpid();
 	M.space = space;
-	M.started(space);
 	return 0;
 fail_space:
 	umm_space_close(space);
@@ -344,7 +348,7 @@ static void fork_done(void)
 	pthread_mutex_unlock(&M.notifying);
 }
 
-int memmon_import(void (*started)(struct umm_space *space))
+int memmon_import(int (*started)(struct umm_space *space))
 {
 	static struct fi_ops_mem_monitor ops = {
 		.size = sizeof(ops),
