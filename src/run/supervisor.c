@@ -1421,6 +1421,22 @@ static int listen_on(struct supervisor *s)
 	return 0;
 }
 
+/* What is shared with each agent is a file to the kernel, and ends where RLIMIT_FSIZE says. */
+static int check_file_size(char *err, size_t errlen)
+{
+	int fd = memfd_create("hmm-control", MFD_CLOEXEC), rc;
+
+	rc = fd < 0 || ftruncate(fd, (off_t)CTL_BYTES) ? -errno : 0;
+	if (fd >= 0)
+		close(fd);
+	if (rc == -EFBIG)
+		snprintf(err, errlen, "files of %lu KiB must be allowed: raise the limit with ulimit -f (RLIMIT_FSIZE)",
+			 CTL_BYTES >> 10);
+	else if (rc)
+		snprintf(err, errlen, "memfd_create: %s", strerror(-rc));
+	return rc;
+}
+
 static int start(struct supervisor *s, char *err, size_t errlen)
 {
 	struct hmm_options o = {
@@ -1437,6 +1453,9 @@ static int start(struct supervisor *s, char *err, size_t errlen)
 	int rc;
 
 	pthread_mutex_init(&s->lock, NULL);
+	rc = check_file_size(err, errlen);
+	if (rc)
+		return rc;
 	rc = lines_start(&s->lines);
 	if (rc) {
 		snprintf(err, errlen, "cannot start a thread: %s", strerror(-rc));
@@ -1509,7 +1528,7 @@ void supervisor_main(const struct run_options *opt, int front_fd, pid_t front)
 	struct supervisor *s = calloc(1, sizeof(*s));
 	struct run_ready ready = {0};
 	char err[256] = "out of memory";
-	struct rlimit nofile;
+	struct rlimit nofile, fsize = {RLIM_INFINITY, RLIM_INFINITY};
 	sigset_t all;
 
 	sigfillset(&all);
@@ -1528,6 +1547,11 @@ void supervisor_main(const struct run_options *opt, int front_fd, pid_t front)
 	if (!getrlimit(RLIMIT_NOFILE, &nofile)) {
 		nofile.rlim_cur = nofile.rlim_max;
 		setrlimit(RLIMIT_NOFILE, &nofile);
+	}
+	/* How large the program's files may be says nothing of ours. */
+	if (setrlimit(RLIMIT_FSIZE, &fsize) && !getrlimit(RLIMIT_FSIZE, &fsize)) {
+		fsize.rlim_cur = fsize.rlim_max;
+		setrlimit(RLIMIT_FSIZE, &fsize);
 	}
 	/* The program's standard input and output are the program's. */
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC);

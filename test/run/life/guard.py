@@ -203,4 +203,14 @@ def other_users_supervisor(h):
     check(p.stdout == "it runs\n", f"{p}")
 
 
-main_of(control_sealed, other_users_supervisor, strangers, wrong_words, confined, exec_quiet, no_zombies, end_of_file, kcmp_denied, small_stack)
+def small_files(h):
+    """RLIMIT_FSIZE is the program's, not that of what we keep of it; where it must be ours, it is said before."""
+    r = h.run([built(h, "life-fork"), "spawn"], prefix=["sh", "-c", 'ulimit -S -f 64; exec "$@"', "sh"])
+    r.expect()
+    r = h.run(["true"], stats=False,
+              prefix=["setpriv", "--bounding-set=-sys_resource", "sh", "-c", 'ulimit -f 64; exec "$@"', "sh"])
+    r.expect(rc=125, min_out=0, stderr="ulimit -f")
+
+
+main_of(control_sealed, other_users_supervisor, strangers, wrong_words, confined, exec_quiet, no_zombies, end_of_file,
+        kcmp_denied, small_stack, small_files)
