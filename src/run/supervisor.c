@@ -1036,23 +1036,40 @@ static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hell
 	return 0;
 }
 
-/* Everything comes back and stays. */
+/*
+ * Everything comes back and stays.  A child that was forked meanwhile has what had
+ * not yet come back to its parent: as long as any had something, there may be one
+ * that was not on the list.
+ */
 static int restore_all(struct hmm *h)
 {
-	struct hmm_mm **list;
-	int n;
+	uint32_t done = 0, latest = 0;
+	bool again = true;
 
 	atomic_store(&h->resting, true);
-	n = hmm_mms_get(h, &list);
-	if (n < 0)
-		return n;
-	for (int i = 0; i < n; i++) {
-		atomic_fetch_add(&list[i]->rest, 1);
-		pthread_mutex_lock(&list[i]->out_lock); /* what is on its way out gets there first */
-		hmm_restore(list[i], 0, 1ull << 47);
-		pthread_mutex_unlock(&list[i]->out_lock);
+	while (again) {
+		struct hmm_mm **list;
+		int n = hmm_mms_get(h, &list);
+
+		if (n < 0)
+			return n;
+		events_applied(h); /* the records of those on the list are complete */
+		again = false;
+		for (int i = 0; i < n; i++) {
+			struct hmm_mm *mm = list[i];
+
+			if (mm->id <= done)
+				continue;
+			latest = mm->id > latest ? mm->id : latest;
+			again |= atomic_load(&mm->radix.away) > 0;
+			atomic_fetch_add(&mm->rest, 1);
+			pthread_mutex_lock(&mm->out_lock); /* what is on its way out gets there first */
+			hmm_restore(mm, 0, 1ull << 47);
+			pthread_mutex_unlock(&mm->out_lock);
+		}
+		done = latest;
+		hmm_mms_put(list, (unsigned)n);
 	}
-	hmm_mms_put(list, (unsigned)n);
 	return 0;
 }
 

@@ -964,6 +964,36 @@ static int slow_fork(void)
 	return bad;
 }
 
+/* Once told by a signal: children, one after the other, that do nothing; while the driver asks for all to come back. */
+static int litter(void)
+{
+	size_t n = 48 * V_MIB / V_PAGE;
+	sigset_t go;
+	int sig;
+
+	sigemptyset(&go);
+	sigaddset(&go, SIGUSR1);
+	sigprocmask(SIG_BLOCK, &go, NULL);
+	mem = v_map(n * V_PAGE);
+	v_fill_all(mem, n, 1, 0, KIND);
+	dprintf(1, "ready\n");
+	sigwait(&go, &sig);
+	for (unsigned k = 0; k < 16; k++) {
+		pid_t pid = (pid_t)syscall(SYS_fork);
+
+		if (pid < 0)
+			return 1;
+		if (!pid) {
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
+			for (;;)
+				pause();
+		}
+		usleep(5000);
+	}
+	for (;;)
+		pause();
+}
+
 int main(int argc, char **argv)
 {
 	static const struct {
@@ -1003,6 +1033,8 @@ int main(int argc, char **argv)
 		return small();
 	if (!strcmp(argv[1], "slow"))
 		return slow_fork();
+	if (!strcmp(argv[1], "litter"))
+		return litter();
 	for (unsigned i = 0; i < sizeof(tests) / sizeof(tests[0]); i++) {
 		if (strcmp(argv[1], tests[i].name))
 			continue;

@@ -226,6 +226,21 @@ def stat_running(h):
         check(a.returncode == want and a.stderr.count("\n") == 1, f"stat {args}: {a}")
 
 
+def restore_litter(h):
+    """All that is away comes back, also to children that were forked while it did."""
+    for _ in range(4):
+        r = h.start([built(h, "life-fork"), "litter"], ram="32M")
+        r.until(lambda: "ready" in r.out(), "it does not get going")
+        prog = r.program()
+        os.kill(prog, signal.SIGUSR1)
+        a = ask(h, r.pid, "--restore", "--json")
+        check(a.returncode == 0, f"{a}")
+        s = json.loads(a.stdout)
+        check(s["pages_out"] > 1000 and s["away_pages"] == 0, f"not all came back: {a}")
+        os.kill(prog, signal.SIGKILL)
+        r.wait()
+
+
 def stat_many(h):
     """More processes than fit one packet of an answer, or a list of fixed length."""
     n = 650
@@ -483,5 +498,6 @@ def user_forks(h):
 
 
 if __name__ == "__main__":
-    main_of(status, signals, streams, environment, job_control, daemon, stat_running, stat_many, elsewhere, figures,
-            nested, shell_script, long_preload, bad_input, user_refused, user_served, user_forks, user_secrets)
+    main_of(status, signals, streams, environment, job_control, daemon, stat_running, restore_litter, stat_many,
+            elsewhere, figures, nested, shell_script, long_preload, bad_input, user_refused, user_served, user_forks,
+            user_secrets)
