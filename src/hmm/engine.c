@@ -383,13 +383,15 @@ static void mm_forked(void *priv, int uffd)
 {
 	struct hmm_mm *mm = priv, *child = NULL;
 	struct hmm_iset absent = {0}, empty = {0};
+	bool whole = hmm_out_sync(mm) && !atomic_load(&mm->doomed);
 	int rc = 0;
 
-	hmm_out_sync(mm);
 	atomic_store(&mm->forked, true);
 	if (mm->h->opt.forked(mm->h->opt.priv, mm, uffd, &child))
 		return;
 	atomic_store(&child->forked, true);
+	if (!whole)
+		child_doom(mm, child, "what its parent had away when it was forked is lost");
 	pthread_mutex_lock(&mm->lock);
 	for (unsigned i = 0; i < mm->registered.n && !rc; i++)
 		rc = hmm_iset_add(&child->registered, mm->registered.v[i].start, mm->registered.v[i].end);

@@ -436,8 +436,8 @@ int hmm_out_store(struct hmm_mm *mm, unsigned b);  /* pages stored */
 unsigned hmm_out_gather(struct hmm_mm *mm, unsigned b, const void *src[], uint16_t index[]);
 unsigned hmm_out_commit(struct hmm_mm *mm, unsigned b, const void *const src[], const uint16_t index[],
 			hmm_handle_t handle[], const uint8_t tier[], unsigned n);
-/** Event lock held exclusively: what the inside has done shows in the records. */
-void hmm_out_sync(struct hmm_mm *mm);
+/** Event lock held exclusively: what the inside has done shows in the records.  False: it died, and it does not. */
+bool hmm_out_sync(struct hmm_mm *mm);
 
 /* discover.c */
 /** Bring [start, end) back and have nothing more to do with it: somebody else's userfaultfd will.  0 or -errno. */

@@ -180,7 +180,7 @@ int hmm_out_begin(struct hmm_mm *mm, unsigned b, const struct hmm_victim *v, uns
 	return rc;
 }
 
-void hmm_out_sync(struct hmm_mm *mm)
+bool hmm_out_sync(struct hmm_mm *mm)
 {
 	for (unsigned b = 0; b < UMM_BATCHES; b++) {
 		struct umm_batch *batch = &mm->space->ctl->batch[b];
@@ -194,7 +194,7 @@ void hmm_out_sync(struct hmm_mm *mm)
 			for (unsigned spin = 0;
 			     atomic_load_explicit(&run->state, memory_order_acquire) != UMM_RUN_FILLED; spin++) {
 				if (atomic_load(&mm->dead) || (mm->space->gone && mm->space->gone(mm)))
-					return; /* the inside died half-way: so does the space */
+					return false; /* the inside died half-way: so does the space */
 				if (spin > 1000)
 					sched_yield();
 			}
@@ -202,6 +202,7 @@ void hmm_out_sync(struct hmm_mm *mm)
 				commit_run(mm, b, r);
 		}
 	}
+	return true;
 }
 
 int hmm_out_finish(struct hmm_mm *mm, unsigned b)

@@ -3,6 +3,8 @@
  * Changes of the address space, by raw system calls, at every stage of a page's
  * way out and back: whatever happens, each page reads as it would without us.
  */
+#include <sys/prctl.h>
+
 #include "world.h"
 
 #include <sched.h>
@@ -811,6 +813,73 @@ static void marks_of_whom_has_ended(void **state)
 	assert_false(known);
 }
 
+static bool has_died(void *priv)
+{
+	return true;
+}
+
+/*
+ * What was on its way from staging to the window when the inside died is nowhere
+ * any more: a child that is forked before its parent is dead must die, too, and
+ * must not find zeros.
+ */
+static void fork_after_death(unsigned generations)
+{
+	const char *why;
+	struct world *w = world_create("lz4", 1, &why);
+	struct hmm_victim v[4];
+	int status = 0;
+	bool ended;
+	pid_t pid;
+
+	assert_non_null(w);
+	char *p = managed(w, N, 1);
+	assert_int_equal(hmm_out_begin(w->mm, 0, v, victims(p, N, v)), 0);
+	for (unsigned r = 0; r < w->ctl->batch[0].nr; r++)
+		atomic_store(&w->ctl->batch[0].run[r].state, UMM_RUN_MOVED);
+	memset(w->window, 0, STAGING);
+	w->space->gone = has_died;
+	pid = raw_fork();
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		for (unsigned g = 1; g < generations; g++) {
+			pid_t next = raw_fork();
+
+			if (next) {
+				waitpid(next, &status, 0);
+				_exit(WIFEXITED(status) ? WEXITSTATUS(status) : 2);
+			}
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
+		}
+		for (unsigned i = 0; i < N; i++)
+			if (!page_is(p + i * UMM_PAGE, 1, i))
+				_exit(1);
+		_exit(0);
+	}
+	while (!(ended = waitpid(pid, &status, WNOHANG) == pid) && atomic_load(&w->fatals) < generations)
+		usleep(1000);
+	if (!ended) {
+		kill(pid, SIGKILL);
+		waitpid(pid, &status, 0);
+	}
+	w->space->gone = NULL;
+	settled(w);
+	unsigned fatals = atomic_exchange(&w->fatals, 0);
+	world_destroy(w);
+	assert_false(WIFEXITED(status));
+	assert_int_equal(fatals, generations);
+}
+
+static void a_fork_after_the_inside_has_died(void **state)
+{
+	fork_after_death(1);
+}
+
+static void a_fork_of_who_must_die(void **state)
+{
+	fork_after_death(2);
+}
+
 #define CLEAN(test)                                                      \
 	{                                                                \
 #test ", clean", test, clean_setup, clean_teardown, NULL \
@@ -835,6 +904,8 @@ int main(void)
 		cmocka_unit_test(what_the_device_has_is_not_stored_again),
 		cmocka_unit_test(marks_are_read_while_a_mapping_moves),
 		cmocka_unit_test(marks_of_whom_has_ended),
+		cmocka_unit_test(a_fork_after_the_inside_has_died),
+		cmocka_unit_test(a_fork_of_who_must_die),
 		cmocka_unit_test(copies_are_let_go),
 		cmocka_unit_test(copies_are_kept_where_it_pays),
 		CLEAN(changes_while_clean),
