@@ -289,6 +289,13 @@ def figures(h):
     r.expect(stderr=r"^hmm: peak [\d.]+ MiB of 48.0 MiB, .* pages out, \d+ pages in")
     check(STATS <= set(r.stats()), f"missing: {STATS - set(r.stats())}")
     check(len([x for x in r.err().splitlines()]) == 1, r.err())
+    every = r.stats()
+    names = {*every, *every["devices"][0], *(every["spaces"] or [{}])[0]}
+    top = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../..")
+    for doc in ("doc/stats.md", "man/hmm-stat.1"):
+        with open(os.path.join(top, doc)) as f:
+            missing = names - set(re.findall(r"\w+", f.read()))
+        check(not missing, f"{doc} does not have {sorted(missing)}")
     r = h.run(["true"], opts=["-v"])
     check(r.rc == 0 and r.err().count("\n") == 1, r.err())
 
