@@ -5,7 +5,9 @@
  * DOC: what is different from hmm run
  *
  * Nothing of the engine itself.  The inside of the space is whoever calls:
- * go() carries a batch out on the spot.  The faulting threads and those that
+ * go() carries a batch out on the spot.  What was moved stays in staging until it
+ * is committed, and devices are given that; only what was taken in another way
+ * (below) is in the window.  The faulting threads and those that
  * serve them are of one process, therefore
  *
  *  - all that the engine touches while it serves is memory of umm_alloc();
