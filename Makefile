@@ -13,6 +13,11 @@
 #   make fuzz       for a minute, or SECONDS=N: what reads the bytes of a remote peer, under libFuzzer
 #   make model      searches the models of the protocols to the end, and breaks their rules (doc/model.md)
 #   make tsan       tests of umm under threads, built with ThreadSanitizer
+#   make asan       unit tests, built with AddressSanitizer and UndefinedBehaviorSanitizer
+#   make coverage   which lines and branches the unit tests and fault injection reach
+#   make valgrind   unit tests that need no userfaultfd, under valgrind
+#   make fuzz-read  what is read from elsewhere, by libFuzzer, or SECONDS=N of it
+#   make inject     each call of the engine that can fail does, at many occurrences
 #   make install    PREFIX=/usr/local, DESTDIR=
 #   make format     clang-format over all C files
 #   make clean
@@ -25,7 +30,7 @@ DESTDIR ?=
 MESONFLAGS ?=
 
 .DEFAULT_GOAL := build
-.PHONY: build deps test torture programs demo bench kernel-suite fuzz model tsan install format clean
+.PHONY: build deps test torture programs demo bench kernel-suite fuzz model tsan asan coverage inject valgrind install format clean
 
 deps:
 	@scripts/deps
@@ -97,6 +102,52 @@ tsan: deps
 		{ cat '$(BUILD)/tsan.log'; exit 1; }
 	@ninja -C '$(BUILD)/tsan' --quiet $(TSAN_TESTS:%=test/unit/umm/%)
 	@for t in $(TSAN_TESTS); do echo "$$t"; '$(BUILD)'/tsan/test/unit/umm/$$t || exit 1; done
+
+# Each in a build of its own.  The tests of hmm run are left out: a sanitizer's library in the program is no guest of ours.
+ASAN_OPTIONS ?= detect_leaks=1
+asan: deps
+	@[ -e '$(BUILD)/asan/build.ninja' ] || \
+		meson setup -Db_sanitize=address,undefined -Db_lundef=false '$(BUILD)/asan' >'$(BUILD)/asan.log' || \
+		{ cat '$(BUILD)/asan.log'; exit 1; }
+	@ninja -C '$(BUILD)/asan' --quiet $$(scripts/suite-programs '$(BUILD)/asan' unit)
+	@ASAN_OPTIONS='$(ASAN_OPTIONS)' UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+		meson test -C '$(BUILD)/asan' --no-rebuild --suite unit --timeout-multiplier 8
+
+coverage: deps
+	@scripts/deps --for coverage
+	@[ -e '$(BUILD)/coverage/build.ninja' ] || \
+		meson setup -Db_coverage=true '$(BUILD)/coverage' >'$(BUILD)/coverage.log' || \
+		{ cat '$(BUILD)/coverage.log'; exit 1; }
+	@find '$(BUILD)/coverage' -name '*.gcda' -delete
+	@ninja -C '$(BUILD)/coverage' --quiet $$(scripts/suite-programs '$(BUILD)/coverage' unit inject)
+	@meson test -C '$(BUILD)/coverage' --no-rebuild --suite unit --timeout-multiplier 4 >'$(BUILD)/coverage.log'; \
+		tail -12 '$(BUILD)/coverage.log' | head -8
+	@gcovr -r . '$(BUILD)/coverage' --filter src/umm/ --filter src/hmm/ --filter src/drivers/ \
+		--gcov-ignore-parse-errors --print-summary
+
+# Those whose faults nobody but valgrind itself would have to serve.
+VALGRIND_TESTS = hmm/hmm_iset_test hmm/hmm_residency_test drivers/driver_registry_test run/run_lines_test
+valgrind: build
+	@scripts/deps --for valgrind
+	@for t in $(VALGRIND_TESTS) '../fuzz/fuzz-parse 2000'; do echo "$$t"; \
+		valgrind -q --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite '$(BUILD)'/test/unit/$$t >'$(BUILD)/valgrind.log' 2>&1 || \
+		{ cat '$(BUILD)/valgrind.log'; exit 1; }; done
+
+SECONDS ?= 60
+fuzz-read: deps
+	@scripts/deps --for fuzz
+	@[ -e '$(BUILD)/fuzz-read/build.ninja' ] || \
+		CC=clang meson setup -Dwerror=false -Db_sanitize=address,undefined -Db_lundef=false '$(BUILD)/fuzz-read' \
+		>'$(BUILD)/fuzz-read.log' || { cat '$(BUILD)/fuzz-read.log'; exit 1; }
+	@ninja -C '$(BUILD)/fuzz-read' --quiet src/libhmmcore.a
+	@clang -g -O1 -D_GNU_SOURCE -DHMM_LIBFUZZER -fsanitize=fuzzer,address,undefined -Iinclude -Iuapi -Isrc \
+		test/fuzz/parse.c '$(BUILD)/fuzz-read/src/libhmmcore.a' -luring -llz4 -lxxhash -lpthread -o '$(BUILD)/fuzz-read/parse'
+	@mkdir -p '$(BUILD)/fuzz-read/corpus'
+	@'$(BUILD)/fuzz-read/parse' -max_len=2048 -max_total_time=$(SECONDS) -print_final_stats=1 '$(BUILD)/fuzz-read/corpus'
+
+inject: build
+	@'$(BUILD)/test/inject/inject-linked' --full
+	@test/inject/run.py '$(BUILD)' --full
 
 install: build
 	@meson configure '$(BUILD)' --prefix '$(PREFIX)'

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -379,6 +380,77 @@ static void child_doom(struct hmm_mm *mm, struct hmm_mm *child, const char *why)
 	mm->h->opt.fatal(mm->h->opt.priv, child, why);
 }
 
+/* It runs already, and changes its mappings: that must be read before the kernel lets anybody place anything. */
+static int lost_child_events(struct hmm_mm *mm, int uffd)
+{
+	struct uffd_msg msg;
+	int rc = 0;
+
+	while (read(uffd, &msg, sizeof(msg)) == sizeof(msg)) {
+		if (msg.event == UFFD_EVENT_REMAP)
+			rc = -EXDEV; /* what we mean may be elsewhere by now */
+		if (msg.event == UFFD_EVENT_FORK) {
+			int grandchild = (int)msg.arg.fork.ufd;
+			int lost = hmm_lost_to_child(mm, grandchild);
+
+			if (lost)
+				rc = lost;
+			else
+				close(grandchild);
+		}
+	}
+	return rc;
+}
+
+int hmm_lost_to_child(struct hmm_mm *mm, int uffd)
+{
+	struct hmm_leaf *leaf;
+
+	for (uint64_t at = 0; (leaf = hmm_leaf_next(mm, at, 1ull << 47)); at = leaf->base + (1ull << HMM_LEAF_SHIFT)) {
+		for (unsigned i = 0; leaf->held && i < HMM_LEAF_PAGES; i++) {
+			uint64_t addr = leaf->base + i * UMM_PAGE;
+			int rc = hmm_entry_here(leaf->e[i]) ? 0 : umm_uffd_poison(uffd, addr, UMM_PAGE);
+
+			while (rc == -EAGAIN) {
+				rc = lost_child_events(mm, uffd);
+				if (rc)
+					return rc;
+				sched_yield();
+				rc = umm_uffd_poison(uffd, addr, UMM_PAGE);
+			}
+			if (rc && rc != -EEXIST && rc != -ENOENT && rc != -ESRCH)
+				return rc;
+		}
+	}
+	return 0;
+}
+
+/* There are no records of the child, or nobody would hear of it: it goes on by itself, without what was away. */
+static void child_cast_off(struct hmm_mm *mm, struct hmm_mm *child, int why)
+{
+	int rc;
+
+	/* Said first: the child may be dead of it before we run on. */
+	hmm_say(mm->h,
+		"a forked child of process %d cannot be served: %s; what was away is lost to it, an access gets SIGBUS",
+		(int)mm->space->pid, strerror(-why));
+	atomic_store(&child->doomed, true);
+	rc = hmm_lost_to_child(mm, child->space->uffd);
+	pthread_mutex_lock(&mm->lock);
+	for (unsigned i = 0; i < mm->registered.n && !rc; i++) {
+		const struct hmm_interval *in = &mm->registered.v[i];
+
+		rc = umm_uffd_unregister(child->space->uffd, in->start, in->end - in->start);
+		if (rc == -EINVAL || rc == -ESRCH) /* it has unmapped some already, or has ended */
+			rc = 0;
+	}
+	pthread_mutex_unlock(&mm->lock);
+	if (!rc && child->keep_start)
+		umm_uffd_unregister(child->space->uffd, child->keep_start, child->keep_end - child->keep_start);
+	if (rc)
+		child_doom(mm, child, "a forked child hangs at what was away");
+}
+
 static void mm_forked(void *priv, int uffd)
 {
 	struct hmm_mm *mm = priv, *child = NULL;
@@ -398,23 +470,25 @@ static void mm_forked(void *priv, int uffd)
 	for (unsigned i = 0; i < mm->foreign.n && !rc; i++)
 		rc = hmm_iset_add(&child->foreign, mm->foreign.v[i].start, mm->foreign.v[i].end);
 	pthread_mutex_unlock(&mm->lock);
-	if (rc || hmm_residency_clone(mm, child))
-		child_doom(mm, child, "no memory for the records of a forked child");
-	if (atomic_load(&mm->radix.away)) {
-		if (marks_at_fork(mm, &absent, &empty))
-			child_doom(mm, child, "cannot tell what a forked child has inherited");
-		child_without(child, &absent, true);
-		child_without(child, &empty, false);
-		rc = child_copy_parked(mm, child, &absent, &empty);
-		if (rc && rc != -ESRCH)
-			child_doom(mm, child, "a page could not be given to a forked child");
+	if (!rc)
+		rc = hmm_residency_clone(mm, child);
+	if (!rc && atomic_load(&mm->radix.away)) {
+		rc = marks_at_fork(mm, &absent, &empty);
+		if (!rc) {
+			child_without(child, &absent, true);
+			child_without(child, &empty, false);
+			rc = child_copy_parked(mm, child, &absent, &empty);
+			if (rc == -ESRCH)
+				rc = 0; /* it has ended */
+		}
 		hmm_iset_clear(&absent);
 		hmm_iset_clear(&empty);
 	}
 	marks_inherit(mm, child);
-	rc = umm_monitor_add(mm->h->monitor, child->space);
+	if (!rc)
+		rc = umm_monitor_add(mm->h->monitor, child->space);
 	if (rc)
-		child_doom(mm, child, "cannot serve a forked child");
+		child_cast_off(mm, child, rc);
 	atomic_store(&child->ready, true);
 }
 

@@ -384,6 +384,12 @@ static inline unsigned hmm_leaf_index(uint64_t addr)
 /** Mappings that a child of fork() has not (@absent) or has empty (@empty), by what smaps says of @mm.  0 or -errno. */
 int hmm_find_unforked(struct hmm_mm *mm, struct hmm_iset *absent, struct hmm_iset *empty);
 
+/**
+ * Poison for a forked child that nobody will serve, by its @uffd, wherever something is away.  0, or -errno: not
+ * everywhere.  Event lock of @mm held exclusively.
+ */
+int hmm_lost_to_child(struct hmm_mm *mm, int uffd);
+
 /** Look up in smaps what of @mm a child will not inherit as it is.  The event lock is not held.  0 or -errno. */
 int hmm_marks_read(struct hmm_mm *mm);
 

@@ -97,7 +97,8 @@ int hmm_iset_del(struct hmm_iset *s, uint64_t start, uint64_t end)
 		j++;
 	if (j < s->n && s->v[j].start < end)
 		s->v[j].start = end;
-	memmove(&s->v[i], &s->v[j], (s->n - j) * sizeof(s->v[0]));
+	if (j != i)
+		memmove(&s->v[i], &s->v[j], (s->n - j) * sizeof(s->v[0]));
 	s->n -= j - i;
 	return rc;
 }

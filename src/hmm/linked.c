@@ -309,6 +309,7 @@ struct child {
 	} remap[CHILD_REMAPS];
 	struct hmm_iset absent, empty; /* as the parent sees it */
 	bool failed;
+	bool lost; /* contents are not to be had: what is away gets poison */
 };
 
 static void child_fill(struct hmm_mm *mm, struct child *c);
@@ -369,12 +370,12 @@ static void child_place(struct hmm_mm *mm, struct child *c, uint64_t addr, const
 
 static void child_fill(struct hmm_mm *mm, struct child *c)
 {
-	char *buf = umm_alloc(mm->space, UMM_PAGE);
+	char *buf = c->lost ? NULL : umm_alloc(mm->space, UMM_PAGE);
 	struct hmm_leaf *leaf;
 
-	if (!buf)
+	if (!buf && !c->lost)
 		c->failed = true;
-	for (uint64_t at = 0; buf && (leaf = hmm_leaf_next(mm, at, HMM_ADDR_END));
+	for (uint64_t at = 0; (buf || c->lost) && (leaf = hmm_leaf_next(mm, at, HMM_ADDR_END));
 	     at = leaf->base + (1ull << HMM_LEAF_SHIFT)) {
 		for (unsigned i = 0; leaf->held && i < HMM_LEAF_PAGES; i++) {
 			hmm_entry_t e = leaf->e[i];
@@ -384,6 +385,12 @@ static void child_fill(struct hmm_mm *mm, struct child *c)
 			void *dst = buf;
 			int status = 0;
 
+			if (c->lost) {
+				/* Refused where there is something, be it PARKING: that is the page itself. */
+				if (!hmm_entry_here(e))
+					child_place(mm, c, addr, NULL);
+				continue;
+			}
 			switch (hmm_entry_state(e)) {
 			case HMM_PARKING:
 				if (hmm_take_child(&linked_of(mm)->take, addr, &page))
@@ -467,6 +474,18 @@ static int linked_forked(void *priv, struct hmm_mm *mm, int uffd, struct hmm_mm 
 		find_unforked(mm, &c);
 		if (!c.failed)
 			child_fill(mm, &c);
+		if (c.failed) {
+			/* Left alone it would find zeros.  It is not to be found, but its page table is at hand. */
+			hmm_say(mm->h,
+				"a forked child of process %d could not be given its pages: what was away is lost"
+				" to it; an access gets SIGBUS",
+				(int)mm->space->pid);
+			hmm_iset_clear(&c.absent);
+			hmm_iset_clear(&c.empty);
+			c.failed = c.n == CHILD_REMAPS; /* where pages are in it may not be known */
+			c.lost = true;
+			child_fill(mm, &c);
+		}
 		if (c.failed)
 			mm->h->opt.fatal(mm->h->opt.priv, mm, "a forked child could not be given its pages");
 		hmm_iset_clear(&c.absent);
@@ -666,6 +685,12 @@ static int manage_mapping(struct hmm_mm *mm, const struct umm_vma *v)
 	pthread_mutex_unlock(&mm->lock);
 	if (known)
 		return 0;
+	/* Before anything can be away: what a child inherited nobody would serve there. */
+	if (atomic_load(&mm->space->ctl->no_fork_events)) {
+		rc = (int)sys3(SYS_madvise, v->start, v->end - v->start, MADV_DONTFORK);
+		if (rc)
+			return rc;
+	}
 	umm_evlock_shared(&mm->space->ctl->evlock);
 	rc = umm_uffd_register(mm->space->uffd, v->start, v->end - v->start,
 			       UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
@@ -677,8 +702,8 @@ static int manage_mapping(struct hmm_mm *mm, const struct umm_vma *v)
 			umm_uffd_unregister(mm->space->uffd, v->start, v->end - v->start);
 	}
 	umm_evlock_unshared(&mm->space->ctl->evlock);
-	if (!rc && atomic_load(&mm->space->ctl->no_fork_events))
-		sys3(SYS_madvise, v->start, v->end - v->start, MADV_DONTFORK);
+	if (rc && atomic_load(&mm->space->ctl->no_fork_events))
+		sys3(SYS_madvise, v->start, v->end - v->start, MADV_DOFORK);
 	return rc;
 }
 
@@ -749,7 +774,7 @@ int hmm_mm_unmanage(struct hmm_mm *mm, uint64_t start, uint64_t end)
 	signals_block(&old);
 	rc = hmm_hands_off(mm, start, end);
 	if (!rc && atomic_load(&mm->space->ctl->no_fork_events))
-		sys3(SYS_madvise, start, end - start, MADV_DOFORK);
+		rc = (int)sys3(SYS_madvise, start, end - start, MADV_DOFORK);
 	if (!rc) {
 		pthread_mutex_lock(&mm->lock);
 		hmm_iset_del(&mm->foreign, start, end); /* it may be taken again */

@@ -303,7 +303,7 @@ int hmm_take_fault(struct hmm_take *t, const struct umm_fault *f)
 	struct hmm_stand_in file = {.fd = -1};
 	struct hmm_leaf *leaf;
 	uint64_t done = 0;
-	long got = -1;
+	long got = -EBADF; /* the program has closed our descriptor */
 	int rc = -ENOENT;
 
 	if (!t->nfiles)
@@ -325,7 +325,11 @@ int hmm_take_fault(struct hmm_take *t, const struct umm_fault *f)
 	if (leaf)
 		pthread_mutex_lock(&leaf->lock);
 	if (leaf && hmm_entry_state(leaf->e[hmm_leaf_index(f->addr)]) == HMM_SYSTEM) {
-		/* Behind the end of the file it is SIGBUS, as it was. */
+		/* Behind the end of the file it is SIGBUS, as it was; any other is one that we have made. */
+		if (got < 0 && atomic_exchange(&mm->lost_said, f->addr) != f->addr)
+			hmm_say(mm->h,
+				"page %#llx of process %d is lost: its file cannot be read (%s); an access gets SIGBUS",
+				(unsigned long long)f->addr, (int)mm->space->pid, strerrorname_np((int)-got));
 		rc = got > 0 ? umm_uffd_copy(mm->space->uffd, f->addr, buf, UMM_PAGE, &done)
 			     : umm_uffd_poison(mm->space->uffd, f->addr, UMM_PAGE);
 		if (rc != -EAGAIN) {
@@ -741,8 +745,12 @@ static int empty_ready(struct hmm_take *t, const struct umm_vma *v)
 	rc = sys6(SYS_mmap, t->empty, RUN_BYTES, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
 	if (rc != (long)(uintptr_t)t->empty)
 		return (int)rc;
-	rc = umm_uffd_register(uffd, (uintptr_t)t->empty, RUN_BYTES,
-			       UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
+	/* What stands in a file's place keeps it. */
+	rc = atomic_load(&t->mm->space->ctl->no_fork_events) ? sys3(SYS_madvise, t->empty, RUN_BYTES, MADV_DONTFORK)
+							     : 0;
+	if (!rc)
+		rc = umm_uffd_register(uffd, (uintptr_t)t->empty, RUN_BYTES,
+				       UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
 	if (!rc)
 		t->prot = prot;
 	return (int)rc;
@@ -791,8 +799,6 @@ static int take_copies(struct hmm_take *t, unsigned b, const struct umm_vma *v, 
 	got = take_place(t, t->empty, addr, len);
 	if (got != (long)addr)
 		t->mm->h->opt.fatal(t->mm->h->opt.priv, t->mm, "pages of a file's mapping were lost");
-	if (atomic_load(&space->ctl->no_fork_events))
-		sys3(SYS_madvise, addr, len, MADV_DONTFORK);
 	for (uint64_t at = 0; at < len; at += (uint64_t)got) {
 		got = sys3(SYS_read, t->pipe[0], window + at, len - at);
 		if (got <= 0)

@@ -40,6 +40,7 @@
 #define EXIT_OURS 125 /* as env(1) */
 #define EXIT_CANNOT 126
 #define EXIT_NOT_FOUND 127
+#define LOOK_MS 50
 #define RAM_MIN (16ull << 20) /* the engine itself needs a good part of it */
 
 extern char **environ;
@@ -235,44 +236,43 @@ static void die_as(int status)
 	raise(sig);
 }
 
-static void pass_on(pid_t program, const struct signalfd_siginfo *si)
+static void pass_on(pid_t program, const siginfo_t *si)
 {
-	int sig = (int)si->ssi_signo;
+	int sig = si->si_signo;
 
 	/* What the terminal sends goes to the whole group: the program has it already. */
-	if (si->ssi_code == SI_KERNEL)
+	if (sig == SIGCHLD || sig == SIGCONT || si->si_code == SI_KERNEL)
 		return;
-	if (si->ssi_code == SI_QUEUE) {
-		union sigval v = {.sival_ptr = (void *)(uintptr_t)si->ssi_ptr};
-
-		sigqueue(program, sig, v);
-	} else {
+	if (si->si_code == SI_QUEUE)
+		sigqueue(program, sig, si->si_value);
+	else
 		kill(program, sig);
-	}
 }
 
 /* Wait for the program, being it meanwhile.  Returns its wait status. */
 static int stand_in(pid_t program, pid_t supervisor, int sup_fd, const sigset_t *watched)
 {
 	int sigfd = signalfd(-1, watched, SFD_CLOEXEC | SFD_NONBLOCK);
+	int wait = sigfd < 0 ? LOOK_MS : -1; /* nobody tells us then */
 	struct pollfd p[2] = {{.fd = sigfd, .events = POLLIN}, {.fd = sup_fd, .events = POLLIN}};
 	int status;
 
 	for (;;) {
-		struct signalfd_siginfo si;
+		struct timespec more = {0};
+		siginfo_t si;
 
-		if (poll(p, 2, -1) < 0 && errno != EINTR)
-			return W_EXITCODE(EXIT_OURS, 0);
+		if (poll(p, 2, wait) < 0) {
+			p[1].revents = 0;
+			more.tv_nsec = LOOK_MS * 1000000l; /* for want of memory */
+		}
 		if (p[1].revents & (POLLHUP | POLLERR)) {
 			/* The engine is gone: what is away is gone with it. */
 			fprintf(stderr, "hmm run: the supervisor died; the program is killed\n");
 			kill(program, SIGKILL);
 			p[1].fd = -1;
 		}
-		while (read(sigfd, &si, sizeof(si)) == sizeof(si)) {
-			if (si.ssi_signo != SIGCHLD && si.ssi_signo != SIGCONT)
-				pass_on(program, &si);
-		}
+		while (sigtimedwait(watched, &si, &more) > 0)
+			pass_on(program, &si);
 		pid_t pid;
 		while ((pid = waitpid(-1, &status, WNOHANG | WUNTRACED)) > 0) {
 			if (pid == supervisor)
@@ -285,7 +285,8 @@ static int stand_in(pid_t program, pid_t supervisor, int sup_fd, const sigset_t 
 				kill(program, SIGCONT);
 				continue;
 			}
-			close(sigfd);
+			if (sigfd >= 0)
+				close(sigfd);
 			return status;
 		}
 	}
@@ -410,10 +411,15 @@ int hmm_run_main(int argc, char **argv)
 	if (rc == 1)
 		byte = RUN_PROGRAM_FAILED;
 	status = stand_in(program, supervisor, sup_fd, &watched);
-	send(sup_fd, &byte, 1, MSG_NOSIGNAL);
 	char left = 0;
-	if (recv(sup_fd, &left, 1, 0) == 1 && left == RUN_ALL_GONE)
-		waitpid(supervisor, NULL, 0);
+	if (send(sup_fd, &byte, 1, MSG_NOSIGNAL) == 1) {
+		if (recv(sup_fd, &left, 1, 0) == 1 && left == RUN_ALL_GONE)
+			waitpid(supervisor, NULL, 0);
+	} else if (errno != EPIPE) {
+		/* It sees that we are gone, and takes it for the worst. */
+		fail(0, "the supervisor cannot be told that the program has ended; what it left running is killed",
+		     strerror(errno));
+	}
 	if (WIFSIGNALED(status))
 		die_as(status);
 	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);

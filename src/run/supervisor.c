@@ -230,11 +230,11 @@ static void member_kill(struct member *m)
 		kill(m->mm->space->pid, SIGKILL);
 }
 
-static void watch_add(struct supervisor *s, int fd, struct watch *w)
+static int watch_add(struct supervisor *s, int fd, struct watch *w)
 {
 	struct epoll_event ev = {.events = EPOLLIN, .data.ptr = w};
 
-	epoll_ctl(s->epfd, EPOLL_CTL_ADD, fd, &ev);
+	return epoll_ctl(s->epfd, EPOLL_CTL_ADD, fd, &ev) ? -errno : 0;
 }
 
 static struct member *member_of(struct supervisor *s, struct hmm_mm *mm)
@@ -408,7 +408,10 @@ static const struct hmm_inside_ops inside_ops = {
 
 /* ----------------------------------------------------------- calls from hooks */
 
-static void advise_registered(struct member *m, int advice)
+#define ADVISE_TRIES 100u
+
+/* 0, or -errno: not everywhere. */
+static int advise_registered(struct member *m, int advice)
 {
 	struct hmm_mm *mm = m->mm;
 	uint64_t at = 0;
@@ -416,15 +419,21 @@ static void advise_registered(struct member *m, int advice)
 	for (;;) {
 		const struct hmm_interval *next;
 		struct hmm_interval in;
+		unsigned tries = 0;
+		int rc;
 
 		pthread_mutex_lock(&mm->lock);
 		next = hmm_iset_next(&mm->registered, at);
 		if (next)
 			in = *next;
 		pthread_mutex_unlock(&mm->lock);
-		/* A piece that has just been unmapped is none to inherit. */
-		if (!next || inside_advise(m, in.start, in.end - in.start, advice) == -ESRCH)
-			return;
+		if (!next)
+			return 0;
+		do
+			rc = inside_advise(m, in.start, in.end - in.start, advice);
+		while (rc == -EAGAIN && ++tries < ADVISE_TRIES);
+		if (rc && rc != -ENOMEM) /* a piece that has just been unmapped is none to inherit */
+			return rc;
 		at = in.end;
 	}
 }
@@ -438,8 +447,13 @@ static int64_t call_fork_begin(struct member *m)
 	atomic_fetch_add(&mm->rest, 1);
 	pthread_mutex_lock(&mm->out_lock); /* what is on its way out gets there first */
 	rc = m->forks ? 0 : hmm_restore(mm, 0, 1ull << 47);
-	if (!rc && !m->forks++)
-		advise_registered(m, MADV_DOFORK);
+	if (!rc && !m->forks) {
+		rc = advise_registered(m, MADV_DOFORK);
+		if (rc) /* the child would lack what it did not reach */
+			advise_registered(m, MADV_DONTFORK);
+	}
+	if (!rc)
+		m->forks++;
 	pthread_mutex_unlock(&mm->out_lock);
 	if (rc)
 		atomic_fetch_sub(&mm->rest, 1); /* no end follows */
@@ -457,11 +471,18 @@ static int64_t call_fork_end(struct member *m)
 {
 	atomic_store(&m->mm->forked, true);
 	struct hmm_mm *mm = m->mm;
+	int rc = 0;
 
 	pthread_mutex_lock(&mm->out_lock);
 	if (m->forks && !--m->forks)
-		advise_registered(m, MADV_DONTFORK);
+		rc = advise_registered(m, MADV_DONTFORK);
 	pthread_mutex_unlock(&mm->out_lock);
+	if (rc && rc != -ESRCH) {
+		/* A child by a raw fork would find zeros in what was away: nothing goes. */
+		lines_say(&m->sup->lines, "memory of process %d is not moved any more: MADV_DONTFORK is refused: %s",
+			  (int)m->pid, strerror(-rc));
+		return 0;
+	}
 	atomic_fetch_sub(&mm->rest, 1);
 	return 0;
 }
@@ -553,7 +574,7 @@ static int called(void *priv, struct hmm_mm *mm, uint64_t addr)
 		return fill(mm, addr);
 	b = malloc(sizeof(*b));
 	if (!b)
-		return fill(mm, addr); /* the hook sees that nothing was answered */
+		goto refuse;
 	*b = (struct bell){m, addr, call};
 	umm_space_get(mm->space);
 	if (!pthread_create(&t, NULL, answer, b)) {
@@ -562,6 +583,10 @@ static int called(void *priv, struct hmm_mm *mm, uint64_t addr)
 	}
 	umm_space_put(mm->space);
 	free(b);
+refuse:
+	/* Unanswered it would mean that nobody is here, and a fork would go on. */
+	call->ret = -ENOMEM;
+	atomic_store(&call->state, UMM_CALL_DONE);
 	return fill(mm, addr);
 }
 
@@ -680,11 +705,16 @@ static int forked(void *priv, struct hmm_mm *parent, int uffd, struct hmm_mm **c
 	int rc = own < 0 ? -errno : member_create(s, own, -1, -1, 0, &m);
 
 	if (rc) {
-		/* The descriptor stays open, or the child would read zeros. */
+		/* Said first: the child may be dead of it before we run on. */
 		lines_say(&s->lines,
-			  "a forked child of process %d cannot be served: %s; it hangs when it touches memory that is"
-			  " away, and must be killed",
+			  "a forked child of process %d cannot be served: %s; what was away is lost to it, an access"
+			  " gets SIGBUS",
 			  (int)parent->space->pid, strerror(-rc));
+		if (!hmm_lost_to_child(parent, uffd))
+			close(uffd);
+		else /* the descriptor stays open, or the child would read zeros */
+			lines_say(&s->lines, "a forked child of process %d hangs at what was away, and must be killed",
+				  (int)parent->space->pid);
 		return rc;
 	}
 	close(uffd);
@@ -791,7 +821,8 @@ static int find_orphan(struct supervisor *s, const struct wire_hello *hello, int
 			uint64_t done;
 			int rc;
 
-			if (m->sock >= 0 || m->arena != hello->arena || !atomic_load(&m->mm->ready))
+			if (m->sock >= 0 || m->arena != hello->arena || !atomic_load(&m->mm->ready) ||
+			    atomic_load(&m->mm->doomed))
 				continue; /* ours is ready: its parent's event has been applied */
 			rc = umm_uffd_copy(m->mm->space->uffd, (uintptr_t)a.ident, page, UMM_PAGE, &done);
 			if (!rc && page_present(pagemap, (uintptr_t)a.ident)) {
@@ -855,7 +886,7 @@ static bool member_inherit(struct member *m)
 		}
 		m->pidfd = pidfd;
 		m->pid = m->mm->space->pid = heir;
-		watch_add(m->sup, pidfd, &m->w_pidfd);
+		watch_add(m->sup, pidfd, &m->w_pidfd); /* or else a tick sees its end */
 		return true;
 	}
 	return false;
@@ -1020,14 +1051,19 @@ static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hell
 		if (!m->mm->marks_known)
 			hmm_marks_read(m->mm);
 	}
-	rc = welcome(m, adopted);
+	rc = watch_add(s, m->sock, &m->w_sock);
 	if (rc) {
 		m->sock = -1;
 		return rc;
 	}
-	watch_add(s, m->sock, &m->w_sock);
+	rc = welcome(m, adopted);
+	if (rc) {
+		epoll_ctl(s->epfd, EPOLL_CTL_DEL, m->sock, NULL);
+		m->sock = -1;
+		return rc;
+	}
 	if (m->pidfd >= 0)
-		watch_add(s, m->pidfd, &m->w_pidfd);
+		watch_add(s, m->pidfd, &m->w_pidfd); /* or else a tick sees its end */
 	s->signed_on = true;
 	m->mm->inside_priv = m;
 	m->mm->space->gone = agent_is_gone;
@@ -1172,10 +1208,8 @@ static void guest_speaks(struct supervisor *s, struct guest *g)
 		if (rc == -EAGAIN) {
 			struct wire_welcome again = {.magic = WIRE_MAGIC};
 
-			if (send(sock, &again, sizeof(again), MSG_NOSIGNAL) == sizeof(again)) {
-				watch_add(s, sock, &g->w);
-				stays = true;
-			}
+			stays = send(sock, &again, sizeof(again), MSG_NOSIGNAL) == sizeof(again) &&
+				!watch_add(s, sock, &g->w);
 		}
 		if (rc && !stays)
 			close(sock);
@@ -1229,8 +1263,14 @@ static void on_listen(struct supervisor *s)
 	g->w = (struct watch){W_GUEST, g};
 	g->next = s->guests;
 	s->guests = g;
-	watch_add(s, sock, &g->w);
-	if (++s->nguests > GUESTS_MAX) {
+	s->nguests++;
+	if (watch_add(s, sock, &g->w)) {
+		/* Not heard, its program would wait for ever. */
+		close(sock);
+		guest_forget(s, g);
+		return;
+	}
+	if (s->nguests > GUESTS_MAX) {
 		/*
 		 * Who has been silent for longest must be somebody who only takes up
 		 * room; another user first, be it that what has given up its rights has an agent.
@@ -1390,7 +1430,7 @@ static struct member *tick_next(struct supervisor *s)
 		if (m->tick == s->tick)
 			continue;
 		m->tick = s->tick;
-		if (m->pid <= 0 || m->sock < 0 || program_left(m))
+		if (m->pid <= 0 || m->sock < 0 || pidfd_ended(m->pidfd) || program_left(m))
 			break;
 	}
 	pthread_mutex_unlock(&s->lock);
@@ -1411,6 +1451,8 @@ static void on_tick(struct supervisor *s)
 		if (m->agent > 0 && m->pid > 0 && !pidfd_ended(m->pidfd))
 			exec_happened(s, m->pid,
 				      NULL); /* another image, which could not be entered, runs under its pid */
+		else if (m->sock >= 0 && pidfd_ended(m->pidfd))
+			on_program_end(m);
 		else if (space_is_dead(m))
 			member_end(m);
 	}
@@ -1500,9 +1542,15 @@ static int start(struct supervisor *s, char *err, size_t errlen)
 	s->w_listen.kind = W_LISTEN;
 	s->w_front.kind = W_FRONT;
 	s->w_tick.kind = W_TICK;
-	watch_add(s, s->listen_fd, &s->w_listen);
-	watch_add(s, s->front_fd, &s->w_front);
-	watch_add(s, s->tick_fd, &s->w_tick);
+	rc = watch_add(s, s->listen_fd, &s->w_listen);
+	if (!rc)
+		rc = watch_add(s, s->front_fd, &s->w_front);
+	if (!rc)
+		rc = watch_add(s, s->tick_fd, &s->w_tick);
+	if (rc) {
+		snprintf(err, errlen, "cannot start: %s", strerror(-rc));
+		return rc;
+	}
 	rc = hmm_budget_start(s->h);
 	if (rc)
 		snprintf(err, errlen, "cannot start a thread: %s", strerror(-rc));

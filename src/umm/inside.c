@@ -164,7 +164,9 @@ static void release_staging(struct umm_inside *in, char *staging, size_t len)
 {
 	struct uffdio_range r = {.start = (uintptr_t)staging, .len = len};
 
-	sys_ioctl(in->uffd, UFFDIO_UNREGISTER, &r);
+	/* Left full it says EEXIST to the next batch, which comes here again. */
+	if (sys_ioctl(in->uffd, UFFDIO_UNREGISTER, &r))
+		return;
 	/* mlockall() of the program locks staging too: then nothing can be dropped before it is unlocked. */
 	if (sys3(SYS_madvise, staging, len, MADV_DONTNEED)) {
 		sys2(SYS_munlock, staging, len);

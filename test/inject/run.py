@@ -1,0 +1,259 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""run.py BUILD [-v] [--full] [--site NAME]: the walk of linked.c for `hmm run`.
+
+A program that checks itself (victim.c) runs on half of its memory, once as it
+is, and then once for each site that was reached, by the command, the supervisor,
+the agent or the library in the program, with the first occurrence failing;
+--full: of the engine as well, and other occurrences, and all of them.  Each run
+must end in one of these ways: all is right; a call of the program was refused
+with an errno; hmm run refused, with a line; SIGBUS or SIGKILL, with a line that
+says why.  Nothing may be left running.  The clock decides nothing but that a run
+hangs.
+"""
+import errno
+import fnmatch
+import json
+import mmap
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "run"))
+import hmmtest  # noqa: E402
+
+NAME, SITES, ERRORS = 112, 2048, 3
+HEAD = 40  # lock nsites target nth count err fired always always_err always_from
+ENTRY = 4 + 4 * ERRORS + NAME
+WATCHDOG = int(os.environ.get("HMM_INJECT_WATCHDOG_MS", "60000")) / 1000
+PASSING = {"EAGAIN", "EINTR", "EBUSY", "EMFILE"}
+
+# Whoever is not hmm run's alone is walked over by inject-linked; here with --full.
+OURS = ("run/", "umm/inside.c", "hmm/budget.c", "hmm/reclaim.c", "hmm/demote.c", "hmm/engine.c", "hmm/discover.c",
+        "hmm/fault.c", "cli/", "umm/hooks.c")
+
+# Not reached by the victim, or only where something else fails, and why; fnmatch patterns.
+UNREACHED = {
+    "cli/doctor.c *": "hmm doctor is another command",
+    "cli/kernel_bugs.c *": "hmm doctor is another command",
+    "run/supervisor.c kill_tree *": "deaths are test/run/life/kill.py's",
+    "run/supervisor.c member_kill *": "deaths are test/run/life/kill.py's",
+    "run/supervisor.c member_inherit *": "a program that ends before who shares its memory; test/run/life/fork.c",
+    "run/agent.c supervisor_died *": "deaths are test/run/life/kill.py's",
+    "run/agent.c kill_if_here *": "deaths are test/run/life/kill.py's",
+    "hmm/engine.c lost_child_events read": "a child that cannot be served, and changes its mappings meanwhile",
+    "run/lines.c write_all poll": "standard error takes no more; test/unit/run/lines_test.c",
+}
+
+
+# What is run, by name: arguments of hmm run, and a site that fails throughout: with which error, from when on.
+SCENARIOS = {
+    "victim": (["--ram", "20M", "--to", "lz4:2M,file:/tmp", "--stats", "{stats}", "--", "{dir}/inject-victim"], None),
+    "forks untold": (["--ram", "20M", "--to", "lz4:2M,file:/tmp", "--stats", "{stats}", "--", "{dir}/inject-victim",
+                      "no-raw"], ("umm/uffd.c umm_uffd_api ioctl UFFDIO_API", 1, 2)),
+    "script": (["--ram", "50%", "--stats", "{name}", "-v", "--", "{script}"], None),
+}
+
+
+class Plan:
+    """The table that all processes of a run share (struct inject_shared)."""
+
+    def __init__(self):
+        self.file = tempfile.NamedTemporaryFile(prefix="hmm-inject-")
+        self.file.truncate(HEAD + SITES * ENTRY)
+        self.script = tempfile.NamedTemporaryFile(prefix="hmm-inject-", mode="w", delete=False)
+        self.script.write("echo right\n")
+        self.script.close()
+        os.chmod(self.script.name, 0o755)
+        self.map = mmap.mmap(self.file.fileno(), HEAD + SITES * ENTRY)
+
+    def get(self, i):
+        return struct.unpack_from("<I", self.map, 4 * i)[0]
+
+    def put(self, i, value):
+        struct.pack_into("<I", self.map, 4 * i, value)
+
+    def sites(self):
+        """name: (index plus one, hits, errors)"""
+        out = {}
+        for i in range(self.get(1)):
+            at = HEAD + i * ENTRY
+            hits, = struct.unpack_from("<I", self.map, at)
+            err = [e for e in struct.unpack_from(f"<{ERRORS}i", self.map, at + 4) if e]
+            name = self.map[at + 4 + 4 * ERRORS:at + ENTRY].split(b"\0")[0].decode()
+            out[name] = (i + 1, hits, err)
+        return out
+
+    def clear(self):
+        for i in range(self.get(1)):
+            struct.pack_into("<I", self.map, HEAD + i * ENTRY, 0)
+        self.put(0, 0)
+        self.put(2, 0)
+        self.put(6, 0)
+
+
+def left_over(mark):
+    """Processes that have @mark in their environment."""
+    out = []
+    for e in os.listdir("/proc"):
+        try:
+            if e.isdigit() and int(e) != os.getpid() and mark in open(f"/proc/{e}/environ", "rb").read():
+                out.append(int(e))
+        except OSError:
+            pass
+    return out
+
+
+def run(build, plan, scenario, name=None, nth=1, count=1, err=0):
+    """(how it ended or None, text, fired, hits of the site)"""
+    args, always = SCENARIOS[scenario]
+    sites = plan.sites()
+    plan.clear()
+    for i, value in ((7, sites[always[0]][0] if always else 0), (8, always[1] if always else 0),
+                     (9, always[2] if always else 0)):
+        plan.put(i, value)
+    if name:
+        for i, value in ((3, nth), (4, count), (5, err), (2, sites[name][0])):
+            plan.put(i, value)
+    env = dict(os.environ, HMM_INJECT=plan.file.name)
+    mark = ("HMM_INJECT=" + plan.file.name).encode()
+    at = os.path.join(build, "test/inject")
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as lines:
+        stats_path = plan.file.name + ".stats"
+        args = [a.format(dir=at, stats=stats_path, name=os.path.basename(stats_path), script=plan.script.name) for a in args]
+        p = subprocess.Popen([f"{at}/hmm", "run"] + args, env=env, stdout=out, stderr=lines, cwd="/tmp")
+        hung = False
+        try:
+            p.wait(WATCHDOG)
+        except subprocess.TimeoutExpired:
+            hung = True
+        until = time.monotonic() + WATCHDOG / 2
+        while not hung and left_over(mark):
+            hung = time.monotonic() > until
+            time.sleep(0.005)
+        if hung:
+            rest = left_over(mark)
+            hmmtest.dump(rest)
+            for pid in rest:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except OSError:
+                    pass
+            p.wait()
+        out.seek(0)
+        lines.seek(0)
+        text, said = out.read().decode(errors="replace"), lines.read().decode(errors="replace")
+    fired = plan.get(6)
+    hits = plan.sites()[name][1] if name else 0
+    plan.put(2, 0)
+    end, status = None, p.returncode
+    try:
+        with open(stats_path) as f:
+            stats = json.load(f)
+    except (OSError, ValueError):
+        stats = {}
+    if hung:
+        text += "\nit never ended"
+    elif status == 0 and text == "right\n":
+        end = "right"
+    elif status == 3 and text.startswith("refused: "):
+        end = text.strip()
+    elif status in (125, 126, 127) and re.search(r"^hmm( run)?: .", said, re.M):
+        end = "hmm run refused"
+    elif status == -signal.SIGBUS and " is lost" in said:
+        end = "SIGBUS"
+    elif status == -signal.SIGKILL and re.search(r"^hmm( run)?: .*(kill|died)", said, re.M):
+        end = "killed"
+    return end, f"status {status}: {text.strip()}\n{said}", fired, hits, stats
+
+
+def main():
+    build, args = os.path.abspath(sys.argv[1]), sys.argv[2:]
+    verbose, full = "-v" in args, "--full" in args
+    only = args[args.index("--site") + 1] if "--site" in args else None
+    if os.geteuid():
+        hmmtest.skip("not all sites are reached without root")
+    plans = [Plan() for _ in range(min(4, os.cpu_count() or 1) if not only else 1)]
+    plain, base = {}, {}
+    for scenario, (_, always) in SCENARIOS.items():
+        for plan in plans:
+            end, text, _, _, stats = run(build, plan, scenario)
+            if "no permission" in text or "cannot move" in text:
+                hmmtest.skip(text.splitlines()[-1])
+            if end != "right" or (scenario != "script" and not stats.get("pages_out")):
+                sys.exit(f"{scenario}, without any failure: {end}: {text}\n{stats}")
+        plain[scenario] = text
+        base[scenario] = plan.sites()
+    cases, seen = [], set()
+    for scenario, (_, always) in SCENARIOS.items():
+        for name, (_, hits, errs) in base[scenario].items():
+            if not hits or not errs or (only and only != name) or not (full or only or name.startswith(OURS)):
+                continue
+            if (name in seen and not full) or (always and always[0] == name):
+                continue
+            seen.add(name)
+            for err in errs if full else errs[:1]:
+                cases.append((scenario, name, 1, 1, err))
+                if full and hits > 1:
+                    cases.append((scenario, name, hits // 2 + 1, 1, err))
+                    cases.append((scenario, name, 1, 50 if errno.errorcode[err] in PASSING else 1000, err))
+    lock, state = threading.Lock(), {"next": 0, "bad": 0, "ran": 0}
+    fired_at, reached, ends, silent = set(), {n for b in base.values() for n, s in b.items() if s[1]}, {}, set()
+
+    def work(k):
+        while True:
+            with lock:
+                i = state["next"]
+                state["next"] += 1
+            if i >= len(cases):
+                return
+            scenario, name, nth, count, err = cases[i]
+            end, text, fired, hits, _ = run(build, plans[k], scenario, name, nth, count, err)
+            with lock:
+                state["ran"] += 1
+                reached.update(n for n, s in plans[k].sites().items() if s[1])
+                ends[end] = ends.get(end, 0) + 1
+                if fired:
+                    fired_at.add(name)
+                if end == "right" and text == plain[scenario]:
+                    silent.add(name)
+                if not end:
+                    state["bad"] += 1
+                if not end or verbose:
+                    more = f" and {count - 1} after" if count > 1 else ""
+                    print(f"{scenario}: {name}, occurrence {nth}{more}, {os.strerror(err)}: {end or 'WRONG'}"
+                          f"{'' if fired else ' (did not come to it)'}", flush=True)
+                    if not end or text != plain[scenario]:
+                        print("    " + text.strip().replace("\n", "\n    "), flush=True)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(len(plans))]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    bad = state["bad"]
+    known = [n for n in plans[0].sites() if n.startswith(OURS)]
+    for name in known if not only else []:
+        why = [w for p, w in UNREACHED.items() if fnmatch.fnmatchcase(name, p)]
+        if name not in reached and not why:
+            print("never reached:", name)
+            bad += 1
+    print(f"{state['ran']} runs, {state['bad']} wrong;",
+          ", ".join(f"{n} x {e}" for e, n in sorted(ends.items(), key=lambda x: str(x[0]))))
+    print(f"{len(known)} sites of hmm run, {len([n for n in known if n in reached])} reached,"
+          f" {len(fired_at)} made to fail, {len(silent)} of these without a trace in what was said")
+    for plan in plans:
+        os.unlink(plan.script.name)
+        if os.path.exists(plan.file.name + ".stats"):
+            os.unlink(plan.file.name + ".stats")
+    sys.exit(1 if bad else 0)
+
+
+if __name__ == "__main__":
+    main()
