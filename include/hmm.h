@@ -62,6 +62,10 @@ typedef uint64_t hmm_handle_t;
 #define HMM_DEV_EXCLUSIVE                                                                          \
 	(1u << 10) /* its memory is for pages that a device has alone: told as UMM_EVENT_EXCLUSIVE \
 		    */
+#define HMM_DEV_AHEAD (1u << 11) /* neighbours of a page that is touched come along, while touches walk forward */
+#define HMM_DEV_KEEPS                                                                                          \
+	(1u << 12) /* what it gave back it may have still: pages that are touched for reading come back as not \
+		    * written to (hmm_written()) */
 
 struct hmm_device_stats {
 	uint64_t pages;          /* distinct pages held */
@@ -313,7 +317,7 @@ int hmm_mm_close(struct hmm_mm *mm);
 /**
  * hmm_mm_add_device() - let a device hold pages
  * @mm: an engine.
- * @dev: the caller's, until hmm_mm_close() has returned; its ops and spec are set.
+ * @dev: the caller's, until hmm_mm_close() or hmm_mm_remove_device() has returned; its ops and spec are set.
  *	Of its operations same, shared, trim, stats and close are not called, and may be NULL.
  *
  * Context: Thread-safe.  Not in callbacks.
@@ -323,6 +327,20 @@ int hmm_mm_close(struct hmm_mm *mm);
  *	-EINVAL	it is not coherent and lacks one of copy_in, copy_out, get, put; or is NULL
  */
 int hmm_mm_add_device(struct hmm_mm *mm, struct hmm_device *dev);
+
+/**
+ * hmm_mm_remove_device() - bring back what a device holds, and have nothing more to do with it
+ * @mm: an engine.
+ * @dev: one of @mm's; the caller's alone once 0 was returned.  No range uses it any more.
+ *
+ * A page that the device cannot give back is lost: whoever touches it gets SIGBUS.
+ *
+ * Context: Thread-safe; no call that names @dev may run.  Not in callbacks.  May sleep.
+ * Return: 0, or
+ *	-EINVAL	@dev is not one of @mm's
+ *	-ENOMEM	not all could be brought back, and nothing has ended
+ */
+int hmm_mm_remove_device(struct hmm_mm *mm, struct hmm_device *dev);
 
 /**
  * hmm_mm_manage() - get mappings ready to move
@@ -534,6 +552,30 @@ int hmm_device_read(struct hmm_mm *mm, struct hmm_device *dev, uint64_t addr, vo
  *	-ENOMEM	the device took nothing
  */
 int hmm_device_write(struct hmm_mm *mm, struct hmm_device *dev, uint64_t addr, const void *buf, unsigned npages);
+
+/**
+ * hmm_written() - which pages the CPU has written to
+ * @mm: an engine.
+ * @start, @end: bytes, page-aligned.
+ * @stamp: out, one per page: the number of the call of this, anybody's, that last found it written to.
+ * @now: out: the number of this call.
+ *
+ * For devices that have copies of pages which the CPU keeps.  Before it copies a
+ * page a driver makes this call, and notes the number: the copy is good as long as
+ * later calls give no higher one for that page.  Pages that are dropped, replaced
+ * or cannot be told about (shared memory, files, hugetlb) count as written to; so do
+ * those that the engine or a device has put there, but for what HMM_DEV_KEEPS
+ * says.  What is written to pinned pages by DMA is not seen.  That a page goes to a device is told to notifiers.
+ *
+ * Memory is watched from here on, whole mappings of it, where it can be.  The
+ * CPU's next write to each page is slower, by a fault that nobody serves but the kernel.
+ *
+ * Context: Thread-safe.  Not in callbacks, nor under a lock that they take.
+ * Return: 0, or
+ *	-EINVAL	unaligned, backward, or beyond HMM_ADDR_END
+ *	-ENOMEM	no memory
+ */
+int hmm_written(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t stamp[], uint64_t *now);
 
 /* ------------------------------------------------------- mapping for devices */
 

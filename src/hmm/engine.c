@@ -232,6 +232,7 @@ static void mm_change(void *priv, const struct umm_change *c)
 {
 	struct hmm_mm *mm = priv;
 	uint64_t len = c->end - c->start;
+	bool managed;
 
 	switch (c->event) {
 	case UMM_EVENT_UNMAP:
@@ -246,9 +247,14 @@ static void mm_change(void *priv, const struct umm_change *c)
 		if (hmm_residency_remap(mm, c->start, c->new_start, len))
 			mm->h->opt.fatal(mm->h->opt.priv, mm, "no memory to follow mremap()");
 		/* The old range: unmapped by an event of its own, or left registered by MREMAP_DONTUNMAP. */
+		pthread_mutex_lock(&mm->lock);
+		/* In one's own process a mapping may be watched only, of which no missing page is reported. */
+		managed = !mm->h->opt.linked || hmm_iset_meets(&mm->registered, c->start, c->end);
+		pthread_mutex_unlock(&mm->lock);
 		hmm_forget(mm, c->new_start, c->new_start + len);
 		pthread_mutex_lock(&mm->lock);
-		hmm_iset_add(&mm->registered, c->new_start, c->new_start + len);
+		if (managed)
+			hmm_iset_add(&mm->registered, c->new_start, c->new_start + len);
 		marks_follow(mm, &mm->dontfork, c);
 		marks_follow(mm, &mm->wipeonfork, c);
 		pthread_mutex_unlock(&mm->lock);

@@ -115,12 +115,13 @@ static int place_failed(struct hmm_mm *mm, uint64_t addr, int rc)
 }
 
 /* Places what of @n pages lies in the first one's mapping: what was one when it went may be several now. */
-static int place(struct hmm_mm *mm, uint64_t addr, const char *src, unsigned n, uint64_t *bytes)
+static int place(struct hmm_mm *mm, uint64_t addr, const char *src, unsigned n, bool unwritten, uint64_t *bytes)
 {
 	int rc;
 
 	do {
-		rc = umm_uffd_copy(mm->space->uffd, addr, src, n * UMM_PAGE, bytes);
+		rc = unwritten ? umm_uffd_copy_unwritten(mm->space->uffd, addr, src, n * UMM_PAGE, bytes)
+			       : umm_uffd_copy(mm->space->uffd, addr, src, n * UMM_PAGE, bytes);
 	} while (rc == -ENOENT && !*bytes && (n /= 2));
 	return rc;
 }
@@ -149,7 +150,7 @@ static int fill_zero(struct hmm_mm *mm, uint64_t addr, unsigned n, bool write, u
 	if (!write)
 		rc = umm_uffd_zeropage(mm->space->uffd, addr, UMM_PAGE, &bytes);
 	else
-		rc = place(mm, addr, zeros, n > 1 ? plain_holes(mm, addr, n) : n, &bytes);
+		rc = place(mm, addr, zeros, n > 1 ? plain_holes(mm, addr, n) : n, false, &bytes);
 	/* Where a page was away there may be a marker (linked.c), which the zero page does not replace. */
 	if (rc == -EEXIST && !write && mm->h->opt.linked)
 		rc = umm_uffd_copy(mm->space->uffd, addr, zeros, UMM_PAGE, &bytes);
@@ -217,11 +218,14 @@ struct run {
 };
 
 /* Neighbouring pages of one tier from @i on.  Leaf lock held. */
-static void run_take(struct hmm_mm *mm, struct hmm_leaf *leaf, unsigned i, unsigned max, struct run *r)
+static void run_take(struct hmm_mm *mm, struct hmm_leaf *leaf, unsigned i, unsigned max, bool touched, struct run *r)
 {
 	unsigned tier = hmm_entry_tier(leaf->e[i]);
 	struct hmm_device *d = mm->h->chain.dev[tier];
 
+	/* A driver's pages leave its device when they are touched, not before, if it does not say otherwise. */
+	if (touched && mm->h->opt.linked && !(d->ops->caps & HMM_DEV_AHEAD))
+		max = 1;
 	r->n = 0;
 	while (r->n < max && i + r->n < HMM_LEAF_PAGES) {
 		hmm_entry_t e = leaf->e[i + r->n];
@@ -234,17 +238,20 @@ static void run_take(struct hmm_mm *mm, struct hmm_leaf *leaf, unsigned i, unsig
 	d->ops->get(d, r->handle, r->n);
 }
 
+enum why { NOT_TOUCHED, TOUCHED, TOUCHED_FOR_WRITING };
+
 /*
  * Bring back what is away at @addr and up to @max pages from there.
  * Returns pages placed, 0 when nothing was away or who waits was woken,
  * -EAGAIN, -ESRCH, -ENOMEM.  @system: the page was found to be SYSTEM.
  */
-static int bring_back(struct hmm_mm *mm, uint64_t addr, unsigned max, bool touched, bool *system)
+static int bring_back(struct hmm_mm *mm, uint64_t addr, unsigned max, enum why why, bool *system)
 {
 	char buf[HMM_PLACE_MAX * UMM_PAGE] __attribute__((aligned(4096)));
 	struct umm_evlock *evlock = &mm->space->ctl->evlock;
 	unsigned i = hmm_leaf_index(addr);
 	struct hmm_leaf *leaf;
+	bool touched = why != NOT_TOUCHED;
 	struct run r;
 	int rc = 0;
 
@@ -285,7 +292,7 @@ again:
 		wake(mm, addr, UMM_PAGE);
 		break;
 	case HMM_DEVICE:
-		run_take(mm, leaf, i, max, &r);
+		run_take(mm, leaf, i, max, why != NOT_TOUCHED, &r);
 		pthread_mutex_unlock(&leaf->lock);
 		umm_evlock_unshared(evlock);
 		goto device;
@@ -320,7 +327,8 @@ device:;
 	} else if (same) {
 		unsigned n = good < same ? good : same;
 
-		rc = place(mm, addr, buf, n, &bytes);
+		rc = place(mm, addr, buf, n,
+			   (d->ops->caps & HMM_DEV_KEEPS) && why != TOUCHED_FOR_WRITING && mm->h->opt.linked, &bytes);
 		n = (unsigned)(bytes / UMM_PAGE);
 		bool keep = n && hmm_clean_keeps(mm, hmm_entry_tier(r.e[0]), max);
 		for (unsigned k = 0; k < n; k++) {
@@ -444,13 +452,12 @@ int hmm_fault(void *priv, const struct umm_fault *f)
 	}
 	if (fault_of_inside(mm, f, &rc))
 		return rc == -EAGAIN ? rc : 0;
-	/* A driver's pages leave its device when they are touched, not before. */
-	n = mm->h->opt.linked ? 1 : stream_size(mm, f->addr >> UMM_PAGE_SHIFT, &which);
+	n = stream_size(mm, f->addr >> UMM_PAGE_SHIFT, &which);
 
 	atomic_fetch_add(&mm->faults, !f->again);
 	atomic_fetch_add(&mm->h->faults, !f->again);
 	hmm_budget_charge(mm, n);
-	rc = bring_back(mm, f->addr, n, true, &system);
+	rc = bring_back(mm, f->addr, n, write ? TOUCHED_FOR_WRITING : TOUCHED, &system);
 	if (rc > 0)
 		placed = (uint64_t)rc;
 	if (rc < 0)
@@ -469,6 +476,8 @@ int hmm_fault(void *priv, const struct umm_fault *f)
 			return 0;
 		}
 		pthread_mutex_lock(&leaf->lock);
+		if (mm->h->opt.linked)
+			n = 1;
 		while (k < n && i + k < HMM_LEAF_PAGES && hmm_entry_here(leaf->e[i + k]))
 			k++;
 		if (k)
@@ -516,7 +525,7 @@ int hmm_restore_from(struct hmm_mm *mm, uint64_t start, uint64_t end, unsigned t
 				a += UMM_PAGE;
 				continue;
 			}
-			int rc = bring_back(mm, a, left < HMM_PLACE_MAX ? (unsigned)left : HMM_PLACE_MAX, false,
+			int rc = bring_back(mm, a, left < HMM_PLACE_MAX ? (unsigned)left : HMM_PLACE_MAX, NOT_TOUCHED,
 					    &system);
 			if (rc == -EAGAIN) {
 				umm_space_drain(mm->space);

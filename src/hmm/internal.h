@@ -125,6 +125,7 @@ struct hmm_leaf {
 	pthread_mutex_t lock;
 	uint64_t base; /* address of its first page */
 	uint32_t held; /* entries that are not SYSTEM */
+	uint64_t *stamp; /* a page each, of hmm_written(); NULL: not asked for yet.  mm->lock */
 	hmm_entry_t e[HMM_LEAF_PAGES];
 };
 
@@ -226,6 +227,7 @@ struct hmm_mm {
 	 */
 	struct hmm_iset dontfork, wipeonfork;
 	bool marks_known;
+	uint64_t written; /* calls of hmm_written() */
 	pthread_mutex_t marks_lock;    /* around the event lock: of two who read marks the later one counts */
 	struct hmm_iset stuck;         /* cannot be moved; looked at again when emptied from time to time */
 	uint64_t keep_start, keep_end; /* the engine's own arena in there */
@@ -398,6 +400,14 @@ int hmm_marks_read(struct hmm_mm *mm);
 int hmm_peek(struct hmm_mm *mm, unsigned tier, uint64_t addr, char *buf, unsigned n);
 /** Replace the contents of pages from @addr on that are on @tier.  Returns as hmm_peek(). */
 int hmm_poke(struct hmm_mm *mm, unsigned tier, uint64_t addr, const char *buf, unsigned n);
+
+/* linked.c */
+/** mm->lock held: of what coherent devices share with others since a fork, what was written to is noted. */
+void hmm_coherent_settle(struct hmm_mm *mm, uint64_t start, uint64_t end);
+
+/* written.c */
+/** mm->lock held: other pages are there now than those that were asked about. */
+void hmm_written_moved(struct hmm_mm *mm, uint64_t start, uint64_t end);
 
 /* clean.c: pages that are back while a device still has them */
 /** Are pages that come back from @tier to be kept there, too?  @cluster: as many were asked for at a time. */

@@ -227,6 +227,11 @@ static bool coherent_share_next(struct linked *l, unsigned t, uint64_t *at)
 	return true;
 }
 
+void hmm_coherent_settle(struct hmm_mm *mm, uint64_t start, uint64_t end)
+{
+	coherent_settle(linked_of(mm), start, end);
+}
+
 static void linked_forking(void *priv)
 {
 	struct hmm_mm *mm = priv;
@@ -262,6 +267,8 @@ static void linked_change(void *priv, const struct umm_change *c)
 		hmm_iset_del(&l->shared, c->new_start, c->new_start + (c->end - c->start));
 		rc |= coherent_remap(&l->shared, c);
 	}
+	if (c->event == UMM_EVENT_REMAP)
+		hmm_written_moved(mm, c->new_start, c->new_start + (c->end - c->start));
 	pthread_mutex_unlock(&mm->lock);
 	if (rc)
 		hmm_say(l->h, "no memory to follow mremap(): pages of a coherent device count as the system's");
@@ -638,10 +645,15 @@ int hmm_mm_close(struct hmm_mm *mm)
 	return rc;
 }
 
+/* In place of a device that was removed, so that the numbers of the others stay. */
+static const struct hmm_device_ops removed_ops = {.name = "removed"};
+static struct hmm_device removed = {.ops = &removed_ops};
+
 int hmm_mm_add_device(struct hmm_mm *mm, struct hmm_device *dev)
 {
 	const struct hmm_device_ops *o = dev ? dev->ops : NULL;
 	struct hmm_chain *c = &mm->h->chain;
+	unsigned at = c->n;
 	sigset_t old;
 	int rc = 0;
 
@@ -649,15 +661,19 @@ int hmm_mm_add_device(struct hmm_mm *mm, struct hmm_device *dev)
 		return -EINVAL;
 	signals_block(&old);
 	pthread_mutex_lock(&mm->out_lock);
-	for (unsigned t = 0; t < c->n; t++)
+	for (unsigned t = 0; t < c->n; t++) {
 		if (c->dev[t] == dev)
 			rc = -EEXIST;
-	if (!rc && c->n == HMM_TIERS_MAX)
+		if (c->dev[t] == &removed && at == c->n)
+			at = t;
+	}
+	if (!rc && at == HMM_TIERS_MAX)
 		rc = -ENOSPC;
 	if (!rc) {
-		c->dev[c->n] = dev;
+		c->dev[at] = dev;
 		pthread_mutex_lock(&mm->lock);
-		c->n++;
+		if (at == c->n)
+			c->n++;
 		pthread_mutex_unlock(&mm->lock);
 	}
 	pthread_mutex_unlock(&mm->out_lock);
@@ -1186,11 +1202,33 @@ out:
 	return rc;
 }
 
-int hmm_migrate_to_system(struct hmm_mm *mm, struct hmm_device *dev, uint64_t start, uint64_t end, uint64_t *moved)
+/* Under out_lock, signals blocked.  @moved: pages that came; may be NULL. */
+static int bring_from(struct hmm_mm *mm, uint64_t start, uint64_t end, unsigned tiers, uint64_t *moved)
 {
 	struct linked *l = linked_of(mm);
-	unsigned tiers = (1u << HMM_TIERS_MAX) - 1;
 	uint64_t came = 0;
+	int rc = hmm_restore_from(mm, start, end, tiers, &came);
+
+	pthread_mutex_lock(&mm->lock);
+	coherent_settle(l, start, end);
+	for (unsigned t = 0; t < mm->h->chain.n && !rc; t++) {
+		const struct hmm_interval *in;
+
+		if (!(tiers & 1u << t))
+			continue;
+		for (uint64_t at = start; (in = hmm_iset_next(&l->coherent[t], at)) && in->start < end; at = in->end)
+			came += ((in->end < end ? in->end : end) - (in->start > start ? in->start : start)) / UMM_PAGE;
+		rc = hmm_iset_del(&l->coherent[t], start, end);
+	}
+	pthread_mutex_unlock(&mm->lock);
+	if (moved)
+		*moved = came;
+	return rc;
+}
+
+int hmm_migrate_to_system(struct hmm_mm *mm, struct hmm_device *dev, uint64_t start, uint64_t end, uint64_t *moved)
+{
+	unsigned tiers = (1u << HMM_TIERS_MAX) - 1;
 	sigset_t old;
 	int rc;
 
@@ -1206,23 +1244,29 @@ int hmm_migrate_to_system(struct hmm_mm *mm, struct hmm_device *dev, uint64_t st
 	}
 	signals_block(&old);
 	pthread_mutex_lock(&mm->out_lock);
-	rc = hmm_restore_from(mm, start, end, tiers, &came);
-	pthread_mutex_lock(&mm->lock);
-	coherent_settle(l, start, end);
-	for (unsigned t = 0; t < mm->h->chain.n && !rc; t++) {
-		const struct hmm_interval *in;
-
-		if (!(tiers & 1u << t))
-			continue;
-		for (uint64_t at = start; (in = hmm_iset_next(&l->coherent[t], at)) && in->start < end; at = in->end)
-			came += ((in->end < end ? in->end : end) - (in->start > start ? in->start : start)) / UMM_PAGE;
-		rc = hmm_iset_del(&l->coherent[t], start, end);
-	}
-	pthread_mutex_unlock(&mm->lock);
+	rc = bring_from(mm, start, end, tiers, moved);
 	pthread_mutex_unlock(&mm->out_lock);
 	signals_restore(&old);
-	if (moved)
-		*moved = came;
+	return rc;
+}
+
+int hmm_mm_remove_device(struct hmm_mm *mm, struct hmm_device *dev)
+{
+	sigset_t old;
+	int tier, rc;
+
+	signals_block(&old);
+	pthread_mutex_lock(&mm->out_lock);
+	tier = tier_of(mm, dev);
+	rc = tier < 0 ? tier : bring_from(mm, 0, HMM_ADDR_END, 1u << tier, NULL);
+	/* Under the lock still: nothing goes to it any more. */
+	if (!rc)
+		mm->h->chain.dev[tier] = &removed;
+	pthread_mutex_unlock(&mm->out_lock);
+	/* Who was woken may be here before who has woken it has let go of the device. */
+	while (!rc && atomic_load(&linked_of(mm)->serving))
+		nap();
+	signals_restore(&old);
 	return rc;
 }
 

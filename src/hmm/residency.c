@@ -310,8 +310,13 @@ void hmm_radix_destroy(struct hmm_mm *mm)
 		for (unsigned m = 0; top && m < 512; m++) {
 			struct hmm_mid *mid = atomic_load(&top->mid[m]);
 
-			for (unsigned l = 0; mid && l < 512; l++)
-				umm_free(mm->space, atomic_load(&mid->leaf[l]), sizeof(struct hmm_leaf));
+			for (unsigned l = 0; mid && l < 512; l++) {
+				struct hmm_leaf *leaf = atomic_load(&mid->leaf[l]);
+
+				if (leaf)
+					umm_free(mm->space, leaf->stamp, HMM_LEAF_PAGES * sizeof(*leaf->stamp));
+				umm_free(mm->space, leaf, sizeof(*leaf));
+			}
 			umm_free(mm->space, mid, sizeof(*mid));
 		}
 		umm_free(mm->space, top, sizeof(*top));

@@ -129,6 +129,12 @@ int umm_space_populate(struct umm_space *space, uint64_t start, uint64_t len, bo
  */
 int umm_page_scan_written(struct umm_space *space, uint64_t start, uint64_t end, struct umm_page_run *runs, unsigned nr,
 			  uint64_t *walk_end);
+/**
+ * Pages that were written to since they were last found so, or are not there, or for whom nobody can tell; from
+ * here on they count as not written to.  -EPERM: the range, or the mapping at @walk_end, is not watched.
+ */
+int umm_page_take_written(struct umm_space *space, uint64_t start, uint64_t end, struct umm_page_run *runs, unsigned nr,
+			  uint64_t *walk_end);
 
 /* arena.c */
 struct umm_arena *umm_arena_new(void);
@@ -165,6 +171,8 @@ int umm_uffd_register(int uffd, uint64_t start, uint64_t len, uint64_t mode);
 int umm_uffd_unregister(int uffd, uint64_t start, uint64_t len);
 /** @copied: bytes that went in before an error; never NULL.  Wakes who waits for them. */
 int umm_uffd_copy(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *copied);
+/** The same; what is placed counts as not written to. */
+int umm_uffd_copy_unwritten(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *copied);
 int umm_uffd_zeropage(int uffd, uint64_t dst, uint64_t len, uint64_t *zeroed);
 int umm_uffd_poison(int uffd, uint64_t dst, uint64_t len);
 /** Nobody waits for it (WP_ASYNC): a write undoes it, which shows.  Where nothing is it leaves a marker. */

@@ -62,3 +62,29 @@ int umm_page_scan_written(struct umm_space *space, uint64_t start, uint64_t end,
 	/* What is absent is reported as written, too. */
 	return scan(space, start, end, PAGE_IS_PRESENT | PAGE_IS_WRITTEN, 0, runs, nr, walk_end);
 }
+
+int umm_page_take_written(struct umm_space *space, uint64_t start, uint64_t end, struct umm_page_run *runs, unsigned nr,
+			  uint64_t *walk_end)
+{
+	struct page_region vec[SCAN_CHUNK];
+	struct pm_scan_arg a = {
+		.size = sizeof(a),
+		/* Without the check what is not watched would be passed over, as if nothing were written to. */
+		.flags = PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
+		.start = start,
+		.end = end,
+		.vec = (uintptr_t)vec,
+		.vec_len = nr < SCAN_CHUNK ? nr : SCAN_CHUNK,
+		/* Just these: the kernel has a short way for them. */
+		.category_mask = PAGE_IS_WRITTEN,
+		.return_mask = PAGE_IS_WRITTEN,
+	};
+	int n = ioctl(space->pagemap_fd, PAGEMAP_SCAN, &a);
+
+	if (n < 0)
+		return -errno;
+	for (int i = 0; i < n; i++)
+		runs[i] = (struct umm_page_run){vec[i].start, vec[i].end, 0};
+	*walk_end = a.walk_end;
+	return n;
+}

@@ -40,12 +40,12 @@ int umm_uffd_unregister(int uffd, uint64_t start, uint64_t len)
 	return uffd_ioctl(uffd, UFFDIO_UNREGISTER, &r);
 }
 
-int umm_uffd_copy(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *copied)
+static int copy(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t mode, uint64_t *copied)
 {
 	*copied = 0;
 	while (*copied < len) {
 		struct uffdio_copy c = {
-			.dst = dst + *copied, .src = (uintptr_t)src + *copied, .len = len - *copied, .mode = 0};
+			.dst = dst + *copied, .src = (uintptr_t)src + *copied, .len = len - *copied, .mode = mode};
 		int rc = uffd_ioctl(uffd, UFFDIO_COPY, &c);
 
 		if (c.copy > 0)
@@ -54,6 +54,16 @@ int umm_uffd_copy(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_
 			return rc;
 	}
 	return 0;
+}
+
+int umm_uffd_copy(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *copied)
+{
+	return copy(uffd, dst, src, len, 0, copied);
+}
+
+int umm_uffd_copy_unwritten(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *copied)
+{
+	return copy(uffd, dst, src, len, UFFDIO_COPY_MODE_WP, copied);
 }
 
 int umm_uffd_zeropage(int uffd, uint64_t dst, uint64_t len, uint64_t *zeroed)

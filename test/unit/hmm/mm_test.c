@@ -25,6 +25,8 @@
 #define NR 700u /* more than a batch */
 #define SIZE (NR * PAGE)
 
+#define HMM_MANY 16u /* more devices than an engine takes */
+
 struct fixture {
 	struct umm_space *space;
 	struct hmm_mm *mm;
@@ -698,6 +700,63 @@ static void opened_while_malloc_waits(void **state)
 	}
 }
 
+static void a_watched_mapping_that_moves_is_not_managed(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t moved;
+	char *p = mmap(NULL, 6 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	assert_int_equal(mprotect(p + PAGE, 4 * PAGE, PROT_READ | PROT_WRITE), 0);
+	for (unsigned i = 0; i < 4; i++)
+		p[(i + 1) * PAGE] = (char)(i + 1);
+	assert_int_equal(hmm_mm_manage(f->mm, f->addr, f->addr + SIZE), 0);
+	assert_int_equal(umm_space_watch(f->space, (uintptr_t)p + PAGE, 4 * PAGE), 0);
+	assert_ptr_equal(mremap(p + PAGE, 4 * PAGE, 4 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, f->mem + 8 * PAGE),
+			 f->mem + 8 * PAGE);
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev[0]->dev, f->addr, f->addr + SIZE, NULL, &moved), 0);
+	assert_int_equal(moved, SIZE / PAGE);
+	for (unsigned i = 0; i < 4; i++)
+		assert_int_equal(f->mem[(i + 8) * PAGE], i + 1);
+	munmap(p, 6 * PAGE);
+}
+
+static void a_device_that_is_removed_holds_nothing(void **state)
+{
+	struct fixture *f = *state;
+	struct hmm_device *dev = &f->dev[0]->dev, *other = &f->dev[1]->dev, *where[SIZE / PAGE];
+	struct fake *more[HMM_MANY];
+	unsigned n = 0;
+	uint64_t moved;
+
+	for (unsigned i = 0; i < SIZE / PAGE; i++)
+		f->mem[i * PAGE] = (char)(i + 1);
+	assert_int_equal(hmm_migrate_to_device(f->mm, dev, f->addr, f->addr + SIZE / 2, NULL, &moved), 0);
+	assert_int_equal(moved, SIZE / PAGE / 2);
+	assert_int_equal(hmm_migrate_to_device(f->mm, other, f->addr + SIZE / 2, f->addr + SIZE, NULL, &moved), 0);
+	assert_int_equal(hmm_mm_remove_device(f->mm, dev), 0);
+	assert_int_equal(f->dev[0]->pages, 0);
+	assert_int_equal(hmm_where(f->mm, f->addr, f->addr + SIZE, where, NULL), 0);
+	for (unsigned i = 0; i < SIZE / PAGE; i++)
+		assert_ptr_equal(where[i], i < SIZE / PAGE / 2 ? NULL : other);
+	assert_int_equal(hmm_mm_remove_device(f->mm, dev), -EINVAL);
+	assert_int_equal(hmm_migrate_to_device(f->mm, dev, f->addr, f->addr + PAGE, NULL, NULL), -EINVAL);
+	/* Its place is free, and the others keep theirs. */
+	while (n < HMM_MANY) {
+		more[n] = fake_create(true);
+		if (hmm_mm_add_device(f->mm, &more[n]->dev))
+			break;
+		n++;
+	}
+	assert_int_equal(n, 6);
+	assert_int_equal(hmm_migrate_to_device(f->mm, &more[0]->dev, f->addr, f->addr + PAGE, NULL, &moved), 0);
+	assert_int_equal(moved, 1);
+	for (unsigned i = 0; i < SIZE / PAGE; i++)
+		assert_int_equal(f->mem[i * PAGE], (char)(i + 1));
+	while (n--)
+		assert_int_equal(hmm_mm_remove_device(f->mm, &more[n]->dev), 0);
+	assert_int_equal(hmm_mm_remove_device(f->mm, &f->coherent), 0);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -719,6 +778,8 @@ int main(int argc, char **argv)
 		T(a_huge_page_goes_as_one),
 		T(threads_write_while_pages_move),
 		T(letting_go),
+		T(a_watched_mapping_that_moves_is_not_managed),
+		T(a_device_that_is_removed_holds_nothing),
 		cmocka_unit_test(opened_while_malloc_waits),
 	};
 

@@ -1,0 +1,385 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Getting into slots what a kernel is about to use.
+ *
+ * DOC: two ways
+ *
+ * What a kernel writes moves: whole pages that the argument has for itself, of
+ * memory that can move.  All else is copied: what it only reads (the CPU keeps
+ * its page), the first and last bytes of an argument, memory that cannot move
+ * (shared, locked, of a file), pages that would not go just now.  Of these what
+ * the kernel has written is copied back when it has ended: the bytes of the
+ * argument, no others.
+ *
+ * A slot may still be in use by a kernel that was launched before; who puts
+ * something into it waits for that one.
+ */
+#include <errno.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "drivers/opencl/opencl.h"
+
+#define TRIES 4u
+#define NAP_NS 20000l
+
+static void wait_for_slots(struct hmm_cl *cl, struct region *r, uint64_t first, uint64_t npages)
+{
+	sigset_t old;
+
+	cl_lock(cl, &old);
+	while (launch_uses(cl, r, first, npages, false))
+		pthread_cond_wait(&cl->changed, &cl->lock);
+	cl_unlock(cl, &old);
+}
+
+/*
+ * Somebody has read slot @i, and the page may have gone home since: or that came to
+ * nothing, and it is here still.  If there was but one reference, then the engine
+ * says it is here, and no reference was taken meanwhile, that is so.
+ */
+static void find_out(struct hmm_cl *cl, struct region *r, uint64_t i)
+{
+	struct timespec ts = {.tv_nsec = NAP_NS};
+	struct slot *s = &r->slot[i];
+	uint64_t a = r->addr + i * PAGE;
+	struct hmm_device *where;
+	hmm_handle_t handle;
+	bool alone, here;
+	uint32_t gets;
+	sigset_t old;
+
+	cl_lock(cl, &old);
+	alone = s->refs == 1;
+	gets = s->gets;
+	cl_unlock(cl, &old);
+	here = !hmm_where(cl->mm, a, a + PAGE, &where, &handle) && where == &cl->dev && handle == handle_of(r, i);
+	cl_lock(cl, &old);
+	if (alone && here && s->refs == 1 && s->gets == gets)
+		s->copied = 0;
+	here = !s->copied;
+	cl_unlock(cl, &old);
+	if (!here)
+		nanosleep(&ts, NULL);
+}
+
+/* The first run of slots from @i on, below @end, that are without their page; its end in @z.  False: there is none. */
+static bool next_absent(struct hmm_cl *cl, struct region *r, uint64_t *i, uint64_t *z, uint64_t end)
+{
+	const struct slot *s = r->slot;
+	sigset_t old;
+	bool open;
+
+	do {
+		cl_lock(cl, &old);
+		while (*i < end && s[*i].refs && !s[*i].copied)
+			++*i;
+		open = *i < end && s[*i].refs;
+		for (*z = *i; *z < end && !s[*z].refs;)
+			++*z;
+		cl_unlock(cl, &old);
+		if (open)
+			find_out(cl, r, *i);
+	} while (open);
+	return *i < end;
+}
+
+static const char zeros[PAGE];
+
+/*
+ * The page at @src goes into slot @i.  What is the same in there is not copied:
+ * pages that nobody has touched yet, and those that were here before, came home
+ * and were only looked at; nor does a page of zeros go through the runtime.
+ */
+static int put_page(struct hmm_cl *cl, struct region *r, uint64_t i, const void *src, uint64_t *copied)
+{
+	if (r->base) {
+		if (!memcmp(r->base + i * PAGE, src, PAGE))
+			return 0;
+		memcpy(r->base + i * PAGE, src, PAGE);
+	} else if (!memcmp(src, zeros, PAGE)) {
+		return region_zero(cl, r, i * PAGE, PAGE);
+	} else {
+		int rc = region_write(cl, r, i * PAGE, src, PAGE);
+
+		if (rc)
+			return rc;
+	}
+	*copied += PAGE;
+	return 0;
+}
+
+/* Lock held.  What other regions have of a page that goes to @r will be older than what comes from there. */
+static void forget_copies(struct hmm_cl *cl, const struct region *r, uint64_t addr)
+{
+	for (unsigned id = 0; id < cl->nregions; id++) {
+		struct region *o = cl->region[id];
+
+		if (o && o != r && addr >= o->addr && addr < o->addr + o->npages * PAGE)
+			o->slot[(addr - o->addr) / PAGE].copy = 0;
+	}
+}
+
+/* What was collected goes into its slots.  0 or -errno: then nothing has. */
+static int put_into_slots(struct hmm_cl *cl, struct region *r, struct hmm_migrate *m)
+{
+	uint64_t copied = 0;
+	sigset_t old;
+	int rc = 0;
+
+	cl_lock(cl, &old);
+	for (unsigned k = 0; k < m->npages; k++) {
+		struct slot *s = &r->slot[(m->addr[k] - r->addr) / PAGE];
+
+		if (s->refs)
+			continue; /* somebody has just read what was here before */
+		s->refs = 1;
+		s->copied = 0;
+		s->copy = 0;
+		s->flags &= (uint8_t)~SLOT_GONE;
+		r->live++;
+		cl->st.pages_here++;
+		m->handle[k] = handle_of(r, (m->addr[k] - r->addr) / PAGE);
+		forget_copies(cl, r, m->addr[k]);
+	}
+	cl_unlock(cl, &old);
+	for (unsigned k = 0; k < m->npages && !rc; k++)
+		if (m->handle[k] != HMM_HANDLE_NONE)
+			rc = put_page(cl, r, m->handle[k] & INDEX_MASK, m->src[k], &copied);
+	if (!r->base) {
+		int err = cl_errno(clFinish(cl->copies));
+
+		rc = rc ? rc : err;
+	}
+	for (unsigned k = 0; rc && k < m->npages; k++) {
+		if (m->handle[k] != HMM_HANDLE_NONE)
+			cl->dev.ops->put(&cl->dev, &m->handle[k], 1);
+		m->handle[k] = HMM_HANDLE_NONE;
+	}
+	cl_lock(cl, &old);
+	cl->st.bytes_in += copied;
+	cl_unlock(cl, &old);
+	return rc;
+}
+
+/* What is on a device, but not in our slots, comes by way of the system. */
+static int fetch_home(struct hmm_cl *cl, uint64_t start, uint64_t end)
+{
+	struct hmm_device *where[HMM_BATCH_MAX];
+	int rc = hmm_where(cl->mm, start, end, where, NULL);
+
+	for (uint64_t i = 0; !rc && i < (end - start) / PAGE; i++)
+		if (where[i])
+			return hmm_migrate_to_system(cl->mm, NULL, start, end, NULL);
+	return rc;
+}
+
+int bring_shared(struct hmm_cl *cl, uint64_t start, uint64_t end)
+{
+	int rc = 0;
+
+	for (uint64_t at = page_down(start), z; at < end && !rc; at = z) {
+		z = page_up(end);
+		if (advice_at(cl, at, &z) == HMM_CL_READ_MOSTLY)
+			rc = hmm_migrate_to_system(cl->mm, &cl->dev, at, z, NULL);
+	}
+	return rc;
+}
+
+static int move(struct hmm_cl *cl, struct region *r, uint64_t start, uint64_t end)
+{
+	uint64_t i = (start - r->addr) / PAGE, stop = (end - r->addr) / PAGE, z;
+
+	for (unsigned tries = 0; start < end && next_absent(cl, r, &i, &z, stop);) {
+		uint64_t a = r->addr + i * PAGE;
+		unsigned moved;
+		int rc;
+
+		if (z - i > HMM_BATCH_MAX)
+			z = i + HMM_BATCH_MAX;
+		wait_for_slots(cl, r, i, z - i);
+		rc = fetch_home(cl, a, r->addr + z * PAGE);
+		if (rc)
+			return rc;
+		*cl->m = (struct hmm_migrate){
+			.mm = cl->mm, .to = &cl->dev, .start = a, .end = r->addr + z * PAGE, .owner = cl};
+		rc = hmm_migrate_collect(cl->m);
+		if (rc == -EBUSY) { /* another userfaultfd's */
+			i = z;
+			continue;
+		}
+		if (rc)
+			return rc == -EINVAL ? -EFAULT : rc;
+		rc = put_into_slots(cl, r, cl->m);
+		z = (cl->m->end - r->addr) / PAGE;
+		moved = (unsigned)hmm_migrate_commit(cl->m);
+		if (rc)
+			return cl_fail(cl, rc, "the device does not take pages (error %d)", -rc);
+		/* Pages that did not go are tried again, a few times: somebody may just be touching them. */
+		if (moved == z - i || !moved || ++tries == TRIES) {
+			i = z;
+			tries = 0;
+		}
+	}
+	return 0;
+}
+
+/* Bytes of the program's, whatever is away of them; a bad address is an error, not a signal. */
+static int fetch(uint64_t addr, char *dst, size_t n)
+{
+	for (size_t done = 0; done < n;) {
+		struct iovec to = {dst + done, n - done}, from = {(void *)(uintptr_t)(addr + done), n - done};
+		ssize_t got = process_vm_readv(getpid(), &to, 1, &from, 1, 0);
+
+		if (got <= 0)
+			return got < 0 && errno == ENOMEM ? -ENOMEM : -EFAULT;
+		done += (size_t)got;
+	}
+	return 0;
+}
+
+static int copy_slots(struct hmm_cl *cl, struct region *r, uint64_t i, uint64_t z)
+{
+	for (uint64_t n; i < z; i += n) {
+		uint64_t a = r->addr + i * PAGE;
+		sigset_t old;
+		int rc;
+
+		n = z - i < STAGE_PAGES ? z - i : STAGE_PAGES;
+		rc = fetch(a, r->base ? r->base + i * PAGE : cl->stage, n * PAGE);
+		if (rc)
+			return cl_fail(cl, rc, "memory at %#llx cannot be read", (unsigned long long)a);
+		if (!r->base) {
+			rc = region_write(cl, r, i * PAGE, cl->stage, n * PAGE);
+			if (!rc)
+				rc = cl_errno(clFinish(cl->copies));
+			if (rc)
+				return cl_fail(cl, rc, "the device takes no data (error %d)", -rc);
+		}
+		cl_lock(cl, &old);
+		cl->st.bytes_in += n * PAGE;
+		cl_unlock(cl, &old);
+	}
+	return 0;
+}
+
+static int add_piece(struct hmm_cl *cl, struct launch *l, struct region *r, uint64_t start, uint64_t end)
+{
+	struct piece *last = l->npieces ? &l->piece[l->npieces - 1] : NULL;
+
+	if (last && last->region == r && last->addr + last->len == start) {
+		last->len += end - start;
+		return 0;
+	}
+	if (l->npieces == l->room) {
+		unsigned room = l->room ? 2 * l->room : 16;
+		struct piece *p = umm_alloc(cl->space, room * sizeof(*p));
+
+		if (!p)
+			return -ENOMEM;
+		if (l->npieces)
+			memcpy(p, l->piece, l->npieces * sizeof(*p));
+		umm_free(cl->space, l->piece, l->room * sizeof(*p));
+		l->piece = p;
+		l->room = room;
+	}
+	l->piece[l->npieces++] = (struct piece){.addr = start, .len = end - start, .region = r};
+	return 0;
+}
+
+/* Of slots [i, z), which are without their pages: the first run that has no good copy, [*from, *to). */
+static void next_stale(struct hmm_cl *cl, struct region *r, uint64_t i, uint64_t z, const uint64_t *stamp,
+		       uint64_t *from, uint64_t *to)
+{
+	sigset_t old;
+
+	cl_lock(cl, &old);
+	for (*from = i; *from < z; ++*from)
+		if (!r->slot[*from].copy || stamp[*from - i] > r->slot[*from].copy)
+			break;
+	for (*to = *from; *to < z && (!r->slot[*to].copy || stamp[*to - i] > r->slot[*to].copy);)
+		++*to;
+	cl_unlock(cl, &old);
+}
+
+/* In one piece for all of a range: most of the time there is nothing else to do than to ask. */
+static int stamps_for(struct hmm_cl *cl, uint64_t n)
+{
+	if (n <= cl->nstamps)
+		return 0;
+	umm_free(cl->space, cl->stamp, cl->nstamps * sizeof(*cl->stamp));
+	cl->stamp = umm_alloc(cl->space, n * sizeof(*cl->stamp));
+	cl->nstamps = cl->stamp ? n : 0;
+	return cl->stamp ? 0 : -ENOMEM;
+}
+
+/* Slots [i, z), which are without their pages, get what is in these. */
+static int refresh(struct hmm_cl *cl, struct region *r, uint64_t i, uint64_t z)
+{
+	uint64_t a, b, now;
+	sigset_t old;
+	int rc = stamps_for(cl, z - i);
+
+	if (!rc)
+		rc = hmm_written(cl->mm, r->addr + i * PAGE, r->addr + z * PAGE, cl->stamp, &now);
+	if (rc)
+		return rc;
+	atomic_store(&cl->now, now);
+	for (uint64_t at = i; next_stale(cl, r, at, z, cl->stamp + (at - i), &a, &b), a < z; at = b) {
+		wait_for_slots(cl, r, a, b - a);
+		rc = copy_slots(cl, r, a, b);
+		if (rc)
+			return rc;
+		cl_lock(cl, &old);
+		for (uint64_t k = a; k < b; k++)
+			r->slot[k].copy = now;
+		cl_unlock(cl, &old);
+	}
+	return 0;
+}
+
+/* They are about to be written to by the device: copies no longer. */
+static int make_piece(struct hmm_cl *cl, struct launch *l, struct region *r, uint64_t i, uint64_t z, uint64_t start,
+		      uint64_t end)
+{
+	uint64_t a = r->addr + i * PAGE, b = r->addr + z * PAGE;
+	sigset_t old;
+
+	wait_for_slots(cl, r, i, z - i);
+	cl_lock(cl, &old);
+	for (uint64_t k = i; k < z; k++) {
+		r->slot[k].flags |= SLOT_PIECE;
+		r->slot[k].copy = 0;
+	}
+	cl_unlock(cl, &old);
+	return add_piece(cl, l, r, a > start ? a : start, b < end ? b : end);
+}
+
+int bring_copy(struct hmm_cl *cl, struct region *r, uint64_t start, uint64_t end, struct launch *l)
+{
+	uint64_t i = (page_down(start) - r->addr) / PAGE, stop = (page_up(end) - r->addr) / PAGE, z;
+	int rc = 0;
+
+	launch_wait_back(cl, page_down(start), page_up(end));
+	for (; !rc && next_absent(cl, r, &i, &z, stop); i = z) {
+		rc = refresh(cl, r, i, z);
+		if (!rc && l)
+			rc = make_piece(cl, l, r, i, z, start, end);
+	}
+	return rc;
+}
+
+int bring_move(struct hmm_cl *cl, struct region *r, uint64_t start, uint64_t end)
+{
+	int rc = 0;
+
+	launch_wait_back(cl, start, end);
+	for (uint64_t at = start, z; at < end && !rc; at = z) {
+		z = end;
+		if (advice_at(cl, at, &z) != HMM_CL_STAY)
+			rc = move(cl, r, at, z);
+	}
+	return rc;
+}

@@ -1,0 +1,251 @@
+/* SPDX-License-Identifier: MIT */
+/* Which pages were written to, as two who ask see it. */
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#include "fake.h"
+#include "hmm.h"
+
+#define PAGE 4096ul
+#define NR 1100u /* in more than two leaves of the records */
+
+struct fixture {
+	struct umm_space *space;
+	struct hmm_mm *mm;
+	struct fake *dev;
+	char *mem;
+	uint64_t addr, end;
+	uint64_t stamp[NR];
+};
+
+static int setup(void **state)
+{
+	struct fixture *f = calloc(1, sizeof(*f));
+	int rc = umm_space_open_self(&f->space);
+
+	if (!rc)
+		rc = hmm_mm_open(f->space, &f->mm);
+	if (rc == -EPERM || rc == -EOPNOTSUPP) {
+		print_message("SKIP: no userfaultfd that moves pages: error %d\n", -rc);
+		exit(77);
+	}
+	f->dev = fake_create(true);
+	f->dev->ops.caps |= HMM_DEV_KEEPS | HMM_DEV_AHEAD;
+	if (rc || hmm_mm_add_device(f->mm, &f->dev->dev))
+		return -1;
+	/* With nobody's page on either side: a neighbour's would be managed with it. */
+	f->mem = mmap(NULL, (NR + 2) * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (f->mem == MAP_FAILED)
+		return -1;
+	f->mem += PAGE;
+	mprotect(f->mem, NR * PAGE, PROT_READ | PROT_WRITE);
+	f->addr = (uintptr_t)f->mem;
+	f->end = f->addr + NR * PAGE;
+	*state = f;
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	struct fixture *f = *state;
+	int rc = hmm_mm_close(f->mm);
+
+	umm_space_close(f->space);
+	fake_free(f->dev);
+	munmap(f->mem - PAGE, (NR + 2) * PAGE);
+	free(f);
+	return rc;
+}
+
+/* The number of this call, after a look at each page's stamp: higher than @since, or not. */
+static uint64_t ask(struct fixture *f, uint64_t since, unsigned *first, unsigned *count)
+{
+	uint64_t now = 0;
+
+	assert_int_equal(hmm_written(f->mm, f->addr, f->end, f->stamp, &now), 0);
+	assert_true(now > since);
+	*count = 0;
+	*first = NR;
+	for (unsigned i = NR; i--;) {
+		assert_true(f->stamp[i] <= now);
+		if (f->stamp[i] <= since)
+			continue;
+		++*count;
+		*first = i;
+	}
+	return now;
+}
+
+static void fill(struct fixture *f)
+{
+	for (unsigned i = 0; i < NR; i++)
+		f->mem[i * PAGE] = (char)(i + 1);
+}
+
+static void each_who_asks_learns_of_all_writes(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t a, b;
+	unsigned first, count;
+
+	fill(f);
+	a = ask(f, 0, &first, &count);
+	assert_int_equal(count, NR);
+	b = ask(f, 0, &first, &count);
+	f->mem[700 * PAGE] = 1;
+	a = ask(f, a, &first, &count);
+	assert_int_equal(count, 1);
+	assert_int_equal(first, 700);
+	/* That one has asked does not take it from the other. */
+	b = ask(f, b, &first, &count);
+	assert_int_equal(count, 1);
+	assert_int_equal(first, 700);
+	a = ask(f, a, &first, &count);
+	assert_int_equal(count, 0);
+	/* Reading is not writing; a system call that writes is. */
+	assert_int_equal(f->mem[3 * PAGE], 4);
+	a = ask(f, a, &first, &count);
+	assert_int_equal(count, 0);
+	int fd = open("/dev/zero", O_RDONLY);
+	assert_int_equal(read(fd, f->mem + 1099 * PAGE, 1), 1);
+	close(fd);
+	ask(f, a, &first, &count);
+	assert_int_equal(count, 1);
+	assert_int_equal(first, 1099);
+	ask(f, b, &first, &count);
+	assert_int_equal(count, 1);
+}
+
+static void what_is_dropped_or_replaced_is_written(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t a;
+	unsigned first, count;
+
+	fill(f);
+	a = ask(f, 0, &first, &count);
+	assert_int_equal(madvise(f->mem + 5 * PAGE, PAGE, MADV_DONTNEED), 0);
+	a = ask(f, a, &first, &count);
+	assert_int_equal(count, 1);
+	assert_int_equal(first, 5);
+	/* Where nothing was, something is. */
+	f->mem[5 * PAGE] = 9;
+	a = ask(f, a, &first, &count);
+	assert_int_equal(count, 1);
+	assert_ptr_equal(
+		mmap(f->mem + 8 * PAGE, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0),
+		f->mem + 8 * PAGE);
+	a = ask(f, a, &first, &count);
+	assert_int_equal(count, 1);
+	assert_int_equal(first, 8);
+	f->mem[8 * PAGE] = 1;
+	a = ask(f, a, &first, &count);
+	assert_int_equal(count, 1);
+	assert_int_equal(first, 8);
+	/* Of shared memory nobody can tell. */
+	assert_ptr_equal(
+		mmap(f->mem + 9 * PAGE, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0),
+		f->mem + 9 * PAGE);
+	for (unsigned i = 0; i < 3; i++) {
+		a = ask(f, a, &first, &count);
+		assert_int_equal(count, 1);
+		assert_int_equal(first, 9);
+	}
+	assert_int_equal(munmap(f->mem + 9 * PAGE, PAGE), 0);
+	ask(f, a, &first, &count);
+	assert_int_equal(count, 1);
+}
+
+static void what_mremap_takes_there_is_written(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t a;
+	unsigned first, count;
+
+	fill(f);
+	a = ask(f, 0, &first, &count);
+	assert_ptr_equal(mremap(f->mem + 5 * PAGE, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, f->mem + 9 * PAGE),
+			 f->mem + 9 * PAGE);
+	ask(f, a, &first, &count);
+	assert_true(f->stamp[5] > a && f->stamp[9] > a);
+	assert_int_equal(count, 2);
+	assert_int_equal(f->mem[9 * PAGE], 6);
+}
+
+static void what_a_device_gave_back_is_as_it_gave_it(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t a, moved;
+	unsigned first, count;
+
+	fill(f);
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev->dev, f->addr, f->addr + 8 * PAGE, NULL, &moved), 0);
+	assert_int_equal(moved, 8);
+	a = ask(f, 0, &first, &count);
+	/* Touched for writing, and for reading. */
+	f->mem[6 * PAGE] = 1;
+	assert_int_equal(f->mem[2 * PAGE], 3);
+	a = ask(f, a, &first, &count);
+	assert_int_equal(count, 1);
+	assert_int_equal(first, 6);
+	f->mem[2 * PAGE] = 1;
+	ask(f, a, &first, &count);
+	assert_int_equal(count, 1);
+	assert_int_equal(first, 2);
+}
+
+static void touches_that_walk_bring_neighbours_along(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t moved;
+
+	fill(f);
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev->dev, f->addr, f->addr + 512 * PAGE, NULL, &moved), 0);
+	assert_int_equal(moved, 512);
+	for (unsigned i = 0; i < 512; i++)
+		assert_int_equal(f->mem[i * PAGE], (char)(i + 1));
+	assert_true(f->dev->out_calls < 512 / 8);
+	/* Those that jump do not, once that has been noticed. */
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev->dev, f->addr, f->addr + 512 * PAGE, NULL, &moved), 0);
+	for (unsigned i = 0; i < 64; i++) {
+		unsigned at = (i * 37 + 11) % 512;
+
+		if (i == 32)
+			f->dev->copied_out = 0;
+		assert_int_equal(f->mem[at * PAGE], (char)(at + 1));
+	}
+	assert_in_range(f->dev->copied_out, 1, 32);
+}
+
+static void bad_arguments(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t now;
+
+	assert_int_equal(hmm_written(f->mm, f->addr + 1, f->end, f->stamp, &now), -EINVAL);
+	assert_int_equal(hmm_written(f->mm, f->end, f->addr, f->stamp, &now), -EINVAL);
+	assert_int_equal(hmm_written(f->mm, HMM_ADDR_END, HMM_ADDR_END + PAGE, f->stamp, &now), -EINVAL);
+}
+
+int main(int argc, char **argv)
+{
+	const struct CMUnitTest tests[] = {
+#define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+		T(each_who_asks_learns_of_all_writes),       T(what_is_dropped_or_replaced_is_written),
+		T(what_mremap_takes_there_is_written),       T(what_a_device_gave_back_is_as_it_gave_it),
+		T(touches_that_walk_bring_neighbours_along), T(bad_arguments),
+	};
+
+	if (argc > 1)
+		cmocka_set_test_filter(argv[1]);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,701 @@
+/* SPDX-License-Identifier: MIT */
+/* Kernels on plain memory: what moves, what is copied, what comes back. */
+#include "world.h"
+
+#define N (64 * PAGE / 4) /* of uint32_t */
+
+/* Where the CPU reaches the device's memory, and where all goes through the runtime. */
+static int setup_flags(void **state, unsigned flags)
+{
+	struct world *w = calloc(1, sizeof(*w));
+	struct hmm_cl_params p = {.memory = 64 << 20, .flags = flags};
+
+	*state = w;
+	return world_open(w, &p);
+}
+
+static int setup_reach(void **state)
+{
+	return setup_flags(state, 0);
+}
+
+static int setup_copies(void **state)
+{
+	return setup_flags(state, HMM_CL_COPIES);
+}
+
+static int teardown(void **state)
+{
+	struct world *w = *state;
+	int rc = world_close(w);
+
+	free(w);
+	return rc;
+}
+
+static void a_kernel_works_on_mapped_memory(void **state)
+{
+	struct world *w = *state;
+	struct hmm_cl_kernel *k = kernel(w, "add");
+	uint32_t *a = pages(64), *b = pages(64), by = 7;
+	cl_event event;
+
+	for (unsigned i = 0; i < N; i++)
+		a[i] = i;
+	assert_int_equal(hmm_cl_arg(k, 0, a, N * 4, HMM_CL_READ), 0);
+	assert_int_equal(hmm_cl_arg(k, 1, b, N * 4, HMM_CL_WRITE), 0);
+	assert_int_equal(hmm_cl_value(k, 2, &by, sizeof(by)), 0);
+	assert_int_equal(launch(k, N, &event), 0);
+	assert_int_equal(on_device(w, b, 64), 64);
+	/* What is only read is the CPU's, too. */
+	assert_int_equal(on_device(w, a, 64), 0);
+	assert_int_equal(stats(w).bytes_in, N * 4);
+	assert_int_equal(clWaitForEvents(1, &event), 0);
+	clReleaseEvent(event);
+	assert_int_equal(b[5], 12);
+	/* With what follows it, where touches walk forward. */
+	assert_in_range(on_device(w, b, 64), 64 - 8, 63);
+	for (unsigned i = 0; i < N; i++)
+		assert_int_equal(b[i], i + 7);
+	assert_int_equal(on_device(w, b, 64), 0);
+	hmm_cl_kernel_close(k);
+	pages_free(a, 64);
+	pages_free(b, 64);
+}
+
+static void malloced_memory_keeps_its_neighbours(void **state)
+{
+	struct world *w = *state;
+	struct hmm_cl_kernel *k = kernel(w, "inc");
+	unsigned n = 3 * PAGE / 4 + 123;
+	uint32_t *m = malloc((n + 64) * 4), *a = m + 32, by = 3;
+
+	for (unsigned i = 0; i < n + 64; i++)
+		m[i] = i;
+	assert_int_equal(hmm_cl_arg(k, 0, a, n * 4, HMM_CL_READ_WRITE), 0);
+	assert_int_equal(hmm_cl_value(k, 1, &by, sizeof(by)), 0);
+	assert_int_equal(launch(k, n, NULL), 0);
+	/* The bytes beside the argument are the CPU's all the time. */
+	for (unsigned i = 0; i < 32; i++) {
+		m[i] += 1000;
+		m[32 + n + i] += 1000;
+	}
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+	for (unsigned i = 0; i < n + 64; i++)
+		assert_int_equal(m[i], i < 32 || i >= 32 + n ? i + 1000 : i + 3);
+	assert_int_equal(hmm_cl_release(w->cl, a, n * 4), 0);
+	assert_int_equal(stats(w).bytes_held, 0);
+	hmm_cl_kernel_close(k);
+	free(m);
+}
+
+static void what_is_there_is_not_moved_again(void **state)
+{
+	struct world *w = *state;
+	struct hmm_cl_kernel *k = kernel(w, "inc");
+	uint32_t *a = pages(64), by = 1;
+	struct hmm_cl_stats st;
+
+	for (unsigned i = 0; i < N; i++)
+		a[i] = i;
+	assert_int_equal(hmm_cl_arg(k, 0, a, N * 4, HMM_CL_READ_WRITE), 0);
+	assert_int_equal(hmm_cl_value(k, 1, &by, sizeof(by)), 0);
+	for (unsigned i = 0; i < 10; i++)
+		assert_int_equal(launch(k, N, NULL), 0);
+	assert_int_equal(stats(w).bytes_in, N * 4);
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+	assert_int_equal(stats(w).bytes_out, 0);
+	/* One page comes back, changed, and goes again: one page is copied. */
+	a[PAGE / 4 * 9] += 100;
+	assert_int_equal(launch(k, N, NULL), 0);
+	st = stats(w);
+	assert_int_equal(st.bytes_in, N * 4 + PAGE);
+	assert_int_equal(st.bytes_out, PAGE);
+	for (unsigned i = 0; i < N; i++)
+		assert_int_equal(a[i], i + 11 + (i == PAGE / 4 * 9 ? 100 : 0));
+	hmm_cl_kernel_close(k);
+	pages_free(a, 64);
+}
+
+static void what_is_read_is_copied_when_it_was_written(void **state)
+{
+	struct world *w = *state;
+	struct hmm_cl_kernel *k = kernel(w, "add");
+	uint32_t *a = pages(64), *b = pages(64), by = 1;
+
+	for (unsigned i = 0; i < N; i++)
+		a[i] = i;
+	assert_int_equal(hmm_cl_arg(k, 0, a, N * 4, HMM_CL_READ), 0);
+	assert_int_equal(hmm_cl_arg(k, 1, b, N * 4, HMM_CL_WRITE), 0);
+	assert_int_equal(hmm_cl_value(k, 2, &by, sizeof(by)), 0);
+	for (unsigned i = 0; i < 5; i++)
+		assert_int_equal(launch(k, N, NULL), 0);
+	assert_int_equal(stats(w).bytes_in, N * 4);
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+	a[PAGE / 4 * 7] = 1000;
+	assert_int_equal(launch(k, N, NULL), 0);
+	assert_int_equal(stats(w).bytes_in, N * 4 + PAGE);
+	assert_int_equal(b[PAGE / 4 * 7], 1001);
+	/* The result of one is read by the next, and only looked at by the CPU: it stays good on the device. */
+	assert_int_equal(hmm_cl_arg(k, 0, b, N * 4, HMM_CL_READ), 0);
+	assert_int_equal(hmm_cl_arg(k, 1, a, N * 4, HMM_CL_WRITE), 0);
+	for (unsigned i = 0; i < N; i++)
+		assert_int_equal(b[i], i == PAGE / 4 * 7 ? 1001 : i + 1);
+	assert_int_equal(hmm_cl_prefetch(w->cl, a, N * 4, HMM_CL_WRITE), 0);
+	uint64_t before = stats(w).bytes_in;
+	assert_int_equal(launch(k, N, NULL), 0);
+	assert_int_equal(stats(w).bytes_in - before, 0);
+	for (unsigned i = 0; i < N; i++)
+		assert_int_equal(a[i], i == PAGE / 4 * 7 ? 1002 : i + 2);
+	hmm_cl_kernel_close(k);
+	pages_free(a, 64);
+	pages_free(b, 64);
+}
+
+/* A kernel that is in the queue and waits for the test. */
+struct running {
+	struct world *w;
+	struct hmm_cl_kernel *k;
+	cl_event brake;
+	uint32_t *a;
+	_Atomic bool released, went_early;
+	void (*change)(struct running *r);
+	pthread_t thread;
+	uint32_t *now; /* where the memory is afterwards; NULL: nowhere */
+};
+
+static void *changer(void *arg)
+{
+	struct running *r = arg;
+
+	r->change(r);
+	r->went_early = !r->released;
+	return NULL;
+}
+
+static void while_a_kernel_runs(struct world *w, unsigned access, void (*change)(struct running *r), bool waits)
+{
+	struct running r = {.w = w, .k = kernel(w, access == HMM_CL_READ ? "add" : "inc"), .change = change};
+	uint32_t by = 5, *out = pages(64);
+	size_t n = N;
+	cl_int err;
+
+	r.a = r.now = pages(64);
+	for (unsigned i = 0; i < N; i++)
+		r.a[i] = i;
+	assert_int_equal(hmm_cl_arg(r.k, 0, r.a, N * 4, access), 0);
+	if (access == HMM_CL_READ) {
+		assert_int_equal(hmm_cl_arg(r.k, 1, out, N * 4, HMM_CL_WRITE), 0);
+		assert_int_equal(hmm_cl_value(r.k, 2, &by, sizeof(by)), 0);
+	} else {
+		assert_int_equal(hmm_cl_value(r.k, 1, &by, sizeof(by)), 0);
+	}
+	r.brake = clCreateUserEvent(hmm_cl_context(w->cl), &err);
+	assert_int_equal(err, 0);
+	assert_int_equal(hmm_cl_launch(r.k, 1, NULL, &n, NULL, 1, &r.brake, NULL), 0);
+	assert_int_equal(pthread_create(&r.thread, NULL, changer, &r), 0);
+	usleep(50000); /* time to go wrong */
+	r.released = true;
+	assert_int_equal(clSetUserEventStatus(r.brake, CL_COMPLETE), 0);
+	pthread_join(r.thread, NULL);
+	if (waits)
+		assert_false(r.went_early);
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+	for (unsigned i = 0; r.now && i < N; i++)
+		assert_int_equal(r.now[i], access == HMM_CL_READ ? i : i + by);
+	clReleaseEvent(r.brake);
+	hmm_cl_kernel_close(r.k);
+	if (r.now)
+		munmap(r.now, 64 * PAGE);
+	pages_free(out, 64);
+}
+
+static void touches(struct running *r)
+{
+	assert_int_equal(r->a[17], 17 + 5);
+}
+
+static void a_touch_waits_for_the_kernel(void **state)
+{
+	while_a_kernel_runs(*state, HMM_CL_READ_WRITE, touches, true);
+}
+
+static void unmaps(struct running *r)
+{
+	r->now = NULL;
+	munmap(r->a, 64 * PAGE);
+}
+
+static void unmaps_raw(struct running *r)
+{
+	r->now = NULL;
+	sys2(SYS_munmap, r->a, 64 * PAGE);
+}
+
+static void munmap_waits_for_the_kernel(void **state)
+{
+	while_a_kernel_runs(*state, HMM_CL_READ_WRITE, unmaps, true);
+	while_a_kernel_runs(*state, HMM_CL_READ, unmaps, true);
+	/* Of a raw one we learn too late; the kernel has the device's memory still. */
+	while_a_kernel_runs(*state, HMM_CL_READ_WRITE, unmaps_raw, false);
+}
+
+static void protects(struct running *r)
+{
+	mprotect(r->a, 64 * PAGE, PROT_READ);
+}
+
+static void mprotect_waits_for_the_kernel(void **state)
+{
+	while_a_kernel_runs(*state, HMM_CL_READ_WRITE, protects, true);
+}
+
+static void drops(struct running *r)
+{
+	madvise(r->a, 64 * PAGE, MADV_DONTNEED);
+	for (unsigned i = 0; i < N; i++)
+		if (r->a[i])
+			abort();
+	r->now = NULL;
+}
+
+static void madvise_waits_for_the_kernel(void **state)
+{
+	while_a_kernel_runs(*state, HMM_CL_READ_WRITE, drops, true);
+}
+
+static void remaps(struct running *r)
+{
+	char *to = mmap(NULL, 66 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	r->now = mremap(r->a, 64 * PAGE, 64 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to + PAGE);
+}
+
+static void remaps_raw(struct running *r)
+{
+	char *to = mmap(NULL, 66 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	r->now = (void *)sys5(SYS_mremap, r->a, 64 * PAGE, 64 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to + PAGE);
+}
+
+static void mremap_waits_for_the_kernel(void **state)
+{
+	while_a_kernel_runs(*state, HMM_CL_READ_WRITE, remaps, true);
+	while_a_kernel_runs(*state, HMM_CL_READ_WRITE, remaps_raw, false);
+}
+
+static void forks(struct running *r)
+{
+	pid_t pid = fork();
+	int status;
+
+	if (!pid) {
+		for (unsigned i = 0; i < N; i++)
+			if (r->a[i] != i + 5)
+				_exit(1);
+		_exit(0);
+	}
+	waitpid(pid, &status, 0);
+	if (status)
+		abort();
+}
+
+static void fork_waits_for_the_kernel(void **state)
+{
+	while_a_kernel_runs(*state, HMM_CL_READ_WRITE, forks, true);
+}
+
+static void reads(struct running *r)
+{
+	for (unsigned i = 0; i < N; i++)
+		if (r->a[i] != i)
+			abort();
+}
+
+static void what_is_only_read_is_nobodys_to_wait_for(void **state)
+{
+	while_a_kernel_runs(*state, HMM_CL_READ, reads, false);
+}
+
+/* Addresses that pages have left are used for others, which have nothing of theirs. */
+static void after_mremap_addresses_are_used_again(void **state)
+{
+	struct world *w = *state;
+	struct hmm_cl_kernel *k = kernel(w, "inc");
+	uint32_t *a = pages(64), *b = pages(64), by = 1;
+
+	assert_int_equal(hmm_cl_value(k, 1, &by, sizeof(by)), 0);
+	for (unsigned round = 0; round < 2; round++) {
+		for (unsigned i = 0; i < N; i++)
+			a[i] = i;
+		assert_int_equal(hmm_cl_arg(k, 0, a, N * 4, HMM_CL_READ_WRITE), 0);
+		assert_int_equal(launch(k, N, NULL), 0);
+		assert_int_equal(hmm_cl_wait(w->cl), 0);
+		if (round)
+			assert_int_equal(sys5(SYS_mremap, a, 64 * PAGE, 64 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, b),
+					 (long)b);
+		else
+			assert_ptr_equal(mremap(a, 64 * PAGE, 64 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, b), b);
+		assert_int_equal(on_device(w, b, 64), 64);
+		assert_ptr_equal(
+			mmap(a, 64 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0), a);
+		assert_int_equal(launch(k, N, NULL), 0);
+		for (unsigned i = 0; i < N; i++)
+			assert_int_equal(a[i], 1);
+		/* Half of what moved is still on the device, where it was. */
+		for (unsigned i = 0; i < N / 2; i++)
+			assert_int_equal(b[i], i + 1);
+		assert_int_equal(hmm_cl_arg(k, 0, b, N * 4, HMM_CL_READ_WRITE), 0);
+		assert_int_equal(launch(k, N, NULL), 0);
+		for (unsigned i = 0; i < N; i++)
+			assert_int_equal(b[i], i + 2);
+	}
+	hmm_cl_kernel_close(k);
+	pages_free(a, 64);
+	pages_free(b, 64);
+}
+
+static void memory_that_cannot_move_is_copied(void **state)
+{
+	struct world *w = *state;
+	struct hmm_cl_kernel *k = kernel(w, "inc"), *k2 = kernel(w, "add");
+	uint32_t *a = pages(64), by = 2;
+	cl_event event;
+	uint32_t *s = mmap(NULL, 64 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	for (unsigned i = 0; i < N; i++)
+		s[i] = i;
+	assert_int_equal(hmm_cl_value(k, 1, &by, sizeof(by)), 0);
+	assert_int_equal(hmm_cl_arg(k, 0, s, N * 4, HMM_CL_READ_WRITE), 0);
+	for (unsigned round = 0; round < 3; round++) {
+		assert_int_equal(launch(k, N, &event), 0);
+		assert_int_equal(clWaitForEvents(1, &event), 0);
+		clReleaseEvent(event);
+		for (unsigned i = 0; i < N; i++)
+			assert_int_equal(s[i], i + (round + 1) * 2 + round);
+		for (unsigned i = 0; i < N; i++)
+			s[i]++;
+	}
+	munmap(s, 64 * PAGE);
+	/* Read-only memory is read; to write to it is refused, and moves nothing. */
+	for (unsigned i = 0; i < N; i++)
+		a[i] = i;
+	mprotect(a, 64 * PAGE, PROT_READ);
+	assert_int_equal(hmm_cl_arg(k, 0, a, N * 4, HMM_CL_READ_WRITE), 0);
+	assert_int_equal(launch(k, N, NULL), -EPERM);
+	assert_int_equal(on_device(w, a, 64), 0);
+	s = pages(64);
+	assert_int_equal(hmm_cl_arg(k2, 0, a, N * 4, HMM_CL_READ), 0);
+	assert_int_equal(hmm_cl_arg(k2, 1, s, N * 4, HMM_CL_WRITE), 0);
+	assert_int_equal(hmm_cl_value(k2, 2, &by, sizeof(by)), 0);
+	assert_int_equal(launch(k2, N, NULL), 0);
+	for (unsigned i = 0; i < N; i++)
+		assert_int_equal(s[i], i + 2);
+	/* A hole. */
+	munmap((char *)a + 5 * PAGE, PAGE);
+	assert_int_equal(launch(k2, N, NULL), -EFAULT);
+	hmm_cl_kernel_close(k);
+	hmm_cl_kernel_close(k2);
+	pages_free(a, 64);
+	pages_free(s, 64);
+}
+
+/* Sixteen times what the device may have. */
+static void the_least_used_leaves_when_there_is_no_room(void **state)
+{
+	struct world *w = *state;
+	struct hmm_cl_kernel *k = kernel(w, "inc");
+	enum { EACH = 4096, NR = 256 };
+	uint32_t *a[NR], by = 1, *big;
+	size_t n = EACH * PAGE / 4;
+	char line[200];
+
+	assert_int_equal(hmm_cl_value(k, 1, &by, sizeof(by)), 0);
+	for (unsigned i = 0; i < 8; i++) {
+		a[i] = pages(EACH);
+		for (size_t j = 0; j < n; j += 512)
+			a[i][j] = i;
+	}
+	for (unsigned round = 0; round < 2; round++) {
+		for (unsigned i = 0; i < 8; i++) {
+			assert_int_equal(hmm_cl_arg(k, 0, a[i], EACH * PAGE, HMM_CL_READ_WRITE), 0);
+			assert_int_equal(launch(k, n, NULL), 0);
+			assert_true(stats(w).bytes_held <= 64 << 20);
+		}
+	}
+	assert_int_equal(stats(w).evictions, 16 - 4 + 0);
+	for (unsigned i = 0; i < 8; i++) {
+		for (size_t j = 0; j < n; j += 512)
+			assert_int_equal(a[i][j], i + 2);
+		assert_int_equal(a[i][1], 2);
+		pages_free(a[i], EACH);
+	}
+	big = pages(EACH * 5);
+	big[77] = 77;
+	assert_int_equal(hmm_cl_arg(k, 0, big, EACH * 5 * PAGE, HMM_CL_READ_WRITE), 0);
+	assert_int_equal(launch(k, n * 5, NULL), -ENOSPC);
+	hmm_cl_message(w->cl, line, sizeof(line));
+	assert_non_null(strstr(line, "80 MiB do not fit into the 64 MiB"));
+	assert_int_equal(on_device(w, big, 16), 0);
+	assert_int_equal(big[77], 77);
+	hmm_cl_kernel_close(k);
+	pages_free(big, EACH * 5);
+}
+
+static void two_devices_pass_pages_to_each_other(void **state)
+{
+	struct world *w = *state;
+	struct hmm_cl_params p = {.device = hmm_cl_device(w->cl), .memory = 16 << 20};
+	struct hmm_cl_kernel *k = kernel(w, "inc"), *k2, *r1 = kernel(w, "add"), *r2;
+	uint32_t *a = pages(64), *o1 = pages(64), *o2 = pages(64), by = 1;
+	struct hmm_cl *other;
+	cl_program program;
+
+	assert_int_equal(hmm_cl_open(w->space, w->mm, &p, &other), 0);
+	assert_int_equal(hmm_cl_build(other, world_source, NULL, NULL, 0, &program), 0);
+	assert_int_equal(hmm_cl_kernel_open(other, program, "inc", &k2), 0);
+	assert_int_equal(hmm_cl_kernel_open(other, program, "add", &r2), 0);
+	for (unsigned i = 0; i < N; i++)
+		a[i] = i;
+	assert_int_equal(hmm_cl_arg(k, 0, a, N * 4, HMM_CL_READ_WRITE), 0);
+	assert_int_equal(hmm_cl_arg(k2, 0, a, N * 4, HMM_CL_READ_WRITE), 0);
+	assert_int_equal(hmm_cl_value(k, 1, &by, sizeof(by)), 0);
+	assert_int_equal(hmm_cl_value(k2, 1, &by, sizeof(by)), 0);
+	for (unsigned i = 0; i < 10; i++) {
+		assert_int_equal(launch(k, N, NULL), 0);
+		assert_int_equal(launch(k2, N, NULL), 0);
+	}
+	/* Both have a copy of what both read. */
+	assert_int_equal(hmm_cl_arg(r1, 0, a, N * 4, HMM_CL_READ), 0);
+	assert_int_equal(hmm_cl_arg(r2, 0, a, N * 4, HMM_CL_READ), 0);
+	assert_int_equal(hmm_cl_arg(r1, 1, o1, N * 4, HMM_CL_WRITE), 0);
+	assert_int_equal(hmm_cl_arg(r2, 1, o2, N * 4, HMM_CL_WRITE), 0);
+	assert_int_equal(hmm_cl_value(r1, 2, &by, sizeof(by)), 0);
+	assert_int_equal(hmm_cl_value(r2, 2, &by, sizeof(by)), 0);
+	for (unsigned i = 0; i < 3; i++) {
+		assert_int_equal(launch(r1, N, NULL), 0);
+		assert_int_equal(launch(r2, N, NULL), 0);
+	}
+	a[9] += 100;
+	assert_int_equal(launch(r2, N, NULL), 0);
+	assert_int_equal(launch(r1, N, NULL), 0);
+	for (unsigned i = 0; i < N; i++) {
+		assert_int_equal(o1[i], i + 21 + (i == 9 ? 100 : 0));
+		assert_int_equal(o2[i], i + 21 + (i == 9 ? 100 : 0));
+	}
+	hmm_cl_kernel_close(k2);
+	hmm_cl_kernel_close(r2);
+	clReleaseProgram(program);
+	assert_int_equal(launch(k, N, NULL), 0);
+	assert_int_equal(hmm_cl_close(other), 0);
+	for (unsigned i = 0; i < N; i++)
+		assert_int_equal(a[i], i + 21 + (i == 9 ? 100 : 0));
+	hmm_cl_kernel_close(k);
+	hmm_cl_kernel_close(r1);
+	pages_free(a, 64);
+	pages_free(o1, 64);
+	pages_free(o2, 64);
+}
+
+static void a_child_has_what_was_on_the_device(void **state)
+{
+	struct world *w = *state;
+	struct hmm_cl_kernel *k = kernel(w, "inc");
+	uint32_t *a = pages(64), by = 4;
+	int status;
+
+	for (unsigned i = 0; i < N; i++)
+		a[i] = i;
+	assert_int_equal(hmm_cl_arg(k, 0, a, N * 4, HMM_CL_READ_WRITE), 0);
+	assert_int_equal(hmm_cl_value(k, 1, &by, sizeof(by)), 0);
+	for (unsigned round = 0; round < 2; round++) {
+		pid_t pid;
+
+		assert_int_equal(launch(k, N, NULL), 0);
+		assert_int_equal(hmm_cl_wait(w->cl), 0);
+		assert_int_equal(on_device(w, a, 64), 64);
+		pid = round ? (pid_t)sys5(SYS_clone, SIGCHLD, 0, 0, 0, 0) : fork();
+		if (!pid) {
+			for (unsigned i = 0; i < N; i++)
+				if (a[i] != i + 4 * (round + 1))
+					_exit(1);
+			_exit(0);
+		}
+		assert_int_equal(waitpid(pid, &status, 0), pid);
+		assert_int_equal(status, 0);
+	}
+	for (unsigned i = 0; i < N; i++)
+		assert_int_equal(a[i], i + 8);
+	hmm_cl_kernel_close(k);
+	pages_free(a, 64);
+}
+
+static void advice_is_followed(void **state)
+{
+	struct world *w = *state;
+	struct hmm_cl_kernel *k = kernel(w, "inc"), *r = kernel(w, "add");
+	uint32_t *a = pages(64), *b = pages(64), by = 1;
+	cl_event event;
+
+	for (unsigned i = 0; i < N; i++)
+		a[i] = i;
+	assert_int_equal(hmm_cl_arg(k, 0, a, N * 4, HMM_CL_READ_WRITE), 0);
+	assert_int_equal(hmm_cl_value(k, 1, &by, sizeof(by)), 0);
+	assert_int_equal(hmm_cl_advise(w->cl, a, 16 * PAGE, HMM_CL_STAY), 0);
+	assert_int_equal(launch(k, N, NULL), 0);
+	assert_int_equal(on_device(w, a, 64), 48);
+	assert_int_equal(on_device(w, a, 16), 0);
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+	assert_int_equal(hmm_cl_advise(w->cl, a, 64 * PAGE, HMM_CL_HOME), 0);
+	assert_int_equal(launch(k, N, &event), 0);
+	assert_int_equal(clWaitForEvents(1, &event), 0);
+	clReleaseEvent(event);
+	for (unsigned i = 0; i < N; i++)
+		assert_int_equal(a[i], i + 2);
+	assert_int_equal(on_device(w, a, 64), 0);
+	assert_int_equal(hmm_cl_advise(w->cl, a, 64 * PAGE, HMM_CL_READ_MOSTLY), 0);
+	assert_int_equal(launch(k, N, NULL), 0);
+	assert_int_equal(on_device(w, a, 64), 64);
+	assert_int_equal(hmm_cl_arg(r, 0, a, N * 4, HMM_CL_READ), 0);
+	assert_int_equal(hmm_cl_arg(r, 1, b, N * 4, HMM_CL_WRITE), 0);
+	assert_int_equal(hmm_cl_value(r, 2, &by, sizeof(by)), 0);
+	uint64_t in = stats(w).bytes_in;
+	for (unsigned i = 0; i < 3; i++)
+		assert_int_equal(launch(r, N, NULL), 0);
+	assert_int_equal(on_device(w, a, 64), 0);
+	assert_int_equal(stats(w).bytes_in, in);
+	assert_int_equal(b[8], 8 + 3 + 1);
+	/* Back and forth ahead of need. */
+	assert_int_equal(hmm_cl_advise(w->cl, a, 64 * PAGE, HMM_CL_NORMAL), 0);
+	assert_int_equal(hmm_cl_prefetch(w->cl, a, N * 4, HMM_CL_READ_WRITE), 0);
+	assert_int_equal(on_device(w, a, 64), 64);
+	assert_int_equal(hmm_cl_prefetch(w->cl, a, N * 4, 0), 0);
+	assert_int_equal(on_device(w, a, 64), 0);
+	assert_int_equal(a[5], 8);
+	assert_int_equal(hmm_cl_advise(w->cl, a, 0, HMM_CL_STAY), -EINVAL);
+	assert_int_equal(hmm_cl_advise(w->cl, a, 1, 99), -EINVAL);
+	hmm_cl_kernel_close(k);
+	hmm_cl_kernel_close(r);
+	pages_free(a, 64);
+	pages_free(b, 64);
+}
+
+struct node {
+	struct node *next;
+	uint64_t value;
+};
+
+static void pointers_mean_the_same_on_both_sides(void **state)
+{
+	struct world *w = *state;
+	struct hmm_cl_kernel *k;
+	struct node *node;
+	uint64_t *sum;
+	void *p, *q;
+	size_t one = 1;
+	cl_event event;
+	int rc = hmm_cl_svm_alloc(w->cl, 100 * sizeof(*node), &p);
+
+	if (rc == -EOPNOTSUPP)
+		skip();
+	assert_int_equal(rc, 0);
+	/* The result lies in a piece that no argument names. */
+	assert_int_equal(hmm_cl_svm_alloc(w->cl, sizeof(*sum), &q), 0);
+	node = p;
+	sum = q;
+	*sum = 0;
+	for (unsigned i = 0; i < 100; i++)
+		node[i] = (struct node){i < 98 ? &node[i + 1] : i == 98 ? (struct node *)sum : NULL, i};
+	assert_int_equal(hmm_cl_kernel_open(w->cl, w->program, "follow", &k), 0);
+	assert_int_equal(hmm_cl_arg(k, 0, node, 100 * sizeof(*node), HMM_CL_READ_WRITE), 0);
+	for (unsigned round = 1; round < 4; round++) {
+		assert_int_equal(hmm_cl_launch(k, 1, NULL, &one, NULL, 0, NULL, &event), 0);
+		assert_int_equal(clWaitForEvents(1, &event), 0);
+		clReleaseEvent(event);
+		assert_int_equal(*sum, 98 * 99 / 2 * round);
+	}
+	hmm_cl_kernel_close(k);
+	hmm_cl_svm_free(w->cl, q);
+}
+
+static void memory_made_to_move(void **state)
+{
+	struct world *w = *state;
+	struct hmm_cl_kernel *k = kernel(w, "inc");
+	uint32_t by = 3, *a;
+	void *p;
+
+	assert_int_equal(hmm_cl_alloc(w->cl, 5 * PAGE - 8, &p), 0);
+	a = p;
+	assert_int_equal(hmm_cl_arg(k, 0, a, 5 * PAGE, HMM_CL_READ_WRITE), 0);
+	assert_int_equal(hmm_cl_value(k, 1, &by, sizeof(by)), 0);
+	assert_int_equal(launch(k, 5 * PAGE / 4, NULL), 0);
+	assert_int_equal(on_device(w, a, 5), 5);
+	assert_int_equal(a[5 * PAGE / 4 - 1], 3);
+	hmm_cl_free(w->cl, p, 5 * PAGE - 8);
+	assert_int_equal(hmm_cl_alloc(w->cl, 0, &p), -EINVAL);
+	hmm_cl_kernel_close(k);
+}
+
+static void bad_arguments(void **state)
+{
+	struct world *w = *state;
+	struct hmm_cl_kernel *k = kernel(w, "inc"), *none;
+	uint32_t *a = pages(64), by = 1;
+	char log[2000];
+	cl_program program;
+	size_t bad[3] = {(size_t)1 << 40, 1, 1}, n = N;
+
+	a[3] = 4;
+	assert_int_equal(hmm_cl_arg(k, 2, a, 4, HMM_CL_READ), -EINVAL);
+	assert_int_equal(hmm_cl_arg(k, 0, a, 4, 0), -EINVAL);
+	assert_int_equal(hmm_cl_arg(k, 0, a, 4, 4), -EINVAL);
+	assert_int_equal(hmm_cl_arg(k, 0, a, 0, HMM_CL_READ), -EINVAL);
+	assert_int_equal(hmm_cl_arg(k, 0, a, SIZE_MAX, HMM_CL_READ), -EOVERFLOW);
+	assert_int_equal(hmm_cl_value(k, 7, &by, sizeof(by)), -EINVAL);
+	assert_int_equal(hmm_cl_value(k, 1, &by, sizeof(by)), 0);
+	assert_int_equal(hmm_cl_arg(k, 0, a, N * 4, HMM_CL_READ_WRITE), 0);
+	/* OpenCL refuses the work size: nothing has run, and the next one does. */
+	assert_int_equal(hmm_cl_launch(k, 1, NULL, &n, bad, 0, NULL, NULL), -EINVAL);
+	assert_int_equal(hmm_cl_launch(k, 4, NULL, &n, NULL, 0, NULL, NULL), -EINVAL);
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+	assert_int_equal(a[3], 4);
+	assert_int_equal(launch(k, N, NULL), 0);
+	assert_int_equal(a[3], 5);
+	assert_int_equal(hmm_cl_kernel_open(w->cl, w->program, "nothing", &none), -ENOENT);
+	assert_int_equal(hmm_cl_build(w->cl, "kernel void bad(", NULL, log, sizeof(log), &program), -EINVAL);
+	assert_true(strlen(log) > 0);
+	hmm_cl_kernel_close(k);
+	pages_free(a, 64);
+}
+
+int main(int argc, char **argv)
+{
+	const struct CMUnitTest tests[] = {
+#define T(f) {#f "_reach", f, setup_reach, teardown, NULL}, {#f "_copies", f, setup_copies, teardown, NULL}
+		T(a_kernel_works_on_mapped_memory),
+		T(malloced_memory_keeps_its_neighbours),
+		T(what_is_there_is_not_moved_again),
+		T(what_is_read_is_copied_when_it_was_written),
+		T(a_touch_waits_for_the_kernel),
+		T(munmap_waits_for_the_kernel),
+		T(mprotect_waits_for_the_kernel),
+		T(madvise_waits_for_the_kernel),
+		T(mremap_waits_for_the_kernel),
+		T(fork_waits_for_the_kernel),
+		T(what_is_only_read_is_nobodys_to_wait_for),
+		T(after_mremap_addresses_are_used_again),
+		T(memory_that_cannot_move_is_copied),
+		T(the_least_used_leaves_when_there_is_no_room),
+		T(two_devices_pass_pages_to_each_other),
+		T(a_child_has_what_was_on_the_device),
+		T(advice_is_followed),
+		T(pointers_mean_the_same_on_both_sides),
+		T(memory_made_to_move),
+		T(bad_arguments),
+	};
+
+	if (argc > 1)
+		cmocka_set_test_filter(argv[1]);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

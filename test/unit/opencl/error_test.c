@@ -1,0 +1,287 @@
+/* SPDX-License-Identifier: MIT */
+/* A device without memory, and one that is lost: an error that says so, and the CPU's data as they were. */
+#include "world.h"
+
+#define N (64 * PAGE / 4)
+
+/* How often each call is still to succeed before it fails; as often as @fails says. */
+static struct fault {
+	int after, fails;
+	cl_int with;
+} alloc_f, ndrange_f, write_f, read_f, wait_f;
+
+static bool fails(struct fault *f)
+{
+	if (f->fails <= 0)
+		return false;
+	if (f->after > 0) {
+		f->after--;
+		return false;
+	}
+	f->fails--;
+	return true;
+}
+
+cl_mem __real_clCreateBuffer(cl_context c, cl_mem_flags flags, size_t size, void *host, cl_int *err);
+cl_mem __wrap_clCreateBuffer(cl_context c, cl_mem_flags flags, size_t size, void *host, cl_int *err);
+cl_mem __wrap_clCreateBuffer(cl_context c, cl_mem_flags flags, size_t size, void *host, cl_int *err)
+{
+	if (!fails(&alloc_f))
+		return __real_clCreateBuffer(c, flags, size, host, err);
+	*err = alloc_f.with;
+	return NULL;
+}
+
+void *__real_clSVMAlloc(cl_context c, cl_svm_mem_flags flags, size_t size, cl_uint align);
+void *__wrap_clSVMAlloc(cl_context c, cl_svm_mem_flags flags, size_t size, cl_uint align);
+void *__wrap_clSVMAlloc(cl_context c, cl_svm_mem_flags flags, size_t size, cl_uint align)
+{
+	return fails(&alloc_f) ? NULL : __real_clSVMAlloc(c, flags, size, align);
+}
+
+cl_int __real_clEnqueueNDRangeKernel(cl_command_queue q, cl_kernel k, cl_uint d, const size_t *o, const size_t *g,
+				     const size_t *l, cl_uint n, const cl_event *w, cl_event *e);
+cl_int __wrap_clEnqueueNDRangeKernel(cl_command_queue q, cl_kernel k, cl_uint d, const size_t *o, const size_t *g,
+				     const size_t *l, cl_uint n, const cl_event *w, cl_event *e);
+cl_int __wrap_clEnqueueNDRangeKernel(cl_command_queue q, cl_kernel k, cl_uint d, const size_t *o, const size_t *g,
+				     const size_t *l, cl_uint n, const cl_event *w, cl_event *e)
+{
+	return fails(&ndrange_f) ? ndrange_f.with : __real_clEnqueueNDRangeKernel(q, k, d, o, g, l, n, w, e);
+}
+
+cl_int __real_clEnqueueWriteBuffer(cl_command_queue q, cl_mem m, cl_bool b, size_t o, size_t s, const void *p,
+				   cl_uint n, const cl_event *w, cl_event *e);
+cl_int __wrap_clEnqueueWriteBuffer(cl_command_queue q, cl_mem m, cl_bool b, size_t o, size_t s, const void *p,
+				   cl_uint n, const cl_event *w, cl_event *e);
+cl_int __wrap_clEnqueueWriteBuffer(cl_command_queue q, cl_mem m, cl_bool b, size_t o, size_t s, const void *p,
+				   cl_uint n, const cl_event *w, cl_event *e)
+{
+	return fails(&write_f) ? write_f.with : __real_clEnqueueWriteBuffer(q, m, b, o, s, p, n, w, e);
+}
+
+cl_int __real_clEnqueueReadBuffer(cl_command_queue q, cl_mem m, cl_bool b, size_t o, size_t s, void *p, cl_uint n,
+				  const cl_event *w, cl_event *e);
+cl_int __wrap_clEnqueueReadBuffer(cl_command_queue q, cl_mem m, cl_bool b, size_t o, size_t s, void *p, cl_uint n,
+				  const cl_event *w, cl_event *e);
+cl_int __wrap_clEnqueueReadBuffer(cl_command_queue q, cl_mem m, cl_bool b, size_t o, size_t s, void *p, cl_uint n,
+				  const cl_event *w, cl_event *e)
+{
+	return fails(&read_f) ? read_f.with : __real_clEnqueueReadBuffer(q, m, b, o, s, p, n, w, e);
+}
+
+cl_int __real_clWaitForEvents(cl_uint n, const cl_event *e);
+cl_int __wrap_clWaitForEvents(cl_uint n, const cl_event *e);
+cl_int __wrap_clWaitForEvents(cl_uint n, const cl_event *e)
+{
+	cl_int rc = __real_clWaitForEvents(n, e);
+
+	return fails(&wait_f) ? wait_f.with : rc;
+}
+
+static int setup_flags(void **state, unsigned flags)
+{
+	struct world *w = calloc(1, sizeof(*w));
+	struct hmm_cl_params p = {.memory = 1 << 20, .flags = flags};
+
+	alloc_f = ndrange_f = write_f = read_f = wait_f = (struct fault){0};
+	*state = w;
+	return world_open(w, &p);
+}
+
+static int setup_reach(void **state)
+{
+	return setup_flags(state, 0);
+}
+
+static int setup_copies(void **state)
+{
+	return setup_flags(state, HMM_CL_COPIES);
+}
+
+static int teardown(void **state)
+{
+	struct world *w = *state;
+	int rc = world_close(w);
+
+	free(w);
+	return rc;
+}
+
+struct job {
+	struct hmm_cl_kernel *k;
+	uint32_t *a, *b;
+};
+
+static struct job job(struct world *w)
+{
+	struct job j = {kernel(w, "add"), pages(64), pages(64)};
+	uint32_t by = 1;
+
+	for (unsigned i = 0; i < N; i++) {
+		j.a[i] = i;
+		j.b[i] = i + 7;
+	}
+	assert_int_equal(hmm_cl_arg(j.k, 0, j.a, N * 4, HMM_CL_READ), 0);
+	assert_int_equal(hmm_cl_arg(j.k, 1, j.b, N * 4, HMM_CL_WRITE), 0);
+	assert_int_equal(hmm_cl_value(j.k, 2, &by, sizeof(by)), 0);
+	return j;
+}
+
+static void job_end(struct job *j)
+{
+	hmm_cl_kernel_close(j->k);
+	pages_free(j->a, 64);
+	pages_free(j->b, 64);
+}
+
+/* As it was before anything was launched; then all is well again. */
+static void intact(struct world *w, struct job *j)
+{
+	for (unsigned i = 0; i < N; i++) {
+		assert_int_equal(j->a[i], i);
+		assert_int_equal(j->b[i], i + 7);
+	}
+	assert_int_equal(launch(j->k, N, NULL), 0);
+	for (unsigned i = 0; i < N; i++)
+		assert_int_equal(j->b[i], i + 1);
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+}
+
+static void no_memory_on_the_device(void **state)
+{
+	struct world *w = *state;
+	struct job j = job(w), other = job(w);
+	char line[200];
+
+	/* What another range has is given up for it. */
+	assert_int_equal(launch(other.k, N, NULL), 0);
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+	alloc_f = (struct fault){0, 1, CL_MEM_OBJECT_ALLOCATION_FAILURE};
+	assert_int_equal(launch(j.k, N, NULL), 0);
+	assert_int_equal(stats(w).evictions > 0, true);
+	assert_int_equal(hmm_cl_release(w->cl, j.a, N * 4), 0);
+	assert_int_equal(hmm_cl_release(w->cl, j.b, N * 4), 0);
+	for (unsigned i = 0; i < N; i++) {
+		assert_int_equal(j.b[i], i + 1);
+		j.b[i] = i + 7;
+	}
+	/* There is none, for the first range and for the second. */
+	for (int after = 0; after < 2; after++) {
+		assert_int_equal(hmm_cl_release(w->cl, NULL, HMM_ADDR_END), 0);
+		alloc_f = (struct fault){after, 1000, CL_MEM_OBJECT_ALLOCATION_FAILURE};
+		assert_int_equal(launch(j.k, N, NULL), -ENOMEM);
+		hmm_cl_message(w->cl, line, sizeof(line));
+		assert_non_null(strstr(line, "memory of the device"));
+		assert_int_equal(on_device(w, j.b, 64), 0);
+		alloc_f.fails = 0;
+	}
+	intact(w, &j);
+	job_end(&j);
+	job_end(&other);
+}
+
+static void a_kernel_that_cannot_be_launched(void **state)
+{
+	struct world *w = *state;
+	struct job j = job(w);
+	char line[200];
+
+	ndrange_f = (struct fault){0, 1, CL_DEVICE_NOT_AVAILABLE};
+	assert_int_equal(launch(j.k, N, NULL), -EIO);
+	hmm_cl_message(w->cl, line, sizeof(line));
+	assert_non_null(strstr(line, "cannot be launched"));
+	intact(w, &j);
+	job_end(&j);
+}
+
+static void a_kernel_that_fails(void **state)
+{
+	struct world *w = *state;
+	struct job j = job(w);
+
+	wait_f = (struct fault){0, 1, CL_EXEC_STATUS_ERROR_FOR_EVENTS_IN_WAIT_LIST};
+	assert_int_equal(launch(j.k, N, NULL), 0);
+	assert_int_equal(hmm_cl_wait(w->cl), -EIO);
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+	for (unsigned i = 0; i < N; i++)
+		assert_int_equal(j.a[i], i);
+	assert_int_equal(launch(j.k, N, NULL), 0);
+	for (unsigned i = 0; i < N; i++)
+		assert_int_equal(j.b[i], i + 1);
+	job_end(&j);
+}
+
+static void a_device_that_takes_nothing(void **state)
+{
+	struct world *w = *state;
+	struct job j = job(w);
+
+	/* The first copy is that of a page which moves, the last that of a page which stays. */
+	for (int after = 0; after < 3; after++) {
+		write_f = (struct fault){after, 1000, CL_OUT_OF_RESOURCES};
+		assert_true(launch(j.k, N, NULL) < 0);
+		write_f.fails = 0;
+	}
+	intact(w, &j);
+	job_end(&j);
+}
+
+static sigjmp_buf on_sigbus;
+
+static void sigbus(int sig)
+{
+	siglongjmp(on_sigbus, 1);
+}
+
+static bool is_lost(const volatile uint32_t *p)
+{
+	struct sigaction sa = {.sa_handler = sigbus}, old;
+	bool lost = false;
+
+	sigaction(SIGBUS, &sa, &old);
+	if (sigsetjmp(on_sigbus, 1))
+		lost = true;
+	else
+		(void)*p;
+	sigaction(SIGBUS, &old, NULL);
+	return lost;
+}
+
+static void a_device_that_gives_nothing_back(void **state)
+{
+	struct world *w = *state;
+	struct job j = job(w);
+
+	assert_int_equal(launch(j.k, N, NULL), 0);
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+	assert_int_equal(j.b[PAGE / 4 * 60], PAGE / 4 * 60 + 1);
+	read_f = (struct fault){0, 1, CL_OUT_OF_RESOURCES};
+	/* Only the device had it: never anything else, but SIGBUS. */
+	assert_true(is_lost(&j.b[PAGE / 4 * 3]));
+	read_f.fails = 0;
+	assert_true(is_lost(&j.b[PAGE / 4 * 3]));
+	/* It is not launched on, and said to be so. */
+	assert_int_equal(launch(j.k, N, NULL), -EFAULT);
+	for (unsigned i = 0; i < N; i++) {
+		assert_int_equal(j.a[i], i);
+		if (i / (PAGE / 4) != 3 && i / (PAGE / 4) < 8)
+			assert_int_equal(j.b[i], i + 1);
+	}
+	job_end(&j);
+}
+
+int main(int argc, char **argv)
+{
+	const struct CMUnitTest tests[] = {
+#define T(f) {#f "_reach", f, setup_reach, teardown, NULL}, {#f "_copies", f, setup_copies, teardown, NULL}
+		T(no_memory_on_the_device),
+		T(a_kernel_that_cannot_be_launched),
+		T(a_kernel_that_fails),
+		{"a_device_that_takes_nothing", a_device_that_takes_nothing, setup_copies, teardown, NULL},
+		{"a_device_that_gives_nothing_back", a_device_that_gives_nothing_back, setup_copies, teardown, NULL},
+	};
+
+	if (argc > 1)
+		cmocka_set_test_filter(argv[1]);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
