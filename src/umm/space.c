@@ -2,6 +2,7 @@
 /* An address space: its descriptors and its life. */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -316,10 +317,22 @@ int umm_space_watch_around(struct umm_space *space, uint64_t start, uint64_t end
 	return first;
 }
 
+/*
+ * An unmap's event comes after the change: another thread may have mapped the same
+ * addresses, and use them, before it is read.  So what is pending is read here.
+ */
 void umm_space_sync(struct umm_space *space)
 {
-	if (umm_space_in_sync(space))
-		return;
-	umm_evlock_shared(&space->ctl->evlock);
-	umm_evlock_unshared(&space->ctl->evlock);
+	struct pollfd p = {.fd = space->uffd, .events = POLLIN};
+
+	if (!umm_space_in_sync(space)) {
+		umm_evlock_shared(&space->ctl->evlock);
+		umm_evlock_unshared(&space->ctl->evlock);
+	}
+	if (p.fd >= 0 && poll(&p, 1, 0) > 0)
+		umm_space_drain(space);
+	if (!umm_space_in_sync(space)) {
+		umm_evlock_shared(&space->ctl->evlock);
+		umm_evlock_unshared(&space->ctl->evlock);
+	}
 }
