@@ -19,7 +19,8 @@
  *
  * What changes is not served again: calls that the hooks see (and wait for us)
  * find the registration dropped when they go on; raw ones that the kernel tells
- * of make it invalid before they return, and a device that pins drops it with
+ * of make it invalid before they return (until then another thread that is given
+ * the same addresses may be served what was there), and a device that pins drops it with
  * the next call made to the cache.  A raw mprotect() tells nobody.  Memory that
  * is registered is watched (umm_space_watch()), whole mappings of it.
  *
