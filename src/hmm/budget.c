@@ -35,7 +35,7 @@
 
 #include "hmm/internal.h"
 
-#define GROWTH 2000000000ull      /* bytes a second */
+#define GROWTH 2000000000ull      /* bytes a second, on each CPU */
 #define SLEEP_MIN_NS 8000000ull   /* not oftener: at 2 ms it takes 2 % of a CPU; meanwhile 16 MiB can be touched */
 #define SLEEP_CALM_NS 24000000ull /* 48 MiB can be touched meanwhile */
 #define CALM_LOOKS 8u
@@ -49,6 +49,8 @@
 #define CREDIT_REST 4u
 #define FORKING_NS 60000000000ull /* no fork takes longer, its atfork handlers included */
 #define BUDGET_STACK (2ul << 20)  /* whatever RLIMIT_STACK says */
+#define ARM_FIRST (1ull << 20)
+#define BURST (64ull << 20)
 #define BUDGET_NICE (-10)
 #define TIGHT_NS 2000000l
 #define HOLD_NS 20000000ull
@@ -249,36 +251,50 @@ static bool arm(struct hmm_mm *mm)
 	return !atomic_load(&ctl->no_fork_events) || !atomic_load(&ctl->forking) || now - mm->arming_ns > FORKING_NS;
 }
 
-static void arm_one(struct hmm_mm *mm)
+/* Returns whether it is managed since now. */
+static bool arm_one(struct hmm_mm *mm)
 {
-	uint64_t now;
-
 	if (!mm->inside || atomic_load(&mm->dead) || atomic_load(&mm->rest))
-		return;
+		return false;
 	/* Before anything was registered, or where events are withheld, only the hook knows. */
 	if (atomic_load(&mm->space->ctl->has_forked))
 		atomic_store(&mm->forked, true);
-	if (!atomic_load(&mm->armed) && arm(mm))
-		atomic_store(&mm->armed, true);
-	now = hmm_now_ns();
-	if (atomic_load(&mm->armed) && now >= mm->discover_at_ns) {
-		hmm_discover(mm);
-		/* Thousands of mappings take milliseconds to walk: at most a tenth of the time. */
-		mm->discover_at_ns = now + 10 * (hmm_now_ns() - now);
-	}
+	if (atomic_load(&mm->armed) || !arm(mm))
+		return false;
+	atomic_store(&mm->armed, true);
+	/* To register takes long while others fault there: first of everybody what can grow most. */
+	hmm_discover(mm, ARM_FIRST);
+	return true;
 }
 
-static void arm_all(struct hmm *h)
+static void discover_one(struct hmm_mm *mm)
+{
+	uint64_t now = hmm_now_ns();
+
+	if (!mm->inside || atomic_load(&mm->dead) || atomic_load(&mm->rest) || !atomic_load(&mm->armed) ||
+	    now < mm->discover_at_ns)
+		return;
+	hmm_discover(mm, 0);
+	/* Thousands of mappings take milliseconds to walk: at most a tenth of the time. */
+	mm->discover_at_ns = now + 10 * (hmm_now_ns() - now);
+}
+
+/* Returns whether somebody is managed since now. */
+static bool arm_all(struct hmm *h)
 {
 	struct hmm_mm **list;
 	int n = hmm_mms_get(h, &list);
+	bool any = false;
 
 	if (n < 0)
-		return; /* the next round tries again */
+		return false; /* the next round tries again */
 	atomic_store(&h->armed, true);
 	for (int i = 0; i < n; i++)
-		arm_one(list[i]);
+		any |= arm_one(list[i]);
+	for (int i = 0; i < n; i++)
+		discover_one(list[i]);
 	hmm_mms_put(list, (unsigned)n);
+	return any;
 }
 
 static void room_made(struct hmm *h)
@@ -295,7 +311,8 @@ static void shrink(struct hmm *h, uint64_t total)
 	while (total > low_at(h) && !atomic_load(&h->stop) && !atomic_load(&h->resting)) {
 		uint64_t over = (total - low_at(h)) / UMM_PAGE + 1;
 		uint64_t failed = atomic_load(&h->out_failed);
-		uint64_t asked = over < 4 * UMM_BATCH_PAGES ? over : 4 * UMM_BATCH_PAGES;
+		/* Little at a time: what is mapped meanwhile is found between two rounds. */
+		uint64_t asked = over < 2 * UMM_BATCH_PAGES ? over : 2 * UMM_BATCH_PAGES;
 		uint64_t went = hmm_reclaim(h, asked);
 
 		/* It may take long, and what has been mapped meanwhile would grow unseen. */
@@ -329,19 +346,32 @@ static void shrink(struct hmm *h, uint64_t total)
 	h->futile_ns = 0;
 }
 
+/* How long it takes all CPUs to touch that much. */
+static uint64_t grown_by_ns(uint64_t bytes)
+{
+	uint64_t cpus = (uint64_t)sysconf(_SC_NPROCESSORS_ONLN);
+
+	return bytes * 1000 / (GROWTH / 1000000 * (cpus ? cpus : 1));
+}
+
 static uint64_t pause_ns(struct hmm *h, uint64_t total)
 {
 	uint64_t at = arm_at(h), ns;
 
 	if (atomic_load(&h->armed))
 		return atomic_load(&h->full) ? h->futile_ns : SLEEP_ARMED_NS;
-	ns = total < at ? (at - total) * 1000 / (GROWTH / 1000000) : 0;
+	ns = grown_by_ns(total < at ? at - total : 0);
 	/* A tree that has not grown for a while is not looked at as often. */
 	h->calm = total > h->looked_at + CALM_BYTES || total + CALM_BYTES < h->looked_at ? 0 : h->calm + 1;
 	if (!h->calm)
 		h->looked_at = total;
-	if (h->calm > CALM_LOOKS && ns < SLEEP_CALM_NS)
-		return SLEEP_CALM_NS;
+	if (h->calm > CALM_LOOKS && ns < SLEEP_CALM_NS) {
+		/* By what it may then burst beyond the budget, at most by half of that. */
+		uint64_t beyond = h->opt.budget / 8 > BURST / 2 ? h->opt.budget / 8 : BURST / 2;
+		uint64_t calm = grown_by_ns((total < at ? at - total : 0) + beyond);
+
+		ns = calm < SLEEP_CALM_NS ? calm : SLEEP_CALM_NS;
+	}
 	return ns < SLEEP_MIN_NS ? SLEEP_MIN_NS : ns > SLEEP_MAX_NS ? SLEEP_MAX_NS : ns;
 }
 
@@ -356,8 +386,8 @@ static void *budget_main(void *arg)
 		struct timespec ts;
 
 		if (!atomic_load(&h->resting)) {
-			if (total > arm_at(h))
-				arm_all(h);
+			if (total > arm_at(h) && arm_all(h))
+				total = hmm_budget_measure(h); /* it has taken a while */
 			if (total > high_at(h))
 				shrink(h, total);
 		}

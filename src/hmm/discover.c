@@ -113,7 +113,7 @@ static int manage(struct hmm_mm *mm, const struct umm_vma *v)
 	return rc;
 }
 
-int hmm_discover(struct hmm_mm *mm)
+int hmm_discover(struct hmm_mm *mm, uint64_t least)
 {
 	struct umm_vma v;
 	uint64_t at = 0;
@@ -126,7 +126,7 @@ int hmm_discover(struct hmm_mm *mm)
 		bool known;
 
 		at = v.end;
-		if (!manageable(&v) || (v.start < mm->keep_end && v.end > mm->keep_start))
+		if (v.end - v.start < least || !manageable(&v) || (v.start < mm->keep_end && v.end > mm->keep_start))
 			continue;
 		pthread_mutex_lock(&mm->lock);
 		known = hmm_iset_covers(&mm->registered, v.start, v.end) ||

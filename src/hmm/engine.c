@@ -236,6 +236,7 @@ static void mm_change(void *priv, const struct umm_change *c)
 
 	switch (c->event) {
 	case UMM_EVENT_UNMAP:
+		hmm_overtaken_note(mm, c);
 		hmm_residency_drop(mm, c->start, c->end);
 		hmm_forget(mm, c->start, c->end);
 		marks_forget(mm, c->start, c->end);
@@ -244,6 +245,7 @@ static void mm_change(void *priv, const struct umm_change *c)
 		hmm_residency_drop(mm, c->start, c->end);
 		break;
 	case UMM_EVENT_REMAP:
+		hmm_overtaken_note(mm, c);
 		if (hmm_residency_remap(mm, c->start, c->new_start, len))
 			mm->h->opt.fatal(mm->h->opt.priv, mm, "no memory to follow mremap()");
 		/* The old range: unmapped by an event of its own, or left registered by MREMAP_DONTUNMAP. */
@@ -355,6 +357,7 @@ static int child_copy_parked(struct hmm_mm *mm, struct hmm_mm *child, const stru
 			if (hmm_entry_state(e) != HMM_PARKED || hmm_iset_meets(absent, addr, addr + UMM_PAGE) ||
 			    hmm_iset_meets(empty, addr, addr + UMM_PAGE))
 				continue;
+			addr = hmm_overtaken_where(mm, child, addr);
 			rc = umm_uffd_copy(child->space->uffd, addr, page, UMM_PAGE, &bytes);
 			if (rc == -EAGAIN)
 				rc = child_park(child, b, s, addr, page, e);
@@ -478,11 +481,14 @@ static void mm_forked(void *priv, int uffd)
 	pthread_mutex_unlock(&mm->lock);
 	if (!rc)
 		rc = hmm_residency_clone(mm, child);
-	if (!rc && atomic_load(&mm->radix.away)) {
+	if (!rc && (atomic_load(&mm->radix.away) || hmm_overtaken_lately(mm))) {
 		rc = marks_at_fork(mm, &absent, &empty);
 		if (!rc) {
 			child_without(child, &absent, true);
 			child_without(child, &empty, false);
+			rc = hmm_overtaken_mend(mm, child);
+		}
+		if (!rc) {
 			rc = child_copy_parked(mm, child, &absent, &empty);
 			if (rc == -ESRCH)
 				rc = 0; /* it has ended */

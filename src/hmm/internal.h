@@ -123,8 +123,8 @@ static inline uint64_t hmm_entry_payload(hmm_entry_t e)
 
 struct hmm_leaf {
 	pthread_mutex_t lock;
-	uint64_t base; /* address of its first page */
-	uint32_t held; /* entries that are not SYSTEM */
+	uint64_t base;   /* address of its first page */
+	uint32_t held;   /* entries that are not SYSTEM */
 	uint64_t *stamp; /* a page each, of hmm_written(); NULL: not asked for yet.  mm->lock */
 	hmm_entry_t e[HMM_LEAF_PAGES];
 };
@@ -179,6 +179,15 @@ struct hmm_stream {
 	uint32_t used;
 };
 
+#define HMM_OVERTAKEN 32u
+
+/* A change of a mapping in which something was away, and which a fork may have come before. */
+struct hmm_overtaken {
+	uint64_t start, end, to; /* to: where it was moved; 0: it was unmapped */
+	uint64_t at_ns;
+	uint32_t by; /* the child for which it was last undone */
+};
+
 struct hmm_mm {
 	struct hmm *h;
 	struct umm_space *space;
@@ -227,7 +236,9 @@ struct hmm_mm {
 	 */
 	struct hmm_iset dontfork, wipeonfork;
 	bool marks_known;
-	uint64_t written; /* calls of hmm_written() */
+	uint64_t written;                              /* calls of hmm_written() */
+	struct hmm_overtaken overtaken[HMM_OVERTAKEN]; /* overtaken.c; event lock exclusively, as is their number */
+	unsigned novertaken;                           /* ever */
 	pthread_mutex_t marks_lock;    /* around the event lock: of two who read marks the later one counts */
 	struct hmm_iset stuck;         /* cannot be moved; looked at again when emptied from time to time */
 	uint64_t keep_start, keep_end; /* the engine's own arena in there */
@@ -392,6 +403,15 @@ int hmm_find_unforked(struct hmm_mm *mm, struct hmm_iset *absent, struct hmm_ise
  */
 int hmm_lost_to_child(struct hmm_mm *mm, int uffd);
 
+/** A mapping goes, or moves; before the records follow.  Event lock held exclusively, as for what follows. */
+void hmm_overtaken_note(struct hmm_mm *mm, const struct umm_change *c);
+/** Has there been such a change that a fork may still have come before? */
+bool hmm_overtaken_lately(struct hmm_mm *mm);
+/** A forked child's records, which are a copy of @mm's, become those of what it has inherited.  0 or -errno. */
+int hmm_overtaken_mend(struct hmm_mm *mm, struct hmm_mm *child);
+/** Where @child has what @mm has at @addr. */
+uint64_t hmm_overtaken_where(struct hmm_mm *mm, const struct hmm_mm *child, uint64_t addr);
+
 /** Look up in smaps what of @mm a child will not inherit as it is.  The event lock is not held.  0 or -errno. */
 int hmm_marks_read(struct hmm_mm *mm);
 
@@ -458,7 +478,8 @@ bool hmm_out_sync(struct hmm_mm *mm);
 /* discover.c */
 /** Bring [start, end) back and have nothing more to do with it: somebody else's userfaultfd will.  0 or -errno. */
 int hmm_hands_off(struct hmm_mm *mm, uint64_t start, uint64_t end);
-int hmm_discover(struct hmm_mm *mm);                              /* register what is not yet */
+/** Register what is not yet, of mappings of @least bytes or more.  0 or -errno. */
+int hmm_discover(struct hmm_mm *mm, uint64_t least);
 void hmm_forget(struct hmm_mm *mm, uint64_t start, uint64_t end); /* unmapped */
 
 /* reclaim.c */

@@ -24,6 +24,7 @@ static const struct inject_known inject_silent[] = {
 	{"umm/arena.c arena_release *", "zeros by hand"},
 	{"umm/uffd.c umm_uffd_writeprotect *", "a page that is away is not shown as such, nor as written"},
 	{"umm/quarantine.c page_is_absent pread", "then it lasts its full time"},
+	{"umm/space.c umm_space_sync poll", "what is pending is read by the monitor, a moment later"},
 	{"hmm/engine.c hmm_create open", "figures of a linked engine need none"},
 	{"hmm/linked.c hmm_mm_open open", "figures of a linked engine need none"},
 	{"hmm/linked.c own_pages SYS_madvise", "what stays shared is not the device's"},
@@ -78,7 +79,7 @@ static const struct inject_known inject_chance[] = {
 
 /* Memory that is not to be had is waited for, as by the kernel's own faults: these fail 50 times, not for ever. */
 static const struct inject_known inject_patient[] = {
-	{"umm/uffd.c umm_uffd_copy ioctl UFFDIO_COPY", "a page to place"},
+	{"umm/uffd.c copy ioctl UFFDIO_COPY", "a page to place"},
 	{"umm/uffd.c umm_uffd_zeropage ioctl UFFDIO_ZEROPAGE", "a page table to place it in"},
 	{"hmm/residency.c hmm_leaf_get umm_alloc*", "a record of it"},
 	{"drivers/dmirror/dmirror.c copy_checked process_vm_*", "seconds, until the range is given up"},
@@ -89,6 +90,8 @@ static const struct inject_known inject_patient[] = {
 static const struct inject_known inject_unreached[] = {
 	{"umm/arena.c umm_alloc calloc", "hmm run's"},
 	{"drivers/ofi/*", "open: no scenario of the walk has a provider yet"},
+	{"hmm/written.c *", "open: no scenario asks what was written"},
+	{"umm/pagemap.c umm_page_take_written *", "open: no scenario asks what was written"},
 	{"hmm/budget.c *", "hmm run's"},
 	{"hmm/demote.c *", "hmm run's"},
 	{"hmm/reclaim.c *", "hmm run's"},

@@ -103,7 +103,7 @@ def processes(h):
 
 
 def many(h):
-    """They are there, and grow, before the first has been armed; what is mapped while others give is found, too."""
+    """They are there, and grow, before the first has been armed: not held on a quiet machine (README), so not in `make test`."""
     watch(h, "own", 12, 288, 40)
 
 

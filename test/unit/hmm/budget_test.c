@@ -162,7 +162,7 @@ static void each_of_many_gives_its_part(void **state)
 	c->mm[0]->anon_pages = 0;
 	w->mm->anon_pages = 1000000;
 	atomic_store(&w->mm->armed, true);
-	assert_int_equal(hmm_discover(w->mm), 0);
+	assert_int_equal(hmm_discover(w->mm, 0), 0);
 	assert_true(hmm_reclaim(w->h, 1) > 0);
 	for (unsigned i = 0; i < MANY; i++)
 		assert_int_equal(atomic_load(&c->asked[i]), 2);
@@ -198,7 +198,7 @@ static void windows_do_not_eat_the_budget(void **state)
 	w->mm->window_fd = fd;
 	w->mm->anon_pages = N;
 	atomic_store(&w->mm->armed, true);
-	assert_int_equal(hmm_discover(w->mm), 0);
+	assert_int_equal(hmm_discover(w->mm, 0), 0);
 
 	w->h->opt.budget = 16 * STAGING;
 	assert_true(hmm_reclaim(w->h, 600) >= 600);

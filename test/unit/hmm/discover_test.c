@@ -83,11 +83,11 @@ static void only_what_is_registered_is_taken_to_be(void **state)
 	assert_int_equal(mprotect(target.at, PAGES * UMM_PAGE, PROT_READ | PROT_WRITE), 0);
 
 	target.swap = true;
-	assert_int_equal(hmm_discover(w->mm), 0);
+	assert_int_equal(hmm_discover(w->mm, 0), 0);
 	assert_false(is_registered(w, 0));
 	/* Left as it is, the next walk finds what there is. */
 	target.swap = false;
-	assert_int_equal(hmm_discover(w->mm), 0);
+	assert_int_equal(hmm_discover(w->mm, 0), 0);
 	for (unsigned i = 0; i < PAGES; i++)
 		assert_true(is_registered(w, i));
 	target.at = NULL;
@@ -113,7 +113,7 @@ static void what_a_child_was_born_without(void **state)
 	assert_int_equal(mprotect(target.at, PAGES * UMM_PAGE, PROT_READ | PROT_WRITE), 0);
 
 	target.fork = true;
-	assert_int_equal(hmm_discover(w->mm), 0);
+	assert_int_equal(hmm_discover(w->mm, 0), 0);
 	while (!(pid = atomic_load(&target.child)))
 		sched_yield();
 	umm_evlock_excl(&w->ctl->evlock);
@@ -127,7 +127,7 @@ static void what_a_child_was_born_without(void **state)
 	assert_true(hmm_iset_covers(&child->registered, (uintptr_t)p, (uintptr_t)p + PAGES * UMM_PAGE));
 	assert_false(hmm_iset_meets(&child->registered, (uintptr_t)target.at, (uintptr_t)target.at + PAGES * UMM_PAGE));
 	/* The parent's is, when it is looked at again. */
-	assert_int_equal(hmm_discover(w->mm), 0);
+	assert_int_equal(hmm_discover(w->mm, 0), 0);
 	assert_true(is_registered(w, 0));
 	kill(pid, SIGKILL);
 	assert_int_equal(waitpid(pid, NULL, 0), pid);

@@ -880,6 +880,96 @@ static void a_fork_of_who_must_die(void **state)
 	fork_after_death(2);
 }
 
+/* ------------------------------------------------------------ overtaken forks */
+
+struct overtaken {
+	char *p, *to; /* to: where it is moved; NULL: it is unmapped */
+	_Atomic bool done;
+};
+
+static void *change_mapping(void *arg)
+{
+	struct overtaken *o = arg;
+
+	if (o->to)
+		mremap(o->p, N * UMM_PAGE, N * UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, o->to);
+	else
+		munmap(o->p, N * UMM_PAGE);
+	atomic_store(&o->done, true);
+	return NULL;
+}
+
+static void *fork_and_look(void *arg)
+{
+	struct overtaken *o = arg;
+	pid_t pid = raw_fork();
+
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		for (unsigned i = 0; i < N; i++)
+			if (peek(o->p + i * UMM_PAGE) ? !!o->to : !page_is(o->p + i * UMM_PAGE, 1, i))
+				_exit(1);
+		_exit(0);
+	}
+	return (void *)(intptr_t)pid;
+}
+
+/* The kernel tells of a change first that came after the fork: the child has what it has, or SIGBUS, not zeros. */
+static void overtaken(bool moved, bool parked)
+{
+	const char *why;
+	struct world *w = world_create("lz4", 1, &why);
+	struct overtaken o = {.p = managed(w, N, 1), .to = moved ? managed(w, N, 2) : NULL};
+	struct umm_change c = {.event = moved ? UMM_EVENT_REMAP : UMM_EVENT_UNMAP,
+			       .start = (uintptr_t)o.p,
+			       .end = (uintptr_t)o.p + N * UMM_PAGE,
+			       .new_start = (uintptr_t)o.to};
+	struct hmm_victim v[4];
+	int status = -1;
+	pthread_t forker, changer;
+	void *pid;
+
+	assert_non_null(w);
+	if (parked) {
+		assert_int_equal(hmm_out_begin(w->mm, 0, v, victims(o.p, N, v)), 0);
+		assert_int_equal(hmm_out_finish(w->mm, 0), N);
+	} else {
+		out(w, o.p, N);
+		assert_int_equal(state_of(w, o.p), HMM_DEVICE);
+	}
+	umm_monitor_del(w->space);
+	assert_int_equal(pthread_create(&forker, NULL, fork_and_look, &o), 0);
+	poll(&(struct pollfd){.fd = w->space->uffd, .events = POLLIN}, 1, -1);
+	assert_int_equal(pthread_create(&changer, NULL, change_mapping, &o), 0);
+	while (present(w, o.p))
+		;
+	umm_evlock_excl(&w->ctl->evlock);
+	w->space->ops->change(w->space->priv, &c);
+	umm_evlock_unexcl(&w->ctl->evlock);
+	while (!atomic_load(&o.done))
+		umm_space_drain(w->space);
+	pthread_join(changer, NULL);
+	pthread_join(forker, &pid);
+	waitpid((pid_t)(intptr_t)pid, &status, 0);
+	world_destroy(w);
+	assert_int_equal(status, 0);
+}
+
+static void a_fork_that_munmap_has_overtaken(void **state)
+{
+	overtaken(false, false);
+}
+
+static void a_fork_that_mremap_has_overtaken(void **state)
+{
+	overtaken(true, false);
+}
+
+static void a_fork_that_mremap_has_overtaken_while_parked(void **state)
+{
+	overtaken(true, true);
+}
+
 #define CLEAN(test)                                                      \
 	{                                                                \
 #test ", clean", test, clean_setup, clean_teardown, NULL \
@@ -906,6 +996,9 @@ int main(void)
 		cmocka_unit_test(marks_of_whom_has_ended),
 		cmocka_unit_test(a_fork_after_the_inside_has_died),
 		cmocka_unit_test(a_fork_of_who_must_die),
+		cmocka_unit_test(a_fork_that_munmap_has_overtaken),
+		cmocka_unit_test(a_fork_that_mremap_has_overtaken),
+		cmocka_unit_test(a_fork_that_mremap_has_overtaken_while_parked),
 		cmocka_unit_test(copies_are_let_go),
 		cmocka_unit_test(copies_are_kept_where_it_pays),
 		CLEAN(changes_while_clean),
