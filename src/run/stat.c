@@ -12,10 +12,14 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "cli/cli.h"
 #include "run/wire.h"
+
+#define BUSY_TRIES 1000u
+#define BUSY_NS 2000000l
 
 #define ACCEPTS 0x10000u /* in the flags of /proc/net/unix: somebody listens */
 #define PACKET 65536u    /* more than an answer is sent in at a time */
@@ -73,8 +77,12 @@ static int connect_to(const char *name)
 	if (fd < 0)
 		return -errno;
 	memcpy(sa.sun_path + 1, name, strlen(name));
-	/* Who listens and never accepts must not keep us waiting. */
-	if (!connect(fd, (struct sockaddr *)&sa, len) && !fcntl(fd, F_SETFL, 0))
+	/* Hundreds may be signing on at this moment; but who listens and never accepts must not keep us waiting for
+	 * long. */
+	for (unsigned tries = 0;
+	     (rc = connect(fd, (struct sockaddr *)&sa, len)) && errno == EAGAIN && tries < BUSY_TRIES; tries++)
+		nanosleep(&(struct timespec){.tv_nsec = BUSY_NS}, NULL);
+	if (!rc && !fcntl(fd, F_SETFL, 0))
 		return fd;
 	rc = -errno;
 	close(fd);
