@@ -56,6 +56,7 @@
 #include "hmm/take.h"
 #include "umm/sys.h"
 
+#define FORKED_NS 2000000000ull /* since the engine began */
 #define STAGING_BYTES (UMM_BATCHES * UMM_BATCH_PAGES * UMM_PAGE)
 #define STAGING_ROOM (STAGING_BYTES + UMM_BATCH_PAGES * UMM_PAGE) /* aligned to a batch */
 #define COLLECT_TRIES 8u
@@ -707,9 +708,19 @@ static int manage_mapping(struct hmm_mm *mm, const struct umm_vma *v)
 		if (rc)
 			return rc;
 	}
-	umm_evlock_shared(&mm->space->ctl->evlock);
-	rc = umm_uffd_register(mm->space->uffd, v->start, v->end - v->start,
-			       UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
+	for (;;) {
+		umm_evlock_shared(&mm->space->ctl->evlock);
+		rc = umm_uffd_register(mm->space->uffd, v->start, v->end - v->start,
+				       UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
+		/*
+		 * In a process that was forked a moment ago what its parent managed is
+		 * its parent's engine's yet, which fills it and lets go.
+		 */
+		if (rc != -EBUSY || hmm_now_ns() - mm->h->start_ns > FORKED_NS)
+			break;
+		umm_evlock_unshared(&mm->space->ctl->evlock);
+		nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+	}
 	if (!rc) {
 		pthread_mutex_lock(&mm->lock);
 		rc = hmm_iset_add(&mm->registered, v->start, v->end);

@@ -20,6 +20,7 @@
 
 #include "../../skip.h"
 #include "fake.h"
+#include "umm/internal.h"
 
 #define PAGE 4096ul
 #define NR 700u /* more than a batch */
@@ -757,6 +758,29 @@ static void a_device_that_is_removed_holds_nothing(void **state)
 	assert_int_equal(hmm_mm_remove_device(f->mm, &f->coherent), 0);
 }
 
+static void *lets_go_later(void *arg)
+{
+	usleep(100000);
+	close((int)(intptr_t)arg);
+	return NULL;
+}
+
+/* As in a child whose parent's engine still gives it what was away. */
+static void what_another_engine_is_about_to_let_go_of(void **state)
+{
+	struct fixture *f = *state;
+	int uffd = umm_inside_uffd();
+	pthread_t t;
+	uint64_t got;
+
+	assert_true(uffd >= 0);
+	assert_int_equal(umm_uffd_api(uffd, UMM_UFFD_BASE, 0, &got), 0);
+	assert_int_equal(umm_uffd_register(uffd, f->addr, SIZE, UFFDIO_REGISTER_MODE_MISSING), 0);
+	assert_int_equal(pthread_create(&t, NULL, lets_go_later, (void *)(intptr_t)uffd), 0);
+	assert_int_equal(hmm_mm_manage(f->mm, f->addr, f->addr + SIZE), 0);
+	pthread_join(t, NULL);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -778,6 +802,7 @@ int main(int argc, char **argv)
 		T(a_huge_page_goes_as_one),
 		T(threads_write_while_pages_move),
 		T(letting_go),
+		T(what_another_engine_is_about_to_let_go_of),
 		T(a_watched_mapping_that_moves_is_not_managed),
 		T(a_device_that_is_removed_holds_nothing),
 		cmocka_unit_test(opened_while_malloc_waits),
