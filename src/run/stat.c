@@ -18,7 +18,7 @@
 #include "cli/cli.h"
 #include "run/wire.h"
 
-#define BUSY_TRIES 1000u
+#define BUSY_TRIES 100u
 #define BUSY_NS 2000000l
 
 #define ACCEPTS 0x10000u /* in the flags of /proc/net/unix: somebody listens */
