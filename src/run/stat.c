@@ -18,7 +18,7 @@
 #include "cli/cli.h"
 #include "run/wire.h"
 
-#define BUSY_TRIES 100u
+#define BUSY_TRIES 500u
 #define BUSY_NS 2000000l
 
 #define ACCEPTS 0x10000u /* in the flags of /proc/net/unix: somebody listens */
@@ -77,11 +77,8 @@ static int connect_to(const char *name)
 	if (fd < 0)
 		return -errno;
 	memcpy(sa.sun_path + 1, name, strlen(name));
-	/* Hundreds may be signing on at this moment; but who listens and never accepts must not keep us waiting for
-	 * long. */
-	for (unsigned tries = 0;
-	     (rc = connect(fd, (struct sockaddr *)&sa, len)) && errno == EAGAIN && tries < BUSY_TRIES; tries++)
-		nanosleep(&(struct timespec){.tv_nsec = BUSY_NS}, NULL);
+	/* Who listens and never accepts must not keep us waiting. */
+	rc = connect(fd, (struct sockaddr *)&sa, len);
 	if (!rc && !fcntl(fd, F_SETFL, 0))
 		return fd;
 	rc = -errno;
@@ -137,7 +134,8 @@ static int ask_socket(const char *name, uint32_t what, char **answer)
  * believed: to root what another user says of a process is worth nothing but for
  * processes of that user's.
  */
-static bool ours(const char *name, int pid)
+/* 1 or 0; -EAGAIN: too many are connecting there at this moment to tell. */
+static int ours(const char *name, int pid)
 {
 	struct ucred cred;
 	socklen_t len = sizeof(cred);
@@ -147,7 +145,7 @@ static bool ours(const char *name, int pid)
 	bool is;
 
 	if (fd < 0)
-		return false;
+		return fd == -EAGAIN ? fd : 0;
 	is = !getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len);
 	close(fd);
 	if (!is || geteuid())
@@ -170,7 +168,7 @@ static bool serves(const char *name, int pid)
 	bool found = false;
 	char *json;
 
-	if (!ours(name, pid) || ask_socket(name, WIRE_STAT_JSON, &json))
+	if (ours(name, pid) <= 0 || ask_socket(name, WIRE_STAT_JSON, &json))
 		return false;
 	for (int p = pid; p > 1 && !found; p = parent_of(p))
 		found = has_space_of(json, p);
@@ -217,7 +215,11 @@ static int socket_of(int pid, char *name, size_t len)
 		return rc;
 	rc = n ? -EPERM : -ENOENT;
 	for (size_t i = 0; i < n && rc; i++) {
-		if (!ours(all[i], pid))
+		int is = ours(all[i], pid);
+
+		if (is == -EAGAIN)
+			rc = is;
+		if (is <= 0)
 			continue;
 		snprintf(name, len, "%s", all[i]);
 		rc = 0;
@@ -246,7 +248,7 @@ static int search(int pid, char *name, size_t len)
 	return rc;
 }
 
-static int ask(int pid, uint32_t what, char **answer)
+static int ask_once(int pid, uint32_t what, char **answer)
 {
 	char name[WIRE_NAME_MAX];
 	bool others = false;
@@ -262,6 +264,16 @@ static int ask(int pid, uint32_t what, char **answer)
 	if (rc == -ENOENT && others)
 		rc = -EPERM;
 	return rc ? rc : ask_socket(name, what, answer);
+}
+
+/* Hundreds may be signing on at this moment.  But who is never accepted from must not keep us for long. */
+static int ask(int pid, uint32_t what, char **answer)
+{
+	int rc;
+
+	for (unsigned tries = 0; (rc = ask_once(pid, what, answer)) == -EAGAIN && tries < BUSY_TRIES; tries++)
+		nanosleep(&(struct timespec){.tv_nsec = BUSY_NS}, NULL);
+	return rc == -EAGAIN ? -EPERM : rc;
 }
 
 /* The number of a field of ours: we wrote the text, its form is known. */
