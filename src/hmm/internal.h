@@ -239,6 +239,7 @@ struct hmm_mm {
 	uint64_t written;                              /* calls of hmm_written() */
 	struct hmm_overtaken overtaken[HMM_OVERTAKEN]; /* overtaken.c; event lock exclusively, as is their number */
 	unsigned novertaken;                           /* ever */
+	bool overtaken_said;
 	pthread_mutex_t marks_lock;    /* around the event lock: of two who read marks the later one counts */
 	struct hmm_iset stuck;         /* cannot be moved; looked at again when emptied from time to time */
 	uint64_t keep_start, keep_end; /* the engine's own arena in there */

@@ -78,6 +78,10 @@ static int poison(struct hmm_mm *mm, struct hmm_mm *child, const struct hmm_over
 		if (rc && rc != -EEXIST && rc != -ENOENT)
 			return rc == -ESRCH ? 0 : rc;
 	}
+	/* Once: mostly nobody will ever touch it, and who forks while it unmaps does so again. */
+	if (mm->overtaken_said)
+		return 0;
+	mm->overtaken_said = true;
 	hmm_say(mm->h,
 		"another thread of process %d unmapped memory while it forked: what was away of it is lost to the "
 		"child,"
