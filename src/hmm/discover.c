@@ -17,6 +17,15 @@ static bool manageable(const struct umm_vma *v)
 	return !(v->flags & (UMM_VMA_SHARED | UMM_VMA_FILE | UMM_VMA_SPECIAL | UMM_VMA_STACK | UMM_VMA_HUGETLB));
 }
 
+/* mm->lock held.  Where, from @start on, the next memory begins that somebody else serves; UINT64_MAX: nowhere. */
+static uint64_t foreign_from(const struct hmm_mm *mm, uint64_t start)
+{
+	const struct hmm_interval *f = hmm_iset_next(&mm->foreign, start), *o = hmm_iset_next(&mm->foreign_old, start);
+	uint64_t a = f ? f->start : UINT64_MAX, b = o ? o->start : UINT64_MAX;
+
+	return a < b ? a : b;
+}
+
 /*
  * Event lock shared.  A mapping that was not registered goes and comes without
  * a word: between the look at it and its registration a part may have been
@@ -29,16 +38,26 @@ static int register_piece(struct hmm_mm *mm, uint64_t start, uint64_t end)
 {
 	int uffd = mm->space->uffd;
 	struct umm_vma now;
+	uint64_t limit;
 	int rc = 0;
+
+	/* Handed over since the walk looked: hmm_hands_off() says so under the lock that we hold shared. */
+	pthread_mutex_lock(&mm->lock);
+	limit = foreign_from(mm, start);
+	pthread_mutex_unlock(&mm->lock);
+	if (limit < end)
+		return -EAGAIN;
 
 	/*
 	 * It may grow in the meantime, and registered in part it could not be
-	 * moved by mremap(): up to the next mapping all that there is is meant.
+	 * moved by mremap(): up to the next mapping all that there is is meant,
+	 * or to what is somebody else's, which may be mapped by now.
 	 */
-	if (!umm_vma_next(mm->space, end, &now) && now.start > end)
-		rc = umm_uffd_register(uffd, start, now.start - start, UFFDIO_REGISTER_MODE_MISSING);
-	else
-		rc = -EINVAL;
+	if (!umm_vma_next(mm->space, end, &now) && now.start < limit)
+		limit = now.start;
+	rc = limit > end && limit != UINT64_MAX
+		     ? umm_uffd_register(uffd, start, limit - start, UFFDIO_REGISTER_MODE_MISSING)
+		     : -EINVAL;
 	if (rc) /* something else has been mapped there */
 		rc = umm_uffd_register(uffd, start, end - start, UFFDIO_REGISTER_MODE_MISSING);
 	if (!rc && (umm_vma_next(mm->space, start, &now) || now.start != start || now.end < end))
@@ -181,17 +200,18 @@ int hmm_hands_off(struct hmm_mm *mm, uint64_t start, uint64_t end)
 	 * (register_piece()).
 	 */
 	rc = theirs ? 0 : umm_uffd_unregister(mm->space->uffd, start, end - start);
-	/* What could not be brought back keeps its poison; to us it is no more than any other page. */
-	if (!rc)
-		hmm_residency_drop(mm, start, end);
-	umm_evlock_unexcl(evlock);
 	if (rc)
-		goto out; /* part of it is unmapped, or somebody else's: it is what it was */
+		goto unlock; /* part of it is unmapped, or somebody else's: it is what it was */
+	/* What could not be brought back keeps its poison; to us it is no more than any other page. */
+	hmm_residency_drop(mm, start, end);
+	/* Under the event lock: a walk that found it before must not take it back (register_piece()). */
 	pthread_mutex_lock(&mm->lock);
 	rc = hmm_iset_del(&mm->registered, start, end);
 	if (!rc)
 		rc = hmm_iset_add(&mm->foreign, start, end);
 	pthread_mutex_unlock(&mm->lock);
+unlock:
+	umm_evlock_unexcl(evlock);
 out:
 	pthread_mutex_unlock(&mm->out_lock);
 	return rc;

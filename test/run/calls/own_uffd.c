@@ -2,7 +2,8 @@
 /*
  * A program that serves page faults of its own: ranges registered before
  * anything of it is away, ranges registered later, of memory that was in use
- * (and away) before, and ranges it gives up again.
+ * (and away) before, ranges it gives up again, and ranges that are mapped and
+ * registered while hmm looks for what has been mapped.
  */
 #include "calls.h"
 
@@ -71,6 +72,36 @@ static void drop(unsigned i)
 	CHECK(!madvise(range[i].p, RANGE * V_PAGE, MADV_DONTNEED), "MADV_DONTNEED");
 }
 
+/* Each mremap() has hmm look for mappings that it does not know. */
+static void *looked_for(void *arg)
+{
+	char *p = v_map(2 * V_PAGE);
+
+	while (!atomic_load((_Atomic int *)arg)) {
+		p = mremap(p, 2 * V_PAGE, V_PAGE, 0);
+		CHECK(p != MAP_FAILED, "mremap");
+		p = mremap(p, V_PAGE, 2 * V_PAGE, MREMAP_MAYMOVE);
+		CHECK(p != MAP_FAILED, "mremap");
+	}
+	munmap(p, 2 * V_PAGE);
+	return NULL;
+}
+
+static void fresh(void)
+{
+	_Atomic int stopped = 0;
+	pthread_t t;
+
+	CHECK(!pthread_create(&t, NULL, looked_for, &stopped), "pthread_create");
+	for (unsigned i = 0; i < (long_run() ? 20000 : 2000); i++) {
+		/* Where nothing of ours was: what has been handed over once is left alone for a while. */
+		take(1, v_map(RANGE * V_PAGE));
+	}
+	range[1].p = NULL;
+	atomic_store(&stopped, 1);
+	pthread_join(t, NULL);
+}
+
 int main(void)
 {
 	struct uffdio_api api = {.api = UFFD_API};
@@ -129,6 +160,7 @@ int main(void)
 		munmap(used, RANGE * V_PAGE);
 		munmap(part, 3 * RANGE * V_PAGE);
 	}
+	fresh();
 	hog_stop(&hog);
 	CHECK(write(stop[1], "x", 1) == 1, "write");
 	pthread_join(t, NULL);
