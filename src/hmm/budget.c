@@ -17,14 +17,25 @@
  *
  *   arm	at 15/16 of the budget everything is registered, so that growth
  *		shows as faults, which can be held back.  Before: nothing at all.
+ *		Of many spaces that grow fast some sooner, but not below half.
  *   high	above it pages are moved out, down to low
  *   budget	above it faults wait for room, for a bounded time
  *
  * How long to sleep between measurements follows from what could be allocated
  * meanwhile: first touch of fresh memory is not faster than GROWTH.
+ *
+ * DOC: two threads
+ *
+ * One watches: it measures, arms, and looks for what has been mapped since,
+ * for that grows unseen until it is registered.  The other one moves pages out
+ * when it is told to (want), by the watcher or by a fault.  What takes long in
+ * the one must not keep the other: a round of reclaim may take 25 ms, in which
+ * two CPUs touch 100 MiB.  They share what is atomic, and lock; out_lock is
+ * the reclaimer's.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,7 +52,9 @@
 #define CALM_LOOKS 8u
 #define CALM_BYTES (2ull << 20)
 #define SLEEP_MAX_NS 200000000ull
+#define SLEEP_GROWING_NS 4000000ull
 #define SLEEP_ARMED_NS 10000000ull
+#define SLEEP_SHRINKING_NS 2000000ull
 #define FUTILE_ROUNDS 8u
 #define FUTILE_MAX_NS 1000000000ull
 #define CREDIT_EVERY_NS 250000000ull
@@ -50,15 +63,37 @@
 #define FORKING_NS 60000000000ull /* no fork takes longer, its atfork handlers included */
 #define BUDGET_STACK (2ul << 20)  /* whatever RLIMIT_STACK says */
 #define ARM_FIRST (1ull << 20)
+#define ARM_SPACE_NS 500000ull /* it takes to arm one of many */
 #define BURST (64ull << 20)
 #define BUDGET_NICE (-10)
 #define TIGHT_NS 2000000l
+#define WALK_NS 2000000ull /* is waited for the walks of all spaces */
 #define HOLD_NS 20000000ull
-#define HOLD_MAX 10u
+#define HOLD_MAX_NS 200000000ull
 
+static uint64_t growth(void)
+{
+	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+
+	return GROWTH * (cpus > 0 ? (uint64_t)cpus : 1);
+}
+
+/* How long it takes all CPUs to touch that much. */
+static uint64_t grown_by_ns(uint64_t bytes)
+{
+	return bytes * 1000 / (growth() / 1000000);
+}
+
+/* Many that grow fast are armed earlier: until the last of them is, the others go on growing. */
 static uint64_t arm_at(const struct hmm *h)
 {
-	return h->opt.budget - h->opt.budget / 16;
+	uint64_t usual = h->opt.budget - h->opt.budget / 16;
+	unsigned spaces = atomic_load(&h->spaces);
+	uint64_t early = growth() / 1000000 * ARM_SPACE_NS / 1000 * spaces;
+
+	if (h->calm || spaces < 2)
+		return usual;
+	return usual > h->opt.budget / 2 + early ? usual - early : h->opt.budget / 2;
 }
 
 static uint64_t high_at(const struct hmm *h)
@@ -172,12 +207,15 @@ uint64_t hmm_budget_measure(struct hmm *h)
 {
 	uint64_t now = hmm_now_ns(), sum = 0, away = 0, peak, faults = 0;
 	bool forked = false, credit;
+	unsigned spaces = 0;
 
 	pthread_mutex_lock(&h->lock);
 	for (struct hmm_mm *mm = h->mms; mm; mm = mm->next) {
 		forked |= atomic_load(&mm->forked);
 		faults += faults_since_credit(mm);
+		spaces++;
 	}
+	atomic_store(&h->spaces, spaces);
 	/*
 	 * All of them at once: a copy that one makes takes a share from the
 	 * others, too.  Dear, so never more than a part of the time.
@@ -202,36 +240,39 @@ uint64_t hmm_budget_measure(struct hmm *h)
 	return sum;
 }
 
+static void want_room(struct hmm *h)
+{
+	pthread_mutex_lock(&h->wait_lock);
+	atomic_store(&h->want_set, true);
+	pthread_cond_signal(&h->want);
+	pthread_mutex_unlock(&h->wait_lock);
+}
+
 void hmm_budget_charge(struct hmm_mm *mm, uint64_t pages)
 {
 	struct hmm *h = mm->h;
 
 	if (!h->budget_started || !h->opt.budget)
 		return;
-	for (unsigned i = 0; i < HOLD_MAX; i++) {
+	/* By time: how often room is made says nothing about how much. */
+	for (uint64_t now = 0, until = 0; now <= until;) {
 		uint64_t total = atomic_load(&h->estimate) + pages * UMM_PAGE;
 		struct timespec ts;
 
-		if (total > high_at(h) && !atomic_load(&h->want_set) && !atomic_load(&h->full)) {
-			pthread_mutex_lock(&h->wait_lock);
-			atomic_store(&h->want_set, true);
-			pthread_cond_signal(&h->want);
-			pthread_mutex_unlock(&h->wait_lock);
-		}
+		if (total > high_at(h) && !atomic_load(&h->want_set) && !atomic_load(&h->full))
+			want_room(h);
 		if (total <= h->opt.budget || atomic_load(&h->full) || atomic_load(&h->tight) ||
 		    atomic_load(&h->stop) || atomic_load(&h->resting))
 			return;
 		atomic_fetch_add(&h->held, 1);
 		umm_monitor_yield(mm->space);
-		clock_gettime(CLOCK_MONOTONIC, &ts);
-		ts.tv_nsec += (long)HOLD_NS;
-		if (ts.tv_nsec >= 1000000000) {
-			ts.tv_nsec -= 1000000000;
-			ts.tv_sec++;
-		}
+		hmm_deadline(&ts, HOLD_NS);
 		pthread_mutex_lock(&h->wait_lock);
 		pthread_cond_timedwait(&h->room, &h->wait_lock, &ts);
 		pthread_mutex_unlock(&h->wait_lock);
+		now = hmm_now_ns();
+		if (!until)
+			until = now + HOLD_MAX_NS;
 	}
 }
 
@@ -251,50 +292,56 @@ static bool arm(struct hmm_mm *mm)
 	return !atomic_load(&ctl->no_fork_events) || !atomic_load(&ctl->forking) || now - mm->arming_ns > FORKING_NS;
 }
 
-/* Returns whether it is managed since now. */
-static bool arm_one(struct hmm_mm *mm)
+static void arm_one(struct hmm_mm *mm)
 {
-	if (!mm->inside || atomic_load(&mm->dead) || atomic_load(&mm->rest))
-		return false;
 	/* Before anything was registered, or where events are withheld, only the hook knows. */
 	if (atomic_load(&mm->space->ctl->has_forked))
 		atomic_store(&mm->forked, true);
-	if (atomic_load(&mm->armed) || !arm(mm))
-		return false;
+	if (!arm(mm))
+		return;
 	atomic_store(&mm->armed, true);
-	/* To register takes long while others fault there: first of everybody what can grow most. */
+	atomic_fetch_add(&mm->h->newly_armed, 1);
+	/* To register takes long while others fault there: first what can grow most. */
 	hmm_discover(mm, ARM_FIRST);
-	return true;
 }
 
-static void discover_one(struct hmm_mm *mm)
+static uint64_t cpu_ns(void)
 {
-	uint64_t now = hmm_now_ns();
+	struct timespec ts;
 
-	if (!mm->inside || atomic_load(&mm->dead) || atomic_load(&mm->rest) || !atomic_load(&mm->armed) ||
-	    now < mm->discover_at_ns)
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
+}
+
+static void look_at_one(struct hmm_mm *mm)
+{
+	uint64_t now = hmm_now_ns(), cpu;
+
+	if (!mm->inside || atomic_load(&mm->dead) || atomic_load(&mm->rest))
 		return;
+	if (!atomic_load(&mm->armed)) {
+		arm_one(mm);
+		return;
+	}
+	if (now < mm->discover_at_ns)
+		return;
+	cpu = cpu_ns();
 	hmm_discover(mm, 0);
 	/* Thousands of mappings take milliseconds to walk: at most a tenth of the time. */
-	mm->discover_at_ns = now + 10 * (hmm_now_ns() - now);
+	mm->discover_at_ns = now + 10 * (cpu_ns() - cpu);
 }
 
-/* Returns whether somebody is managed since now. */
-static bool arm_all(struct hmm *h)
+/* Whoever is not managed yet is, and what has been mapped since is found, if not now then the next time. */
+static void look_at_all(struct hmm *h)
 {
 	struct hmm_mm **list;
 	int n = hmm_mms_get(h, &list);
-	bool any = false;
 
 	if (n < 0)
-		return false; /* the next round tries again */
+		return; /* the next round tries again */
 	atomic_store(&h->armed, true);
-	for (int i = 0; i < n; i++)
-		any |= arm_one(list[i]);
-	for (int i = 0; i < n; i++)
-		discover_one(list[i]);
+	hmm_walkers_each(h, list, (unsigned)n, look_at_one, WALK_NS);
 	hmm_mms_put(list, (unsigned)n);
-	return any;
 }
 
 static void room_made(struct hmm *h)
@@ -311,12 +358,10 @@ static void shrink(struct hmm *h, uint64_t total)
 	while (total > low_at(h) && !atomic_load(&h->stop) && !atomic_load(&h->resting)) {
 		uint64_t over = (total - low_at(h)) / UMM_PAGE + 1;
 		uint64_t failed = atomic_load(&h->out_failed);
-		/* Little at a time: what is mapped meanwhile is found between two rounds. */
+		/* Little at a time: each round who waits is told, and shares are weighed anew. */
 		uint64_t asked = over < 2 * UMM_BATCH_PAGES ? over : 2 * UMM_BATCH_PAGES;
 		uint64_t went = hmm_reclaim(h, asked);
 
-		/* It may take long, and what has been mapped meanwhile would grow unseen. */
-		arm_all(h);
 		total = hmm_budget_measure(h);
 		atomic_store(&h->tight, total > h->opt.budget && went < asked / 2);
 		room_made(h);
@@ -346,25 +391,24 @@ static void shrink(struct hmm *h, uint64_t total)
 	h->futile_ns = 0;
 }
 
-/* How long it takes all CPUs to touch that much. */
-static uint64_t grown_by_ns(uint64_t bytes)
+static void calm_note(struct hmm *h, uint64_t total)
 {
-	uint64_t cpus = (uint64_t)sysconf(_SC_NPROCESSORS_ONLN);
-
-	return bytes * 1000 / (GROWTH / 1000000 * (cpus ? cpus : 1));
-}
-
-static uint64_t pause_ns(struct hmm *h, uint64_t total)
-{
-	uint64_t at = arm_at(h), ns;
-
-	if (atomic_load(&h->armed))
-		return atomic_load(&h->full) ? h->futile_ns : SLEEP_ARMED_NS;
-	ns = grown_by_ns(total < at ? at - total : 0);
-	/* A tree that has not grown for a while is not looked at as often. */
 	h->calm = total > h->looked_at + CALM_BYTES || total + CALM_BYTES < h->looked_at ? 0 : h->calm + 1;
 	if (!h->calm)
 		h->looked_at = total;
+}
+
+static uint64_t pause_ns(const struct hmm *h, uint64_t total)
+{
+	uint64_t at = arm_at(h), ns, least;
+
+	if (atomic_load(&h->armed))
+		return atomic_load(&h->full) ? SLEEP_ARMED_NS
+		       : total > high_at(h)  ? SLEEP_SHRINKING_NS
+		       : h->calm             ? SLEEP_ARMED_NS
+					     : SLEEP_GROWING_NS;
+	ns = grown_by_ns(total < at ? at - total : 0);
+	/* A tree that has not grown for a while is not looked at as often. */
 	if (h->calm > CALM_LOOKS && ns < SLEEP_CALM_NS) {
 		/* By what it may then burst beyond the budget, at most by half of that. */
 		uint64_t beyond = h->opt.budget / 8 > BURST / 2 ? h->opt.budget / 8 : BURST / 2;
@@ -372,37 +416,97 @@ static uint64_t pause_ns(struct hmm *h, uint64_t total)
 
 		ns = calm < SLEEP_CALM_NS ? calm : SLEEP_CALM_NS;
 	}
-	return ns < SLEEP_MIN_NS ? SLEEP_MIN_NS : ns > SLEEP_MAX_NS ? SLEEP_MAX_NS : ns;
+	least = h->calm ? SLEEP_MIN_NS : SLEEP_GROWING_NS;
+	return ns < least ? least : ns > SLEEP_MAX_NS ? SLEEP_MAX_NS : ns;
 }
 
-static void *budget_main(void *arg)
+/* Among dozens that grow it must get its turn.  Who may not have that goes on without. */
+static void go_before_others(void)
+{
+	setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), BUDGET_NICE);
+}
+
+/*
+ * What it does takes a fraction of a millisecond, but whatever it comes late grows
+ * by four gigabytes a second: with a nice value alone it was seen to come 30 ms
+ * late where a dozen processes wanted the CPUs.
+ */
+static void go_at_once(void)
+{
+	if (sched_setscheduler(0, SCHED_RR, &(struct sched_param){.sched_priority = 1}))
+		go_before_others();
+}
+
+static void *watch_main(void *arg)
 {
 	struct hmm *h = arg;
 
-	/* Among dozens that grow it must get its turn.  Who may not have that goes on without. */
-	setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), BUDGET_NICE);
+	go_at_once();
 	while (!atomic_load(&h->stop)) {
 		uint64_t total = hmm_budget_measure(h);
 		struct timespec ts;
 
+		calm_note(h, total);
 		if (!atomic_load(&h->resting)) {
-			if (total > arm_at(h) && arm_all(h))
+			if (total > arm_at(h))
+				look_at_all(h);
+			if (atomic_exchange(&h->newly_armed, 0))
 				total = hmm_budget_measure(h); /* it has taken a while */
-			if (total > high_at(h))
-				shrink(h, total);
+			if (total > high_at(h) && !atomic_load(&h->full))
+				want_room(h);
 		}
 		room_made(h);
-		uint64_t ns = pause_ns(h, atomic_load(&h->estimate));
-		clock_gettime(CLOCK_MONOTONIC, &ts);
-		ts.tv_sec += (time_t)((ts.tv_nsec + (long)ns) / 1000000000);
-		ts.tv_nsec = (ts.tv_nsec + (long)ns) % 1000000000;
+		hmm_deadline(&ts, pause_ns(h, atomic_load(&h->estimate)));
 		pthread_mutex_lock(&h->wait_lock);
-		if (!atomic_load(&h->want_set) && !atomic_load(&h->stop))
-			pthread_cond_timedwait(&h->want, &h->wait_lock, &ts);
-		atomic_store(&h->want_set, false);
+		if (!atomic_load(&h->stop))
+			pthread_cond_timedwait(&h->ended, &h->wait_lock, &ts);
 		pthread_mutex_unlock(&h->wait_lock);
 	}
 	return NULL;
+}
+
+static void *reclaim_main(void *arg)
+{
+	struct hmm *h = arg;
+
+	go_before_others();
+	while (!atomic_load(&h->stop)) {
+		struct timespec ts;
+		uint64_t total;
+
+		pthread_mutex_lock(&h->wait_lock);
+		while (!atomic_load(&h->want_set) && !atomic_load(&h->stop))
+			pthread_cond_wait(&h->want, &h->wait_lock);
+		atomic_store(&h->want_set, false);
+		pthread_mutex_unlock(&h->wait_lock);
+		total = hmm_budget_measure(h);
+		if (total <= high_at(h))
+			atomic_store(&h->full, false);
+		if (atomic_load(&h->resting) || atomic_load(&h->stop) || total <= high_at(h))
+			continue;
+		shrink(h, total);
+		if (!atomic_load(&h->full))
+			continue;
+		/* In vain: the sooner the next try, the less the program gets of the CPUs. */
+		room_made(h);
+		hmm_deadline(&ts, h->futile_ns);
+		pthread_mutex_lock(&h->wait_lock);
+		if (!atomic_load(&h->stop))
+			pthread_cond_timedwait(&h->ended, &h->wait_lock, &ts);
+		atomic_store(&h->want_set, true);
+		pthread_mutex_unlock(&h->wait_lock);
+	}
+	return NULL;
+}
+
+static void stop_and_tell(struct hmm *h)
+{
+	pthread_mutex_lock(&h->wait_lock);
+	atomic_store(&h->stop, true);
+	pthread_cond_broadcast(&h->want);
+	pthread_cond_broadcast(&h->ended);
+	pthread_cond_broadcast(&h->room);
+	pthread_mutex_unlock(&h->wait_lock);
 }
 
 int hmm_budget_start(struct hmm *h)
@@ -410,13 +514,23 @@ int hmm_budget_start(struct hmm *h)
 	pthread_attr_t attr;
 	int rc;
 
-	h->budget_started = true;
 	pthread_attr_init(&attr);
 	pthread_attr_setstacksize(&attr, BUDGET_STACK);
-	rc = -pthread_create(&h->budget_thread, &attr, budget_main, h);
-	pthread_attr_destroy(&attr);
-	if (rc)
+	h->budget_started = true;
+	rc = -pthread_create(&h->reclaim_thread, &attr, reclaim_main, h);
+	if (rc) {
 		h->budget_started = false;
+		goto out;
+	}
+	rc = -pthread_create(&h->watch_thread, &attr, watch_main, h);
+	if (rc) {
+		stop_and_tell(h);
+		pthread_join(h->reclaim_thread, NULL);
+		h->budget_started = false;
+		atomic_store(&h->stop, false);
+	}
+out:
+	pthread_attr_destroy(&attr);
 	return rc;
 }
 
@@ -424,11 +538,9 @@ void hmm_budget_stop(struct hmm *h)
 {
 	if (!h->budget_started)
 		return;
-	pthread_mutex_lock(&h->wait_lock);
-	atomic_store(&h->stop, true);
-	pthread_cond_broadcast(&h->want);
-	pthread_cond_broadcast(&h->room);
-	pthread_mutex_unlock(&h->wait_lock);
-	pthread_join(h->budget_thread, NULL);
+	stop_and_tell(h);
+	pthread_join(h->watch_thread, NULL);
+	pthread_join(h->reclaim_thread, NULL);
+	hmm_walkers_stop(h);
 	h->budget_started = false;
 }

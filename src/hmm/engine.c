@@ -23,6 +23,13 @@ uint64_t hmm_now_ns(void)
 	return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
 }
 
+void hmm_deadline(struct timespec *ts, uint64_t ns)
+{
+	clock_gettime(CLOCK_MONOTONIC, ts);
+	ts->tv_sec += (time_t)(((uint64_t)ts->tv_nsec + ns) / 1000000000);
+	ts->tv_nsec = (long)(((uint64_t)ts->tv_nsec + ns) % 1000000000);
+}
+
 void hmm_say(struct hmm *h, const char *fmt, ...)
 {
 	char line[512];
@@ -38,6 +45,7 @@ void hmm_say(struct hmm *h, const char *fmt, ...)
 int hmm_create(const struct hmm_options *opt, struct hmm **hp, char *err, size_t errlen)
 {
 	struct hmm *h = calloc(1, sizeof(*h));
+	pthread_mutexattr_t lock_attr;
 	pthread_condattr_t attr;
 	int rc;
 
@@ -45,12 +53,17 @@ int hmm_create(const struct hmm_options *opt, struct hmm **hp, char *err, size_t
 		return -ENOMEM;
 	h->opt = *opt;
 	h->start_ns = hmm_now_ns();
-	pthread_mutex_init(&h->lock, NULL);
-	pthread_mutex_init(&h->wait_lock, NULL);
+	/* Of those that take them one may not be kept waiting by whoever else wants a CPU (go_at_once() in budget.c). */
+	pthread_mutexattr_init(&lock_attr);
+	pthread_mutexattr_setprotocol(&lock_attr, PTHREAD_PRIO_INHERIT);
+	pthread_mutex_init(&h->lock, &lock_attr);
+	pthread_mutex_init(&h->wait_lock, &lock_attr);
+	pthread_mutexattr_destroy(&lock_attr);
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
 	pthread_cond_init(&h->want, &attr);
 	pthread_cond_init(&h->room, &attr);
+	pthread_cond_init(&h->ended, &attr);
 	pthread_condattr_destroy(&attr);
 	h->self_statm_fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
 	rc = opt->chain ? hmm_chain_open(opt->chain, opt->budget, &h->chain, err, errlen) : 0;
@@ -83,6 +96,7 @@ void hmm_destroy(struct hmm *h)
 	hmm_chain_close(&h->chain);
 	if (h->self_statm_fd >= 0)
 		close(h->self_statm_fd);
+	pthread_cond_destroy(&h->ended);
 	pthread_cond_destroy(&h->room);
 	pthread_cond_destroy(&h->want);
 	pthread_mutex_destroy(&h->wait_lock);

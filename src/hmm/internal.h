@@ -243,8 +243,10 @@ struct hmm_mm {
 	pthread_mutex_t marks_lock;    /* around the event lock: of two who read marks the later one counts */
 	struct hmm_iset stuck;         /* cannot be moved; looked at again when emptied from time to time */
 	uint64_t keep_start, keep_end; /* the engine's own arena in there */
-	uint64_t discover_at_ns;       /* not again before; the budget thread's */
-	uint64_t arming_ns;            /* its hooks were told to ask; the budget thread's */
+	struct hmm_mm *walk_next;      /* walkers.c */
+	bool walking;                  /* walkers.c */
+	uint64_t discover_at_ns;       /* not again before; the watcher's */
+	uint64_t arming_ns;            /* its hooks were told to ask; the watcher's */
 
 	uint64_t hand; /* the clock's; out_lock */
 	_Atomic uint32_t lap;
@@ -258,7 +260,7 @@ struct hmm_mm {
 	uint32_t stream_clock;
 	_Atomic uint32_t seq_score; /* 0..256: how sequential faults were of late */
 
-	/* accounting, the budget thread's */
+	/* accounting, under h->lock */
 	int statm_fd;
 	int rollup_fd;
 	int smaps_fd;
@@ -320,16 +322,20 @@ struct hmm {
 	_Atomic bool tight; /* above the budget, and there is little left that could go */
 	_Atomic bool stop;
 	_Atomic bool resting; /* everything was asked back */
-	pthread_t budget_thread;
+	pthread_t watch_thread, reclaim_thread;
+	struct hmm_walkers *walkers; /* the watcher's; NULL: none yet */
 	_Atomic bool budget_started;
-	pthread_mutex_t wait_lock; /* with the two conditions */
-	pthread_cond_t want;       /* the budget thread has work */
+	pthread_mutex_t wait_lock; /* with the three conditions */
+	pthread_cond_t want;       /* the reclaimer has work */
 	pthread_cond_t room;       /* it has made room */
+	pthread_cond_t ended;      /* stop */
 	_Atomic bool want_set;
-	uint64_t looked_at;    /* bytes, when they last changed much; the budget thread's, as is calm */
-	uint32_t calm;         /* looks since */
-	uint64_t futile_ns;    /* how long to leave it when nothing would go */
-	unsigned reclaim_turn; /* whose turn it is to give; the budget thread's */
+	_Atomic uint32_t newly_armed; /* spaces, since the watcher measured */
+	uint64_t looked_at;           /* bytes, when they last changed much; the watcher's, as is calm */
+	uint32_t calm;                /* looks since */
+	_Atomic unsigned spaces;      /* as of the last measurement */
+	uint64_t futile_ns;           /* how long to leave it when nothing would go; the reclaimer's */
+	unsigned reclaim_turn;        /* whose turn it is to give; the reclaimer's */
 	int self_statm_fd;
 	uint64_t credit_at_ns; /* shares were measured, of all spaces; lock */
 	uint64_t credit_cost_ns;
@@ -373,6 +379,8 @@ void hmm_mm_publish(struct hmm_mm *mm);
 void hmm_mm_del(struct hmm_mm *mm);
 void hmm_say(struct hmm *h, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 uint64_t hmm_now_ns(void);
+/** @ts: the moment @ns from now, as a condition's timed wait wants it (CLOCK_MONOTONIC). */
+void hmm_deadline(struct timespec *ts, uint64_t ns);
 /** All spaces, as they are now, with a reference each.  Returns how many, or -ENOMEM; hmm_mms_put() ends it. */
 int hmm_mms_get(struct hmm *h, struct hmm_mm ***list);
 void hmm_mms_put(struct hmm_mm **list, unsigned n);
@@ -494,6 +502,15 @@ void hmm_demote(struct hmm_mm *mm);
 /* budget.c */
 int hmm_budget_start(struct hmm *h);
 void hmm_budget_stop(struct hmm *h);
+/**
+ * @fn, always the same, for each of the @n spaces of @list that is not in the
+ * middle of it, side by side.  Returns when all have done, or after @wait_ns.
+ * The watcher's; until hmm_walkers_stop() has returned, which it calls itself or
+ * who has joined it.
+ */
+void hmm_walkers_each(struct hmm *h, struct hmm_mm **list, unsigned n, void (*fn)(struct hmm_mm *mm), uint64_t wait_ns);
+void hmm_walkers_stop(struct hmm *h);
+
 /** A fault in @mm is about to place @pages: wait for room, within reason.  No lock held. */
 void hmm_budget_charge(struct hmm_mm *mm, uint64_t pages);
 /** Measure now.  Returns bytes that the tree costs. */
