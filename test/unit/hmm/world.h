@@ -204,7 +204,11 @@ static inline struct world *world_create(const char *chain, unsigned fakes, cons
 				  .fatal = world_fatal,
 				  .forked = world_forked,
 				  .priv = w,
-				  .threads = 3};
+				  /*
+				   * A fault that a change interrupts comes again, and each takes a thread
+				   * while the device is blocked: one must be left that reads events.
+				   */
+				  .threads = 8};
 	char err[256] = "";
 	uint64_t got;
 	int uffd = umm_inside_uffd();
