@@ -69,6 +69,7 @@ struct hmm_cl_kernel;
 #define HMM_CL_READ 1u
 #define HMM_CL_WRITE 2u /* what it leaves as it was stays so */
 #define HMM_CL_READ_WRITE 3u
+#define HMM_CL_WRITE_ALL 6u /* every byte: what was there is not brought along */
 
 #define HMM_CL_COPIES (1u << 0) /* copy through the runtime, also where the CPU reaches the device's memory */
 
@@ -202,9 +203,10 @@ void hmm_cl_kernel_close(struct hmm_cl_kernel *kernel);
  * @index: of the argument, a pointer to global or constant memory.
  * @pointer: the program's memory, or the device's of hmm_cl_svm_alloc(); NULL: a null pointer.
  * @length: bytes.
- * @access: HMM_CL_READ, HMM_CL_WRITE or HMM_CL_READ_WRITE.
+ * @access: HMM_CL_READ, HMM_CL_WRITE, HMM_CL_READ_WRITE or HMM_CL_WRITE_ALL.
  *
- * Stays until it is set again.  Nothing moves before hmm_cl_launch().
+ * Stays until it is set again.  Nothing moves before hmm_cl_launch().  What a kernel
+ * leaves unwritten of HMM_CL_WRITE_ALL has no certain contents afterwards.
  *
  * Context: Thread-safe.  Not in callbacks.
  * Return: 0, or
@@ -240,7 +242,8 @@ int hmm_cl_value(struct hmm_cl_kernel *kernel, unsigned index, const void *value
  * ended nobody gets a page that it writes, and the hooked calls that change the
  * memory wait.  Kernels of one device run in the order in which they are launched.
  *
- * On error nothing was launched, and all memory is as it was.
+ * On error nothing was launched, and all memory is as it was; but for that of
+ * HMM_CL_WRITE_ALL, whose contents are then uncertain.
  *
  * Context: Thread-safe; launches of one device take turns.  Not in callbacks.  May sleep, and fault.
  * Return: 0, or

@@ -95,7 +95,7 @@ int hmm_cl_prefetch(struct hmm_cl *cl, const void *pointer, size_t length, unsig
 	struct region *r;
 	int rc;
 
-	if (!length || (access & ~HMM_CL_READ_WRITE))
+	if (!length || (access && !access_is_good(access)))
 		return -EINVAL;
 	if (end < start || page_up(end) > HMM_ADDR_END)
 		return -EOVERFLOW;
@@ -107,7 +107,7 @@ int hmm_cl_prefetch(struct hmm_cl *cl, const void *pointer, size_t length, unsig
 	if (!rc)
 		rc = region_get(cl, page_down(start), page_up(end), start, &r);
 	if (!rc && (access & HMM_CL_WRITE))
-		rc = bring_move(cl, r, page_up(start), page_down(end));
+		rc = bring_move(cl, r, page_up(start), page_down(end), access & ACCESS_ALL);
 	if (!rc)
 		rc = bring_copy(cl, r, start, end, NULL);
 	pthread_mutex_unlock(&cl->gate);

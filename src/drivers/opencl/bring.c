@@ -11,6 +11,11 @@
  * the kernel has written is copied back when it has ended: the bytes of the
  * argument, no others.
  *
+ * Of what a kernel overwrites as a whole (HMM_CL_WRITE_ALL) pages move bare: nobody
+ * looks at what is in the slot before the kernel has written there.  Where another
+ * argument has pages in common with it, it may have use for that; then all come
+ * with their contents.
+ *
  * A slot may still be in use by a kernel that was launched before; who puts
  * something into it waits for that one.
  */
@@ -122,8 +127,8 @@ static void forget_copies(struct hmm_cl *cl, const struct region *r, uint64_t ad
 	}
 }
 
-/* What was collected goes into its slots.  0 or -errno: then nothing has. */
-static int put_into_slots(struct hmm_cl *cl, struct region *r, struct hmm_migrate *m)
+/* What was collected goes into its slots; @bare: the pages alone.  0 or -errno: then nothing has. */
+static int put_into_slots(struct hmm_cl *cl, struct region *r, struct hmm_migrate *m, bool bare)
 {
 	uint64_t copied = 0;
 	sigset_t old;
@@ -145,10 +150,10 @@ static int put_into_slots(struct hmm_cl *cl, struct region *r, struct hmm_migrat
 		forget_copies(cl, r, m->addr[k]);
 	}
 	cl_unlock(cl, &old);
-	for (unsigned k = 0; k < m->npages && !rc; k++)
+	for (unsigned k = 0; k < m->npages && !rc && !bare; k++)
 		if (m->handle[k] != HMM_HANDLE_NONE)
 			rc = put_page(cl, r, m->handle[k] & INDEX_MASK, m->src[k], &copied);
-	if (!r->base) {
+	if (!r->base && !bare) {
 		int err = cl_errno(clFinish(cl->copies));
 
 		rc = rc ? rc : err;
@@ -188,7 +193,7 @@ int bring_shared(struct hmm_cl *cl, uint64_t start, uint64_t end)
 	return rc;
 }
 
-static int move(struct hmm_cl *cl, struct region *r, uint64_t start, uint64_t end)
+static int move(struct hmm_cl *cl, struct region *r, uint64_t start, uint64_t end, bool bare)
 {
 	uint64_t i = (start - r->addr) / PAGE, stop = (end - r->addr) / PAGE, z;
 
@@ -212,7 +217,7 @@ static int move(struct hmm_cl *cl, struct region *r, uint64_t start, uint64_t en
 		}
 		if (rc)
 			return rc == -EINVAL ? -EFAULT : rc;
-		rc = put_into_slots(cl, r, cl->m);
+		rc = put_into_slots(cl, r, cl->m, bare);
 		z = (cl->m->end - r->addr) / PAGE;
 		moved = (unsigned)hmm_migrate_commit(cl->m);
 		if (rc)
@@ -371,7 +376,7 @@ int bring_copy(struct hmm_cl *cl, struct region *r, uint64_t start, uint64_t end
 	return rc;
 }
 
-int bring_move(struct hmm_cl *cl, struct region *r, uint64_t start, uint64_t end)
+int bring_move(struct hmm_cl *cl, struct region *r, uint64_t start, uint64_t end, bool bare)
 {
 	int rc = 0;
 
@@ -379,7 +384,7 @@ int bring_move(struct hmm_cl *cl, struct region *r, uint64_t start, uint64_t end
 	for (uint64_t at = start, z; at < end && !rc; at = z) {
 		z = end;
 		if (advice_at(cl, at, &z) != HMM_CL_STAY)
-			rc = move(cl, r, at, z);
+			rc = move(cl, r, at, z, bare);
 	}
 	return rc;
 }

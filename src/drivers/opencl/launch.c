@@ -291,7 +291,7 @@ int hmm_cl_arg(struct hmm_cl_kernel *k, unsigned index, const void *pointer, siz
 {
 	uint64_t start = (uintptr_t)pointer;
 
-	if (index >= k->nargs || !access || (access & ~HMM_CL_READ_WRITE) || (pointer && !length))
+	if (index >= k->nargs || !access_is_good(access) || (pointer && !length))
 		return -EINVAL;
 	if (pointer && (start + length < start || page_up(start + length) > HMM_ADDR_END))
 		return -EOVERFLOW;
@@ -327,6 +327,7 @@ int hmm_cl_value(struct hmm_cl_kernel *k, unsigned index, const void *value, siz
 /* Arguments that have a page in common are in one region. */
 struct group {
 	uint64_t start, end, at;
+	unsigned nargs;
 	struct region *region;
 };
 
@@ -361,7 +362,8 @@ static struct group *group_of(struct plan *p, const struct arg *a)
 
 static void plan_add(struct plan *p, const struct arg *a)
 {
-	struct group new = {.start = page_down(arg_start(a)), .end = page_up(arg_end(a)), .at = arg_start(a)};
+	struct group new = {
+		.start = page_down(arg_start(a)), .end = page_up(arg_end(a)), .at = arg_start(a), .nargs = 1};
 
 	for (unsigned g = 0; g < p->ngroups;) {
 		struct group *o = &p->group[g];
@@ -372,6 +374,7 @@ static void plan_add(struct plan *p, const struct arg *a)
 		}
 		new.start = o->start < new.start ? o->start : new.start;
 		new.end = o->end > new.end ? o->end : new.end;
+		new.nargs += o->nargs;
 		*o = p->group[--p->ngroups];
 		g = 0; /* what has grown may meet what it did not before */
 	}
@@ -442,7 +445,8 @@ static int plan_bring(struct hmm_cl *cl, struct plan *p, struct launch *l, uint6
 		const struct arg *a = &k->arg[i];
 
 		if (is_memory(a) && (a->access & HMM_CL_WRITE))
-			rc = bring_move(cl, group_of(p, a)->region, page_up(arg_start(a)), page_down(arg_end(a)));
+			rc = bring_move(cl, group_of(p, a)->region, page_up(arg_start(a)), page_down(arg_end(a)),
+					(a->access & ACCESS_ALL) && group_of(p, a)->nargs == 1);
 	}
 	if (rc)
 		return rc;

@@ -36,6 +36,7 @@
 #define INDEX_BITS 26
 #define INDEX_MASK (((uint64_t)1 << INDEX_BITS) - 1)
 #define ARGS 64u
+#define ACCESS_ALL 4u /* the bit of HMM_CL_WRITE_ALL */
 #define STAGE_PAGES HMM_BATCH_MAX
 
 #define SLOT_PIECE 0x01u /* filled for the launch that is being prepared, and to be copied back */
@@ -166,6 +167,11 @@ struct hmm_cl_kernel {
 	cl_mem sub[ARGS]; /* while it is launched; gate */
 };
 
+static inline bool access_is_good(unsigned access)
+{
+	return (access && !(access & ~HMM_CL_READ_WRITE)) || access == HMM_CL_WRITE_ALL;
+}
+
 static inline struct hmm_cl *cl_of(struct hmm_device *dev)
 {
 	return (struct hmm_cl *)dev;
@@ -235,8 +241,8 @@ int region_zero(struct hmm_cl *cl, struct region *r, uint64_t offset, size_t n);
 int region_read(struct hmm_cl *cl, struct region *r, uint64_t offset, void *dst, size_t n);
 
 /* bring.c; gate held */
-/** The pages of [@start, @end) move to the region. */
-int bring_move(struct hmm_cl *cl, struct region *r, uint64_t start, uint64_t end);
+/** The pages of [@start, @end) move to the region; @bare: without what is in them. */
+int bring_move(struct hmm_cl *cl, struct region *r, uint64_t start, uint64_t end, bool bare);
 /** What of [@start, @end) is mostly read and on the device goes home, and stays here as a copy. */
 int bring_shared(struct hmm_cl *cl, uint64_t start, uint64_t end);
 /** What of [@start, @end), bytes, has not moved is copied; where @l, it is entered as pieces. */

@@ -68,6 +68,26 @@ void region_reap(struct hmm_cl *cl)
 	}
 }
 
+/* Its pages, not those of others that it overlaps with. */
+static int bring_home(struct hmm_cl *cl, struct region *r)
+{
+	int rc = 0;
+
+	for (uint64_t i = 0, z; !rc && i < r->npages; i = z) {
+		sigset_t old;
+
+		cl_lock(cl, &old);
+		while (i < r->npages && !r->slot[i].refs)
+			i++;
+		for (z = i; z < r->npages && r->slot[z].refs;)
+			z++;
+		cl_unlock(cl, &old);
+		if (i < z)
+			rc = hmm_migrate_to_system(cl->mm, &cl->dev, r->addr + i * PAGE, r->addr + z * PAGE, NULL);
+	}
+	return rc;
+}
+
 /* Its pages come home, and it ends.  0 or -ENOMEM. */
 static int region_end(struct hmm_cl *cl, struct region *r)
 {
@@ -78,7 +98,7 @@ static int region_end(struct hmm_cl *cl, struct region *r)
 	r->dead = true;
 	cl_unlock(cl, &old);
 	launch_wait(cl, r->addr, end_of(r));
-	rc = hmm_migrate_to_system(cl->mm, &cl->dev, r->addr, end_of(r), NULL);
+	rc = bring_home(cl, r);
 	/* Pages that mremap() has taken to where we do not know. */
 	if (!rc && !is_idle(cl, r) && r->stray)
 		rc = hmm_migrate_to_system(cl->mm, &cl->dev, 0, HMM_ADDR_END, NULL);

@@ -442,6 +442,31 @@ static void the_least_used_leaves_when_there_is_no_room(void **state)
 	pages_free(big, EACH * 5);
 }
 
+/* A range that is used in part and as a whole has two pieces of the device's memory; the pages are in one of them. */
+static void what_leaves_takes_no_others_with_it(void **state)
+{
+	struct world *w = *state;
+	struct hmm_cl_kernel *k = kernel(w, "inc");
+	size_t rest = (64ul << 20) / PAGE - 64;
+	uint32_t *a = pages(64), *other = pages(rest), by = 1;
+
+	assert_int_equal(hmm_cl_value(k, 1, &by, sizeof(by)), 0);
+	assert_int_equal(hmm_cl_arg(k, 0, a, N * 2, HMM_CL_READ_WRITE), 0);
+	assert_int_equal(launch(k, N / 2, NULL), 0);
+	assert_int_equal(hmm_cl_arg(k, 0, a, N * 4, HMM_CL_READ_WRITE), 0);
+	assert_int_equal(launch(k, N, NULL), 0);
+	assert_int_equal(stats(w).bytes_held, 96 * PAGE);
+	/* There is room for this if the smaller one goes. */
+	assert_int_equal(hmm_cl_prefetch(w->cl, other, rest * PAGE, HMM_CL_READ), 0);
+	assert_int_equal(stats(w).evictions, 1);
+	assert_int_equal(on_device(w, a, 64), 64);
+	for (unsigned i = 0; i < N; i++)
+		assert_int_equal(a[i], i < N / 2 ? 2 : 1);
+	hmm_cl_kernel_close(k);
+	pages_free(a, 64);
+	pages_free(other, rest);
+}
+
 static void two_devices_pass_pages_to_each_other(void **state)
 {
 	struct world *w = *state;
@@ -637,6 +662,37 @@ static void memory_made_to_move(void **state)
 	hmm_cl_kernel_close(k);
 }
 
+static void what_is_overwritten_is_not_brought_along(void **state)
+{
+	struct world *w = *state;
+	struct hmm_cl_kernel *k = kernel(w, "fill"), *add = kernel(w, "add");
+	uint32_t *a = pages(64), from = 3;
+
+	for (unsigned i = 0; i < N; i++)
+		a[i] = ~i;
+	/* All but the first and the last bytes of what is not whole pages. */
+	assert_int_equal(hmm_cl_arg(k, 0, a + 1, (N - 2) * 4, HMM_CL_WRITE_ALL), 0);
+	assert_int_equal(hmm_cl_value(k, 1, &from, sizeof(from)), 0);
+	assert_int_equal(launch(k, N - 2, NULL), 0);
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+	assert_int_equal(stats(w).bytes_in, 2 * PAGE);
+	assert_int_equal(on_device(w, a, 64), 62);
+	for (unsigned i = 0; i < N; i++)
+		assert_int_equal(a[i], i && i < N - 1 ? i - 1 + from : ~i);
+	/* Of what another argument reads it is. */
+	for (unsigned i = 0; i < N; i++)
+		a[i] = i;
+	assert_int_equal(hmm_cl_arg(add, 0, a, N * 4, HMM_CL_READ), 0);
+	assert_int_equal(hmm_cl_arg(add, 1, a, N * 4, HMM_CL_WRITE_ALL), 0);
+	assert_int_equal(hmm_cl_value(add, 2, &from, sizeof(from)), 0);
+	assert_int_equal(launch(add, N, NULL), 0);
+	for (unsigned i = 0; i < N; i++)
+		assert_int_equal(a[i], i + from);
+	hmm_cl_kernel_close(k);
+	hmm_cl_kernel_close(add);
+	pages_free(a, 64);
+}
+
 static void bad_arguments(void **state)
 {
 	struct world *w = *state;
@@ -650,6 +706,7 @@ static void bad_arguments(void **state)
 	assert_int_equal(hmm_cl_arg(k, 2, a, 4, HMM_CL_READ), -EINVAL);
 	assert_int_equal(hmm_cl_arg(k, 0, a, 4, 0), -EINVAL);
 	assert_int_equal(hmm_cl_arg(k, 0, a, 4, 4), -EINVAL);
+	assert_int_equal(hmm_cl_arg(k, 0, a, 4, 7), -EINVAL);
 	assert_int_equal(hmm_cl_arg(k, 0, a, 0, HMM_CL_READ), -EINVAL);
 	assert_int_equal(hmm_cl_arg(k, 0, a, SIZE_MAX, HMM_CL_READ), -EOVERFLOW);
 	assert_int_equal(hmm_cl_value(k, 7, &by, sizeof(by)), -EINVAL);
@@ -687,11 +744,13 @@ int main(int argc, char **argv)
 		T(after_mremap_addresses_are_used_again),
 		T(memory_that_cannot_move_is_copied),
 		T(the_least_used_leaves_when_there_is_no_room),
+		T(what_leaves_takes_no_others_with_it),
 		T(two_devices_pass_pages_to_each_other),
 		T(a_child_has_what_was_on_the_device),
 		T(advice_is_followed),
 		T(pointers_mean_the_same_on_both_sides),
 		T(memory_made_to_move),
+		T(what_is_overwritten_is_not_brought_along),
 		T(bad_arguments),
 	};
 

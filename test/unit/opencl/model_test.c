@@ -106,8 +106,8 @@ static void run_fill(struct model *m)
 	uint32_t a = rnd(ARRAYS), from, n, by = rnd(1000), some;
 
 	a_range(&from, &n);
-	some = 1 + rnd(n);
-	MUST(!hmm_cl_arg(m->fill, 0, m->mem[a] + from, n * 4, HMM_CL_WRITE));
+	some = rnd(2) ? n : 1 + rnd(n);
+	MUST(!hmm_cl_arg(m->fill, 0, m->mem[a] + from, n * 4, some == n ? HMM_CL_WRITE_ALL : HMM_CL_WRITE));
 	MUST(!hmm_cl_value(m->fill, 1, &by, sizeof(by)));
 	MUST(!launch_plain(m->fill, some));
 	for (uint32_t i = 0; i < some; i++)
