@@ -43,3 +43,10 @@ rc=0
 [ $rc = 3 ] || { echo "without hooks it says $rc"; exit 1; }
 
 "$tmp/main"
+
+# An example of OpenCL, where it is built.
+if [ -n "$(find "$tmp/root" -name libhmm-opencl.pc)" ]; then
+	# shellcheck disable=SC2046
+	cc -std=gnu11 -D_GNU_SOURCE -Wall -Wextra -Werror -O1 -o "$tmp/pipeline" "$source/examples/pipeline/pipeline.c" \
+		$(pkg-config --cflags --libs libhmm-opencl)
+fi
