@@ -173,7 +173,10 @@ static void *changer(void *arg)
 	return NULL;
 }
 
-static void while_a_kernel_runs(struct world *w, unsigned access, void (*change)(struct running *r), bool waits)
+/* Of who changes the memory that a kernel uses. */
+enum waits { WAITS, MAY_WAIT, DOES_NOT_WAIT };
+
+static void while_a_kernel_runs(struct world *w, unsigned access, void (*change)(struct running *r), enum waits waits)
 {
 	struct running r = {.w = w, .k = kernel(w, access == HMM_CL_READ ? "add" : "inc"), .change = change};
 	uint32_t by = 5, *out = pages(64);
@@ -194,11 +197,15 @@ static void while_a_kernel_runs(struct world *w, unsigned access, void (*change)
 	assert_int_equal(err, 0);
 	assert_int_equal(hmm_cl_launch(r.k, 1, NULL, &n, NULL, 1, &r.brake, NULL), 0);
 	assert_int_equal(pthread_create(&r.thread, NULL, changer, &r), 0);
-	usleep(50000); /* time to go wrong */
+	if (waits == DOES_NOT_WAIT)
+		pthread_join(r.thread, NULL); /* the kernel has not begun: who waits for it does so for ever */
+	else
+		usleep(50000); /* time to go wrong */
 	r.released = true;
 	assert_int_equal(clSetUserEventStatus(r.brake, CL_COMPLETE), 0);
-	pthread_join(r.thread, NULL);
-	if (waits)
+	if (waits != DOES_NOT_WAIT)
+		pthread_join(r.thread, NULL);
+	if (waits == WAITS)
 		assert_false(r.went_early);
 	assert_int_equal(hmm_cl_wait(w->cl), 0);
 	for (unsigned i = 0; r.now && i < N; i++)
@@ -217,7 +224,7 @@ static void touches(struct running *r)
 
 static void a_touch_waits_for_the_kernel(void **state)
 {
-	while_a_kernel_runs(*state, HMM_CL_READ_WRITE, touches, true);
+	while_a_kernel_runs(*state, HMM_CL_READ_WRITE, touches, WAITS);
 }
 
 static void unmaps(struct running *r)
@@ -234,10 +241,10 @@ static void unmaps_raw(struct running *r)
 
 static void munmap_waits_for_the_kernel(void **state)
 {
-	while_a_kernel_runs(*state, HMM_CL_READ_WRITE, unmaps, true);
-	while_a_kernel_runs(*state, HMM_CL_READ, unmaps, true);
+	while_a_kernel_runs(*state, HMM_CL_READ_WRITE, unmaps, WAITS);
+	while_a_kernel_runs(*state, HMM_CL_READ, unmaps, WAITS);
 	/* Of a raw one we learn too late; the kernel has the device's memory still. */
-	while_a_kernel_runs(*state, HMM_CL_READ_WRITE, unmaps_raw, false);
+	while_a_kernel_runs(*state, HMM_CL_READ_WRITE, unmaps_raw, MAY_WAIT);
 }
 
 static void protects(struct running *r)
@@ -247,7 +254,7 @@ static void protects(struct running *r)
 
 static void mprotect_waits_for_the_kernel(void **state)
 {
-	while_a_kernel_runs(*state, HMM_CL_READ_WRITE, protects, true);
+	while_a_kernel_runs(*state, HMM_CL_READ_WRITE, protects, WAITS);
 }
 
 static void drops(struct running *r)
@@ -261,7 +268,7 @@ static void drops(struct running *r)
 
 static void madvise_waits_for_the_kernel(void **state)
 {
-	while_a_kernel_runs(*state, HMM_CL_READ_WRITE, drops, true);
+	while_a_kernel_runs(*state, HMM_CL_READ_WRITE, drops, WAITS);
 }
 
 static void remaps(struct running *r)
@@ -280,8 +287,8 @@ static void remaps_raw(struct running *r)
 
 static void mremap_waits_for_the_kernel(void **state)
 {
-	while_a_kernel_runs(*state, HMM_CL_READ_WRITE, remaps, true);
-	while_a_kernel_runs(*state, HMM_CL_READ_WRITE, remaps_raw, false);
+	while_a_kernel_runs(*state, HMM_CL_READ_WRITE, remaps, WAITS);
+	while_a_kernel_runs(*state, HMM_CL_READ_WRITE, remaps_raw, MAY_WAIT);
 }
 
 static void forks(struct running *r)
@@ -302,7 +309,7 @@ static void forks(struct running *r)
 
 static void fork_waits_for_the_kernel(void **state)
 {
-	while_a_kernel_runs(*state, HMM_CL_READ_WRITE, forks, true);
+	while_a_kernel_runs(*state, HMM_CL_READ_WRITE, forks, WAITS);
 }
 
 static void reads(struct running *r)
@@ -314,7 +321,7 @@ static void reads(struct running *r)
 
 static void what_is_only_read_is_nobodys_to_wait_for(void **state)
 {
-	while_a_kernel_runs(*state, HMM_CL_READ, reads, false);
+	while_a_kernel_runs(*state, HMM_CL_READ, reads, DOES_NOT_WAIT);
 }
 
 /* Addresses that pages have left are used for others, which have nothing of theirs. */
@@ -465,6 +472,29 @@ static void what_leaves_takes_no_others_with_it(void **state)
 	hmm_cl_kernel_close(k);
 	pages_free(a, 64);
 	pages_free(other, rest);
+}
+
+static void what_is_wanted_here_leaves_last(void **state)
+{
+	struct world *w = *state;
+	size_t half = (32ul << 20) / PAGE;
+	uint32_t *a = pages(64), *x = pages(half), *y = pages(half);
+
+	assert_int_equal(hmm_cl_advise(w->cl, a, 64 * PAGE, HMM_CL_HERE), 0);
+	assert_int_equal(hmm_cl_prefetch(w->cl, a, 64 * PAGE, HMM_CL_WRITE), 0);
+	assert_int_equal(hmm_cl_prefetch(w->cl, x, half * PAGE, HMM_CL_READ), 0);
+	/* One of them has to go: of the three the first was used least. */
+	assert_int_equal(hmm_cl_prefetch(w->cl, y, half * PAGE, HMM_CL_READ), 0);
+	assert_int_equal(stats(w).evictions, 1);
+	assert_int_equal(on_device(w, a, 64), 64);
+	assert_int_equal(hmm_cl_advise(w->cl, a, 64 * PAGE, HMM_CL_NORMAL), 0);
+	assert_int_equal(hmm_cl_prefetch(w->cl, a, 64 * PAGE, HMM_CL_WRITE), 0);
+	assert_int_equal(hmm_cl_prefetch(w->cl, y, half * PAGE, HMM_CL_READ), 0);
+	assert_int_equal(hmm_cl_prefetch(w->cl, x, half * PAGE, HMM_CL_READ), 0);
+	assert_int_equal(on_device(w, a, 64), 0);
+	pages_free(a, 64);
+	pages_free(x, half);
+	pages_free(y, half);
 }
 
 static void two_devices_pass_pages_to_each_other(void **state)
@@ -745,6 +775,7 @@ int main(int argc, char **argv)
 		T(memory_that_cannot_move_is_copied),
 		T(the_least_used_leaves_when_there_is_no_room),
 		T(what_leaves_takes_no_others_with_it),
+		T(what_is_wanted_here_leaves_last),
 		T(two_devices_pass_pages_to_each_other),
 		T(a_child_has_what_was_on_the_device),
 		T(advice_is_followed),

@@ -8,7 +8,7 @@
 static struct fault {
 	int after, fails;
 	cl_int with;
-} alloc_f, ndrange_f, write_f, read_f, wait_f;
+} alloc_f, ndrange_f, write_f, read_f, wait_f, finish_f, fill_f;
 
 static bool fails(struct fault *f)
 {
@@ -78,12 +78,62 @@ cl_int __wrap_clWaitForEvents(cl_uint n, const cl_event *e)
 	return fails(&wait_f) ? wait_f.with : rc;
 }
 
+cl_int __real_clFinish(cl_command_queue q);
+cl_int __wrap_clFinish(cl_command_queue q);
+cl_int __wrap_clFinish(cl_command_queue q)
+{
+	cl_int rc = __real_clFinish(q);
+
+	return fails(&finish_f) ? finish_f.with : rc;
+}
+
+cl_int __real_clEnqueueFillBuffer(cl_command_queue q, cl_mem m, const void *p, size_t ps, size_t o, size_t s, cl_uint n,
+				  const cl_event *w, cl_event *e);
+cl_int __wrap_clEnqueueFillBuffer(cl_command_queue q, cl_mem m, const void *p, size_t ps, size_t o, size_t s, cl_uint n,
+				  const cl_event *w, cl_event *e);
+cl_int __wrap_clEnqueueFillBuffer(cl_command_queue q, cl_mem m, const void *p, size_t ps, size_t o, size_t s, cl_uint n,
+				  const cl_event *w, cl_event *e)
+{
+	return fails(&fill_f) ? fill_f.with : __real_clEnqueueFillBuffer(q, m, p, ps, o, s, n, w, e);
+}
+
+/* What the runtime is told of shared virtual memory. */
+static unsigned named, mapped, unmapped;
+
+cl_int __real_clSetKernelExecInfo(cl_kernel k, cl_kernel_exec_info what, size_t size, const void *p);
+cl_int __wrap_clSetKernelExecInfo(cl_kernel k, cl_kernel_exec_info what, size_t size, const void *p);
+cl_int __wrap_clSetKernelExecInfo(cl_kernel k, cl_kernel_exec_info what, size_t size, const void *p)
+{
+	named += what == CL_KERNEL_EXEC_INFO_SVM_PTRS ? (unsigned)(size / sizeof(void *)) : 0;
+	return __real_clSetKernelExecInfo(k, what, size, p);
+}
+
+cl_int __real_clEnqueueSVMMap(cl_command_queue q, cl_bool b, cl_map_flags f, void *p, size_t s, cl_uint n,
+			      const cl_event *w, cl_event *e);
+cl_int __wrap_clEnqueueSVMMap(cl_command_queue q, cl_bool b, cl_map_flags f, void *p, size_t s, cl_uint n,
+			      const cl_event *w, cl_event *e);
+cl_int __wrap_clEnqueueSVMMap(cl_command_queue q, cl_bool b, cl_map_flags f, void *p, size_t s, cl_uint n,
+			      const cl_event *w, cl_event *e)
+{
+	mapped++;
+	return __real_clEnqueueSVMMap(q, b, f, p, s, n, w, e);
+}
+
+cl_int __real_clEnqueueSVMUnmap(cl_command_queue q, void *p, cl_uint n, const cl_event *w, cl_event *e);
+cl_int __wrap_clEnqueueSVMUnmap(cl_command_queue q, void *p, cl_uint n, const cl_event *w, cl_event *e);
+cl_int __wrap_clEnqueueSVMUnmap(cl_command_queue q, void *p, cl_uint n, const cl_event *w, cl_event *e)
+{
+	unmapped++;
+	return __real_clEnqueueSVMUnmap(q, p, n, w, e);
+}
+
 static int setup_flags(void **state, unsigned flags)
 {
 	struct world *w = calloc(1, sizeof(*w));
 	struct hmm_cl_params p = {.memory = 1 << 20, .flags = flags};
 
-	alloc_f = ndrange_f = write_f = read_f = wait_f = (struct fault){0};
+	alloc_f = ndrange_f = write_f = read_f = wait_f = finish_f = fill_f = (struct fault){0};
+	named = mapped = unmapped = 0;
 	*state = w;
 	return world_open(w, &p);
 }
@@ -270,6 +320,86 @@ static void a_device_that_gives_nothing_back(void **state)
 	job_end(&j);
 }
 
+/* From here on the device does nothing that it is asked. */
+static void lose(void)
+{
+	const struct fault lost = {0, 1 << 30, CL_DEVICE_NOT_AVAILABLE};
+
+	alloc_f = ndrange_f = write_f = read_f = wait_f = finish_f = fill_f = lost;
+}
+
+static void a_device_that_is_lost(void **state)
+{
+	struct world *w = *state;
+	struct job j = job(w), other = job(w);
+	char line[200];
+	cl_event event;
+
+	assert_int_equal(launch(j.k, N, NULL), 0);
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+	assert_int_equal(j.b[0], 1);
+	/* The second kernel is in the queue when it goes. */
+	assert_int_equal(hmm_cl_prefetch(w->cl, other.a, N * 4, HMM_CL_READ), 0);
+	assert_int_equal(hmm_cl_prefetch(w->cl, other.b, N * 4, HMM_CL_READ), 0);
+	assert_int_equal(launch(j.k, N, &event), 0);
+	lose();
+	assert_int_equal(launch(other.k, N, NULL), -EIO);
+	hmm_cl_message(w->cl, line, sizeof(line));
+	assert_true(strlen(line) > 0);
+	assert_true(hmm_cl_prefetch(w->cl, other.b, N * 4, HMM_CL_WRITE) < 0);
+	hmm_cl_wait(w->cl);
+	clReleaseEvent(event);
+	/* What the CPU has is as it was, also what was just to go; what only the device had is SIGBUS. */
+	for (unsigned i = 0; i < N; i++) {
+		assert_int_equal(j.a[i], i);
+		assert_int_equal(other.a[i], i);
+		assert_int_equal(other.b[i], i + 7);
+	}
+	assert_true(is_lost(&j.b[PAGE / 4 * 33]));
+	/* It can be closed, and then there is nothing that waits for it. */
+	assert_int_equal(hmm_cl_release(w->cl, NULL, HMM_ADDR_END), 0);
+	assert_int_equal(stats(w).pages_here, 0);
+	assert_true(is_lost(&j.b[PAGE / 4 * 60]));
+	job_end(&j);
+	job_end(&other);
+}
+
+/* Pointers that no argument names are the runtime's business, too. */
+static void shared_virtual_memory_is_named(struct world *w, bool coarse)
+{
+	struct job j = job(w);
+	void *p, *q;
+
+	if (hmm_cl_svm_alloc(w->cl, PAGE, &p) == -EOPNOTSUPP)
+		skip();
+	assert_int_equal(hmm_cl_svm_alloc(w->cl, PAGE, &q), 0);
+	assert_int_equal(mapped, coarse ? 2 : 0);
+	assert_int_equal(launch(j.k, N, NULL), 0);
+	assert_int_equal(launch(j.k, N, NULL), 0);
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+	assert_int_equal(named, 4);
+	/* The CPU has it but while a kernel runs. */
+	assert_int_equal(unmapped, coarse ? 4 : 0);
+	assert_int_equal(mapped, coarse ? 6 : 0);
+	/* Also when there was nothing to run. */
+	ndrange_f = (struct fault){0, 1, CL_OUT_OF_RESOURCES};
+	assert_int_equal(launch(j.k, N, NULL), -ENOMEM);
+	assert_int_equal(mapped, coarse ? unmapped + 2 : 0);
+	hmm_cl_svm_free(w->cl, q);
+	hmm_cl_svm_free(w->cl, p);
+	job_end(&j);
+}
+
+static void fine_grained_memory_is_named(void **state)
+{
+	shared_virtual_memory_is_named(*state, false);
+}
+
+static void coarse_grained_memory_is_handed_over(void **state)
+{
+	shared_virtual_memory_is_named(*state, true);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -278,6 +408,10 @@ int main(int argc, char **argv)
 		T(a_kernel_that_cannot_be_launched),
 		T(a_kernel_that_fails),
 		{"a_device_that_takes_nothing", a_device_that_takes_nothing, setup_copies, teardown, NULL},
+		{"a_device_that_is_lost", a_device_that_is_lost, setup_copies, teardown, NULL},
+		{"fine_grained_memory_is_named", fine_grained_memory_is_named, setup_reach, teardown, NULL},
+		{"coarse_grained_memory_is_handed_over", coarse_grained_memory_is_handed_over, setup_copies, teardown,
+		 NULL},
 		{"a_device_that_gives_nothing_back", a_device_that_gives_nothing_back, setup_copies, teardown, NULL},
 	};
 
