@@ -70,6 +70,7 @@ unsigned advice_at(struct hmm_cl *cl, uint64_t addr, uint64_t *end)
 int hmm_cl_advise(struct hmm_cl *cl, const void *pointer, size_t length, unsigned advice)
 {
 	uint64_t start = page_down((uintptr_t)pointer), end = (uintptr_t)pointer + length;
+	sigset_t old;
 	int rc;
 
 	if (advice > HMM_CL_READ_MOSTLY || !length)
@@ -78,6 +79,9 @@ int hmm_cl_advise(struct hmm_cl *cl, const void *pointer, size_t length, unsigne
 		return -EOVERFLOW;
 	end = page_up(end);
 	pthread_mutex_lock(&cl->gate);
+	cl_lock(cl, &old);
+	cl->moves++; /* what is there may not be where it is wanted */
+	cl_unlock(cl, &old);
 	rc = room(cl) ? cut(cl, start, end) : -ENOMEM;
 	if (!rc && advice != HMM_CL_NORMAL) {
 		if (room(cl))

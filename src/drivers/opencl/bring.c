@@ -145,6 +145,7 @@ static int put_into_slots(struct hmm_cl *cl, struct region *r, struct hmm_migrat
 		s->copy = 0;
 		s->flags &= (uint8_t)~SLOT_GONE;
 		r->live++;
+		cl->moves++;
 		cl->st.pages_here++;
 		m->handle[k] = handle_of(r, (m->addr[k] - r->addr) / PAGE);
 		forget_copies(cl, r, m->addr[k]);
@@ -374,6 +375,12 @@ int bring_copy(struct hmm_cl *cl, struct region *r, uint64_t start, uint64_t end
 			rc = make_piece(cl, l, r, i, z, start, end);
 	}
 	return rc;
+}
+
+int bring_again(struct hmm_cl *cl, struct region *r, uint64_t start, uint64_t end)
+{
+	launch_wait_back(cl, page_down(start), page_up(end));
+	return refresh(cl, r, (page_down(start) - r->addr) / PAGE, (page_up(end) - r->addr) / PAGE);
 }
 
 int bring_move(struct hmm_cl *cl, struct region *r, uint64_t start, uint64_t end, bool bare)

@@ -130,6 +130,7 @@ static int device_copy_out(struct hmm_device *dev, const hmm_handle_t handle[], 
 			s->copied++;
 	}
 	cl->st.bytes_out += n * PAGE;
+	cl->moves++;
 	cl_unlock(cl, &old);
 	for (unsigned i = 0; i < n; i += run) {
 		struct region *r = region_of(cl, handle[i]);
@@ -178,6 +179,7 @@ static void device_put(struct hmm_device *dev, const hmm_handle_t handle[], unsi
 		s->copy = s->copied && !(s->flags & SLOT_GONE) ? atomic_load(&cl->now) : 0;
 		s->copied = 0;
 		r->live--;
+		cl->moves++;
 		cl->st.pages_here--;
 	}
 	cl_unlock(cl, &old);
@@ -215,6 +217,7 @@ static void regions_changed(struct hmm_cl *cl, const struct umm_change *why)
 
 		if (!r || r->addr >= why->end || r->addr + r->npages * PAGE <= why->start)
 			continue;
+		cl->moves++;
 		a = why->start > r->addr ? (why->start - r->addr) / PAGE : 0;
 		z = (why->end < r->addr + r->npages * PAGE ? why->end - r->addr : r->npages * PAGE) / PAGE;
 		for (; a < z; a++) {

@@ -22,6 +22,15 @@
  * memory by a hooked call goes on.  They are two because the copying back may
  * have to wait for a page, and a page for the next kernel.
  *
+ * DOC: the same once more
+ *
+ * Most kernels are launched again and again on the same memory.  "moves" counts,
+ * under "lock", whatever puts a page into a slot or may take one out; a kernel
+ * that finds it as it left it has all its pages where they were, and looks at none
+ * of them.  That leaves what the CPU has written to of what the kernel reads: the
+ * page table says it, nobody else.  Where something is copied back after each
+ * launch, or a part of what is read is on the device, all is looked at.
+ *
  * DOC: a page that is on its way home
  *
  * The engine takes a reference, has the page copied out, puts it into place and
@@ -301,6 +310,7 @@ int hmm_cl_arg(struct hmm_cl_kernel *k, unsigned index, const void *pointer, siz
 				     .pointer = pointer,
 				     .length = length,
 				     .access = access};
+	k->ready = false;
 	pthread_mutex_unlock(&k->cl->gate);
 	return 0;
 }
@@ -316,8 +326,8 @@ int hmm_cl_value(struct hmm_cl_kernel *k, unsigned index, const void *value, siz
 	err = clSetKernelArg(k->kernel, index, size, value);
 	if (err)
 		rc = cl_failed(k->cl, err, "clSetKernelArg");
-	else
-		k->arg[index].set = false;
+	else if (k->arg[index].set)
+		k->arg[index].set = k->ready = false;
 	pthread_mutex_unlock(&k->cl->gate);
 	return rc;
 }
@@ -436,6 +446,43 @@ static int plan_regions(struct hmm_cl *cl, struct plan *p)
 	return rc;
 }
 
+static void add_use(struct hmm_cl *cl, struct launch *l, const struct arg *a, struct region *r)
+{
+	l->use[l->nuses++] = (struct use){
+		.region = r,
+		.first = (page_down(arg_start(a)) - r->addr) / PAGE,
+		.npages = (page_up(arg_end(a)) - page_down(arg_start(a))) / PAGE,
+		.start = page_down(arg_start(a)),
+		.end = page_up(arg_end(a)),
+		.write = a->access & HMM_CL_WRITE,
+		.home = advice_at(cl, arg_start(a), &(uint64_t){HMM_ADDR_END}) == HMM_CL_HOME,
+	};
+}
+
+/* As it was launched before. */
+static int plan_again(struct hmm_cl *cl, struct plan *p, struct launch *l, uint64_t *seq)
+{
+	struct hmm_cl_kernel *k = p->k;
+	int rc = 0;
+
+	region_turn(cl);
+	for (unsigned g = 0; g < p->ngroups; g++) {
+		p->group[g].region = k->region[g];
+		k->region[g]->used = cl->clock;
+	}
+	*seq = umm_read_begin(&cl->notifier);
+	for (unsigned i = 0; i < k->nargs && !rc; i++) {
+		const struct arg *a = &k->arg[i];
+
+		if (!is_memory(a))
+			continue;
+		if (k->absent[i])
+			rc = bring_again(cl, group_of(p, a)->region, arg_start(a), arg_end(a));
+		add_use(cl, l, a, group_of(p, a)->region);
+	}
+	return rc;
+}
+
 static int plan_bring(struct hmm_cl *cl, struct plan *p, struct launch *l, uint64_t *seq)
 {
 	struct hmm_cl_kernel *k = p->k;
@@ -464,15 +511,7 @@ static int plan_bring(struct hmm_cl *cl, struct plan *p, struct launch *l, uint6
 			continue;
 		g = group_of(p, a);
 		rc = bring_copy(cl, g->region, arg_start(a), arg_end(a), a->access & HMM_CL_WRITE ? l : NULL);
-		l->use[l->nuses++] = (struct use){
-			.region = g->region,
-			.first = (page_down(arg_start(a)) - g->region->addr) / PAGE,
-			.npages = (page_up(arg_end(a)) - page_down(arg_start(a))) / PAGE,
-			.start = page_down(arg_start(a)),
-			.end = page_up(arg_end(a)),
-			.write = a->access & HMM_CL_WRITE,
-			.home = advice_at(cl, arg_start(a), &(uint64_t){HMM_ADDR_END}) == HMM_CL_HOME,
-		};
+		add_use(cl, l, a, g->region);
 	}
 	return rc;
 }
@@ -491,6 +530,34 @@ static bool is_there(const struct launch *l)
 		}
 	}
 	return true;
+}
+
+/* Lock held, as above.  Is it enough to look at "moves" the next time? */
+static bool note_ready(struct hmm_cl *cl, const struct plan *p, const struct launch *l)
+{
+	struct hmm_cl_kernel *k = p->k;
+	unsigned n = 0;
+
+	k->moves = cl->moves;
+	for (unsigned g = 0; g < p->ngroups; g++)
+		k->region[g] = p->group[g].region;
+	for (unsigned i = 0; i < k->nargs; i++) {
+		const struct use *u;
+		uint64_t here = 0;
+
+		k->absent[i] = false;
+		if (!is_memory(&k->arg[i]))
+			continue;
+		u = &l->use[n++];
+		if (u->write)
+			continue;
+		for (uint64_t s = u->first; s < u->first + u->npages; s++)
+			here += u->region->slot[s].refs != 0;
+		k->absent[i] = !here;
+		if (here && here < u->npages)
+			return false;
+	}
+	return !l->npieces;
 }
 
 static void unmark(struct launch *l)
@@ -566,13 +633,15 @@ static int enqueue(struct hmm_cl *cl, struct plan *p, struct launch *l, const st
 	return 0;
 }
 
-static bool hold(struct hmm_cl *cl, struct launch *l, uint64_t seq)
+static bool hold(struct hmm_cl *cl, const struct plan *p, struct launch *l, uint64_t seq)
 {
+	struct hmm_cl_kernel *k = p->k;
 	bool held;
 	sigset_t old;
 
 	cl_lock(cl, &old);
-	held = !umm_read_retry(&cl->notifier, seq) && is_there(l);
+	held = !umm_read_retry(&cl->notifier, seq) && (k->ready ? k->moves == cl->moves : is_there(l));
+	k->ready = held && (k->ready || note_ready(cl, p, l));
 	if (held) {
 		l->next = cl->active;
 		cl->active = l;
@@ -608,11 +677,18 @@ static int attempt(struct hmm_cl *cl, struct hmm_cl_kernel *k, struct launch *l,
 	rc = wait_for_events(cl);
 	if (!rc)
 		rc = plan_make(cl, k, &p);
-	if (!rc)
+	/* Only who has the gate brings in, and ends regions: if it is as it was there is nothing to do. */
+	cl_lock(cl, &old);
+	k->ready = k->ready && k->moves == cl->moves;
+	cl_unlock(cl, &old);
+	if (!rc && k->ready) {
+		rc = plan_again(cl, &p, l, &seq);
+	} else if (!rc) {
 		rc = plan_regions(cl, &p);
-	if (!rc)
-		rc = plan_bring(cl, &p, l, &seq);
-	*held = !rc && hold(cl, l, seq);
+		if (!rc)
+			rc = plan_bring(cl, &p, l, &seq);
+	}
+	*held = !rc && hold(cl, &p, l, seq);
 	unmark(l);
 	if (!*held)
 		return rc ? rc : -EAGAIN;

@@ -142,6 +142,7 @@ struct hmm_cl {
 	struct region *region[REGIONS];
 	unsigned nregions;     /* none is at this number or above */
 	struct launch *active; /* the latest first */
+	uint64_t moves;        /* changes of what is in which slot: see launch.c */
 	uint64_t held;
 	bool lost; /* the device */
 	bool failed;
@@ -165,6 +166,11 @@ struct hmm_cl_kernel {
 	unsigned nargs, nsubs;
 	struct arg arg[ARGS];
 	cl_mem sub[ARGS]; /* while it is launched; gate */
+	/* gate: how it was launched last, good as long as nothing has moved */
+	bool ready;
+	uint64_t moves;
+	struct region *region[ARGS]; /* of each group */
+	bool absent[ARGS];           /* of each argument: none of its pages is on the device */
 };
 
 static inline bool access_is_good(unsigned access)
@@ -245,6 +251,8 @@ int region_read(struct hmm_cl *cl, struct region *r, uint64_t offset, void *dst,
 int bring_move(struct hmm_cl *cl, struct region *r, uint64_t start, uint64_t end, bool bare);
 /** What of [@start, @end) is mostly read and on the device goes home, and stays here as a copy. */
 int bring_shared(struct hmm_cl *cl, uint64_t start, uint64_t end);
+/** What of [@start, @end), bytes, none of which has moved, the CPU has written to is copied. */
+int bring_again(struct hmm_cl *cl, struct region *r, uint64_t start, uint64_t end);
 /** What of [@start, @end), bytes, has not moved is copied; where @l, it is entered as pieces. */
 int bring_copy(struct hmm_cl *cl, struct region *r, uint64_t start, uint64_t end, struct launch *l);
 

@@ -37,6 +37,7 @@ static void region_free(struct hmm_cl *cl, struct region *r)
 
 	cl_lock(cl, &old);
 	cl->region[r->id] = NULL;
+	cl->moves++;
 	cl->st.bytes_held -= r->bytes;
 	cl_unlock(cl, &old);
 	piece_free(cl, r);
@@ -96,6 +97,7 @@ static int region_end(struct hmm_cl *cl, struct region *r)
 
 	cl_lock(cl, &old);
 	r->dead = true;
+	cl->moves++;
 	cl_unlock(cl, &old);
 	launch_wait(cl, r->addr, end_of(r));
 	rc = bring_home(cl, r);
