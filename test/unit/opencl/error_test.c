@@ -266,10 +266,13 @@ static void a_device_that_takes_nothing(void **state)
 	struct world *w = *state;
 	struct job j = job(w);
 
-	/* The first copy is that of a page which moves, the last that of a page which stays. */
-	for (int after = 0; after < 3; after++) {
-		write_f = (struct fault){after, 1000, CL_OUT_OF_RESOURCES};
-		assert_true(launch(j.k, N, NULL) < 0);
+	/* The first 64 copies are of pages that move, one each; then comes what stays, in one. */
+	for (unsigned i = 0; i < 4; i++) {
+		static const int after[] = {0, 1, 63, 64};
+
+		write_f = (struct fault){after[i], 1000, CL_OUT_OF_RESOURCES};
+		assert_int_equal(launch(j.k, N, NULL), -ENOMEM);
+		assert_int_equal(write_f.fails < 1000, true);
 		write_f.fails = 0;
 	}
 	intact(w, &j);
