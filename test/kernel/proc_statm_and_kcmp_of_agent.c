@@ -2,7 +2,8 @@
 /*
  * Fact: /proc/AGENT/statm is the RSS of the address space that a CLONE_VM task
  * stands in, also when the program has called execve; kcmp(KCMP_VM) tells
- * whether both still share one.
+ * whether both still share one.  A task that has ended and not been waited for has
+ * none: its statm is zeros, and two of them are the same to KCMP_VM.
  */
 #include "probe.h"
 
@@ -55,7 +56,7 @@ static long rss(pid_t pid)
 int main(int argc, char **argv)
 {
 	struct peer prog;
-	pid_t agent;
+	pid_t agent, ended[2];
 	int side;
 	long rc;
 
@@ -71,19 +72,31 @@ int main(int argc, char **argv)
 
 	rc = syscall(SYS_kcmp, agent, prog.pid, KCMP_VM, 0ul, 0ul);
 	if (rc < 0 && (errno == ENOSYS || errno == EPERM))
-		printf("no kcmp here: not probed\n");
-	else
-		CHECK(rc == 0, "kcmp says that agent and program share an address space (%ld)", rc);
+		SKIP("no kcmp here (%s)", strerror(errno));
+	CHECK(rc == 0, "kcmp says that agent and program share an address space (%ld)", rc);
 	CHECK(rss(agent) >= PAGES, "statm of the agent is that of the address space");
 	say(prog.sock, 1);
 	CHECK(hear(prog.sock) == 1, "the program has called execve");
-	if (rc >= 0)
-		CHECK(syscall(SYS_kcmp, agent, prog.pid, KCMP_VM, 0ul, 0ul) > 0,
-		      "kcmp says that they share no address space after execve");
+	CHECK(syscall(SYS_kcmp, agent, prog.pid, KCMP_VM, 0ul, 0ul) > 0,
+	      "kcmp says that they share no address space after execve");
 	CHECK(rss(agent) >= PAGES, "statm of the agent is that of the old address space");
 	CHECK(rss(prog.pid) < PAGES, "statm of the program is that of the new image");
 	kill(agent, SIGKILL);
 	kill(prog.pid, SIGKILL);
 	reap(prog.pid);
+
+	for (int i = 0; i < 2; i++) {
+		siginfo_t si;
+
+		ended[i] = fork();
+		if (!ended[i])
+			_exit(0);
+		CHECK(!waitid(P_PID, (id_t)ended[i], &si, WEXITED | WNOWAIT), "a child ends");
+	}
+	CHECK(!syscall(SYS_kcmp, ended[0], ended[1], KCMP_VM, 0ul, 0ul), "two that have ended are the same to kcmp");
+	CHECK(syscall(SYS_kcmp, ended[0], getpid(), KCMP_VM, 0ul, 0ul) > 0, "but not the same as one that lives");
+	CHECK(rss(ended[0]) == 0 && rss(getpid()) > 0, "statm of one that has ended is zeros");
+	reap(ended[0]);
+	reap(ended[1]);
 	return 0;
 }

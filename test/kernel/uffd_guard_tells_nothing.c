@@ -2,7 +2,7 @@
 /*
  * Fact: MADV_GUARD_INSTALL drops the pages of a registered range and sends no
  * event; MADV_GUARD_REMOVE sends none either.  ZEROPAGE onto a guard is EEXIST,
- * but COPY silently replaces it.
+ * but COPY silently replaces it.  PAGEMAP_SCAN has a guard as swapped, not as absent.
  */
 #include "probe.h"
 
@@ -32,7 +32,9 @@ int main(void)
 	CHECK(!madvise(p, PAGE, MADV_GUARD_REMOVE), "MADV_GUARD_REMOVE works on a registered range");
 	CHECK(uffd_quiet(uffd), "MADV_GUARD_REMOVE sends nothing");
 	CHECK(!present(p), "the page has gone");
+	CHECK(!(scan_page(p) & PAGE_IS_SWAPPED), "and counts as absent");
 	CHECK(!madvise(p, PAGE, MADV_GUARD_INSTALL), "MADV_GUARD_INSTALL works again");
+	CHECK((scan_page(p) & (PAGE_IS_PRESENT | PAGE_IS_SWAPPED)) == PAGE_IS_SWAPPED, "a guard counts as swapped");
 	CHECK(uffd_zeropage(uffd, p, PAGE) == -EEXIST, "ZEROPAGE onto a guard is EEXIST");
 	CHECK(!uffd_fill(uffd, p, 'n') && all_bytes(p, PAGE, 'n'), "COPY replaces a guard");
 	return 0;

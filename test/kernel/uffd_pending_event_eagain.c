@@ -2,7 +2,8 @@
 /*
  * Fact: while an UNMAP, REMOVE, REMAP or FORK event is unread, COPY and MOVE
  * with the same descriptor, anywhere, give EAGAIN with -EAGAIN in the result
- * field; once it was read and the changer has gone on they work.  The changer
+ * field; so does ZEROPAGE at an impossible address, which is EINVAL else.  Once it
+ * was read and the changer has gone on they work.  The changer
  * waits until then.  Of the changes only REMOVE has not happened before the
  * event is read.  A REMAP is followed by an UNMAP of the old range, and mremap
  * waits for both to be read.
@@ -73,6 +74,7 @@ int main(void)
 		CHECK(!uffd_register(uffd, victim, PAGE, MISSING), "REGISTER works");
 		actor_start(&a, cases[i].fn, victim);
 		uffd_wait(uffd);
+		CHECK(uffd_zeropage(uffd, (void *)1, PAGE) == -EAGAIN, "%s unread: ZEROPAGE is EAGAIN", cases[i].name);
 		rc = uffd_copy_mode(uffd, dst, page, PAGE, 0, &field);
 		CHECK(rc == -EAGAIN && field == -EAGAIN, "%s unread: COPY is EAGAIN (%d)", cases[i].name, rc);
 		rc = uffd_move_mode(uffd, dst, src, PAGE, 0, &field);
@@ -99,6 +101,8 @@ int main(void)
 			close((int)m.arg.fork.ufd);
 		if (m.event == UFFD_EVENT_REMOVE)
 			CHECK(m.arg.remove.start == (uintptr_t)victim && !present(victim), "the page is gone at last");
+		CHECK(uffd_zeropage(uffd, (void *)1, PAGE) == -EINVAL, "%s read: ZEROPAGE at address 1 is EINVAL",
+		      cases[i].name);
 		CHECK(!uffd_copy_mode(uffd, dst, page, PAGE, 0, &field) && field == (int64_t)PAGE,
 		      "%s read: COPY works", cases[i].name);
 		CHECK(!uffd_move_mode(uffd, dst + PAGE, src, PAGE, 0, &field) && field == (int64_t)PAGE,
