@@ -8,7 +8,9 @@
 
 #include <dirent.h>
 #include <linux/aio_abi.h>
+#include <linux/errqueue.h>
 #include <linux/futex.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -272,6 +274,150 @@ static void do_futex(struct ctx *c)
 	      "FUTEX_CMP_REQUEUE: another value is there");
 }
 
+/*
+ * Where the kernel itself writes a futex word it does not wait for who serves
+ * page faults: EFAULT, with nothing done, when the word is away at that moment
+ * (doc/differences.md).  Who has just touched it is not in that way for long.
+ */
+static long futex_touched(uint32_t *touch, void *w, int op, uint32_t val, void *t, void *w2, uint32_t val3)
+{
+	long rc;
+
+	for (unsigned tries = 0; tries < 1000; tries++) {
+		atomic_fetch_add((_Atomic uint32_t *)touch, 0);
+		rc = futex(w, op, val, t, w2, val3);
+		if (rc >= 0 || errno != EFAULT)
+			return rc;
+	}
+	return rc;
+}
+
+/* FUTEX_WAKE_OP: the kernel changes the second word itself. */
+static void do_futex_op(struct ctx *c)
+{
+	uint32_t *w = (void *)(c->a + 8), *w2 = (void *)(c->a + 20 * V_PAGE + 4), want = *w, old;
+	struct sleeper s = {.word = w, .seen = want};
+	long woken;
+	pthread_t t;
+
+	CHECK(!pthread_create(&t, NULL, futex_sleeper, &s), "pthread_create");
+	old = *w2;
+	wait_away(w2, 1, 1, "the word of FUTEX_WAKE_OP");
+	for (unsigned i = 1; i <= 20; i++) {
+		/* Add one to the second word, wake who waits at it if it was less than none: nobody. */
+		CHECK(futex_touched(w2, w2 + 1, FUTEX_WAKE_OP, 1, (void *)1ul, w2,
+				    FUTEX_OP(FUTEX_OP_ADD, 1, FUTEX_OP_CMP_EQ, 0)) == 0,
+		      "FUTEX_WAKE_OP");
+		CHECK(*w2 == old + i, "FUTEX_WAKE_OP left %#x, not %#x", *w2, old + i);
+	}
+	/* Somebody sleeps on the first, which is away: it is woken, and the operation done. */
+	wait_away(w, 1, 1, "the page of a futex somebody sleeps on");
+	do {
+		sleep_ms(1); /* until it sleeps */
+		woken = futex_touched(w2, w, FUTEX_WAKE_OP, 1, NULL, w2,
+				      FUTEX_OP(FUTEX_OP_SET, 77, FUTEX_OP_CMP_EQ, 77));
+		CHECK(woken == 0 || woken == 1, "FUTEX_WAKE_OP");
+	} while (!woken);
+	pthread_join(t, NULL);
+	CHECK(*w2 == 77, "FUTEX_WAKE_OP left %#x", *w2);
+	CHECK(*w == want && w2[-1] == (uint32_t)v_word(20, c->seed, GEN_OLD, 0, V_QUARTER), "beside the words");
+}
+
+struct pi {
+	uint32_t *word;
+};
+
+static void *pi_waiter(void *arg)
+{
+	struct pi *p = arg;
+	uint32_t me = (uint32_t)syscall(SYS_gettid);
+
+	CHECK(!futex_touched(p->word, p->word, FUTEX_LOCK_PI, 0, NULL, NULL, 0), "FUTEX_LOCK_PI behind an owner");
+	CHECK((*p->word & FUTEX_TID_MASK) == me, "its word is %#x, not %#x", *p->word, me);
+	CHECK(!futex_touched(p->word, p->word, FUTEX_UNLOCK_PI, 0, NULL, NULL, 0), "FUTEX_UNLOCK_PI");
+	return NULL;
+}
+
+/* Locks with priority inheritance: the kernel reads, compares and writes their word. */
+static void do_futex_pi(struct ctx *c)
+{
+	enum { LOCKS = 4 };
+	uint32_t me = (uint32_t)syscall(SYS_gettid);
+	struct pi p[LOCKS];
+	pthread_t t[LOCKS];
+
+	for (unsigned i = 0; i < LOCKS; i++) {
+		p[i].word = (void *)(c->a + (50 + i) * V_PAGE + 16);
+		*p[i].word = 0;
+	}
+	wait_away(c->a + 50 * V_PAGE, LOCKS, LOCKS, "the words of free locks");
+	for (unsigned i = 0; i < LOCKS; i++) {
+		uint32_t *w = p[i].word;
+
+		CHECK(!futex_touched(w, w, i & 1 ? FUTEX_TRYLOCK_PI : FUTEX_LOCK_PI, 0, NULL, NULL, 0),
+		      "FUTEX_LOCK_PI");
+		CHECK((*w & FUTEX_TID_MASK) == me, "the word is %#x, not %#x", *w, me);
+		CHECK(futex_touched(w, w, FUTEX_LOCK_PI, 0, NULL, NULL, 0) < 0 && errno == EDEADLK, "locked twice");
+		CHECK(!pthread_create(&t[i], NULL, pi_waiter, &p[i]), "pthread_create");
+		while (!(*w & FUTEX_WAITERS))
+			sleep_ms(1);
+	}
+	wait_away(c->a + 50 * V_PAGE, LOCKS, LOCKS, "the words of locks that somebody waits for");
+	for (unsigned i = 0; i < LOCKS; i++) {
+		uint32_t *w = p[i].word;
+
+		CHECK(!futex_touched(w, w, FUTEX_UNLOCK_PI, 0, NULL, NULL, 0), "FUTEX_UNLOCK_PI");
+		pthread_join(t[i], NULL);
+		CHECK(*w == 0, "the word of a free lock is %#x", *w);
+	}
+}
+
+static void *ends_with_it(void *arg)
+{
+	CHECK(!pthread_mutex_lock(arg), "pthread_mutex_lock");
+	return NULL;
+}
+
+/* Mutexes of libc's, robust, and half of them with inherited priority: also taken over from an owner that has ended. */
+static void do_mutexes(struct ctx *c)
+{
+	enum { MUTEXES = 4 };
+	pthread_mutex_t *m[MUTEXES];
+	pthread_t t;
+
+	for (unsigned i = 0; i < MUTEXES; i++) {
+		pthread_mutexattr_t attr;
+
+		m[i] = (void *)(c->a + (10 + i) * V_PAGE + 64);
+		pthread_mutexattr_init(&attr);
+		pthread_mutexattr_setrobust(&attr, PTHREAD_MUTEX_ROBUST);
+		if (i & 1)
+			pthread_mutexattr_setprotocol(&attr, PTHREAD_PRIO_INHERIT);
+		memset(m[i], 0, sizeof(*m[i]));
+		CHECK(!pthread_mutex_init(m[i], &attr), "pthread_mutex_init");
+	}
+	wait_away(c->a + 10 * V_PAGE, MUTEXES, MUTEXES, "mutexes");
+	for (unsigned i = 0; i < MUTEXES; i++)
+		CHECK(!pthread_mutex_lock(m[i]), "pthread_mutex_lock");
+	wait_away(c->a + 10 * V_PAGE, MUTEXES, MUTEXES, "mutexes that are held");
+	for (unsigned i = 0; i < MUTEXES; i++)
+		CHECK(!pthread_mutex_unlock(m[i]), "pthread_mutex_unlock");
+	/* The kernel marks a mutex when its owner ends; it must be there then (doc/differences.md). */
+	for (unsigned i = 0; i < MUTEXES; i++) {
+		if (mlock(m[i], sizeof(*m[i]))) {
+			puts("SKIP: no right to lock memory: mutexes of owners that end");
+			return;
+		}
+		CHECK(!pthread_create(&t, NULL, ends_with_it, m[i]) && !pthread_join(t, NULL), "pthread_create");
+		CHECK(!munlock(m[i], sizeof(*m[i])), "munlock");
+	}
+	wait_away(c->a + 10 * V_PAGE, MUTEXES, MUTEXES, "mutexes whose owners have ended");
+	for (unsigned i = 0; i < MUTEXES; i++) {
+		CHECK(pthread_mutex_lock(m[i]) == EOWNERDEAD, "its owner has ended, and nobody says so");
+		CHECK(!pthread_mutex_consistent(m[i]) && !pthread_mutex_unlock(m[i]), "pthread_mutex_consistent");
+	}
+}
+
 static void do_strings(struct ctx *c)
 {
 	char dir[] = "/tmp/hmm-calls-XXXXXX", path[64];
@@ -430,6 +576,126 @@ static void do_mlock(struct ctx *c)
 	CHECK_ALL(c->a, AREA, c->seed, GEN_OLD, "unlocked");
 }
 
+/* A pipe that holds the pages themselves: what was there it keeps, also when they have been moved away. */
+static void do_vmsplice(struct ctx *c)
+{
+	enum { PIECE = 16 }; /* what a pipe takes */
+	char *got = v_map(3 * PIECE * V_PAGE);
+	int fd[3][2];
+
+	for (unsigned i = 0; i < 3; i++) {
+		struct iovec v = {c->a + i * PIECE * V_PAGE, PIECE * V_PAGE};
+
+		CHECK(!pipe(fd[i]), "pipe");
+		CHECK(i == 2 ? write(fd[i][1], c->b, v.iov_len) == (ssize_t)v.iov_len
+			     : vmsplice(fd[i][1], &v, 1, 0) == (ssize_t)v.iov_len,
+		      "vmsplice");
+	}
+	wait_away(c->a, 3 * PIECE, 2 * PIECE + PIECE / 2, "what is in a pipe");
+	for (unsigned i = 0; i < 3; i++) {
+		/* Out of it by read(), by vmsplice() into other memory, and into what is away. */
+		struct iovec w = {i == 2 ? c->a + 2 * PIECE * V_PAGE : got + i * PIECE * V_PAGE, PIECE * V_PAGE};
+
+		CHECK((i ? vmsplice(fd[i][0], &w, 1, 0) : read(fd[i][0], w.iov_base, w.iov_len)) == (ssize_t)w.iov_len,
+		      "out of the pipe");
+		close(fd[i][0]);
+		close(fd[i][1]);
+	}
+	CHECK_ALL(got, 2 * PIECE, c->seed, GEN_OLD, "what went through the pipe");
+	CHECK_ALL(c->a, 2 * PIECE, c->seed, GEN_OLD, "what was put into the pipe");
+	CHECK(!memcmp(c->a + 2 * PIECE * V_PAGE, c->b, PIECE * V_PAGE), "vmsplice into what is away");
+	for (unsigned i = 3 * PIECE; i < AREA; i++)
+		CHECK(!v_check(c->a + i * V_PAGE, i, c->seed, GEN_OLD, V_QUARTER), "beyond what came out of the pipe");
+	munmap(got, 3 * PIECE * V_PAGE);
+}
+
+/* Connected by TCP to itself, fd[0] with a small buffer; false: not to be had here. */
+static bool tcp_pair(int fd[2])
+{
+	struct sockaddr_in in = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	int listener = socket(AF_INET, SOCK_STREAM, 0), small = 16384;
+	socklen_t len = sizeof(in);
+
+	if (listener < 0 || setsockopt(listener, SOL_SOCKET, SO_RCVBUF, &small, sizeof(small)) ||
+	    bind(listener, (struct sockaddr *)&in, sizeof(in)) || listen(listener, 1) ||
+	    getsockname(listener, (struct sockaddr *)&in, &len))
+		return false;
+	fd[1] = socket(AF_INET, SOCK_STREAM, 0);
+	if (fd[1] < 0 || connect(fd[1], (struct sockaddr *)&in, sizeof(in)))
+		return false;
+	fd[0] = accept(listener, NULL, NULL);
+	close(listener);
+	return fd[0] >= 0;
+}
+
+/* How many sends the kernel has let go of. */
+static unsigned completions(int fd)
+{
+	char control[256];
+	struct msghdr m = {.msg_control = control, .msg_controllen = sizeof(control)};
+	struct sock_extended_err *e;
+
+	if (recvmsg(fd, &m, MSG_ERRQUEUE | MSG_DONTWAIT) < 0) {
+		CHECK(errno == EAGAIN, "MSG_ERRQUEUE");
+		return 0;
+	}
+	CHECK(CMSG_FIRSTHDR(&m), "MSG_ERRQUEUE without a message");
+	e = (void *)CMSG_DATA(CMSG_FIRSTHDR(&m));
+	CHECK(e->ee_origin == SO_EE_ORIGIN_ZEROCOPY && !e->ee_errno, "origin %u, error %u", e->ee_origin, e->ee_errno);
+	return e->ee_data - e->ee_info + 1;
+}
+
+/* The socket holds the pages themselves until they have been sent, while they move away and come back. */
+static void do_zerocopy(struct ctx *c)
+{
+	char *got = malloc(LEN);
+	unsigned sends = 0, done = 0;
+	size_t sent = 0, come = 0;
+	int fd[2], one = 1;
+
+	if (!tcp_pair(fd) || setsockopt(fd[1], SOL_SOCKET, SO_ZEROCOPY, &one, sizeof(one))) {
+		puts("SKIP: no TCP with MSG_ZEROCOPY here");
+		free(got);
+		return;
+	}
+	for (unsigned turn = 0; come < LEN; turn++) {
+		while (sent < LEN) {
+			size_t len = LEN - sent < 9000 ? LEN - sent : 9000;
+			ssize_t n = send(fd[1], c->a + sent, len, MSG_ZEROCOPY | MSG_DONTWAIT);
+
+			if (n < 0 && (errno == EAGAIN || errno == ENOBUFS) && come < sent)
+				break; /* it is full, or has as much pinned as it may */
+			CHECK(n > 0, "MSG_ZEROCOPY");
+			sent += (size_t)n;
+			sends++;
+		}
+		/* What is on its way goes away, and some of it is looked at. */
+		if (turn < 2)
+			wait_away(c->a, AREA, AREA * 3 / 4, "what is being sent");
+		CHECK(!v_check(c->a + (sent - 1) / V_PAGE * V_PAGE, (sent - 1) / V_PAGE, c->seed, GEN_OLD, V_QUARTER),
+		      "what is being sent");
+		for (size_t most = come + 65536; come < most && come < sent;) {
+			ssize_t n = recv(fd[0], got + come, sent - come < 8192 ? sent - come : 8192, 0);
+
+			CHECK(n > 0, "recv");
+			come += (size_t)n;
+		}
+		done += completions(fd[1]);
+	}
+	while (done < sends) {
+		unsigned n = completions(fd[1]);
+
+		done += n;
+		if (!n)
+			sleep_ms(1);
+	}
+	CHECK_ALL(got, AREA, c->seed, GEN_OLD, "what was sent");
+	CHECK_ALL(c->a, AREA, c->seed, GEN_OLD, "after it was sent");
+	free(got);
+	close(fd[0]);
+	close(fd[1]);
+}
+
 static void do_sendfile_splice(struct ctx *c)
 {
 	/* tcp-less: a file from away memory by write, to a pipe by splice, into away memory by read. */
@@ -475,6 +741,9 @@ static const struct {
 	{"process_vm_writev", do_vm_writev},
 	{"process_vm_readv into", do_vm_readv_into},
 	{"futex", do_futex},
+	{"FUTEX_WAKE_OP", do_futex_op},
+	{"FUTEX_LOCK_PI", do_futex_pi},
+	{"robust mutexes", do_mutexes},
 	{"names", do_strings},
 	{"small structures", do_small},
 	{"aio", do_aio},
@@ -482,6 +751,8 @@ static const struct {
 	{"populate", do_populate},
 	{"mlock", do_mlock},
 	{"splice", do_sendfile_splice},
+	{"vmsplice", do_vmsplice},
+	{"MSG_ZEROCOPY", do_zerocopy},
 };
 
 #define NCASES (sizeof(cases) / sizeof(cases[0]))
