@@ -515,8 +515,10 @@ static void do_aio(struct ctx *c)
 		    *list[1] = {&cb};
 
 	file_fill(c);
-	if (syscall(SYS_io_setup, 4, &aio))
+	if (syscall(SYS_io_setup, 4, &aio)) {
+		puts("SKIP: no io_setup() here");
 		return;
+	}
 	CHECK(syscall(SYS_io_submit, aio, 1, list) == 1, "io_submit");
 	CHECK(syscall(SYS_io_getevents, aio, 1, 1, ev, NULL) == 1, "io_getevents");
 	CHECK(ev->res == (long)(LEN - V_PAGE), "aio read %ld", (long)ev->res);
@@ -565,8 +567,10 @@ static void do_populate(struct ctx *c)
 
 static void do_mlock(struct ctx *c)
 {
-	if (mlock(c->a, LEN))
-		return; /* RLIMIT_MEMLOCK */
+	if (mlock(c->a, LEN)) {
+		puts("SKIP: no right to lock memory: mlock()");
+		return;
+	}
 	CHECK(!under_hmm() || !v_absent(c->a, AREA), "mlock() left pages away");
 	CHECK_ALL(c->a, AREA, c->seed, GEN_OLD, "locked");
 	sleep_ms(200);
@@ -759,7 +763,7 @@ static const struct {
 
 int main(void)
 {
-	unsigned rounds = long_run() ? 20 : 2;
+	unsigned rounds = long_run() ? 8 : 2;
 	struct hog hog;
 	char *all;
 

@@ -171,7 +171,7 @@ int main(void)
 		run(PLAIN, dfd, 2);
 		run(FIXED, dfd, 2);
 	} else {
-		puts("(no O_DIRECT in /var/tmp)");
+		puts("SKIP: no O_DIRECT in /var/tmp");
 	}
 	hog_stop(&hog);
 	return 0;

@@ -74,11 +74,24 @@ def end_of_file(h):
     os.close(hold)
 
 
+def denied(h, what):
+    """hmm run refuses to run anything."""
+    p = subprocess.run([built(h, "life-denied"), what, h.exe, "run", "echo", "it ran"], capture_output=True, text=True,
+                       check=False)
+    check(p.returncode == 125 and not p.stdout, f"status {p.returncode}, {p.stdout!r}")
+    return p
+
+
 def kcmp_denied(h):
     """Where nobody can tell who lives in which address space, nothing is begun."""
-    p = subprocess.run([built(h, "life-denied"), h.exe, "run", "true"], capture_output=True, text=True)
-    check(p.returncode == 125, f"status {p.returncode}")
+    p = denied(h, "kcmp")
     check("kcmp" in p.stderr and p.stderr.count("\n") == 1, f"said {p.stderr!r}")
+
+
+def old_kernel(h):
+    """Where UFFDIO_MOVE is missing nothing is begun, and a line says which kernel has it."""
+    p = denied(h, "move")
+    check("Linux 6.8" in p.stderr and p.stderr.count("\n") == 1, f"said {p.stderr!r}")
 
 
 def small_stack(h):
@@ -213,4 +226,4 @@ def small_files(h):
 
 
 main_of(control_sealed, other_users_supervisor, strangers, wrong_words, confined, exec_quiet, no_zombies, end_of_file,
-        kcmp_denied, small_stack, small_files)
+        kcmp_denied, old_kernel, small_stack, small_files)

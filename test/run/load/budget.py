@@ -4,7 +4,7 @@
 
 budget.py BUILD [TEST...]
 
-A memory cgroup (v1) counts anonymous and shared memory of all that hmm run
+A memory cgroup counts anonymous and shared memory of all that hmm run
 starts, its own processes included.  What is compared is bytes; of the clock
 only this depends on: how close together the samples are.
 """
@@ -16,7 +16,7 @@ import threading
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 from hmmtest import Failed, main_of, skip  # noqa: E402
 
-CGROUP = "/sys/fs/cgroup/memory"
+CGROUP, CGROUP2 = "/sys/fs/cgroup/memory", "/sys/fs/cgroup"
 MIB = 1 << 20
 SAMPLE_S = 0.01
 PASSES = 8 if os.environ.get("HMM_TEST_LONG") else 1
@@ -26,14 +26,19 @@ class Group:
     """A memory cgroup of our own."""
 
     def __init__(self):
-        if not os.path.exists(CGROUP + "/cgroup.procs"):
-            skip("no memory cgroup (version 1) at " + CGROUP)
-        self.path = f"{CGROUP}/hmmtest-{os.getpid()}"
+        v2 = not os.path.exists(CGROUP + "/cgroup.procs")
+        self.fields = ("anon", "shmem") if v2 else ("rss", "shmem")
+        self.path = f"{CGROUP2 if v2 else CGROUP}/hmmtest-{os.getpid()}"
         try:
             os.mkdir(self.path)
         except OSError as e:
             skip(f"no memory cgroup can be made: {e.strerror}")
-        self.stat = open(self.path + "/memory.stat")
+        try:
+            self.stat = open(self.path + "/memory.stat")
+            self.sample()
+        except (OSError, KeyError) as e:
+            os.rmdir(self.path)
+            skip(f"no memory is counted in {self.path}: {e}")
 
     def enter(self):
         with open(self.path + "/cgroup.procs", "w") as f:
@@ -42,7 +47,7 @@ class Group:
     def sample(self):
         self.stat.seek(0)
         v = dict(line.split() for line in self.stat.read().splitlines())
-        return int(v["rss"]) + int(v["shmem"])
+        return sum(int(v[name]) for name in self.fields)
 
     def remove(self):
         self.stat.close()
