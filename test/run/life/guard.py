@@ -6,7 +6,9 @@ guard.py BUILD [NAME...]
 """
 import ctypes
 import fcntl
+import json
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -95,9 +97,16 @@ def old_kernel(h):
 
 
 def small_stack(h):
-    """Threads of ours have stacks of their own size."""
-    r = h.run(["sh", "-c", 'exec "$0" spawn', built(h, "life-fork")], prefix=["sh", "-c", 'ulimit -s 256; exec "$@"', "sh"])
-    r.expect()
+    """Threads of ours have stacks of their own size: those that serve faults, and those that bring all back."""
+    r = h.start([built(h, "life-spin"), "96", "0", "0"], ram="48M",
+                prefix=["sh", "-c", 'ulimit -s 128; exec "$@"', "sh"])
+    r.until(lambda: "spinning" in r.out() or r.child.poll() is not None, "it does not get going")
+    a = subprocess.run([h.exe, "stat", str(r.pid), "--restore", "--json"], capture_output=True, text=True, check=False)
+    check(a.returncode == 0 and json.loads(a.stdout)["away_pages"] == 0, f"{a} {r.err()}")
+    check(r.child.poll() is None, f"it has ended: {r.err()}")
+    os.kill(r.program(), signal.SIGTERM)
+    r.wait()
+    r.expect(rc=-signal.SIGTERM, no_stderr="page .* word")
 
 
 def control_sealed(h):
