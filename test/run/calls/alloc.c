@@ -112,7 +112,7 @@ int main(int argc, char **argv)
 	}
 	for (unsigned i = 0; i < 4; i++) {
 		w[i].id = i;
-		w[i].rounds = long_run() ? 400000 : 6000;
+		w[i].rounds = long_run() ? 60000 : 6000;
 		CHECK(!pthread_create(&w[i].thread, NULL, worker_main, &w[i]), "pthread_create");
 	}
 	for (unsigned i = 0; i < 4; i++)

@@ -129,7 +129,7 @@ int main(int argc, char **argv)
 	char *p = v_map(6 * AREA * V_PAGE);
 	for (unsigned i = 0; i < 6; i++) {
 		w[i].id = i;
-		w[i].rounds = long_run() ? 100000 : under_hmm() ? 4000 : 2000;
+		w[i].rounds = long_run() ? 30000 : under_hmm() ? 4000 : 2000;
 		w[i].p = p + i * AREA * V_PAGE;
 		CHECK(!pthread_create(&w[i].thread, NULL, worker_main, &w[i]), "pthread_create");
 	}

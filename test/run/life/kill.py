@@ -13,7 +13,7 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 from hmmtest import Failed, comm, descendants, main_of, state  # noqa: E402
 
-ROUNDS = 100 if os.environ.get("HMM_TEST_LONG") else 8
+ROUNDS = 50 if os.environ.get("HMM_TEST_LONG") else 8
 SOON = 2.0  # seconds: what is promised, and the one clock of these tests
 WRONG = r"page \d+ .* word"
 
