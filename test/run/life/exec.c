@@ -133,6 +133,14 @@ static int small(void)
 	return v_check_all(p, 64, 3, 0, KIND) || !v_is_entered();
 }
 
+/* Nothing, until nobody can say anything any more. */
+static int waits(void)
+{
+	char c;
+
+	return read(0, &c, 1) != 0;
+}
+
 int main(int argc, char **argv)
 {
 	ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
@@ -149,5 +157,7 @@ int main(int argc, char **argv)
 		return storm();
 	if (!strcmp(argv[1], "small"))
 		return small();
+	if (!strcmp(argv[1], "waits"))
+		return waits();
 	return 2;
 }

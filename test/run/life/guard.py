@@ -15,7 +15,7 @@ import subprocess
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from hmmtest import Failed, main_of, ppid, skip  # noqa: E402
+from hmmtest import Failed, comm, descendants, main_of, ppid, skip  # noqa: E402
 
 SYS_USERFAULTFD = 323
 
@@ -94,6 +94,19 @@ def old_kernel(h):
     """Where UFFDIO_MOVE is missing nothing is begun, and a line says which kernel has it."""
     p = denied(h, "move")
     check("Linux 6.8" in p.stderr and p.stderr.count("\n") == 1, f"said {p.stderr!r}")
+
+
+def static_image(h):
+    """What has become a program that cannot be entered is let go, agent, memory and all, though that one runs on."""
+    r = h.start([built(h, "life-exec"), "become", built(h, "life-exec-static"), "waits"], stdin=subprocess.PIPE)
+    r.until(lambda: any(comm(p) == "life-exec-stati" for p in descendants(r.pid)), "it becomes no other", 60)
+    r.until(lambda: not r.agents(), "the agent of what it was stays", 20)
+    a = subprocess.run([h.exe, "stat", str(r.pid), "--json"], capture_output=True, text=True, check=False)
+    s = json.loads(a.stdout) if not a.returncode else {}
+    check(s.get("spaces") == [] and s["pages_out"] > 0 and not s["away_pages"], f"something of it is left: {a}")
+    r.child.stdin.close()
+    r.wait()
+    r.expect()
 
 
 def small_stack(h):
@@ -235,4 +248,4 @@ def small_files(h):
 
 
 main_of(control_sealed, other_users_supervisor, strangers, wrong_words, confined, exec_quiet, no_zombies, end_of_file,
-        kcmp_denied, old_kernel, small_stack, small_files)
+        kcmp_denied, old_kernel, static_image, small_stack, small_files)
