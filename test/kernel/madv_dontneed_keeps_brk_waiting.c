@@ -6,8 +6,8 @@
  */
 #include "probe.h"
 
-#define PAGES 16384ul
-#define ROUNDS 60
+#define PAGES 8192ul
+#define ROUNDS 10
 
 static char *mem;
 static _Atomic bool filled, done;
