@@ -8,7 +8,7 @@
 #   make torture    for minutes, or HOURS=N: programs that check themselves
 #   make programs   real programs on all, half and a quarter of their memory, against themselves without hmm
 #   make demo       a real program on a third of the RAM it needs
-#   make bench      measurements
+#   make bench      measurements; hmm run beside the kernel's swap takes minutes, or HMM_BENCH_LONG=1 (bench/run/bench.py)
 #   make kernel-suite   the kernel's own tests of HMM on our dmirror; fetches a kernel's source, or KERNEL_SOURCE=DIR
 #   make fuzz       for a minute, or SECONDS=N: what reads the bytes of a remote peer, under libFuzzer
 #   make model      searches the models of the protocols to the end, and breaks their rules (doc/model.md)

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: MIT
+"""Plots of what bench.py measured, by gnuplot."""
+import shutil
+import statistics
+import subprocess
+
+
+def gnuplot(script):
+    subprocess.run(["gnuplot"], input=script, text=True, check=True)
+
+
+def block(name, rows):
+    return f"${name} << EOD\n" + "\n".join(" ".join(map(str, r)) for r in rows) + "\nEOD\n"
+
+
+def series(points, tier, ratio):
+    return sorted((p for p in points if p["tier"] == tier and p["ratio"] == ratio), key=lambda p: p["local"])
+
+
+def cell_runs(point, system):
+    return [c for c in point["cells"] if c["system"] == system]
+
+
+def speed_of(point, system, workload):
+    """Pages a second: median, least, most, at the best vm.page-cluster."""
+    rows = [[r["work"][workload]["ops"] / r["work"][workload]["seconds"] for r in c["runs"]]
+            for c in cell_runs(point, system)]
+    v = max(rows, key=statistics.median)
+    return statistics.median(v), min(v), max(v)
+
+
+def by_local(points, title, path):
+    systems = list(dict.fromkeys(c["system"] for p in points for c in p["cells"]))
+    workloads = list(points[0]["cells"][0]["runs"][0]["work"])
+    data, plots = "", []
+    for wi, w in enumerate(workloads):
+        lines = []
+        for si, s in enumerate(systems):
+            rows = [(p["local"], *speed_of(p, s, w)) for p in points if cell_runs(p, s)]
+            data += block(f"d{wi}_{si}", rows)
+            lines.append(f"$d{wi}_{si} using 1:2:3:4 with yerrorlines lc {si + 1} title '{s}'")
+        plots.append(f"set title '{w}'\nset key {'bottom right' if not wi else 'off'}\nplot " + ", ".join(lines))
+    gnuplot(f"{data}set terminal svg size 1600,900\nset output '{path}'\nset multiplot layout 2,4 title '{title}'\n"
+            "set xlabel 'local memory, %'\nset ylabel 'pages a second'\nset logscale y\nset xrange [100:0]\n"
+            + "\n".join(plots) + "\nunset multiplot\n")
+
+
+def latencies(point, title, path):
+    data, plots = "", []
+    for wi, w in enumerate(w for w, r in point["cells"][0]["runs"][0]["work"].items() if "hist" in r):
+        lines = []
+        for si, s in enumerate(dict.fromkeys(c["system"] for c in point["cells"])):
+            c = min(cell_runs(point, s), key=lambda c: statistics.median(r["work"][w]["seconds"] for r in c["runs"]))
+            sums = {}
+            for r in c["runs"]:
+                for us, n in r["work"][w]["hist"]:
+                    sums[us] = sums.get(us, 0) + n
+            total, left, rows = sum(sums.values()), sum(sums.values()), []
+            for us in sorted(sums):
+                rows.append((us, left / total))
+                left -= sums[us]
+            data += block(f"l{wi}_{si}", rows)
+            lines.append(f"$l{wi}_{si} using 1:2 with steps lc {si + 1} title '{s}'")
+        plots.append(f"set title '{w}'\nset key {'top right' if not wi else 'off'}\nplot " + ", ".join(lines))
+    gnuplot(f"{data}set terminal svg size 1200,900\nset output '{path}'\nset multiplot layout 2,2 title '{title}'\n"
+            "set xlabel 'an access takes longer than, us'\nset ylabel 'part of all accesses'\nset logscale xy\n"
+            "set yrange [1e-4:1]\n" + "\n".join(plots) + "\nunset multiplot\n")
+
+
+def all(out, path):
+    if not shutil.which("gnuplot"):
+        print("no plots: gnuplot (Debian package gnuplot-nox) is not there")
+        return
+    for tier, ratio in dict.fromkeys((p["tier"], p["ratio"]) for p in out["points"]):
+        s = series(out["points"], tier, ratio)
+        if len(s) > 1:
+            by_local(s, f"{tier}, {ratio}x data", f"{path}-{tier}-{ratio}x.svg")
+        half = min(s, key=lambda p: abs(p["local"] - 50))
+        latencies(half, f"{tier}, {ratio}x data, {half['local']} % local", f"{path}-{tier}-{ratio}x-latency.svg")
+    print(f"plots: {path}-*.svg")
