@@ -30,12 +30,43 @@
 
 static const char zeros[HMM_PLACE_MAX * UMM_PAGE] __attribute__((aligned(4096)));
 
-/* How many pages to bring in from @page on: more while the faults walk forward. */
-static unsigned stream_size(struct hmm_mm *mm, uint64_t page, unsigned *which)
+#define STEP_MAX 64     /* pages from one fault to the next that are taken to have to do with each other */
+#define STEPS_PASSED 32 /* most that a walk by steps leaves out, because they are there */
+#define STEPS_AHEAD 16u
+
+/* The walk by steps that @page is the next of, or one that is near, and may become one; NULL: neither. */
+static struct hmm_stream *step_find(struct hmm_mm *mm, uint64_t page, bool *goes_on)
+{
+	struct hmm_stream *near = NULL;
+
+	*goes_on = false;
+	for (unsigned i = 0; i < HMM_STREAMS; i++) {
+		struct hmm_stream *c = &mm->stream[i];
+		int64_t d = (int64_t)(page - c->last);
+
+		if (!c->size)
+			continue;
+		if (c->step && d % c->step == 0 && d / c->step > 0 && d / c->step <= STEPS_PASSED) {
+			*goes_on = true;
+			return c;
+		}
+		if (d && d <= STEP_MAX && d >= -STEP_MAX && (!near || c->used > near->used))
+			near = c;
+	}
+	return near;
+}
+
+/*
+ * How many pages to bring in from @page on, each @step from the one before: more
+ * while the faults walk on, page by page or by what has been the distance of late.
+ */
+static unsigned stream_size(struct hmm_mm *mm, uint64_t page, unsigned *which, int *step)
 {
 	struct hmm_stream *old = &mm->stream[0], *s = NULL;
+	bool goes_on;
 	unsigned size;
 
+	*step = 1;
 	pthread_mutex_lock(&mm->stream_lock);
 	for (unsigned i = 0; i < HMM_STREAMS; i++) {
 		struct hmm_stream *c = &mm->stream[i];
@@ -50,26 +81,45 @@ static unsigned stream_size(struct hmm_mm *mm, uint64_t page, unsigned *which)
 	uint32_t score = atomic_load(&mm->seq_score);
 	if (s) {
 		s->size = s->size * 2 < HMM_PLACE_MAX ? s->size * 2 : HMM_PLACE_MAX;
+		s->delta = s->step = 0;
 		score += (256 - score) / 16;
+	} else if ((s = step_find(mm, page, &goes_on)) && goes_on) {
+		s->size = s->size * 2 < STEPS_AHEAD ? s->size * 2 : STEPS_AHEAD;
+		*step = s->step;
 	} else {
-		s = old;
+		int32_t delta = s ? (int32_t)(page - s->last) : 0;
+
+		if (!s)
+			s = old;
+		s->step = delta == s->delta ? delta : 0;
+		s->delta = delta;
 		score -= score / 16;
 		s->size = score > 128 ? 8 : 1;
+		if (s->step) {
+			s->size = 2;
+			*step = s->step;
+		}
 	}
 	atomic_store(&mm->seq_score, score);
 	size = s->size;
 	s->next = page + 1;
+	s->last = page;
 	s->used = ++mm->stream_clock;
 	*which = (unsigned)(s - mm->stream);
 	pthread_mutex_unlock(&mm->stream_lock);
 	return size;
 }
 
-static void stream_advance(struct hmm_mm *mm, unsigned which, uint64_t page, uint64_t placed)
+static void stream_advance(struct hmm_mm *mm, unsigned which, uint64_t page, uint64_t placed, int step)
 {
+	struct hmm_stream *s = &mm->stream[which];
+
 	pthread_mutex_lock(&mm->stream_lock);
-	if (mm->stream[which].next == page + 1)
-		mm->stream[which].next = page + placed;
+	if (s->next == page + 1) {
+		s->last = page + (placed - 1) * (uint64_t)step;
+		if (step == 1)
+			s->next = page + placed;
+	}
 	pthread_mutex_unlock(&mm->stream_lock);
 }
 
@@ -212,14 +262,25 @@ static int poison(struct hmm_mm *mm, struct hmm_leaf *leaf, unsigned i, int why)
 
 struct run {
 	unsigned n;
+	int step; /* pages from one to the next */
 	hmm_entry_t e[HMM_PLACE_MAX];
 	hmm_handle_t handle[HMM_PLACE_MAX];
 	int status[HMM_PLACE_MAX];
 };
 
-/* Neighbouring pages of one tier from @i on.  Leaf lock held. */
+/* The index in its leaf of a run's page @k, when @i is the first's; HMM_LEAF_PAGES: it is in another leaf. */
+static unsigned run_index(const struct run *r, unsigned i, unsigned k)
+{
+	int at = (int)i + (int)k * r->step;
+
+	return at >= 0 && at < (int)HMM_LEAF_PAGES ? (unsigned)at : HMM_LEAF_PAGES;
+}
+
+/* Pages of one tier from @i on, r->step from one to the next.  Leaf lock held. */
 static void run_take(struct hmm_mm *mm, struct hmm_leaf *leaf, unsigned i, unsigned max, bool touched, struct run *r)
 {
+	unsigned at;
+
 	unsigned tier = hmm_entry_tier(leaf->e[i]);
 	struct hmm_device *d = mm->h->chain.dev[tier];
 
@@ -227,8 +288,8 @@ static void run_take(struct hmm_mm *mm, struct hmm_leaf *leaf, unsigned i, unsig
 	if (touched && mm->h->opt.linked && !(d->ops->caps & HMM_DEV_AHEAD))
 		max = 1;
 	r->n = 0;
-	while (r->n < max && i + r->n < HMM_LEAF_PAGES) {
-		hmm_entry_t e = leaf->e[i + r->n];
+	while (r->n < max && (at = run_index(r, i, r->n)) < HMM_LEAF_PAGES) {
+		hmm_entry_t e = leaf->e[at];
 
 		if (hmm_entry_state(e) != HMM_DEVICE || hmm_entry_tier(e) != tier)
 			break;
@@ -241,18 +302,43 @@ static void run_take(struct hmm_mm *mm, struct hmm_leaf *leaf, unsigned i, unsig
 enum why { NOT_TOUCHED, TOUCHED, TOUCHED_FOR_WRITING };
 
 /*
- * Bring back what is away at @addr and up to @max pages from there.
+ * Places @n pages of a run that are not neighbours, the one that was touched last:
+ * who waits for it then finds the others.  Returns as place() does of the first,
+ * and in @placed, a bit each, which went; what did not keeps its state.
+ */
+static int place_steps(struct hmm_mm *mm, uint64_t addr, const char *src, const struct run *r, unsigned n,
+		       uint64_t *placed)
+{
+	uint64_t bytes;
+	int rc = 0;
+
+	*placed = 0;
+	for (unsigned k = n; k-- > 0;) {
+		uint64_t at = addr + (uint64_t)((int64_t)k * r->step) * UMM_PAGE;
+
+		bytes = 0;
+		rc = umm_uffd_copy(mm->space->uffd, at, src + k * UMM_PAGE, UMM_PAGE, &bytes);
+		*placed |= (uint64_t)(bytes != 0) << k;
+		if (rc == -EAGAIN || rc == -ESRCH)
+			break;
+	}
+	return rc;
+}
+
+/*
+ * Bring back what is away at @addr and up to @max pages from there, each @step
+ * from the one before.
  * Returns pages placed, 0 when nothing was away or who waits was woken,
  * -EAGAIN, -ESRCH, -ENOMEM.  @system: the page was found to be SYSTEM.
  */
-static int bring_back(struct hmm_mm *mm, uint64_t addr, unsigned max, enum why why, bool *system)
+static int bring_back(struct hmm_mm *mm, uint64_t addr, unsigned max, int step, enum why why, bool *system)
 {
 	char buf[HMM_PLACE_MAX * UMM_PAGE] __attribute__((aligned(4096)));
 	struct umm_evlock *evlock = &mm->space->ctl->evlock;
 	unsigned i = hmm_leaf_index(addr);
 	struct hmm_leaf *leaf;
 	bool touched = why != NOT_TOUCHED;
-	struct run r;
+	struct run r = {.step = step};
 	int rc = 0;
 
 	*system = false;
@@ -320,27 +406,41 @@ device:;
 	leaf = hmm_leaf_find(mm, addr); /* an event may have freed or moved what was there */
 	if (leaf)
 		pthread_mutex_lock(&leaf->lock);
-	for (same = 0; leaf && same < r.n && leaf->e[i + same] == r.e[same];)
+	for (same = 0; leaf && same < r.n && leaf->e[run_index(&r, i, same)] == r.e[same];)
 		same++;
 	if (same && r.status[0]) {
 		rc = poison(mm, leaf, i, r.status[0]);
 	} else if (same) {
-		unsigned n = good < same ? good : same;
+		unsigned n = good < same ? good : same, came = 0;
+		bool keep = hmm_clean_keeps(mm, hmm_entry_tier(r.e[0]), max);
+		hmm_handle_t gone[HMM_PLACE_MAX];
+		uint64_t placed;
 
-		rc = place(mm, addr, buf, n,
-			   (d->ops->caps & HMM_DEV_KEEPS) && why != TOUCHED_FOR_WRITING && mm->h->opt.linked, &bytes);
-		n = (unsigned)(bytes / UMM_PAGE);
-		bool keep = n && hmm_clean_keeps(mm, hmm_entry_tier(r.e[0]), max);
+		if (step == 1) {
+			rc = place(mm, addr, buf, n,
+				   (d->ops->caps & HMM_DEV_KEEPS) && why != TOUCHED_FOR_WRITING && mm->h->opt.linked,
+				   &bytes);
+			n = (unsigned)(bytes / UMM_PAGE);
+			placed = n == HMM_PLACE_MAX ? ~0ull : (1ull << n) - 1;
+		} else {
+			rc = place_steps(mm, addr, buf, &r, n, &placed);
+		}
 		for (unsigned k = 0; k < n; k++) {
 			hmm_entry_t kept = hmm_entry(HMM_CLEAN, hmm_entry_tier(r.e[k]), r.handle[k], 0);
 
-			hmm_entry_set(mm, leaf, i + k, entry_back_clean(mm, r.e[k], keep ? kept : 0, touched && !k));
+			if (!(placed >> k & 1))
+				continue;
+			hmm_entry_set(mm, leaf, run_index(&r, i, k),
+				      entry_back_clean(mm, r.e[k], keep ? kept : 0, touched && !k));
+			gone[came++] = r.handle[k];
 		}
-		if (n) {
+		if (came) {
 			if (!keep)
-				d->ops->put(d, r.handle, n);
-			account_in(mm, n);
-			rc = (int)n;
+				d->ops->put(d, gone, came);
+			account_in(mm, came);
+		}
+		if (placed & 1) {
+			rc = (int)came;
 		} else if (rc == -EEXIST) {
 			/* Present, against our record: what is there is newer. */
 			hmm_entry_set(mm, leaf, i, 0);
@@ -439,7 +539,7 @@ int hmm_fault(void *priv, const struct umm_fault *f)
 	bool write = f->flags & UFFD_PAGEFAULT_FLAG_WRITE, system;
 	unsigned which = 0, n;
 	uint64_t placed = 0;
-	int rc;
+	int rc, step;
 
 	if (f->addr >= mm->keep_start && f->addr < mm->keep_end && mm->h->opt.called)
 		return mm->h->opt.called(mm->h->opt.priv, mm, f->addr);
@@ -452,12 +552,16 @@ int hmm_fault(void *priv, const struct umm_fault *f)
 	}
 	if (fault_of_inside(mm, f, &rc))
 		return rc == -EAGAIN ? rc : 0;
-	n = stream_size(mm, f->addr >> UMM_PAGE_SHIFT, &which);
+	n = stream_size(mm, f->addr >> UMM_PAGE_SHIFT, &which, &step);
+	if (mm->h->opt.linked && step != 1) { /* a driver is asked for what was touched, or what follows it */
+		step = 1;
+		n = 1;
+	}
 
 	atomic_fetch_add(&mm->faults, !f->again);
 	atomic_fetch_add(&mm->h->faults, !f->again);
 	hmm_budget_charge(mm, n);
-	rc = bring_back(mm, f->addr, n, write ? TOUCHED_FOR_WRITING : TOUCHED, &system);
+	rc = bring_back(mm, f->addr, n, step, write ? TOUCHED_FOR_WRITING : TOUCHED, &system);
 	if (rc > 0)
 		placed = (uint64_t)rc;
 	if (rc < 0)
@@ -476,7 +580,7 @@ int hmm_fault(void *priv, const struct umm_fault *f)
 			return 0;
 		}
 		pthread_mutex_lock(&leaf->lock);
-		if (mm->h->opt.linked)
+		if (mm->h->opt.linked || step != 1)
 			n = 1;
 		while (k < n && i + k < HMM_LEAF_PAGES && hmm_entry_here(leaf->e[i + k]))
 			k++;
@@ -493,7 +597,7 @@ int hmm_fault(void *priv, const struct umm_fault *f)
 			return -EAGAIN; /* it went away in between: from the look-up */
 	}
 	if (placed > 1)
-		stream_advance(mm, which, f->addr >> UMM_PAGE_SHIFT, placed);
+		stream_advance(mm, which, f->addr >> UMM_PAGE_SHIFT, placed, step);
 	return 0;
 }
 
@@ -525,8 +629,8 @@ int hmm_restore_from(struct hmm_mm *mm, uint64_t start, uint64_t end, unsigned t
 				a += UMM_PAGE;
 				continue;
 			}
-			int rc = bring_back(mm, a, left < HMM_PLACE_MAX ? (unsigned)left : HMM_PLACE_MAX, NOT_TOUCHED,
-					    &system);
+			int rc = bring_back(mm, a, left < HMM_PLACE_MAX ? (unsigned)left : HMM_PLACE_MAX, 1,
+					    NOT_TOUCHED, &system);
 			if (rc == -EAGAIN) {
 				umm_space_drain(mm->space);
 				sched_yield();

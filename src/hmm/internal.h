@@ -174,7 +174,10 @@ struct hmm_inside_ops {
 };
 
 struct hmm_stream {
-	uint64_t next; /* page number that the stream is expected to ask for */
+	uint64_t next; /* page number that the stream is expected to ask for, if it goes on page by page */
+	uint64_t last; /* the page farthest ahead that it asked for, or was given */
+	int32_t delta; /* how far that was from the one before, in pages; 0: far */
+	int32_t step;  /* the same when it was so twice: what it is expected to go on by */
 	uint32_t size; /* pages brought in last time */
 	uint32_t used;
 };
