@@ -36,6 +36,12 @@ def sequential_8_threads(h):
     rw(h, "seq", 8, 4, 2)
 
 
+def steps(h):
+    """What lies ahead by the same step comes with the page that is touched."""
+    s = rw(h, "step", 1, 4, 2, mib=96)
+    expect(s["pages_in"] > 4 * s["faults"], "a fault for nearly each page", s)
+
+
 def random(h):
     rw(h, "rand", 1, 4, 1)
 
@@ -64,4 +70,4 @@ def lz4_full(h):
     expect(n == 1, f"said {n} times", r.err())
 
 
-main_of(sequential, sequential_8_threads, random, random_8_threads, incompressible, file_alone, lz4_full)
+main_of(sequential, sequential_8_threads, steps, random, random_8_threads, incompressible, file_alone, lz4_full)

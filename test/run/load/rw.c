@@ -5,6 +5,7 @@
  * checked in full before it is written, and all at the end.
  *
  * seq: ROUNDS passes, each page read, every second of them rewritten.
+ * step: the same, but by every fifth page, then those behind them.
  * rand: ROUNDS times as many accesses as there are pages, half of them writes.
  */
 #include <pthread.h>
@@ -12,6 +13,7 @@
 #include "../victim.h"
 
 #define SEED 7
+#define STEP 5u
 
 static struct {
 	char *mem;
@@ -19,8 +21,18 @@ static struct {
 	size_t npages;
 	unsigned threads, rounds;
 	enum v_kind kind;
-	bool random;
+	bool random, step;
 } W;
+
+/* The @i-th of @n things, when every STEPth of them comes first. */
+static size_t by_step(size_t i, size_t n)
+{
+	size_t from = 0, part;
+
+	for (; i >= (part = (n - from + STEP - 1) / STEP); from++)
+		i -= part;
+	return from + i * STEP;
+}
 
 static void visit(size_t page, bool write)
 {
@@ -44,7 +56,7 @@ static void *work(void *arg)
 	for (unsigned r = 0; r < W.rounds; r++) {
 		for (size_t i = 0; i < mine; i++) {
 			rnd = v_mix(rnd + 0x9e3779b97f4a7c15ull);
-			size_t n = W.random ? rnd % mine : i;
+			size_t n = W.random ? rnd % mine : W.step ? by_step(i, mine) : i;
 			visit(n * W.threads + t, W.random ? rnd >> 63 : (n + r) % 2);
 		}
 	}
@@ -56,10 +68,11 @@ int main(int argc, char **argv)
 	pthread_t thread[64];
 
 	if (argc != 6) {
-		fprintf(stderr, "usage: rw seq|rand THREADS MIB KIND ROUNDS\n");
+		fprintf(stderr, "usage: rw seq|step|rand THREADS MIB KIND ROUNDS\n");
 		return 2;
 	}
 	W.random = !strcmp(argv[1], "rand");
+	W.step = !strcmp(argv[1], "step");
 	W.threads = (unsigned)atoi(argv[2]);
 	W.npages = (size_t)atoi(argv[3]) * V_MIB / V_PAGE / W.threads * W.threads;
 	W.kind = (enum v_kind)atoi(argv[4]);
