@@ -54,6 +54,7 @@ enum {
 #define P_READ 0x01
 #define P_WRITE 0x02
 #define P_PMD 0x04
+#define P_PUD 0x08
 #define P_ZERO 0x10
 #define P_PRIVATE_LOCAL 0x20
 #define P_COHERENT_LOCAL 0x40

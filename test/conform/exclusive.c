@@ -124,18 +124,46 @@ static void with_migration(const struct variant *v)
 	CHECK_NUMBERED(p, SIZE, 0);
 }
 
+/* It is exclusive towards the CPU: of two devices either may read it, have it, and end it by a write. */
+static void two_devices(const struct variant *v)
+{
+	int one = dev_open(v->dev), two = dev_open(v->other);
+	char *p = anon(), *buf = anon();
+	unsigned *word = (unsigned *)p;
+	struct command c;
+
+	number(p, SIZE, 0);
+	take(one, p, buf, NPAGES);
+	memset(buf, 0, SIZE);
+	CHECK_EQ(dev_cmd(two, READ, p, buf, NPAGES, &c), 0);
+	CHECK_NUMBERED(buf, SIZE, 0);
+	CHECK_EQ(dev_cmd(one, CHECK_EXCLUSIVE, p, buf, NPAGES, &c), -EPERM);
+	memset(buf, 0, SIZE);
+	take(two, p, buf, NPAGES);
+	CHECK_NUMBERED(buf, SIZE, 0);
+	for (size_t i = 0; i < SIZE / 4; i++)
+		CHECK_EQ(word[i]++, i);
+	CHECK_EQ(dev_cmd(one, CHECK_EXCLUSIVE, p, buf, NPAGES, &c), 0);
+	CHECK_EQ(dev_cmd(two, CHECK_EXCLUSIVE, p, buf, NPAGES, &c), 0);
+	take(one, p, buf, NPAGES);
+	number(buf, SIZE, 5);
+	CHECK_EQ(dev_cmd(two, WRITE, p, buf, NPAGES, &c), 0);
+	CHECK_EQ(dev_cmd(one, CHECK_EXCLUSIVE, p, buf, NPAGES, &c), 0);
+	memset(buf, 0, SIZE);
+	CHECK_EQ(dev_cmd(one, READ, p, buf, NPAGES, &c), 0);
+	CHECK_NUMBERED(buf, SIZE, 5);
+	CHECK_NUMBERED(p, SIZE, 5);
+}
+
 static const struct test tests[] = {
 #define T(name)             \
 	{                   \
 #name, name \
 	}
-	T(the_cpu_ends_it),
-	T(a_device_write_ends_it_and_a_read_does_not),
-	T(after_mprotect),
-	T(after_fork),
-	T(what_is_refused),
-	T(with_migration),
-	{0},
+	T(the_cpu_ends_it), T(a_device_write_ends_it_and_a_read_does_not),
+	T(after_mprotect),  T(after_fork),
+	T(what_is_refused), T(with_migration),
+	T(two_devices),     {0},
 };
 
 int main(int argc, char **argv)

@@ -8,6 +8,7 @@
 #include <sys/uio.h>
 
 #include "conform.h"
+#include "../hugetlb.h"
 
 static void migrate(const struct variant *v)
 {
@@ -92,6 +93,59 @@ static void release_and_close_keep_data(const struct variant *v)
 	fd = dev_open(v->dev);
 	check_snapshot(fd, p, NPAGES, P_WRITE);
 	CHECK_NUMBERED(p, SIZE, 1);
+}
+
+/* All of the device's, whoever had them taken there, and nothing of another's. */
+static void release_and_close_are_of_one_device(const struct variant *v)
+{
+	int one = dev_open(v->dev), again = dev_open(v->dev), two = dev_open(v->other);
+	char *p = anon(), *q = anon(), *buf = anon();
+	struct command c;
+
+	number(p, SIZE, 1);
+	number(q, SIZE, 2);
+	for (unsigned closing = 0; closing < 2; closing++) {
+		migrate_all(one, p, buf, NPAGES);
+		migrate_all(two, q, buf, NPAGES);
+		if (closing)
+			CHECK_EQ(close(again), 0);
+		else
+			CHECK_EQ(dev_cmd(again, RELEASE, p, buf, NPAGES, &c), 0);
+		check_snapshot(one, p, NPAGES, P_WRITE);
+		check_snapshot(two, q, NPAGES, local(v));
+		CHECK_NUMBERED(p, SIZE, 1);
+	}
+	CHECK_NUMBERED(q, SIZE, 2);
+}
+
+/* Mappings before the one that cannot go have gone. */
+static void what_comes_before_has_gone(const struct variant *v)
+{
+	int fd = dev_open(v->dev);
+	char *buf = anon();
+
+	for (unsigned how = 0; how < 3; how++) {
+		char *p = map(4 * HUGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS), *bad;
+		int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_HUGETLB;
+		struct command c;
+
+		CHECK_EQ(madvise(p, 4 * HUGE_SIZE, MADV_NOHUGEPAGE), 0);
+		bad = (char *)(((uintptr_t)p + HUGE_SIZE) & ~(HUGE_SIZE - 1));
+		p = bad - 16 * PAGE;
+		number(p, 16 * PAGE, 1);
+		if (how == 0)
+			CHECK_EQ(munmap(bad, PAGE), 0);
+		else if (how == 1)
+			CHECK_EQ(mprotect(bad, PAGE, PROT_NONE), 0);
+		else if (mmap(bad, HUGE_SIZE, PROT_READ | PROT_WRITE, flags, -1, 0) != bad)
+			SKIP("no hugetlb pages are set aside");
+		CHECK_EQ(dev_cmd(fd, MIGRATE_TO_DEV, p, buf, 32, &c), -EINVAL);
+		CHECK_EQ(c.cpages, 999);
+		check_snapshot(fd, p, 16, local(v));
+		CHECK_NUMBERED(p, 16 * PAGE, 1);
+		if (how == 2)
+			munmap(bad, HUGE_SIZE);
+	}
 }
 
 static void zero_readonly_and_written(const struct variant *v)
@@ -925,6 +979,8 @@ static const struct test tests[] = {
 	T(a_mix_of_both),
 	T(back_by_command),
 	T(release_and_close_keep_data),
+	T(release_and_close_are_of_one_device),
+	T(what_comes_before_has_gone),
 	T(zero_readonly_and_written),
 	T(shared_memory_does_not_go),
 	T(copies_of_file_pages),
@@ -955,5 +1011,12 @@ static const struct test tests[] = {
 
 int main(int argc, char **argv)
 {
-	return run_all(tests, variants, argc, argv);
+	int had = hugetlb_pages(-1), rc;
+
+	if (had == 0)
+		hugetlb_pages(2);
+	rc = run_all(tests, variants, argc, argv);
+	if (had == 0)
+		hugetlb_pages(0);
+	return rc;
 }

@@ -9,32 +9,47 @@
 #include "conform.h"
 #include "../hugetlb.h"
 
-static void arguments(const struct variant *v)
+/* Outputs are written on success only. */
+static void refused_with(int fd, unsigned n, const void *addr, void *ptr, uint64_t npages, int rc)
 {
-	int fd = dev_open(v->dev);
-	char *p = anon(), *buf = anon();
 	struct command c;
 
+	CHECK_EQ(dev_cmd(fd, n, addr, ptr, npages, &c), rc);
+	CHECK_EQ(c.cpages, 999);
+	CHECK_EQ(c.faults, 999);
+}
+
+static void arguments(const struct variant *v)
+{
+	static const unsigned with_ptr[] = {READ, WRITE, MIGRATE_TO_DEV, SNAPSHOT, EXCLUSIVE, READ_UNLOCKED};
+	int fd = dev_open(v->dev);
+	char *p = anon(), *buf = anon(), *none = map(PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS);
+	struct command c;
+
+	number(p, SIZE, 1);
 	for (unsigned n = READ; n <= READ_UNLOCKED; n++) {
-		if (n == RELEASE || n == FLAGS)
-			continue;
-		CHECK_EQ(dev_cmd(fd, n, p + 1, buf, 1, &c), -EINVAL);
-		CHECK_EQ(dev_cmd(fd, n, p, buf, 0, &c), -EINVAL);
-		CHECK_EQ(dev_cmd(fd, n, p, buf, UINT64_MAX / PAGE, &c), -EINVAL);
-		/* Outputs are written on success only. */
-		CHECK_EQ(c.cpages, 999);
-		CHECK_EQ(c.faults, 999);
+		refused_with(fd, n, p + 1, buf, 1, -EINVAL);
+		refused_with(fd, n, p, buf, 0, -EINVAL);
+		refused_with(fd, n, p, buf, UINT64_MAX / PAGE, -EINVAL);
+		refused_with(fd, n, p, buf, UINT64_MAX, -EINVAL);
 	}
-	CHECK_EQ(dev_cmd(fd, READ_UNLOCKED + 1, p, buf, 1, &c), -EINVAL);
+	refused_with(fd, READ_UNLOCKED + 1, p, buf, 1, -EINVAL);
+	refused_with(fd, 255, p, buf, 1, -EINVAL);
 	/* Where somebody has cleared the pointer, meanwhile. */
-	CHECK_EQ(dev_cmd(fd, READ, NULL, buf, 1, &c), -EFAULT);
-	CHECK_EQ(dev_cmd(fd, READ, p, NULL, 1, &c), -EFAULT);
-	CHECK_EQ(dev_cmd(fd, WRITE, p, NULL, 1, &c), -EFAULT);
+	refused_with(fd, READ, NULL, buf, 1, -EFAULT);
+	for (unsigned i = 0; i < sizeof(with_ptr) / sizeof(with_ptr[0]); i++) {
+		refused_with(fd, with_ptr[i], p, NULL, 1, -EFAULT);
+		refused_with(fd, with_ptr[i], p, none, 1, -EFAULT);
+	}
+	CHECK_NUMBERED(p, SIZE, 1);
 	CHECK_EQ(ioctl(fd, REQUEST(READ), NULL), -1);
 	CHECK_EQ(errno, EFAULT);
 	munmap(p + PAGE, PAGE);
-	CHECK_EQ(dev_cmd(fd, READ, p, buf, 3, &c), -EFAULT);
-	CHECK_EQ(dev_cmd(fd, WRITE, p, buf, 3, &c), -EFAULT);
+	refused_with(fd, READ, p, buf, 3, -EFAULT);
+	refused_with(fd, READ_UNLOCKED, p, buf, 3, -EFAULT);
+	refused_with(fd, WRITE, p, buf, 3, -EFAULT);
+	CHECK_EQ(mprotect(p, PAGE, PROT_READ), 0);
+	refused_with(fd, WRITE, p, buf, 1, -EPERM);
 	close(fd);
 	CHECK_EQ(dev_cmd(fd, READ, p, buf, 1, &c), -EBADF);
 }
@@ -63,6 +78,34 @@ static void read_untouched_and_written(const struct variant *v)
 	CHECK_EQ(dev_cmd(fd, READ_UNLOCKED, p, buf, NPAGES, &c), 0);
 	CHECK_EQ(c.faults, 1);
 	CHECK_NUMBERED(buf, SIZE, 3);
+}
+
+/* At the first page that it has no entry for, the device has the whole rest faulted, with what it has already. */
+static void one_fault_for_all_that_is_missing(const struct variant *v)
+{
+	int fd = dev_open(v->dev);
+	char *buf = anon();
+	struct command c;
+
+	for (unsigned write = 0; write < 2; write++) {
+		char *p = anon();
+
+		number(p, SIZE, 1);
+		number(buf, SIZE, 1);
+		CHECK_EQ(dev_cmd(fd, READ, p, buf, 4, &c), 0);
+		CHECK_EQ(c.faults, 1);
+		for (unsigned i = 8; i < NPAGES; i += 8) {
+			CHECK_EQ(dev_cmd(fd, READ, p + i * PAGE, buf + i * PAGE, 1, &c), 0);
+			CHECK_EQ(c.faults, 1);
+		}
+		CHECK_EQ(dev_cmd(fd, write ? WRITE : READ, p, buf, NPAGES, &c), 0);
+		CHECK_EQ(c.faults, 1);
+		CHECK_EQ(c.cpages, NPAGES);
+		CHECK_NUMBERED(buf, SIZE, 1);
+		CHECK_NUMBERED(p, SIZE, 1);
+		CHECK_EQ(dev_cmd(fd, WRITE, p, buf, NPAGES, &c), 0);
+		CHECK_EQ(c.faults, 0);
+	}
 }
 
 static void read_ten_buffers(const struct variant *v)
@@ -245,6 +288,37 @@ static void fork_shared(const struct variant *v)
 	child_writes(v, MAP_SHARED);
 }
 
+/* What a child has inherited is its parent's: no command works, and closing it takes nothing away. */
+static void inherited_descriptors_are_refused(const struct variant *v)
+{
+	char *p = anon(), *buf = anon();
+	int fd = dev_open(v->dev), status;
+	pid_t pid;
+
+	number(p, SIZE, 1);
+	migrate_all(fd, p, buf, NPAGES);
+	pid = fork();
+	if (!pid) {
+		struct command c;
+		int mine;
+
+		for (unsigned n = READ; n <= READ_UNLOCKED; n++)
+			CHECK(dev_cmd(fd, n, p, buf, 1, &c) != 0);
+		mine = dev_open(v->dev);
+		for (unsigned n = READ; n <= READ_UNLOCKED; n++)
+			CHECK(dev_cmd(fd, n, p, buf, 1, &c) != 0);
+		CHECK_EQ(dev_cmd(mine, READ, p, buf, NPAGES, &c), 0);
+		CHECK_NUMBERED(buf, SIZE, 1);
+		close(fd);
+		CHECK_EQ(dev_cmd(mine, RELEASE, p, buf, NPAGES, &c), 0);
+		_exit(0);
+	}
+	CHECK_EQ(waitpid(pid, &status, 0), pid);
+	CHECK_EQ(status, 0);
+	check_snapshot(fd, p, NPAGES, local(v));
+	CHECK_NUMBERED(p, SIZE, 1);
+}
+
 static void transparent_huge_pages(const struct variant *v)
 {
 	int fd = dev_open(v->dev);
@@ -310,7 +384,7 @@ static void snapshot(const struct variant *v)
 	int fd = dev_open(v->dev);
 	volatile char *p = anon();
 	unsigned char snap[8];
-	char *own;
+	char *own, buf[PAGE];
 	struct command c;
 
 	p[1 * PAGE] = 1;
@@ -320,7 +394,8 @@ static void snapshot(const struct variant *v)
 	CHECK_EQ(mprotect((char *)p + 4 * PAGE, PAGE, PROT_NONE), 0);
 	CHECK_EQ(munmap((char *)p + 5 * PAGE, PAGE), 0);
 	p[6 * PAGE] = 1;
-	CHECK_EQ(dev_cmd(fd, SNAPSHOT, (char *)p, snap, 8, &c), 0);
+	for (unsigned i = 0; i < 3; i++) /* it brings nothing in */
+		CHECK_EQ(dev_cmd(fd, SNAPSHOT, (char *)p, snap, 8, &c), 0);
 	CHECK_EQ(snap[0], P_NONE);
 	CHECK_EQ(snap[1], P_WRITE);
 	CHECK_EQ(snap[2], P_READ | P_ZERO);
@@ -335,6 +410,109 @@ static void snapshot(const struct variant *v)
 	CHECK_EQ(dev_cmd(fd, SNAPSHOT, own, snap, 1, &c), 0);
 	CHECK_EQ(snap[0], P_READ);
 	CHECK_EQ(own[0], 0);
+	/* The device reads it as any other. */
+	memset(buf, 0xff, PAGE);
+	CHECK_EQ(dev_cmd(fd, READ, own, buf, 1, &c), 0);
+	CHECK_EQ(c.faults, 1);
+	CHECK(all_zero(buf, PAGE));
+}
+
+/* Shared with a child, a page would be copied by who writes it; then it is the parent's alone again. */
+static void snapshot_of_what_a_fork_left_shared(const struct variant *v)
+{
+	int fd = dev_open(v->dev), go[2], status;
+	char *p = anon(), *buf = anon(), byte;
+	struct command c;
+	pid_t pid;
+
+	number(p, SIZE, 1);
+	CHECK_EQ(dev_cmd(fd, READ, p, buf, NPAGES, &c), 0);
+	CHECK_EQ(pipe(go), 0);
+	pid = fork();
+	if (!pid) {
+		close(go[1]);
+		CHECK_EQ(read(go[0], &byte, 1), 0);
+		CHECK_NUMBERED(p, SIZE, 1);
+		_exit(0);
+	}
+	check_snapshot(fd, p, NPAGES, P_READ);
+	number(p, SIZE / 2, 2);
+	check_snapshot(fd, p, NPAGES / 2, P_WRITE);
+	check_snapshot(fd, p + SIZE / 2, NPAGES / 2, P_READ);
+	/* What the device writes goes to a copy, too. */
+	number(buf, SIZE, 3);
+	CHECK_EQ(dev_cmd(fd, WRITE, p, buf, NPAGES, &c), 0);
+	check_snapshot(fd, p, NPAGES, P_WRITE);
+	close(go[1]);
+	CHECK_EQ(waitpid(pid, &status, 0), pid);
+	CHECK_EQ(status, 0);
+	CHECK_NUMBERED(p, SIZE, 3);
+}
+
+static void snapshot_of_huge_pages(const struct variant *v)
+{
+	int fd = dev_open(v->dev);
+	char *p = huge_page(fd, 1), *zero = huge(HUGE_SIZE), byte;
+	FILE *f = fopen("/sys/kernel/mm/transparent_hugepage/use_zero_page", "r");
+
+	check_snapshot(fd, p, HUGE_SIZE / PAGE, P_WRITE | P_PMD);
+	CHECK_EQ(mprotect(p, HUGE_SIZE, PROT_READ), 0);
+	check_snapshot(fd, p, HUGE_SIZE / PAGE, P_READ | P_PMD);
+	/* A part of it with other rights: two mappings, and no huge page any more. */
+	CHECK_EQ(mprotect(p, HUGE_SIZE / 2, PROT_READ | PROT_WRITE), 0);
+	check_snapshot(fd, p, HUGE_SIZE / PAGE / 2, P_WRITE);
+	check_snapshot(fd, p + HUGE_SIZE / 2, HUGE_SIZE / PAGE / 2, P_READ);
+	check_snapshot(fd, zero, HUGE_SIZE / PAGE, P_NONE);
+	(void)*(volatile char *)zero;
+	CHECK(f && fread(&byte, 1, 1, f) == 1);
+	fclose(f);
+	if (byte != '1')
+		SKIP("the kernel gives no huge zero page");
+	check_snapshot(fd, zero, HUGE_SIZE / PAGE, P_READ | P_PMD);
+}
+
+#define GIANT_SIZE (1ul << 30)
+#define GIANT_POOL "/sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages"
+
+/* How many hugetlb pages of 1 GiB there are to be, if @want is not negative; how many there were, or -1. */
+static int giant_pages(int want)
+{
+	FILE *f = fopen(GIANT_POOL, want < 0 ? "r" : "r+");
+	int had = -1;
+
+	if (f && fscanf(f, "%d", &had) != 1)
+		had = -1;
+	if (f && want >= 0) {
+		rewind(f);
+		fprintf(f, "%d", want);
+	}
+	if (f)
+		fclose(f);
+	return had;
+}
+
+static void snapshot_of_a_giant_page(const struct variant *v)
+{
+	int fd = dev_open(v->dev), had = giant_pages(-1);
+	struct command c;
+	char *p, buf[PAGE];
+
+	if (had == 0)
+		giant_pages(1);
+	p = mmap(NULL, GIANT_SIZE, PROT_READ | PROT_WRITE,
+		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | (30 << MAP_HUGE_SHIFT), -1, 0);
+	if (p != MAP_FAILED)
+		number(p, PAGE, 1);
+	if (had == 0)
+		giant_pages(0); /* it goes when it is unmapped */
+	if (p == MAP_FAILED)
+		SKIP("no page of 1 GiB is to be had");
+	check_snapshot(fd, p + GIANT_SIZE - 8 * PAGE, 8, P_WRITE | P_PUD);
+	CHECK_EQ(dev_cmd(fd, READ, p, buf, 1, &c), 0);
+	CHECK_NUMBERED(buf, PAGE, 1);
+	CHECK_EQ(mprotect(p, GIANT_SIZE, PROT_READ), 0);
+	check_snapshot(fd, p, 8, P_READ | P_PUD);
+	munmap(p, GIANT_SIZE);
 }
 
 static void two_devices_read_one_page(const struct variant *v)
@@ -360,6 +538,34 @@ static void two_devices_read_one_page(const struct variant *v)
 	CHECK_EQ(dev_cmd(two, READ, p, buf, 1, &c), 0);
 	CHECK_EQ(c.faults, 1);
 	CHECK_NUMBERED(buf, PAGE, 1);
+}
+
+/* What one writes the other reads, and the CPU, without either asking for the page again. */
+static void two_devices_write_one_page(const struct variant *v)
+{
+	int fd[2] = {dev_open(v->dev), dev_open(v->other)};
+	char *p = anon(), *buf = anon();
+	struct command c;
+
+	number(p, SIZE, 0);
+	for (unsigned i = 0; i < 2; i++) {
+		CHECK_EQ(dev_cmd(fd[i], READ, p, buf, NPAGES, &c), 0);
+		CHECK_EQ(c.faults, 1);
+	}
+	for (unsigned round = 1; round < 10; round++) {
+		number(buf, SIZE, round);
+		CHECK_EQ(dev_cmd(fd[round & 1], WRITE, p, buf, NPAGES, &c), 0);
+		CHECK_EQ(c.faults, 0);
+		memset(buf, 0, SIZE);
+		CHECK_EQ(dev_cmd(fd[~round & 1], READ, p, buf, NPAGES, &c), 0);
+		CHECK_EQ(c.faults, 0);
+		CHECK_NUMBERED(buf, SIZE, round);
+		CHECK_NUMBERED(p, SIZE, round);
+	}
+	/* Both lose it when the CPU may no longer. */
+	CHECK_EQ(mprotect(p, SIZE, PROT_NONE), 0);
+	for (unsigned i = 0; i < 2; i++)
+		CHECK_EQ(dev_cmd(fd[i], READ, p, buf, NPAGES, &c), -EFAULT);
 }
 
 /* Raw calls of which the kernel tells nobody: what they forbid is an error, and nothing else happens. */
@@ -486,6 +692,7 @@ static const struct test tests[] = {
 	}
 	T(arguments),
 	T(read_untouched_and_written),
+	T(one_fault_for_all_that_is_missing),
 	T(read_ten_buffers),
 	T(write_ten_buffers),
 	T(the_zero_page_is_replaced),
@@ -494,11 +701,16 @@ static const struct test tests[] = {
 	T(protection),
 	T(fork_private),
 	T(fork_shared),
+	T(inherited_descriptors_are_refused),
 	T(transparent_huge_pages),
 	T(hugetlb),
 	T(shared_file),
 	T(snapshot),
+	T(snapshot_of_what_a_fork_left_shared),
+	T(snapshot_of_huge_pages),
+	T(snapshot_of_a_giant_page),
 	T(two_devices_read_one_page),
+	T(two_devices_write_one_page),
 	T(what_nobody_tells),
 	T(what_is_there_now),
 	T(munmap_while_the_device_reads),

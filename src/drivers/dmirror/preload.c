@@ -368,9 +368,8 @@ static int command_do(struct dmirror *dm, unsigned nr, struct command *c)
 {
 	void *ptr = (void *)(uintptr_t)c->ptr;
 
-	/* All commands look at it in the kernel, but the two that have no range. */
-	if (nr != CMD_RELEASE && nr != CMD_FLAGS &&
-	    (c->addr % 4096 || !c->npages || c->npages > UINT64_MAX / 4096 || c->addr + c->npages * 4096 < c->addr))
+	/* Of every command, also of the two that have no range. */
+	if (c->addr % 4096 || !c->npages || c->npages > UINT64_MAX / 4096 || c->addr + c->npages * 4096 < c->addr)
 		return -EINVAL;
 	c->faults = 0;
 	/* Of who reads, writes or looks: all, or there is an error. */
