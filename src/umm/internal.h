@@ -125,6 +125,9 @@ int umm_space_pagemap_fd(struct umm_space *space);
 int umm_space_populate(struct umm_space *space, uint64_t start, uint64_t len, bool write);
 
 /* pagemap.c */
+/** As umm_page_scan(), but does not say FILE, for which the kernel looks at a record of each page. */
+int umm_page_scan_states(struct umm_space *space, uint64_t start, uint64_t end, struct umm_page_run *runs, unsigned nr,
+			 uint64_t *walk_end);
 /** As umm_page_scan(): present pages that were written since umm_uffd_writeprotect(); all of them where it never was.
  */
 int umm_page_scan_written(struct umm_space *space, uint64_t start, uint64_t end, struct umm_page_run *runs, unsigned nr,

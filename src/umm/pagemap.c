@@ -14,8 +14,10 @@ static uint32_t flags_of(uint64_t categories)
 	       (categories & PAGE_IS_FILE ? UMM_PAGE_FILE : 0) | (categories & PAGE_IS_SWAPPED ? UMM_PAGE_SWAPPED : 0);
 }
 
-/* Runs of pages in all categories of @all and at least one of @any. */
-static int scan(struct umm_space *space, uint64_t start, uint64_t end, uint64_t all, uint64_t any,
+#define STATES (PAGE_IS_PRESENT | PAGE_IS_PFNZERO | PAGE_IS_HUGE | PAGE_IS_SWAPPED)
+
+/* Runs of pages in all categories of @all and at least one of @any; @say: those that count as different. */
+static int scan(struct umm_space *space, uint64_t start, uint64_t end, uint64_t all, uint64_t any, uint64_t say,
 		struct umm_page_run *runs, unsigned nr, uint64_t *walk_end)
 {
 	struct page_region vec[SCAN_CHUNK];
@@ -34,8 +36,7 @@ static int scan(struct umm_space *space, uint64_t start, uint64_t end, uint64_t 
 			.vec_len = room,
 			.category_mask = all,
 			.category_anyof_mask = any,
-			.return_mask =
-				PAGE_IS_PRESENT | PAGE_IS_PFNZERO | PAGE_IS_HUGE | PAGE_IS_FILE | PAGE_IS_SWAPPED,
+			.return_mask = say,
 		};
 		int n = ioctl(space->pagemap_fd, PAGEMAP_SCAN, &a);
 
@@ -53,14 +54,20 @@ static int scan(struct umm_space *space, uint64_t start, uint64_t end, uint64_t 
 int umm_page_scan(struct umm_space *space, uint64_t start, uint64_t end, struct umm_page_run *runs, unsigned nr,
 		  uint64_t *walk_end)
 {
-	return scan(space, start, end, 0, PAGE_IS_PRESENT | PAGE_IS_SWAPPED, runs, nr, walk_end);
+	return scan(space, start, end, 0, PAGE_IS_PRESENT | PAGE_IS_SWAPPED, STATES | PAGE_IS_FILE, runs, nr, walk_end);
+}
+
+int umm_page_scan_states(struct umm_space *space, uint64_t start, uint64_t end, struct umm_page_run *runs, unsigned nr,
+			 uint64_t *walk_end)
+{
+	return scan(space, start, end, 0, PAGE_IS_PRESENT | PAGE_IS_SWAPPED, STATES, runs, nr, walk_end);
 }
 
 int umm_page_scan_written(struct umm_space *space, uint64_t start, uint64_t end, struct umm_page_run *runs, unsigned nr,
 			  uint64_t *walk_end)
 {
 	/* What is absent is reported as written, too. */
-	return scan(space, start, end, PAGE_IS_PRESENT | PAGE_IS_WRITTEN, 0, runs, nr, walk_end);
+	return scan(space, start, end, PAGE_IS_PRESENT | PAGE_IS_WRITTEN, 0, STATES | PAGE_IS_FILE, runs, nr, walk_end);
 }
 
 int umm_page_take_written(struct umm_space *space, uint64_t start, uint64_t end, struct umm_page_run *runs, unsigned nr,

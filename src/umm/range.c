@@ -22,7 +22,7 @@
  * Where a page is taken away again in between (reclaim, fork, MADV_DONTNEED)
  * that is repeated a few times; then the caller is told -EBUSY and decides.
  * What is asked of each page comes in through entries[] and is needed until the
- * end, so it is kept in two bits of the entries that no result uses.  On error
+ * end, so it is kept in bits of the entries that no result uses.  On error
  * they are put back as they came, and the caller can just begin again.
  */
 #include <errno.h>
@@ -33,9 +33,12 @@
 
 #define KEPT_FAULT ((uint64_t)1 << 58)
 #define KEPT_WRITE ((uint64_t)1 << 57)
-#define KEPT (KEPT_FAULT | KEPT_WRITE)
+#define KEPT_DONE ((uint64_t)1 << 59) /* was asked for, and populated, for writing */
+#define KEPT (KEPT_FAULT | KEPT_WRITE | KEPT_DONE)
+#define HUGE_ORDER 9u
 
 #define PAGEMAP_EXCLUSIVE ((uint64_t)1 << 56)
+#define PAGEMAP_FILE ((uint64_t)1 << 61)
 #define PAGEMAP_PRESENT ((uint64_t)1 << 63)
 
 #define USER_END ((uint64_t)1 << 56)
@@ -72,9 +75,14 @@ static uint64_t order_bits(uint64_t bytes)
 	return (uint64_t)__builtin_ctzll(bytes / UMM_PAGE) << UMM_PFN_ORDER_SHIFT;
 }
 
-/* Private anonymous pages, each of which may be written if it is mapped here and nowhere else. */
+/* Pages of a private mapping, each of which may be written if it is no file's, and mapped here and nowhere else. */
 static int set_private(const struct umm_range *r, uint64_t start, uint64_t end, uint64_t value, uint64_t kept)
 {
+	/*
+	 * Of a page of 1 GiB the kernel may say "shared" for as long as it is there, whoever has it.  After it was
+	 * populated for writing it is ours, unless there was a fork, which notifiers are told of.
+	 */
+	bool giant = (value & UMM_PFN_ORDER_MASK) >> UMM_PFN_ORDER_SHIFT > HUGE_ORDER;
 	uint64_t pm[1024];
 
 	while (start < end) {
@@ -91,8 +99,8 @@ static int set_private(const struct umm_range *r, uint64_t start, uint64_t end, 
 		if (!n)
 			return -ESRCH;
 		for (uint64_t i = 0; i < n; i++) {
-			bool ours = (pm[i] & (PAGEMAP_EXCLUSIVE | PAGEMAP_PRESENT)) ==
-				    (PAGEMAP_EXCLUSIVE | PAGEMAP_PRESENT);
+			bool alone = (pm[i] & PAGEMAP_EXCLUSIVE) || (giant && (e[i] & kept & KEPT_DONE));
+			bool ours = alone && (pm[i] & (PAGEMAP_PRESENT | PAGEMAP_FILE)) == PAGEMAP_PRESENT;
 
 			e[i] = (e[i] & kept) | value | (ours ? UMM_PFN_WRITE : 0);
 		}
@@ -118,7 +126,7 @@ static int look_at_run(const struct umm_range *r, const struct umm_vma *vma, con
 		value |= UMM_PFN_ZERO;
 	if ((vma->flags & UMM_VMA_WRITE) && (vma->flags & UMM_VMA_SHARED))
 		value |= UMM_PFN_WRITE;
-	else if ((vma->flags & UMM_VMA_WRITE) && !(run->flags & (UMM_PAGE_ZERO | UMM_PAGE_FILE)))
+	else if ((vma->flags & UMM_VMA_WRITE) && !(run->flags & UMM_PAGE_ZERO))
 		return set_private(r, run->start, run->end, value, kept);
 	set_entries(r, run->start, run->end, value, kept);
 	return 0;
@@ -131,7 +139,7 @@ static int look_at_mapping(const struct umm_range *r, const struct umm_vma *vma,
 
 	while (start < end) {
 		uint64_t walk_end = start;
-		int n = umm_page_scan(r->space, start, end, runs, sizeof(runs) / sizeof(runs[0]), &walk_end);
+		int n = umm_page_scan_states(r->space, start, end, runs, sizeof(runs) / sizeof(runs[0]), &walk_end);
 
 		if (n < 0)
 			return n;
@@ -300,6 +308,8 @@ static int populate(const struct umm_range *r, uint64_t start, uint64_t end, enu
 			return rc;
 		if (umm_read_retry(r->notifier, r->notifier_seq))
 			return -EBUSY;
+		for (; what == LACKS_WRITE && start < stop; start += UMM_PAGE)
+			*entry_at(r, start) |= KEPT_DONE;
 		start = stop;
 	}
 	return 0;
