@@ -333,12 +333,12 @@ struct umm_notifier_ops {
 struct umm_notifier {
 	/* interval tree: what a search reads comes first, within one cache line */
 	uint64_t start, end;
-	uint64_t subtree_end; /* the greatest end in the subtree */
+	uint64_t left_end, right_end; /* the greatest end below, on either side; 0: nothing is there */
 	struct umm_notifier *left, *right, *parent;
-	uint32_t height; /* of the subtree; 0: not in the tree */
 	uint64_t seq;
 	struct umm_space *space; /* NULL: on none */
 	const struct umm_notifier_ops *ops;
+	uint32_t height; /* of the subtree; 0: not in the tree */
 };
 
 /**

@@ -5,8 +5,9 @@
  * DOC: shape
  *
  * An AVL tree: of the balanced trees it is the lowest, and a search among many
- * costs one cache miss a level.  Each node knows the greatest end in its
- * subtree, which lets a search turn away from subtrees that end too early.
+ * costs one cache miss a level.  Each node knows the greatest end on either side
+ * below it, which lets a search turn away from subtrees that end too early
+ * without a look at them.
  */
 #include "umm/itree.h"
 
@@ -20,27 +21,30 @@ static uint32_t height(const struct umm_notifier *n)
 	return n ? n->height : 0;
 }
 
-static bool reaches(const struct umm_notifier *n, uint64_t start)
+/* The greatest end in the subtree. */
+static uint64_t reach(const struct umm_notifier *n)
 {
-	return n && n->subtree_end > start;
+	uint64_t end;
+
+	if (!n)
+		return 0;
+	end = n->left_end > n->right_end ? n->left_end : n->right_end;
+	return n->end > end ? n->end : end;
 }
 
-/* Recompute what @n knows of its subtree; true when its parent would see a difference. */
+/* Recompute what @n knows of its subtree; true when its parent does not know how high it is, or how far it reaches. */
 static bool update(struct umm_notifier *n)
 {
 	uint32_t hl = height(n->left), hr = height(n->right);
 	uint32_t h = 1 + (hl > hr ? hl : hr);
-	uint64_t end = n->end;
+	bool changed = h != n->height;
 
-	if (reaches(n->left, end))
-		end = n->left->subtree_end;
-	if (reaches(n->right, end))
-		end = n->right->subtree_end;
-	if (h == n->height && end == n->subtree_end)
-		return false;
 	n->height = h;
-	n->subtree_end = end;
-	return true;
+	n->left_end = reach(n->left);
+	n->right_end = reach(n->right);
+	if (n->parent)
+		changed |= reach(n) != (n == n->parent->left ? n->parent->left_end : n->parent->right_end);
+	return changed;
 }
 
 static void replace_child(struct umm_notifier **root, struct umm_notifier *parent, const struct umm_notifier *child,
@@ -118,7 +122,6 @@ void umm_itree_insert(struct umm_notifier **root, struct umm_notifier *n)
 	n->left = n->right = NULL;
 	n->parent = parent;
 	n->height = 0;
-	n->subtree_end = 0;
 	*link = n;
 	rebalance(root, n);
 }
@@ -141,9 +144,8 @@ void umm_itree_remove(struct umm_notifier **root, struct umm_notifier *n)
 		s->left = n->left;
 		s->left->parent = s;
 		replace_child(root, n->parent, n, s);
-		/* What those above have seen so far: mending must not stop before they see the difference. */
+		/* What those above go by so far: mending must not stop before they see the difference. */
 		s->height = n->height;
-		s->subtree_end = n->subtree_end;
 		rebalance(root, from);
 		rebalance(root, s);
 	} else {
@@ -162,7 +164,7 @@ struct umm_notifier *umm_itree_first(struct umm_notifier *n, uint64_t start, uin
 		 * If something on the left ends late enough, then either it overlaps, or it
 		 * starts too late, and with it all that comes after.
 		 */
-		if (reaches(n->left, start)) {
+		if (n->left_end > start) {
 			n = n->left;
 			continue;
 		}
@@ -173,6 +175,19 @@ struct umm_notifier *umm_itree_first(struct umm_notifier *n, uint64_t start, uin
 		n = n->right;
 	}
 	return NULL;
+}
+
+struct umm_notifier *umm_itree_after(struct umm_notifier *n, uint64_t start, uint64_t end)
+{
+	/* What is right of it comes next, then what is further up. */
+	do {
+		if (n->right_end > start)
+			return umm_itree_first(n->right, start, end);
+		while (n->parent && n == n->parent->right)
+			n = n->parent;
+		n = n->parent;
+	} while (n && n->start < end && n->end <= start);
+	return n && n->start < end ? n : NULL;
 }
 
 struct umm_notifier *umm_itree_next(struct umm_notifier *root, uint64_t start, uint64_t end, uint64_t key_start,
@@ -188,17 +203,7 @@ struct umm_notifier *umm_itree_next(struct umm_notifier *root, uint64_t start, u
 			at = at->right;
 		}
 	}
-	/* n is the least after the key: look at it, at what is right of it, then further up. */
-	while (n) {
-		if (n->start >= end)
-			return NULL;
-		if (n->end > start)
-			return n;
-		if (reaches(n->right, start))
-			return umm_itree_first(n->right, start, end);
-		while (n->parent && n == n->parent->right)
-			n = n->parent;
-		n = n->parent;
-	}
-	return NULL;
+	if (!n || n->start >= end)
+		return NULL;
+	return n->end > start ? n : umm_itree_after(n, start, end);
 }

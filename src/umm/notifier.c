@@ -24,8 +24,9 @@
  * DOC: insertion and removal while an invalidation runs
  *
  * Callbacks run without the lock, and begin finds its way by the key (start,
- * address) of the notifier that it told last, never through it.  So the tree
- * may change at any time, also from inside a callback.  One that is inserted
+ * address) of the notifier that it told last, and through it only where nothing
+ * was inserted or removed meanwhile.  So the tree may change at any time, also
+ * from inside a callback.  One that is inserted
  * meanwhile carries the odd number: its readers sleep until no invalidation
  * runs, whether or not it was told.  One that is removed is told no more, and
  * removal waits only for callbacks of that same notifier in other threads: the
@@ -86,13 +87,13 @@ static int begin(struct umm_notifiers *nots, const struct umm_change *change)
 	nots->calls = &call;
 	while (n && !rc) {
 		const struct umm_notifier *key = n;
-		uint64_t key_start = n->start, seq = nots->seq;
+		uint64_t key_start = n->start, seq = nots->seq, changes = nots->changes;
 		bool done;
 
 		call.n = n;
 		pthread_mutex_unlock(&nots->lock);
 		done = n->ops->invalidate(n, change, seq);
-		/* From here on n may be gone. */
+		/* From here on n may be gone, unless the tree is what it was. */
 		pthread_mutex_lock(&nots->lock);
 		call.n = NULL;
 		if (nots->removing)
@@ -100,7 +101,8 @@ static int begin(struct umm_notifiers *nots, const struct umm_change *change)
 		/* Only a change that is not blockable may be refused; else it goes on all the same. */
 		if (!done && !change->blockable)
 			rc = -EAGAIN;
-		n = umm_itree_next(nots->root, change->start, change->end, key_start, key);
+		n = changes == nots->changes ? umm_itree_after(n, change->start, change->end)
+					     : umm_itree_next(nots->root, change->start, change->end, key_start, key);
 	}
 	for (link = &nots->calls; *link != &call;)
 		link = &(*link)->next;
@@ -141,6 +143,7 @@ static bool called_elsewhere(const struct umm_notifiers *nots, const struct umm_
 static void detach(struct umm_notifiers *nots, struct umm_notifier *n)
 {
 	umm_itree_remove(&nots->root, n);
+	nots->changes++;
 	nots->removing++;
 	while (called_elsewhere(nots, n))
 		pthread_cond_wait(&nots->changed, &nots->lock);
@@ -170,6 +173,7 @@ int umm_notifier_insert(struct umm_notifier *n, struct umm_space *space, uint64_
 		n->seq = nots->seq - 1;
 	}
 	umm_itree_insert(&nots->root, n);
+	nots->changes++;
 	pthread_mutex_unlock(&nots->lock);
 	return 0;
 }

@@ -13,6 +13,7 @@ struct umm_notifiers {
 	pthread_mutex_t lock;            /* all below; taken last, never held across a callback */
 	pthread_cond_t changed;          /* seq moved on, or a callback that is being waited for has returned */
 	struct umm_notifier *root;       /* umm_itree_* */
+	uint64_t changes;                /* of the tree, ever */
 	uint64_t seq;                    /* odd while an invalidation that found somebody runs */
 	uint64_t active;                 /* invalidations begun and not ended */
 	struct umm_notifier_call *calls; /* callbacks that run now */

@@ -57,23 +57,26 @@ static int space_teardown(void **state)
 
 /* -------------------------------------------------------------------- tree */
 
+static uint64_t reach(const struct umm_notifier *n)
+{
+	uint64_t end = n ? n->end : 0;
+
+	if (n && n->left_end > end)
+		end = n->left_end;
+	return n && n->right_end > end ? n->right_end : end;
+}
+
 /* Everything that a search relies on; the height, or -1. */
 static int check_subtree(const struct umm_notifier *n, const struct umm_notifier *parent)
 {
-	uint64_t end;
 	int l, r;
 
 	if (!n)
 		return 0;
 	l = check_subtree(n->left, n);
 	r = check_subtree(n->right, n);
-	end = n->end;
-	if (n->left && n->left->subtree_end > end)
-		end = n->left->subtree_end;
-	if (n->right && n->right->subtree_end > end)
-		end = n->right->subtree_end;
-	if (l < 0 || r < 0 || l - r > 1 || r - l > 1 || n->parent != parent || n->subtree_end != end ||
-	    n->height != (uint32_t)(1 + (l > r ? l : r)))
+	if (l < 0 || r < 0 || l - r > 1 || r - l > 1 || n->parent != parent || n->left_end != reach(n->left) ||
+	    n->right_end != reach(n->right) || n->height != (uint32_t)(1 + (l > r ? l : r)))
 		return -1;
 	return (int)n->height;
 }
@@ -125,6 +128,7 @@ static void tree_is_like_a_list(void **state)
 		assert_ptr_equal(a, b);
 		while (b) {
 			a = umm_itree_next(root, start, end, b->start, b);
+			assert_ptr_equal(umm_itree_after(b, start, end), a);
 			b = naive_next(n, in, NR, start, end, b);
 			assert_ptr_equal(a, b);
 		}
