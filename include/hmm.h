@@ -93,7 +93,7 @@ struct hmm_map_run {
 struct hmm_range;
 
 /*
- * The last six operations are those of devices that map (HMM_DEV_MAP).  They
+ * The six operations from map to forget are those of devices that map.  They
  * may run in any thread that changes the space, and as the callbacks of umm.h
  * they call no malloc and touch no memory of the space but what umm_alloc()
  * gave.  A driver's lock that they take is an inner one: it is not held when
@@ -198,6 +198,13 @@ struct hmm_device_ops {
 
 	/** forget: @range ends, with nothing mapped; what @dev keeps for it goes (range->cookie).  May be NULL. */
 	void (*forget)(struct hmm_device *dev, struct hmm_range *range);
+
+	/**
+	 * node: of a coherent device (HMM_DEV_COHERENT): the number of the node of the
+	 * machine's memory that is its own, or -1.  NULL, -1: pages stay where they are,
+	 * and a record says that they are the device's.
+	 */
+	int (*node)(struct hmm_device *dev);
 };
 
 /** The head of every device: a driver embeds it as its first member. */
@@ -468,8 +475,8 @@ int hmm_migrate_commit(struct hmm_migrate *m);
  * @moved: out, also on error; pages of the range that are on @dev now.  May be NULL.
  *
  * To a coherent device pages stay mapped: the engine keeps the record that they
- * are the device's.  (No memory of such a device is known to this machine: the
- * page's own stands in for it.)
+ * are the device's.  If the device names a node of the machine's memory, the kernel
+ * moves them there, those that it can; else the page's own memory stands for it.
  *
  * Partial success is success, also where the device has failed or is full: see
  * @moved.
@@ -479,6 +486,8 @@ int hmm_migrate_commit(struct hmm_migrate *m);
  *	-EINVAL	unaligned or backward, a hole or unreadable memory, or @dev is not one of @mm's
  *	-EBUSY	another userfaultfd has part of it
  *	-ENOMEM	no memory, or too many registrations
+ *	-ENODEV	the device names a node that is not there, or has no memory
+ *	-EACCES	it names one that this process may not use (cpuset)
  */
 int hmm_migrate_to_device(struct hmm_mm *mm, struct hmm_device *dev, uint64_t start, uint64_t end, const void *owner,
 			  uint64_t *moved);

@@ -34,7 +34,9 @@
  * DOC: coherent devices
  *
  * Their pages stay mapped; that a page is such a device's is a record of its
- * own, which events change as they change the others.  A page that fork() left
+ * own, which events change as they change the others.  A device with a node of
+ * its own gets them moved there by the kernel (node.c); the record has those that
+ * went, and is not told when the kernel moves one elsewhere later.  A page that fork() left
  * shared is copied by whoever writes it, and the copy is the system's: such pages
  * are write-protected before the fork (asynchronously: nobody waits), and those
  * that were written since then are taken off the record when it is looked at.
@@ -53,6 +55,7 @@
 #include <unistd.h>
 
 #include "hmm/internal.h"
+#include "hmm/node.h"
 #include "hmm/take.h"
 #include "umm/sys.h"
 
@@ -1059,6 +1062,17 @@ static hmm_entry_t entry_at(struct hmm_mm *mm, uint64_t addr)
 	return e;
 }
 
+/* mm->lock held. */
+static uint64_t coherent_pages(struct linked *l, unsigned tier, uint64_t start, uint64_t end)
+{
+	const struct hmm_interval *in;
+	uint64_t n = 0;
+
+	for (uint64_t at = start; (in = hmm_iset_next(&l->coherent[tier], at)) && in->start < end; at = in->end)
+		n += ((in->end < end ? in->end : end) - (in->start > start ? in->start : start)) / UMM_PAGE;
+	return n;
+}
+
 static uint64_t count_on(struct hmm_mm *mm, unsigned tier, uint64_t start, uint64_t end)
 {
 	struct linked *l = linked_of(mm);
@@ -1070,12 +1084,9 @@ static uint64_t count_on(struct hmm_mm *mm, unsigned tier, uint64_t start, uint6
 		n += hmm_entry_state(e) == HMM_DEVICE && hmm_entry_tier(e) == tier;
 	}
 	if (mm->h->chain.dev[tier]->ops->caps & HMM_DEV_COHERENT) {
-		const struct hmm_interval *in;
-
 		pthread_mutex_lock(&mm->lock);
 		coherent_settle(l, start, end);
-		for (uint64_t at = start; (in = hmm_iset_next(&l->coherent[tier], at)) && in->start < end; at = in->end)
-			n += ((in->end < end ? in->end : end) - (in->start > start ? in->start : start)) / UMM_PAGE;
+		n += coherent_pages(l, tier, start, end);
 		pthread_mutex_unlock(&mm->lock);
 	}
 	return n;
@@ -1094,16 +1105,44 @@ static bool may_be_coherent(struct hmm_mm *mm, const struct umm_page_run *run)
 	return hmm_take_file(&v) || hmm_iset_covers(&mm->registered, run->start, run->end);
 }
 
-/* Pages that are there, and of this process's own: the record says whose they are now. */
+static int node_of(struct hmm_device *dev)
+{
+	return dev->ops->node ? dev->ops->node(dev) : -1;
+}
+
+struct coherent_to {
+	struct linked *l;
+	unsigned tier;
+};
+
+/* The record says whose they are now. */
+static int coherent_record(void *priv, uint64_t start, uint64_t end)
+{
+	struct coherent_to *to = priv;
+	struct linked *l = to->l;
+	int rc;
+
+	pthread_mutex_lock(&l->mm->lock);
+	for (unsigned t = 0; t < l->h->chain.n; t++)
+		if (t != to->tier)
+			hmm_iset_del(&l->coherent[t], start, end);
+	rc = hmm_iset_del(&l->shared, start, end);
+	if (!rc)
+		rc = hmm_iset_add(&l->coherent[to->tier], start, end);
+	pthread_mutex_unlock(&l->mm->lock);
+	return rc;
+}
+
+/* Pages that are there, and of this process's own.  What cannot go to the device's node stays the system's. */
 static int to_coherent(struct hmm_mm *mm, unsigned tier, uint64_t start, uint64_t end, const void *owner)
 {
-	struct linked *l = linked_of(mm);
+	struct coherent_to to = {.l = linked_of(mm), .tier = tier};
+	int node = node_of(mm->h->chain.dev[tier]), rc = 0;
 	struct umm_change c = {.event = UMM_EVENT_MIGRATE,
 			       .start = start,
 			       .end = end,
 			       .owner = owner ? owner : mm->h,
 			       .blockable = true};
-	int rc = 0;
 
 	umm_invalidate_begin(mm->space, &c);
 	umm_evlock_shared(&mm->space->ctl->evlock);
@@ -1114,22 +1153,62 @@ static int to_coherent(struct hmm_mm *mm, unsigned tier, uint64_t start, uint64_
 
 		if (n < 0 || walked <= at)
 			break;
-		pthread_mutex_lock(&mm->lock);
 		for (int i = 0; i < n && !rc; i++) {
-			if (!may_be_coherent(mm, &runs[i]))
+			bool may;
+
+			pthread_mutex_lock(&mm->lock);
+			may = may_be_coherent(mm, &runs[i]);
+			pthread_mutex_unlock(&mm->lock);
+			if (!may)
 				continue;
-			for (unsigned t = 0; t < mm->h->chain.n; t++)
-				if (t != tier)
-					hmm_iset_del(&l->coherent[t], runs[i].start, runs[i].end);
-			rc = hmm_iset_del(&l->shared, runs[i].start, runs[i].end);
-			if (!rc)
-				rc = hmm_iset_add(&l->coherent[tier], runs[i].start, runs[i].end);
+			rc = node < 0 ? coherent_record(&to, runs[i].start, runs[i].end)
+				      : hmm_node_move(runs[i].start, runs[i].end, node, coherent_record, &to);
 		}
-		pthread_mutex_unlock(&mm->lock);
 		at = walked;
 	}
 	umm_evlock_unshared(&mm->space->ctl->evlock);
 	umm_invalidate_end(mm->space, &c);
+	return rc;
+}
+
+/* Off the record, as the system's. */
+static int coherent_unrecord(void *priv, uint64_t start, uint64_t end)
+{
+	struct coherent_to *to = priv;
+	int rc;
+
+	pthread_mutex_lock(&to->l->mm->lock);
+	rc = hmm_iset_del(&to->l->coherent[to->tier], start, end);
+	pthread_mutex_unlock(&to->l->mm->lock);
+	return rc;
+}
+
+/* What a device with a node has goes to that of the caller; what cannot stays the device's. */
+static int leave_node(struct linked *l, unsigned tier, uint64_t start, uint64_t end, int node)
+{
+	struct umm_change c = {
+		.event = UMM_EVENT_MIGRATE, .start = start, .end = end, .owner = l->mm->h, .blockable = true};
+	struct coherent_to to = {.l = l, .tier = tier};
+	int home = hmm_node_here(), rc = 0;
+
+	umm_invalidate_begin(l->mm->space, &c);
+	for (uint64_t at = start, z; at < end && !rc; at = z) {
+		const struct hmm_interval *in;
+
+		pthread_mutex_lock(&l->mm->lock);
+		in = hmm_iset_next(&l->coherent[tier], at);
+		z = in && in->end < end ? in->end : end;
+		if (in && in->start > at)
+			at = in->start;
+		pthread_mutex_unlock(&l->mm->lock);
+		if (!in || at >= end)
+			break;
+		if (home == node)
+			rc = coherent_unrecord(&to, at, z);
+		else
+			rc = hmm_node_move(at, z, home, coherent_unrecord, &to);
+	}
+	umm_invalidate_end(l->mm->space, &c);
 	return rc;
 }
 
@@ -1220,18 +1299,27 @@ static int bring_from(struct hmm_mm *mm, uint64_t start, uint64_t end, unsigned 
 	uint64_t came = 0;
 	int rc = hmm_restore_from(mm, start, end, tiers, &came);
 
-	pthread_mutex_lock(&mm->lock);
-	coherent_settle(l, start, end);
 	for (unsigned t = 0; t < mm->h->chain.n && !rc; t++) {
-		const struct hmm_interval *in;
+		int node = node_of(mm->h->chain.dev[t]);
+		uint64_t had, has;
 
 		if (!(tiers & 1u << t))
 			continue;
-		for (uint64_t at = start; (in = hmm_iset_next(&l->coherent[t], at)) && in->start < end; at = in->end)
-			came += ((in->end < end ? in->end : end) - (in->start > start ? in->start : start)) / UMM_PAGE;
-		rc = hmm_iset_del(&l->coherent[t], start, end);
+		pthread_mutex_lock(&mm->lock);
+		coherent_settle(l, start, end);
+		had = coherent_pages(l, t, start, end);
+		if (node < 0)
+			rc = hmm_iset_del(&l->coherent[t], start, end);
+		pthread_mutex_unlock(&mm->lock);
+		if (node >= 0 && had) {
+			rc = leave_node(l, t, start, end, node);
+			pthread_mutex_lock(&mm->lock);
+			has = coherent_pages(l, t, start, end);
+			pthread_mutex_unlock(&mm->lock);
+			had -= has < had ? has : had;
+		}
+		came += had;
 	}
-	pthread_mutex_unlock(&mm->lock);
 	if (moved)
 		*moved = came;
 	return rc;

@@ -12,6 +12,8 @@
 #include "drivers/dmirror/dmirror.h"
 #include "drivers/dmirror/memory.h"
 
+#define DMIRROR_NODES 64 /* that are looked at */
+
 /* No memory is to be had for it when somebody waits for a page. */
 static __thread bool by_device __attribute__((tls_model("initial-exec")));
 
@@ -212,6 +214,11 @@ static void memory_stats(struct hmm_device *dev, struct hmm_device_stats *st)
 	pthread_mutex_unlock(&m->lock);
 }
 
+static int memory_node(struct hmm_device *dev)
+{
+	return memory_of(dev)->node;
+}
+
 static void memory_close(struct hmm_device *dev)
 {
 	dmirror_memory_fini(memory_of(dev));
@@ -234,6 +241,7 @@ static const struct hmm_device_ops private_ops = {
 static const struct hmm_device_ops coherent_ops = {
 	.name = "dmirror",
 	.caps = HMM_DEV_COHERENT | HMM_DEV_MAP | HMM_DEV_FAULT,
+	.node = memory_node,
 	.stats = memory_stats,
 	.close = memory_close,
 	.map = dmirror_map,
@@ -252,9 +260,38 @@ static const struct hmm_device_ops exclusive_ops = {
 	.close = memory_close,
 };
 
+/* Is @nr in a list such as "0-3,8"? */
+static bool listed(const char *name, int nr)
+{
+	FILE *f = fopen(name, "re");
+	int first, last;
+	bool found = false;
+
+	while (f && !found && fscanf(f, "%d", &first) == 1) {
+		last = first;
+		if (fscanf(f, "-%d", &last) < 0)
+			last = first;
+		found = nr >= first && nr <= last;
+		if (fgetc(f) != ',')
+			break;
+	}
+	if (f)
+		fclose(f);
+	return found;
+}
+
+int dmirror_memory_node(unsigned nth)
+{
+	for (int nr = 0; nr < DMIRROR_NODES; nr++)
+		if (listed("/sys/devices/system/node/has_memory", nr) &&
+		    !listed("/sys/devices/system/node/has_cpu", nr) && !nth--)
+			return nr;
+	return -1;
+}
+
 int dmirror_memory_init(struct dmirror_memory *m, struct umm_space *space, const char *name, uint32_t caps)
 {
-	*m = (struct dmirror_memory){.space = space, .free = HMM_HANDLE_NONE, .free_chunk = DMIRROR_CHUNKS};
+	*m = (struct dmirror_memory){.space = space, .free = HMM_HANDLE_NONE, .free_chunk = DMIRROR_CHUNKS, .node = -1};
 	m->chunk = umm_alloc(space, DMIRROR_CHUNKS * sizeof(*m->chunk));
 	if (!m->chunk)
 		return -ENOMEM;

@@ -28,6 +28,7 @@ struct dmirror_memory {
 	unsigned nchunks;
 	hmm_handle_t free;
 	unsigned free_chunk; /* DMIRROR_CHUNKS: none */
+	int node;            /* of a coherent one: whose memory it is, or -1: none is, and pages stay where they are */
 	uint64_t pages;
 };
 
@@ -36,6 +37,8 @@ struct dmirror_memory {
  * 0 or -ENOMEM.
  */
 int dmirror_memory_init(struct dmirror_memory *m, struct umm_space *space, const char *name, uint32_t caps);
+/** The @nth node of the machine that has memory and no CPU, or -1. */
+int dmirror_memory_node(unsigned nth);
 /**
  * Take DMIRROR_CHUNK_PAGES pages as one large one: handles in a row, the first a multiple of their number.
  * @flags: DMIRROR_FLAG_FAIL_ALLOC in them is spent by the first page of it that somebody touches.

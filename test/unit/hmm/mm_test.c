@@ -19,6 +19,7 @@
 #include <cmocka.h>
 
 #include "../../skip.h"
+#include "drivers/dmirror/memory.h"
 #include "fake.h"
 #include "umm/internal.h"
 
@@ -468,6 +469,82 @@ static void coherent_pages_stay_mapped(void **state)
 	assert_filled(f->mem + 2 * PAGE, SIZE - 2 * PAGE, 11, 2 * PAGE / 8);
 }
 
+static int node_nr = -1;
+
+static int its_node(struct hmm_device *dev)
+{
+	return node_nr;
+}
+
+/* How many of the pages are on @node. */
+static unsigned pages_on(const struct fixture *f, int node)
+{
+	static void *page[NR];
+	static int status[NR];
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < NR; i++)
+		page[i] = f->mem + i * PAGE;
+	assert_int_equal(syscall(SYS_move_pages, 0, NR, page, NULL, status, 0), 0);
+	for (unsigned i = 0; i < NR; i++)
+		n += status[i] == node;
+	return n;
+}
+
+static void there_and_back_by_node(struct fixture *f)
+{
+	uint64_t moved, there;
+
+	fill(f, 12);
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->coherent, f->addr, f->addr + SIZE, NULL, &moved), 0);
+	/* Each is there, or is not the device's: the kernel may leave one that is in use. */
+	assert_true(moved > 0 && moved <= NR);
+	assert_int_equal(on(f, &f->coherent), moved);
+	assert_true(pages_on(f, node_nr) >= moved);
+	assert_filled(f->mem, SIZE, 12, 0);
+	fill(f, 13);
+	assert_int_equal(on(f, &f->coherent), moved);
+	there = moved;
+	assert_int_equal(hmm_migrate_to_system(f->mm, &f->coherent, 0, HMM_ADDR_END, &moved), 0);
+	assert_true(moved > 0);
+	assert_int_equal(on(f, &f->coherent) + moved, there);
+	assert_filled(f->mem, SIZE, 13, 0);
+}
+
+/* The machine's first node, which has CPUs, and stands for one that has none. */
+static void a_coherent_device_with_a_node(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t moved;
+
+	f->coherent_ops.node = its_node;
+	node_nr = 0;
+	there_and_back_by_node(f);
+	assert_int_equal(on(f, &f->coherent), 0);
+	/* One that is not there. */
+	node_nr = 1000;
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->coherent, f->addr, f->addr + SIZE, NULL, &moved), -ENODEV);
+	assert_int_equal(moved, 0);
+	assert_int_equal(on(f, &f->coherent), 0);
+	assert_filled(f->mem, SIZE, 13, 0);
+	/* None any more: the record alone says it. */
+	node_nr = -1;
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->coherent, f->addr, f->addr + SIZE, NULL, &moved), 0);
+	assert_int_equal(moved, NR);
+}
+
+static void a_node_without_cpus(void **state)
+{
+	struct fixture *f = *state;
+
+	f->coherent_ops.node = its_node;
+	node_nr = dmirror_memory_node(0);
+	if (node_nr < 0)
+		skip_because("this machine has no node with memory and without CPUs");
+	there_and_back_by_node(f);
+	assert_int_equal(pages_on(f, node_nr), on(f, &f->coherent));
+}
+
 static bool told_invalidate(struct umm_notifier *n, const struct umm_change *change, uint64_t seq);
 
 struct told {
@@ -798,6 +875,8 @@ int main(int argc, char **argv)
 		T(fork_raw),
 		T(a_shared_page_moves_without_the_other),
 		T(coherent_pages_stay_mapped),
+		T(a_coherent_device_with_a_node),
+		T(a_node_without_cpus),
 		T(notifiers_are_told_whose_migration_it_is),
 		T(a_huge_page_goes_as_one),
 		T(threads_write_while_pages_move),
