@@ -59,13 +59,17 @@ typedef uint64_t hmm_handle_t;
 #define HMM_DEV_FORK_KEEPS                                                                                           \
 	(1u << 9) /* pins as RDMA and io_uring do: at fork the kernel gives the child copies, and it need not let go \
 		   */
-#define HMM_DEV_EXCLUSIVE                                                                          \
-	(1u << 10) /* its memory is for pages that a device has alone: told as UMM_EVENT_EXCLUSIVE \
-		    */
+#define HMM_DEV_EXCLUSIVE                                                                                        \
+	(1u << 10)               /* its memory is for pages that a device has alone: told as UMM_EVENT_EXCLUSIVE \
+				  */
 #define HMM_DEV_AHEAD (1u << 11) /* neighbours of a page that is touched come along, while touches walk forward */
 #define HMM_DEV_KEEPS                                                                                          \
 	(1u << 12) /* what it gave back it may have still: pages that are touched for reading come back as not \
 		    * written to (hmm_written()) */
+
+#define HMM_DEV_MARKED                                                                                              \
+	(1u << 13) /* what it has of private memory is marked so that /proc/PID/pagemap says "swapped"; a huge page \
+		    * comes back in small ones then */
 
 struct hmm_device_stats {
 	uint64_t pages;          /* distinct pages held */

@@ -145,7 +145,7 @@ static hmm_entry_t entry_back_clean(struct hmm_mm *mm, hmm_entry_t e, hmm_entry_
 	return kept ? hmm_entry_with_heat(kept, hmm_entry_heat(back)) : back;
 }
 
-static void account_in(struct hmm_mm *mm, uint64_t n)
+void hmm_account_in(struct hmm_mm *mm, uint64_t n)
 {
 	atomic_fetch_add(&mm->pages_in, n);
 	atomic_fetch_add(&mm->h->pages_in, n);
@@ -369,7 +369,7 @@ again:
 			hmm_entry_set(mm, leaf, i, entry_back_clean(mm, e, mm->slot[b][s].clean, touched));
 			mm->slot[b][s].clean = 0;
 			mm->slot[b][s].addr = 0;
-			account_in(mm, 1);
+			hmm_account_in(mm, 1);
 		}
 		rc = bytes ? 1 : place_failed(mm, addr, rc);
 		break;
@@ -437,7 +437,7 @@ device:;
 		if (came) {
 			if (!keep)
 				d->ops->put(d, gone, came);
-			account_in(mm, came);
+			hmm_account_in(mm, came);
 		}
 		if (placed & 1) {
 			rc = (int)came;

@@ -125,6 +125,7 @@ struct hmm_leaf {
 	pthread_mutex_t lock;
 	uint64_t base;   /* address of its first page */
 	uint32_t held;   /* entries that are not SYSTEM */
+	bool whole;      /* all on one device, where they went as a huge page; nothing came to their place since */
 	uint64_t *stamp; /* a page each, of hmm_written(); NULL: not asked for yet.  mm->lock */
 	hmm_entry_t e[HMM_LEAF_PAGES];
 };
@@ -394,6 +395,24 @@ void hmm_radix_destroy(struct hmm_mm *mm);
 struct hmm_leaf *hmm_leaf_find(struct hmm_mm *mm, uint64_t addr);
 struct hmm_leaf *hmm_leaf_get(struct hmm_mm *mm, uint64_t addr); /* adds it; NULL: no memory */
 /** The first leaf that ends above @addr and begins below @end; NULL: none. */
+/**
+ * hmm_block_went() - all pages of the leaf of @base have just been stored from @staged
+ *
+ * If they are one huge page there, and nothing has come to their place, they can
+ * come back as one.  Under out_lock.
+ */
+void hmm_block_went(struct hmm_mm *mm, uint64_t base, unsigned tier, const void *staged);
+
+/**
+ * hmm_block_back() - bring back the pages of the leaf of @base at once, if they can be
+ * @block: room for a huge page, aligned to it, empty and the caller's own.
+ *
+ * Returns how many came: others are still where they were.
+ */
+unsigned hmm_block_back(struct hmm_mm *mm, uint64_t base, unsigned tiers, char *block);
+
+void hmm_account_in(struct hmm_mm *mm, uint64_t n);
+
 struct hmm_leaf *hmm_leaf_next(struct hmm_mm *mm, uint64_t addr, uint64_t end);
 void hmm_entry_set(struct hmm_mm *mm, struct hmm_leaf *leaf, unsigned i, hmm_entry_t e); /* leaf lock held */
 /* The three below: event lock held exclusively. */

@@ -26,9 +26,9 @@
  *
  * DOC: markers
  *
- * What is away is marked as such in the page table, by write-protecting where
- * nothing is: /proc/self/pagemap then says "swapped", as it says of a page in
- * a device's memory.  A page can be copied onto it, but the zero page cannot be
+ * What is on a device that wants it (HMM_DEV_MARKED) is marked as such in the page
+ * table, by write-protecting where nothing is: /proc/self/pagemap then says
+ * "swapped", as it says of a page in a device's memory.  A page can be copied onto it, but the zero page cannot be
  * put there; who drops the page between commit and marker leaves such a place.
  *
  * DOC: coherent devices
@@ -62,6 +62,7 @@
 #define FORKED_NS 2000000000ull /* since the engine began */
 #define STAGING_BYTES (UMM_BATCHES * UMM_BATCH_PAGES * UMM_PAGE)
 #define STAGING_ROOM (STAGING_BYTES + UMM_BATCH_PAGES * UMM_PAGE) /* aligned to a batch */
+#define STAGING_ALIGN (STAGING_ROOM - STAGING_BYTES)              /* a huge page */
 #define COLLECT_TRIES 8u
 #define NAP_NS 1000000l
 #define CHILD_REMAPS 32u
@@ -76,6 +77,7 @@ struct linked {
 	struct umm_space_ops ops;
 	struct hmm_iset coherent[HMM_TIERS_MAX]; /* mm->lock */
 	struct hmm_take take;
+	char *block_room, *block; /* one huge page, for those that come back as one; out_lock */
 	struct hmm_iset shared;   /* of these, write-protected since a fork; mm->lock */
 	_Atomic unsigned serving; /* faults at this moment: each may hold references to a device's pages */
 };
@@ -558,9 +560,12 @@ int hmm_mm_open(struct umm_space *space, struct hmm_mm **mmp)
 	l->in = (struct umm_inside){.uffd = space->uffd, .ctl = space->ctl};
 	staging = umm_alloc(space, STAGING_ROOM);
 	window = umm_alloc(space, STAGING_BYTES);
+	l->block_room = umm_alloc(space, 2 * STAGING_ALIGN);
 	rc = -ENOMEM;
-	if (!staging || !window)
+	if (!staging || !window || !l->block_room)
 		goto fail_h;
+	l->block = (char *)(((uintptr_t)l->block_room + STAGING_ALIGN - 1) & ~(uint64_t)(STAGING_ALIGN - 1));
+	sys3(SYS_madvise, l->block, STAGING_ALIGN, MADV_HUGEPAGE);
 	/* So that huge pages go there as a whole. */
 	l->in.staging = (char *)(((uintptr_t)staging + STAGING_ROOM - STAGING_BYTES - 1) &
 				 ~(uint64_t)(STAGING_ROOM - STAGING_BYTES - 1));
@@ -604,6 +609,7 @@ int hmm_mm_open(struct umm_space *space, struct hmm_mm **mmp)
 fail_mm:
 	free(l->mm);
 fail_h:
+	umm_free(space, l->block_room, 2 * STAGING_ALIGN);
 	umm_free(space, window, STAGING_BYTES);
 	umm_free(space, staging, STAGING_ROOM);
 	hmm_destroy(l->h);
@@ -994,8 +1000,11 @@ static int commit_locked(struct hmm_migrate *m)
 
 	memset(tier, tier_of(m->mm, m->to), sizeof(tier));
 	moved = (int)hmm_out_commit(m->mm, 0, m->src, m->slot, m->handle, tier, m->npages);
+	if (moved == (int)HMM_LEAF_PAGES && !m->slot[0] && !(m->addr[0] % STAGING_ALIGN))
+		hmm_block_went(m->mm, m->addr[0], tier[0], m->src[0]);
 	umm_inside_release(&linked_of(m->mm)->in, 0);
-	mark_away(m);
+	if (m->to->ops->caps & HMM_DEV_MARKED)
+		mark_away(m);
 	m->npages = 0;
 	return moved;
 }
@@ -1297,7 +1306,13 @@ static int bring_from(struct hmm_mm *mm, uint64_t start, uint64_t end, unsigned 
 {
 	struct linked *l = linked_of(mm);
 	uint64_t came = 0;
-	int rc = hmm_restore_from(mm, start, end, tiers, &came);
+	struct hmm_leaf *leaf;
+	int rc;
+
+	for (uint64_t at = start; (leaf = hmm_leaf_next(mm, at, end)); at = leaf->base + STAGING_ALIGN)
+		if (leaf->whole && leaf->base >= start && leaf->base + STAGING_ALIGN <= end)
+			came += hmm_block_back(mm, leaf->base, tiers, l->block);
+	rc = hmm_restore_from(mm, start, end, tiers, &came);
 
 	for (unsigned t = 0; t < mm->h->chain.n && !rc; t++) {
 		int node = node_of(mm->h->chain.dev[t]);

@@ -130,6 +130,7 @@ void hmm_entry_set(struct hmm_mm *mm, struct hmm_leaf *leaf, unsigned i, hmm_ent
 		atomic_fetch_sub(&mm->h->clean[hmm_entry_tier(old)], 1);
 	if (to == HMM_CLEAN)
 		atomic_fetch_add(&mm->h->clean[hmm_entry_tier(e)], 1);
+	leaf->whole = false;
 	leaf->e[i] = e;
 }
 

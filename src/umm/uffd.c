@@ -66,6 +66,15 @@ int umm_uffd_copy_unwritten(int uffd, uint64_t dst, const void *src, uint64_t le
 	return copy(uffd, dst, src, len, UFFDIO_COPY_MODE_WP, copied);
 }
 
+int umm_uffd_move(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *moved)
+{
+	struct uffdio_move m = {.dst = dst, .src = (uintptr_t)src, .len = len};
+	int rc = uffd_ioctl(uffd, UFFDIO_MOVE, &m);
+
+	*moved = m.move > 0 ? (uint64_t)m.move : 0;
+	return rc;
+}
+
 int umm_uffd_zeropage(int uffd, uint64_t dst, uint64_t len, uint64_t *zeroed)
 {
 	*zeroed = 0;

@@ -848,7 +848,8 @@ int dmirror_host_open(struct umm_space *space, struct dmirror_host **hostp)
 	for (unsigned i = 0; i < DMIRROR_DEVICES && !rc; i++) {
 		static const char *const name[DMIRROR_DEVICES] = {"dmirror0", "dmirror1", "dmirror2", "dmirror3"};
 
-		rc = dmirror_memory_init(&h->memory[i], space, name[i], i < DMIRROR_PRIVATE ? 0 : HMM_DEV_COHERENT);
+		rc = dmirror_memory_init(&h->memory[i], space, name[i],
+					 i < DMIRROR_PRIVATE ? HMM_DEV_MARKED : HMM_DEV_COHERENT);
 		if (i >= DMIRROR_PRIVATE)
 			h->memory[i].node = dmirror_memory_node(i - DMIRROR_PRIVATE);
 		if (!rc)

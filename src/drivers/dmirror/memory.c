@@ -238,6 +238,21 @@ static const struct hmm_device_ops private_ops = {
 	.settle = dmirror_settle,
 };
 
+/* The same, and the kernel's page table says that what is there is away. */
+static const struct hmm_device_ops marked_ops = {
+	.name = "dmirror",
+	.caps = HMM_DEV_MEMORY | HMM_DEV_RAM | HMM_DEV_MAP | HMM_DEV_FAULT | HMM_DEV_MARKED,
+	.copy_in = memory_copy_in,
+	.copy_out = memory_copy_out,
+	.get = memory_get,
+	.put = memory_put,
+	.stats = memory_stats,
+	.close = memory_close,
+	.map = dmirror_map,
+	.unmap = dmirror_unmap,
+	.settle = dmirror_settle,
+};
+
 static const struct hmm_device_ops coherent_ops = {
 	.name = "dmirror",
 	.caps = HMM_DEV_COHERENT | HMM_DEV_MAP | HMM_DEV_FAULT,
@@ -296,7 +311,10 @@ int dmirror_memory_init(struct dmirror_memory *m, struct umm_space *space, const
 	if (!m->chunk)
 		return -ENOMEM;
 	pthread_mutex_init(&m->lock, NULL);
-	m->dev.ops = caps & HMM_DEV_COHERENT ? &coherent_ops : caps & HMM_DEV_EXCLUSIVE ? &exclusive_ops : &private_ops;
+	m->dev.ops = caps & HMM_DEV_COHERENT    ? &coherent_ops
+		     : caps & HMM_DEV_EXCLUSIVE ? &exclusive_ops
+		     : caps & HMM_DEV_MARKED    ? &marked_ops
+						: &private_ops;
 	snprintf(m->dev.spec, sizeof(m->dev.spec), "%s", name);
 	return 0;
 }

@@ -33,8 +33,8 @@ struct dmirror_memory {
 };
 
 /**
- * @caps: 0; HMM_DEV_COHERENT: the CPU reaches it as its own memory, so it holds nothing itself; HMM_DEV_EXCLUSIVE.
- * 0 or -ENOMEM.
+ * @caps: 0; HMM_DEV_MARKED; HMM_DEV_COHERENT: the CPU reaches it as its own memory, so it holds nothing itself;
+ * HMM_DEV_EXCLUSIVE. 0 or -ENOMEM.
  */
 int dmirror_memory_init(struct dmirror_memory *m, struct umm_space *space, const char *name, uint32_t caps);
 /** The @nth node of the machine that has memory and no CPU, or -1. */

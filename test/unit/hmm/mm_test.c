@@ -657,6 +657,151 @@ static void a_huge_page_goes_as_one(void **state)
 	free(m);
 }
 
+#define HUGE (2ul << 20)
+
+struct back {
+	struct fixture *f;
+	uint64_t start, moved;
+	int rc;
+};
+
+static void *brings_back(void *arg)
+{
+	struct back *b = arg;
+
+	b->rc = hmm_migrate_to_system(b->f->mm, &b->f->dev[0]->dev, b->start, b->start + HUGE, &b->moved);
+	return NULL;
+}
+
+/* It comes back as one, unless something has happened to it: then page by page, and each is what it is to be. */
+static void a_huge_page_comes_back_as_one(void **state)
+{
+	enum { NOTHING, SMALL, TOUCHED, DROPPED, READONLY, DROPPED_MEANWHILE, MARKED, LOST, ALL };
+	struct fixture *f = *state;
+	struct fake *dev = f->dev[0];
+
+	for (unsigned what = NOTHING; what < ALL; what++) {
+		char *raw = mmap(NULL, 2 * HUGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		char *p = (char *)(((uintptr_t)raw + HUGE - 1) & ~(HUGE - 1));
+		struct back b = {.f = f, .start = (uintptr_t)p};
+		struct umm_page_run run;
+		uint64_t walked;
+		pthread_t t;
+		bool huge;
+
+		assert_ptr_not_equal(raw, MAP_FAILED);
+		assert_int_equal(madvise(p, HUGE, what == SMALL ? MADV_NOHUGEPAGE : MADV_HUGEPAGE), 0);
+		for (size_t i = 0; i < HUGE / sizeof(uint64_t); i++)
+			((uint64_t *)p)[i] = i * 2654435761u + what;
+		assert_int_equal(umm_page_scan(f->space, b.start, b.start + HUGE, &run, 1, &walked), 1);
+		if (what != SMALL && !(run.flags & UMM_PAGE_HUGE))
+			skip_because("no huge page to be had");
+		dev->ops.caps = HMM_DEV_MEMORY | (what == MARKED ? HMM_DEV_MARKED : 0);
+		assert_int_equal(hmm_migrate_to_device(f->mm, &dev->dev, b.start, b.start + HUGE, NULL, &b.moved), 0);
+		assert_int_equal(b.moved, HUGE / PAGE);
+		if (what == TOUCHED)
+			assert_int_equal(*(uint64_t *)(p + 7 * PAGE), 7 * PAGE / 8 * 2654435761u + what);
+		if (what == DROPPED)
+			assert_int_equal(madvise(p + 5 * PAGE, PAGE, MADV_DONTNEED), 0);
+		if (what == READONLY)
+			assert_int_equal(mprotect(p, HUGE, PROT_READ), 0);
+		dev->fail_out = what == LOST ? -ENOTCONN : 0; /* said once */
+		dev->fail_from = 0;
+		dev->block_out = what == DROPPED_MEANWHILE;
+		dev->out_calls = 0;
+		assert_int_equal(pthread_create(&t, NULL, brings_back, &b), 0);
+		if (what == DROPPED_MEANWHILE) {
+			pthread_mutex_lock(&dev->lock);
+			while (!dev->out_blocked)
+				pthread_cond_wait(&dev->moved, &dev->lock);
+			pthread_mutex_unlock(&dev->lock);
+			assert_int_equal(madvise(p + 5 * PAGE, PAGE, MADV_DONTNEED), 0);
+			umm_space_sync(f->space);
+			pthread_mutex_lock(&dev->lock);
+			dev->block_out = false;
+			pthread_cond_broadcast(&dev->moved);
+			pthread_mutex_unlock(&dev->lock);
+		}
+		pthread_join(t, NULL);
+		dev->fail_out = 0;
+		assert_int_equal(b.rc, 0);
+		huge = umm_page_scan(f->space, b.start, b.start + HUGE, &run, 1, &walked) == 1 &&
+		       (run.flags & UMM_PAGE_HUGE) && run.end - run.start == HUGE;
+		assert_int_equal(huge, what == NOTHING);
+		if (what == NOTHING || what == SMALL || what == MARKED)
+			assert_int_equal(dev->out_calls == 1, what == NOTHING);
+		if (what == LOST) {
+			int tube[2];
+
+			assert_int_equal(pipe(tube), 0);
+			assert_int_equal(write(tube[1], p + 9 * PAGE, 8), -1);
+			close(tube[0]);
+			close(tube[1]);
+		} else if (what == DROPPED || what == DROPPED_MEANWHILE) {
+			static const char zeros[PAGE];
+
+			assert_int_equal(b.moved, HUGE / PAGE - 1);
+			assert_memory_equal(p + 5 * PAGE, zeros, PAGE);
+			assert_filled(p, 5 * PAGE, what, 0);
+			assert_filled(p + 6 * PAGE, HUGE - 6 * PAGE, what, 6 * PAGE / 8);
+		} else {
+			assert_int_equal(b.moved, HUGE / PAGE - (what == TOUCHED));
+			assert_filled(p, HUGE, what, 0);
+		}
+		munmap(raw, 2 * HUGE);
+	}
+	dev->ops.caps = HMM_DEV_MEMORY;
+}
+
+static struct {
+	char *mem;
+	atomic_bool stop;
+	atomic_uint wrong;
+} huge_race;
+
+static void *huge_adder(void *arg)
+{
+	unsigned which = (unsigned)(uintptr_t)arg;
+
+	for (unsigned round = 0; !atomic_load(&huge_race.stop); round++) {
+		for (size_t at = 0; at < HUGE; at += 37 * PAGE) {
+			uint64_t *p = (uint64_t *)(huge_race.mem + at) + which;
+
+			if (*p != round)
+				atomic_fetch_add(&huge_race.wrong, 1);
+			*p = round + 1;
+		}
+		if (round % 8 == 7)
+			usleep(1000); /* so that it sometimes goes, and comes, as one */
+	}
+	return NULL;
+}
+
+static void threads_write_while_a_huge_page_moves(void **state)
+{
+	struct fixture *f = *state;
+	char *raw = mmap(NULL, 2 * HUGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint64_t start = ((uintptr_t)raw + HUGE - 1) & ~(HUGE - 1), moved;
+	pthread_t t[2];
+
+	assert_ptr_not_equal(raw, MAP_FAILED);
+	huge_race.mem = (char *)start;
+	assert_int_equal(madvise(huge_race.mem, HUGE, MADV_HUGEPAGE), 0);
+	for (unsigned i = 0; i < 2; i++)
+		assert_int_equal(pthread_create(&t[i], NULL, huge_adder, (void *)(uintptr_t)i), 0);
+	for (unsigned round = 0; round < 150; round++) {
+		assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev[0]->dev, start, start + HUGE, NULL, &moved), 0);
+		assert_int_equal(hmm_migrate_to_system(f->mm, &f->dev[0]->dev, start, start + HUGE, &moved), 0);
+		if (round % 16 == 15) /* a huge page again, with what the threads have in it */
+			madvise(huge_race.mem, HUGE, 25 /* MADV_COLLAPSE */);
+	}
+	atomic_store(&huge_race.stop, true);
+	for (unsigned i = 0; i < 2; i++)
+		pthread_join(t[i], NULL);
+	assert_int_equal(atomic_load(&huge_race.wrong), 0);
+	munmap(raw, 2 * HUGE);
+}
+
 static void *adder(void *arg)
 {
 	unsigned which = (unsigned)(uintptr_t)arg;
@@ -879,6 +1024,8 @@ int main(int argc, char **argv)
 		T(a_node_without_cpus),
 		T(notifiers_are_told_whose_migration_it_is),
 		T(a_huge_page_goes_as_one),
+		T(a_huge_page_comes_back_as_one),
+		T(threads_write_while_a_huge_page_moves),
 		T(threads_write_while_pages_move),
 		T(letting_go),
 		T(what_another_engine_is_about_to_let_go_of),

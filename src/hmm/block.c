@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A huge page that went to a device as one comes back as one.
+ *
+ * DOC: how
+ *
+ * It left an empty place in the page table, and as long as nothing else has come
+ * to it (leaf->whole) UFFDIO_MOVE can put a huge page there.  The device copies
+ * into a block of memory of ours, which is a huge page if the kernel has one, and
+ * that is moved: at once, so nobody sees half of it.  One that touches a page of it
+ * meanwhile gets that page in the usual way (fault.c), and so do all when the block
+ * is refused: a mapping that has become read-only, say.
+ *
+ * A device with HMM_DEV_MARKED has no such place: the markers are small ones.
+ */
+#include "hmm/internal.h"
+
+#include <sys/mman.h>
+
+#include "umm/sys.h"
+
+#define BLOCK_BYTES (HMM_LEAF_PAGES * UMM_PAGE)
+
+/* Are all pages of the leaf in one device's memory?  Lock held. */
+static bool all_on(const struct hmm_leaf *leaf, unsigned tier)
+{
+	for (unsigned i = 0; i < HMM_LEAF_PAGES; i++)
+		if (hmm_entry_state(leaf->e[i]) != HMM_DEVICE || hmm_entry_tier(leaf->e[i]) != tier)
+			return false;
+	return true;
+}
+
+void hmm_block_went(struct hmm_mm *mm, uint64_t base, unsigned tier, const void *staged)
+{
+	struct umm_page_run run;
+	struct hmm_leaf *leaf;
+	uint64_t walked, at = (uintptr_t)staged;
+
+	if (mm->h->chain.dev[tier]->ops->caps & (HMM_DEV_MARKED | HMM_DEV_KEEPS))
+		return;
+	if (umm_page_scan(mm->space, at, at + BLOCK_BYTES, &run, 1, &walked) != 1 || run.start != at ||
+	    run.end != at + BLOCK_BYTES || !(run.flags & UMM_PAGE_HUGE))
+		return;
+	umm_evlock_shared(&mm->space->ctl->evlock);
+	leaf = hmm_leaf_find(mm, base);
+	if (leaf) {
+		pthread_mutex_lock(&leaf->lock);
+		leaf->whole = all_on(leaf, tier);
+		pthread_mutex_unlock(&leaf->lock);
+	}
+	umm_evlock_unshared(&mm->space->ctl->evlock);
+}
+
+/* The leaf of @base, locked, event lock shared, if it is still whole and of one of @tiers; else NULL, and neither. */
+static struct hmm_leaf *whole_leaf(struct hmm_mm *mm, uint64_t base, unsigned tiers)
+{
+	struct hmm_leaf *leaf;
+
+	umm_evlock_shared(&mm->space->ctl->evlock);
+	leaf = hmm_leaf_find(mm, base);
+	if (leaf) {
+		pthread_mutex_lock(&leaf->lock);
+		if (leaf->whole && (tiers & 1u << hmm_entry_tier(leaf->e[0])))
+			return leaf;
+		pthread_mutex_unlock(&leaf->lock);
+	}
+	umm_evlock_unshared(&mm->space->ctl->evlock);
+	return NULL;
+}
+
+static void unlock(struct hmm_mm *mm, struct hmm_leaf *leaf)
+{
+	pthread_mutex_unlock(&leaf->lock);
+	umm_evlock_unshared(&mm->space->ctl->evlock);
+}
+
+unsigned hmm_block_back(struct hmm_mm *mm, uint64_t base, unsigned tiers, char *block)
+{
+	hmm_handle_t handle[HMM_LEAF_PAGES];
+	int status[HMM_LEAF_PAGES];
+	void *dst[HMM_LEAF_PAGES];
+	struct hmm_leaf *leaf = whole_leaf(mm, base, tiers);
+	struct hmm_device *d;
+	uint64_t bytes = 0;
+	unsigned n = 0;
+	bool same;
+	int rc;
+
+	if (!leaf)
+		return 0;
+	for (unsigned i = 0; i < HMM_LEAF_PAGES; i++) {
+		handle[i] = hmm_entry_payload(leaf->e[i]);
+		dst[i] = block + i * UMM_PAGE;
+	}
+	d = mm->h->chain.dev[hmm_entry_tier(leaf->e[0])];
+	d->ops->get(d, handle, HMM_LEAF_PAGES);
+	unlock(mm, leaf);
+
+	if (d->ops->caps & HMM_DEV_MAYBLOCK)
+		umm_monitor_yield(mm->space);
+	rc = d->ops->copy_out(d, handle, dst, status, HMM_LEAF_PAGES);
+	leaf = rc ? NULL : whole_leaf(mm, base, ~0u);
+	if (leaf) {
+		same = true;
+		for (unsigned i = 0; i < HMM_LEAF_PAGES; i++)
+			same &= hmm_entry_payload(leaf->e[i]) == handle[i] &&
+				mm->h->chain.dev[hmm_entry_tier(leaf->e[i])] == d;
+		if (same)
+			umm_uffd_move(mm->space->uffd, base, block, BLOCK_BYTES, &bytes);
+		n = (unsigned)(bytes / UMM_PAGE);
+		for (unsigned i = 0; i < n; i++)
+			hmm_entry_set(mm, leaf, i, hmm_entry(HMM_SYSTEM, 0, 0, 0));
+		unlock(mm, leaf);
+	}
+	if (n) {
+		d->ops->put(d, handle, n);
+		hmm_account_in(mm, n);
+	}
+	d->ops->put(d, handle, HMM_LEAF_PAGES); /* the references taken for the copy */
+	if (n < HMM_LEAF_PAGES)
+		sys3(SYS_madvise, block, BLOCK_BYTES, MADV_DONTNEED);
+	return n;
+}
