@@ -342,6 +342,7 @@ static bool begin_lossy(struct world *w)
 	ops = *t_inner;
 	ops.copy_in = t_copy_in;
 	ops.copy_out = t_copy_out;
+	ops.caps |= HMM_DEV_MARKED; /* poison meets markers */
 	w->dev->ops = &ops;
 	return true;
 }

@@ -52,6 +52,7 @@ static const struct inject_known inject_silent[] = {
 	{"drivers/file/io.c xfer_new munmap", "address space is lost"},
 	{"drivers/file/io.c xfer_free munmap*", "address space is lost"},
 	{"drivers/lz4/lz4.c work_free munmap", "memory is lost, and no longer counted"},
+	{"drivers/dmirror/memory.c listed fopen", "as if there were no node without CPUs"},
 	{"drivers/uring/uring.c slot_fill *", "a plain transfer, then"},
 	{0},
 };
@@ -103,6 +104,9 @@ static const struct inject_known inject_unreached[] = {
 	{"hmm/iset.c make_room malloc", "hmm run's"},
 	{"hmm/take.c has_room SYS_pread64", "RLIMIT_AS is set"},
 	{"hmm/linked.c linked_advise SYS_madvise", "nobody orders it of a linked engine"},
+	{"umm/uffd.c umm_uffd_move *", "huge pages are not to be had everywhere"},
+	{"hmm/block.c *", "huge pages are not to be had everywhere"},
+	{"hmm/node.c *", "wants a machine with a node that has no CPU"},
 	{"drivers/dmirror/dmirror.c huge_to_device *", "huge pages are not to be had everywhere"},
 	{"drivers/dmirror/dmirror.c is_huge *", "huge pages are not to be had everywhere"},
 	{"drivers/file/backing.c open_block *", "wants a block device that may be overwritten"},

@@ -676,7 +676,7 @@ static void *brings_back(void *arg)
 /* It comes back as one, unless something has happened to it: then page by page, and each is what it is to be. */
 static void a_huge_page_comes_back_as_one(void **state)
 {
-	enum { NOTHING, SMALL, TOUCHED, DROPPED, READONLY, DROPPED_MEANWHILE, MARKED, LOST, ALL };
+	enum { NOTHING, SMALL, TOUCHED, DROPPED, READONLY, DROPPED_MEANWHILE, MARKED, LOST, LOST_MARKED, ALL };
 	struct fixture *f = *state;
 	struct fake *dev = f->dev[0];
 
@@ -696,7 +696,7 @@ static void a_huge_page_comes_back_as_one(void **state)
 		assert_int_equal(umm_page_scan(f->space, b.start, b.start + HUGE, &run, 1, &walked), 1);
 		if (what != SMALL && !(run.flags & UMM_PAGE_HUGE))
 			skip_because("no huge page to be had");
-		dev->ops.caps = HMM_DEV_MEMORY | (what == MARKED ? HMM_DEV_MARKED : 0);
+		dev->ops.caps = HMM_DEV_MEMORY | (what == MARKED || what == LOST_MARKED ? HMM_DEV_MARKED : 0);
 		assert_int_equal(hmm_migrate_to_device(f->mm, &dev->dev, b.start, b.start + HUGE, NULL, &b.moved), 0);
 		assert_int_equal(b.moved, HUGE / PAGE);
 		if (what == TOUCHED)
@@ -705,7 +705,7 @@ static void a_huge_page_comes_back_as_one(void **state)
 			assert_int_equal(madvise(p + 5 * PAGE, PAGE, MADV_DONTNEED), 0);
 		if (what == READONLY)
 			assert_int_equal(mprotect(p, HUGE, PROT_READ), 0);
-		dev->fail_out = what == LOST ? -ENOTCONN : 0; /* said once */
+		dev->fail_out = what == LOST || what == LOST_MARKED ? -ENOTCONN : 0; /* said once */
 		dev->fail_from = 0;
 		dev->block_out = what == DROPPED_MEANWHILE;
 		dev->out_calls = 0;
@@ -730,7 +730,7 @@ static void a_huge_page_comes_back_as_one(void **state)
 		assert_int_equal(huge, what == NOTHING);
 		if (what == NOTHING || what == SMALL || what == MARKED)
 			assert_int_equal(dev->out_calls == 1, what == NOTHING);
-		if (what == LOST) {
+		if (what == LOST || what == LOST_MARKED) {
 			int tube[2];
 
 			assert_int_equal(pipe(tube), 0);
