@@ -69,8 +69,10 @@ static int register_piece(struct hmm_mm *mm, uint64_t start, uint64_t end)
 	 */
 	if (!rc && umm_inside_registered(uffd, start))
 		rc = -EAGAIN;
-	if (!rc)
+	if (!rc) {
+		hmm_overtaken_over(mm);
 		end = now.end;
+	}
 	pthread_mutex_lock(&mm->lock);
 	if (!rc) {
 		rc = hmm_iset_add(&mm->registered, start, end);

@@ -250,7 +250,7 @@ static void mm_change(void *priv, const struct umm_change *c)
 
 	switch (c->event) {
 	case UMM_EVENT_UNMAP:
-		hmm_overtaken_note(mm, c);
+		hmm_overtaken_unmapped(mm, c->start, c->end);
 		hmm_residency_drop(mm, c->start, c->end);
 		hmm_forget(mm, c->start, c->end);
 		marks_forget(mm, c->start, c->end);
@@ -259,7 +259,7 @@ static void mm_change(void *priv, const struct umm_change *c)
 		hmm_residency_drop(mm, c->start, c->end);
 		break;
 	case UMM_EVENT_REMAP:
-		hmm_overtaken_note(mm, c);
+		hmm_overtaken_moved(mm, c);
 		if (hmm_residency_remap(mm, c->start, c->new_start, len))
 			mm->h->opt.fatal(mm->h->opt.priv, mm, "no memory to follow mremap()");
 		/* The old range: unmapped by an event of its own, or left registered by MREMAP_DONTUNMAP. */
@@ -425,27 +425,32 @@ static int lost_child_events(struct hmm_mm *mm, int uffd)
 	return rc;
 }
 
+static int lost_at(struct hmm_mm *mm, int uffd, uint64_t addr)
+{
+	int rc;
+
+	while ((rc = umm_uffd_poison(uffd, addr, UMM_PAGE)) == -EAGAIN) {
+		rc = lost_child_events(mm, uffd);
+		if (rc)
+			return rc;
+		sched_yield();
+	}
+	return rc == -EEXIST || rc == -ENOENT || rc == -ESRCH ? 0 : rc;
+}
+
 int hmm_lost_to_child(struct hmm_mm *mm, int uffd)
 {
 	struct hmm_leaf *leaf;
 
 	for (uint64_t at = 0; (leaf = hmm_leaf_next(mm, at, 1ull << 47)); at = leaf->base + (1ull << HMM_LEAF_SHIFT)) {
 		for (unsigned i = 0; leaf->held && i < HMM_LEAF_PAGES; i++) {
-			uint64_t addr = leaf->base + i * UMM_PAGE;
-			int rc = hmm_entry_here(leaf->e[i]) ? 0 : umm_uffd_poison(uffd, addr, UMM_PAGE);
+			int rc = hmm_entry_here(leaf->e[i]) ? 0 : lost_at(mm, uffd, leaf->base + i * UMM_PAGE);
 
-			while (rc == -EAGAIN) {
-				rc = lost_child_events(mm, uffd);
-				if (rc)
-					return rc;
-				sched_yield();
-				rc = umm_uffd_poison(uffd, addr, UMM_PAGE);
-			}
-			if (rc && rc != -EEXIST && rc != -ENOENT && rc != -ESRCH)
+			if (rc)
 				return rc;
 		}
 	}
-	return 0;
+	return hmm_overtaken_each(mm, uffd, lost_at);
 }
 
 /* There are no records of the child, or nobody would hear of it: it goes on by itself, without what was away. */
@@ -500,7 +505,8 @@ static void mm_forked(void *priv, int uffd)
 		if (!rc) {
 			child_without(child, &absent, true);
 			child_without(child, &empty, false);
-			rc = hmm_overtaken_mend(mm, child);
+			if (hmm_overtaken_mend(mm, child))
+				child_doom(mm, child, "what its parent unmapped while it was forked is lost");
 		}
 		if (!rc) {
 			rc = child_copy_parked(mm, child, &absent, &empty);
@@ -529,6 +535,7 @@ static void mm_free(void *priv)
 {
 	struct hmm_mm *mm = priv;
 
+	hmm_overtaken_free(mm);
 	hmm_radix_destroy(mm);
 	hmm_iset_clear(&mm->registered);
 	hmm_iset_clear(&mm->foreign);

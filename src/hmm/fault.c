@@ -375,6 +375,11 @@ again:
 		break;
 	}
 	case HMM_POISONED:
+		/* A forked child whose records were led back (overtaken.c) has no marker yet. */
+		rc = umm_uffd_poison(mm->space->uffd, addr, UMM_PAGE);
+		if (rc == -EAGAIN || rc == -ESRCH)
+			break;
+		rc = 0;
 		wake(mm, addr, UMM_PAGE);
 		break;
 	case HMM_DEVICE:
@@ -552,6 +557,7 @@ int hmm_fault(void *priv, const struct umm_fault *f)
 	}
 	if (fault_of_inside(mm, f, &rc))
 		return rc == -EAGAIN ? rc : 0;
+	hmm_overtaken_age(mm);
 	n = stream_size(mm, f->addr >> UMM_PAGE_SHIFT, &which, &step);
 	if (mm->h->opt.linked && step != 1) { /* a driver is asked for what was touched, or what follows it */
 		step = 1;
@@ -624,7 +630,7 @@ int hmm_restore_from(struct hmm_mm *mm, uint64_t start, uint64_t end, unsigned t
 			uint64_t left = (z - a) / UMM_PAGE;
 			bool system;
 
-			if (hmm_entry_here(e) || st == HMM_POISONED ||
+			if (hmm_entry_here(e) ||
 			    (tiers != ~0u && (st != HMM_DEVICE || !(tiers & 1u << hmm_entry_tier(e))))) {
 				a += UMM_PAGE;
 				continue;

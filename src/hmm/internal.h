@@ -185,9 +185,9 @@ struct hmm_stream {
 
 #define HMM_OVERTAKEN 32u
 
-/* A change of a mapping in which something was away, and which a fork may have come before. */
+/* A mapping in which something was away was moved, and a fork may have come before. */
 struct hmm_overtaken {
-	uint64_t start, end, to; /* to: where it was moved; 0: it was unmapped */
+	uint64_t start, end, to; /* to: where it was moved */
 	uint64_t at_ns;
 	uint32_t by; /* the child for which it was last undone */
 };
@@ -242,8 +242,11 @@ struct hmm_mm {
 	bool marks_known;
 	uint64_t written;                              /* calls of hmm_written() */
 	struct hmm_overtaken overtaken[HMM_OVERTAKEN]; /* overtaken.c; event lock exclusively, as is their number */
-	unsigned novertaken;                           /* ever */
+	unsigned novertaken;                           /* since there was a moment without a change under way */
 	bool overtaken_said;
+	struct hmm_kept *kept;         /* what was unmapped a moment ago, the latest first */
+	_Atomic uint64_t nkept;        /* pages of it that cost something */
+	uint64_t blind_ns;             /* when something could not be kept, for want of memory; 0: never */
 	pthread_mutex_t marks_lock;    /* around the event lock: of two who read marks the later one counts */
 	struct hmm_iset stuck;         /* cannot be moved; looked at again when emptied from time to time */
 	uint64_t keep_start, keep_end; /* the engine's own arena in there */
@@ -351,6 +354,7 @@ struct hmm {
 	_Atomic uint64_t registrations;
 	_Atomic uint64_t unregistered; /* runs that were not moved, because their mapping was not registered */
 	_Atomic uint64_t held;         /* times that a fault waited for room */
+	_Atomic uint64_t kept;         /* pieces that are kept for forks which may have been overtaken */
 	uint64_t start_ns;
 };
 
@@ -434,14 +438,25 @@ int hmm_find_unforked(struct hmm_mm *mm, struct hmm_iset *absent, struct hmm_ise
  */
 int hmm_lost_to_child(struct hmm_mm *mm, int uffd);
 
-/** A mapping goes, or moves; before the records follow.  Event lock held exclusively, as for what follows. */
-void hmm_overtaken_note(struct hmm_mm *mm, const struct umm_change *c);
+/** A mapping goes; before its records do.  Event lock held exclusively, as for what follows. */
+void hmm_overtaken_unmapped(struct hmm_mm *mm, uint64_t start, uint64_t end);
+/** A mapping moves; before the records follow. */
+void hmm_overtaken_moved(struct hmm_mm *mm, const struct umm_change *c);
 /** Has there been such a change that a fork may still have come before? */
 bool hmm_overtaken_lately(struct hmm_mm *mm);
 /** A forked child's records, which are a copy of @mm's, become those of what it has inherited.  0 or -errno. */
 int hmm_overtaken_mend(struct hmm_mm *mm, struct hmm_mm *child);
 /** Where @child has what @mm has at @addr. */
 uint64_t hmm_overtaken_where(struct hmm_mm *mm, const struct hmm_mm *child, uint64_t addr);
+/** Let go of what no fork can be for any more; to be called now and then, without a lock.  Costs nothing if it is
+ * nothing. */
+void hmm_overtaken_age(struct hmm_mm *mm);
+/** The same by who knows, the event lock held shared, that no change is under way at this moment. */
+void hmm_overtaken_over(struct hmm_mm *mm);
+/** @fn of each page that is kept, until it says other than 0, which is returned. */
+int hmm_overtaken_each(struct hmm_mm *mm, int uffd, int (*fn)(struct hmm_mm *mm, int uffd, uint64_t addr));
+/** The mm ends. */
+void hmm_overtaken_free(struct hmm_mm *mm);
 
 /** Look up in smaps what of @mm a child will not inherit as it is.  The event lock is not held.  0 or -errno. */
 int hmm_marks_read(struct hmm_mm *mm);

@@ -153,6 +153,7 @@ int hmm_out_begin(struct hmm_mm *mm, unsigned b, const struct hmm_victim *v, uns
 	unsigned slot = 0;
 	int rc;
 
+	hmm_overtaken_age(mm);
 	tell_begin(mm, b, v, n);
 	umm_evlock_shared(&mm->space->ctl->evlock);
 	mm->nruns[b] = 0;

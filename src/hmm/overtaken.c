@@ -9,25 +9,54 @@
  * records follow it, and the child gets them so, which has the mapping where it
  * was.  What was away would be zeros there.
  *
- * So changes of mappings in which something was away are noted, for a while.  At a
- * fork the kernel is asked whether the child has, registered, what the parent has
- * no more.  Then, the latest change first,
+ * So for a while changes of mappings in which something was away are noted, and
+ * what an unmapping drops is kept, with a reference to what a device has of it.  At
+ * a fork the child's records, a copy of the parent's, are led back: the latest
+ * change first, what was moved goes back to where the child has its mapping; then
+ * what is kept is entered where the child has, registered, what the parent has no
+ * more.  The kernel is asked what the child has.  While the child changes its
+ * mappings the kernel does not say, and what is entered then is looked at again
+ * when it does: the child's own events move and drop it in the meantime.
  *
- *	moved		the child's records go back to where its mapping is
- *	unmapped	the contents are gone: the child gets poison where there is
- *			no page, SIGBUS and a line rather than zeros
+ * DOC: for how long
  *
- * Where the parent has mapped something there again nothing can be told, and
- * nothing is done.
+ * A fork counts as a change that is under way from when it copies the mappings until
+ * its event was read (evlock.h).  So once there has been a moment without one, the
+ * event lock held, no fork is left that anything kept could be for, and all is let
+ * go.  Until then little can be done to the space: nothing leaves and nothing comes
+ * back.  Where threads change mappings all the time, such that there never is a
+ * moment without, it goes after a second.
  *
- * All of it under the parent's event lock, held exclusively.
+ * Of more than KEPT_MAX pages only that they were there is kept: the child gets
+ * poison for them.  So it does where it cannot be told what it has, because the
+ * same place was mapped and unmapped again meanwhile.
+ *
+ * What the parent has mapped there again is left alone if it is registered: it may be
+ * what the child has inherited.
+ *
+ * All of it under the parent's event lock: held exclusively, or, to let go, shared
+ * and with the lock of the mm.
  */
 #include <errno.h>
+#include <sched.h>
+#include <string.h>
 
 #include "hmm/internal.h"
 #include "umm/inside.h"
 
 #define LATE_NS 1000000000ull /* no event waits for longer in a queue that is read */
+#define KEPT_MAX 65536u       /* pages */
+#define AGAIN_TRIES 50u       /* of 200 us: who forked needs to run once */
+#define CHILD_TRIES 10000u    /* a child that changes its mappings without end */
+
+/* What one unmapping has dropped of one leaf. */
+struct hmm_kept {
+	struct hmm_kept *next; /* an older one */
+	uint64_t base, at_ns;
+	unsigned nr; /* the change after which it was dropped */
+	/* DEVICE, with a reference; PARKED, the payload is a copy of the page; POISONED, lost; SYSTEM: nothing. */
+	hmm_entry_t e[HMM_LEAF_PAGES];
+};
 
 static bool anything_away(struct hmm_mm *mm, uint64_t start, uint64_t end)
 {
@@ -44,24 +73,222 @@ static struct hmm_overtaken *nth(struct hmm_mm *mm, unsigned n)
 	return &mm->overtaken[n % HMM_OVERTAKEN];
 }
 
-void hmm_overtaken_note(struct hmm_mm *mm, const struct umm_change *c)
-{
-	struct hmm_overtaken new = {.start = c->start, .end = c->end, .at_ns = hmm_now_ns()};
-	const struct hmm_overtaken *last = nth(mm, mm->novertaken - 1);
+/* ------------------------------------------------------------------ keeping */
 
-	if (c->event == UMM_EVENT_REMAP)
-		new.to = c->new_start;
-	/* The second event of mremap(): where it was nothing is any more. */
-	else if (mm->novertaken && last->to && last->start == c->start && last->end == c->end)
+static void *kept_page(hmm_entry_t e)
+{
+	return (void *)(uintptr_t)hmm_entry_payload(e);
+}
+
+/* What stands for @e is let go; @to is what stands there from now on. */
+static void kept_set(struct hmm_mm *mm, struct hmm_kept *k, unsigned i, hmm_entry_t to)
+{
+	hmm_entry_t e = k->e[i];
+	hmm_handle_t handle = hmm_entry_payload(e);
+
+	if (hmm_entry_state(e) == HMM_DEVICE) {
+		struct hmm_device *d = mm->h->chain.dev[hmm_entry_tier(e)];
+
+		d->ops->put(d, &handle, 1);
+	} else if (hmm_entry_state(e) == HMM_PARKED) {
+		umm_free(mm->space, kept_page(e), UMM_PAGE);
+	}
+	if (hmm_entry_state(e) == HMM_DEVICE || hmm_entry_state(e) == HMM_PARKED)
+		atomic_fetch_sub(&mm->nkept, 1);
+	k->e[i] = to;
+}
+
+static void kept_free(struct hmm_mm *mm, struct hmm_kept *k)
+{
+	while (k) {
+		struct hmm_kept *next = k->next;
+
+		for (unsigned i = 0; i < HMM_LEAF_PAGES; i++)
+			kept_set(mm, k, i, 0);
+		umm_free(mm->space, k, sizeof(*k));
+		atomic_fetch_sub(&mm->h->kept, 1);
+		k = next;
+	}
+}
+
+int hmm_overtaken_each(struct hmm_mm *mm, int uffd, int (*fn)(struct hmm_mm *mm, int uffd, uint64_t addr))
+{
+	int rc = 0;
+
+	for (struct hmm_kept *k = mm->kept; k && !rc; k = k->next)
+		for (unsigned i = 0; i < HMM_LEAF_PAGES && !rc; i++)
+			if (k->e[i])
+				rc = fn(mm, uffd, k->base + i * UMM_PAGE);
+	return rc;
+}
+
+/* The same place is unmapped, or moved away, once more: by what is kept it cannot be told what a child has there. */
+static void kept_doubt(struct hmm_mm *mm, uint64_t start, uint64_t end)
+{
+	for (struct hmm_kept *k = mm->kept; k; k = k->next)
+		for (unsigned i = 0; i < HMM_LEAF_PAGES; i++) {
+			uint64_t addr = k->base + i * UMM_PAGE;
+
+			if (k->e[i] && addr >= start && addr < end)
+				kept_set(mm, k, i, hmm_entry(HMM_POISONED, 0, 0, 0));
+		}
+}
+
+static hmm_entry_t keep_one(struct hmm_mm *mm, hmm_entry_t e)
+{
+	unsigned b = hmm_entry_payload(e) >> 16 & (UMM_BATCHES - 1), s = hmm_entry_payload(e) & 0xffff;
+	struct hmm_device *d;
+	hmm_handle_t handle;
+	void *copy;
+
+	switch (hmm_entry_state(e)) {
+	case HMM_DEVICE:
+		if (atomic_load(&mm->nkept) >= KEPT_MAX)
+			break;
+		d = mm->h->chain.dev[hmm_entry_tier(e)];
+		handle = hmm_entry_payload(e);
+		d->ops->get(d, &handle, 1);
+		atomic_fetch_add(&mm->nkept, 1);
+		return hmm_entry(HMM_DEVICE, hmm_entry_tier(e), handle, 0);
+	case HMM_PARKED:
+		copy = umm_alloc(mm->space, UMM_PAGE);
+		if (!copy)
+			break;
+		memcpy(copy, hmm_slot_page(mm, b, s), UMM_PAGE);
+		atomic_fetch_add(&mm->nkept, 1);
+		return hmm_entry(HMM_PARKED, 0, (uintptr_t)copy, 0);
+	case HMM_POISONED:
+		break;
+	default:
+		return 0; /* the child has it by itself */
+	}
+	return hmm_entry(HMM_POISONED, 0, 0, 0);
+}
+
+static bool any_in(const struct hmm_leaf *leaf, uint64_t a, uint64_t z, bool parking)
+{
+	for (; a < z; a += UMM_PAGE) {
+		hmm_entry_t e = leaf->e[hmm_leaf_index(a)];
+
+		if (parking ? hmm_entry_state(e) == HMM_PARKING : !hmm_entry_here(e))
+			return true;
+	}
+	return false;
+}
+
+static bool is_empty_in_child(struct hmm_mm *mm, uint64_t start, uint64_t end)
+{
+	bool is;
+
+	pthread_mutex_lock(&mm->lock);
+	is = hmm_iset_meets(&mm->wipeonfork, start, end);
+	pthread_mutex_unlock(&mm->lock);
+	return is;
+}
+
+/* What is away in [a, z) of one leaf. */
+static void keep_leaf(struct hmm_mm *mm, const struct hmm_leaf *leaf, uint64_t a, uint64_t z)
+{
+	struct hmm_kept *k = umm_alloc(mm->space, sizeof(*k));
+	bool marked = is_empty_in_child(mm, a, z);
+
+	if (!k) {
+		mm->blind_ns = hmm_now_ns();
 		return;
+	}
+	k->base = leaf->base;
+	k->at_ns = hmm_now_ns();
+	k->nr = mm->novertaken;
+	for (; a < z; a += UMM_PAGE)
+		if (!marked || !is_empty_in_child(mm, a, a + UMM_PAGE))
+			k->e[hmm_leaf_index(a)] = keep_one(mm, leaf->e[hmm_leaf_index(a)]);
+	atomic_fetch_add(&mm->h->kept, 1);
+	k->next = mm->kept;
+	__atomic_store_n(&mm->kept, k, __ATOMIC_RELAXED);
+}
+
+void hmm_overtaken_unmapped(struct hmm_mm *mm, uint64_t start, uint64_t end)
+{
+	struct hmm_leaf *leaf;
+
+	if (mm->h->opt.linked)
+		return;
+	kept_doubt(mm, start, end);
+	for (uint64_t at = start; (leaf = hmm_leaf_next(mm, at, end)); at = leaf->base + (1ull << HMM_LEAF_SHIFT)) {
+		uint64_t a = leaf->base > start ? leaf->base : start, z = leaf->base + (1ull << HMM_LEAF_SHIFT);
+
+		if (z > end)
+			z = end;
+		if (!leaf->held || !any_in(leaf, a, z, false))
+			continue;
+		/* If the inside has died half-way whoever is forked must, too: mm_forked(). */
+		if (any_in(leaf, a, z, true))
+			hmm_out_sync(mm);
+		keep_leaf(mm, leaf, a, z);
+	}
+}
+
+void hmm_overtaken_moved(struct hmm_mm *mm, const struct umm_change *c)
+{
+	if (mm->h->opt.linked)
+		return;
+	kept_doubt(mm, c->start, c->end);
 	if (anything_away(mm, c->start, c->end))
-		*nth(mm, mm->novertaken++) = new;
+		*nth(mm, mm->novertaken++) = (struct hmm_overtaken){
+			.start = c->start, .end = c->end, .to = c->new_start, .at_ns = hmm_now_ns()};
+}
+
+void hmm_overtaken_over(struct hmm_mm *mm)
+{
+	struct hmm_kept *old;
+
+	pthread_mutex_lock(&mm->lock);
+	old = mm->kept;
+	__atomic_store_n(&mm->kept, NULL, __ATOMIC_RELAXED);
+	mm->novertaken = 0;
+	mm->blind_ns = 0;
+	pthread_mutex_unlock(&mm->lock);
+	kept_free(mm, old);
+}
+
+static void too_old(struct hmm_mm *mm)
+{
+	struct hmm_kept **from = &mm->kept, *old;
+	uint64_t now = hmm_now_ns();
+
+	pthread_mutex_lock(&mm->lock);
+	while (*from && now - (*from)->at_ns <= LATE_NS)
+		from = &(*from)->next;
+	old = *from;
+	__atomic_store_n(from, NULL, __ATOMIC_RELAXED);
+	pthread_mutex_unlock(&mm->lock);
+	kept_free(mm, old);
+}
+
+void hmm_overtaken_age(struct hmm_mm *mm)
+{
+	if (!__atomic_load_n(&mm->kept, __ATOMIC_RELAXED) || !umm_evlock_try_shared(&mm->space->ctl->evlock))
+		return;
+	if (umm_uffd_is_changing(mm->space->uffd))
+		too_old(mm);
+	else
+		hmm_overtaken_over(mm);
+	umm_evlock_unshared(&mm->space->ctl->evlock);
+}
+
+void hmm_overtaken_free(struct hmm_mm *mm)
+{
+	kept_free(mm, mm->kept);
+	mm->kept = NULL;
 }
 
 bool hmm_overtaken_lately(struct hmm_mm *mm)
 {
-	return mm->novertaken && hmm_now_ns() - nth(mm, mm->novertaken - 1)->at_ns <= LATE_NS;
+	return mm->kept || mm->blind_ns ||
+	       (mm->novertaken && hmm_now_ns() - nth(mm, mm->novertaken - 1)->at_ns <= LATE_NS);
 }
+
+/* ------------------------------------------------------------ leading back */
 
 static bool has_again(struct hmm_mm *mm, const struct hmm_overtaken *o)
 {
@@ -70,27 +297,24 @@ static bool has_again(struct hmm_mm *mm, const struct hmm_overtaken *o)
 	return !umm_vma_next(mm->space, o->start, &v) && v.start < o->end;
 }
 
-static int poison(struct hmm_mm *mm, struct hmm_mm *child, const struct hmm_overtaken *o)
+/* Where @child has what was at @addr of @mm when @nr changes had been noted. */
+static uint64_t where(struct hmm_mm *mm, const struct hmm_mm *child, uint64_t addr, unsigned nr)
 {
-	for (uint64_t at = o->start; at < o->end; at += UMM_PAGE) {
-		int rc = umm_uffd_poison(child->space->uffd, at, UMM_PAGE);
+	for (unsigned n = mm->novertaken, k = 0; n && k < HMM_OVERTAKEN; n--, k++) {
+		const struct hmm_overtaken *o = nth(mm, n - 1);
 
-		if (rc && rc != -EEXIST && rc != -ENOENT)
-			return rc == -ESRCH ? 0 : rc;
+		if (n <= nr && o->by == child->id && addr >= o->to && addr - o->to < o->end - o->start)
+			addr = addr - o->to + o->start;
 	}
-	/* Once: mostly nobody will ever touch it, and who forks while it unmaps does so again. */
-	if (mm->overtaken_said)
-		return 0;
-	mm->overtaken_said = true;
-	hmm_say(mm->h,
-		"another thread of process %d unmapped memory while it forked: what was away of it is lost to the "
-		"child,"
-		" an access gets SIGBUS",
-		(int)mm->space->pid);
-	return 0;
+	return addr;
 }
 
-int hmm_overtaken_mend(struct hmm_mm *mm, struct hmm_mm *child)
+uint64_t hmm_overtaken_where(struct hmm_mm *mm, const struct hmm_mm *child, uint64_t addr)
+{
+	return where(mm, child, addr, mm->novertaken);
+}
+
+static int lead_back(struct hmm_mm *mm, struct hmm_mm *child)
 {
 	uint64_t now = hmm_now_ns();
 	int rc = 0;
@@ -103,10 +327,6 @@ int hmm_overtaken_mend(struct hmm_mm *mm, struct hmm_mm *child)
 		o->by = 0;
 		if (has_again(mm, o) || umm_inside_registered(child->space->uffd, o->start))
 			continue;
-		if (!o->to) {
-			rc = poison(mm, child, o);
-			continue;
-		}
 		o->by = child->id;
 		rc = hmm_residency_remap(child, o->to, o->start, o->end - o->start);
 		hmm_forget(child, o->to, o->to + (o->end - o->start));
@@ -118,13 +338,169 @@ int hmm_overtaken_mend(struct hmm_mm *mm, struct hmm_mm *child)
 	return rc;
 }
 
-uint64_t hmm_overtaken_where(struct hmm_mm *mm, const struct hmm_mm *child, uint64_t addr)
+/* What the parent has there now, from @start to @end. */
+struct again {
+	uint64_t start, end;
+	bool registered;
+	bool asked; /* the kernel, in vain */
+};
+
+/* By the kernel's word, which it does not give while anything changes. */
+static bool is_registered(struct hmm_mm *mm, uint64_t addr, struct again *g)
 {
-	for (unsigned n = mm->novertaken, k = 0; n && k < HMM_OVERTAKEN; n--, k++) {
+	int rc;
+
+	for (unsigned i = 0; (rc = umm_inside_registered(mm->space->uffd, addr)) == -EAGAIN; i++) {
+		g->asked |= i == AGAIN_TRIES;
+		if (g->asked)
+			return false;
+		nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);
+	}
+	return !rc;
+}
+
+static bool mapped_again(struct hmm_mm *mm, uint64_t addr, struct again *g)
+{
+	const struct hmm_interval *in;
+	struct umm_vma v;
+	int rc;
+
+	if (addr >= g->start && addr < g->end)
+		return g->registered;
+	rc = umm_vma_next(mm->space, addr, &v);
+	g->start = addr;
+	g->end = rc ? UINT64_MAX : v.start > addr ? v.start : v.end;
+	g->registered = false;
+	if (rc || v.start > addr)
+		return false;
+	/* What is registered in part, by our records, changes in the middle. */
+	pthread_mutex_lock(&mm->lock);
+	in = hmm_iset_next(&mm->registered, addr);
+	g->registered = in && in->start <= addr;
+	if (g->registered && in->end < g->end)
+		g->end = in->end;
+	if (!g->registered && in && in->start < g->end)
+		g->end = in->start;
+	pthread_mutex_unlock(&mm->lock);
+	if (!g->registered)
+		g->registered = is_registered(mm, addr, g);
+	return g->registered;
+}
+
+/* Was what @mm has had at @addr after change @nr moved over what the child still has there? */
+static bool moved_over(struct hmm_mm *mm, const struct hmm_mm *child, uint64_t addr, unsigned nr)
+{
+	for (unsigned n = mm->novertaken, k = 0; n > nr && k < HMM_OVERTAKEN; n--, k++) {
 		const struct hmm_overtaken *o = nth(mm, n - 1);
 
-		if (o->to && o->by == child->id && addr >= o->to && addr - o->to < o->end - o->start)
-			addr = addr - o->to + o->start;
+		if (o->by == child->id && addr >= o->to && addr - o->to < o->end - o->start)
+			return true;
 	}
-	return addr;
+	return false;
+}
+
+/* A copy of @e that is the child's. */
+static hmm_entry_t entry_for_child(struct hmm_mm *mm, hmm_entry_t e)
+{
+	hmm_handle_t handle = hmm_entry_payload(e);
+	const void *src = kept_page(e);
+	struct hmm_device *d;
+	uint8_t tier = 0;
+
+	switch (hmm_entry_state(e)) {
+	case HMM_DEVICE:
+		d = mm->h->chain.dev[hmm_entry_tier(e)];
+		d->ops->get(d, &handle, 1);
+		return e;
+	case HMM_PARKED:
+		/* Under the lock, which devices otherwise are not asked under: this is a moment in a moment. */
+		handle = HMM_HANDLE_NONE;
+		if (hmm_chain_in(mm->h, 0, &src, &handle, &tier, 1) == 1)
+			return hmm_entry(HMM_DEVICE, tier, handle, 0);
+		break;
+	default:
+		break;
+	}
+	return hmm_entry(HMM_POISONED, 0, 0, 0);
+}
+
+static void say_lost(struct hmm_mm *mm)
+{
+	/* Once: mostly nobody will ever touch it, and who forks while it unmaps does so again. */
+	if (mm->overtaken_said)
+		return;
+	mm->overtaken_said = true;
+	hmm_say(mm->h,
+		"other threads of process %d unmapped memory while it forked: of what was away of it a part is lost to "
+		"the child, an access gets SIGBUS",
+		(int)mm->space->pid);
+}
+
+/* Enter at @addr of the child what is kept.  -EAGAIN: it may not have anything there, which is to be asked again. */
+static int give(struct hmm_mm *mm, struct hmm_mm *child, uint64_t addr, hmm_entry_t e)
+{
+	int rc = umm_inside_registered(child->space->uffd, addr);
+	struct hmm_leaf *leaf;
+
+	if (rc == -ENOENT)
+		return 0;
+	leaf = hmm_leaf_get(child, addr);
+	if (!leaf)
+		return -ENOMEM;
+	pthread_mutex_lock(&leaf->lock);
+	if (!leaf->e[hmm_leaf_index(addr)]) {
+		hmm_entry_t mine = entry_for_child(mm, e);
+
+		hmm_entry_set(child, leaf, hmm_leaf_index(addr), mine);
+		if (hmm_entry_state(mine) == HMM_POISONED && hmm_entry_state(e) != HMM_POISONED)
+			say_lost(mm);
+	}
+	pthread_mutex_unlock(&leaf->lock);
+	return rc;
+}
+
+/* What was entered while the child did not let the kernel say what it has: what it has not goes again. */
+static int look_again(struct hmm_mm *child, const struct hmm_iset *unsure)
+{
+	unsigned tries = 0;
+
+	for (unsigned i = 0; i < unsure->n; i++)
+		for (uint64_t at = unsure->v[i].start; at < unsure->v[i].end; at += UMM_PAGE) {
+			int rc;
+
+			while ((rc = umm_inside_registered(child->space->uffd, at)) == -EAGAIN) {
+				if (++tries > CHILD_TRIES)
+					return -EBUSY;
+				umm_space_drain(child->space);
+				sched_yield();
+			}
+			if (rc == -ENOENT)
+				hmm_residency_drop(child, at, at + UMM_PAGE);
+		}
+	return 0;
+}
+
+int hmm_overtaken_mend(struct hmm_mm *mm, struct hmm_mm *child)
+{
+	struct hmm_iset unsure = {0};
+	struct again again = {0};
+	int rc = lead_back(mm, child);
+
+	if (!rc && mm->blind_ns && hmm_now_ns() - mm->blind_ns <= LATE_NS)
+		rc = -ENOMEM;
+	for (struct hmm_kept *k = mm->kept; k && !rc; k = k->next)
+		for (unsigned i = 0; i < HMM_LEAF_PAGES && !rc; i++) {
+			uint64_t addr = k->base + i * UMM_PAGE, to = where(mm, child, addr, k->nr);
+
+			if (!k->e[i] ||
+			    (to == addr && !moved_over(mm, child, addr, k->nr) && mapped_again(mm, addr, &again)))
+				continue;
+			rc = give(mm, child, to, k->e[i]);
+			if (rc == -EAGAIN)
+				rc = hmm_iset_add(&unsure, to, to + UMM_PAGE);
+		}
+	if (!rc)
+		rc = look_again(child, &unsure);
+	hmm_iset_clear(&unsure);
+	return rc;
 }

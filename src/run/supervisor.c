@@ -1437,6 +1437,18 @@ static struct member *tick_next(struct supervisor *s)
 	return m;
 }
 
+/* Of programs that do nothing: where anything moves it is done sooner. */
+static void age(struct hmm *h)
+{
+	struct hmm_mm **list;
+	int n = atomic_load(&h->kept) ? hmm_mms_get(h, &list) : 0;
+
+	for (int i = 0; i < n; i++)
+		hmm_overtaken_age(list[i]);
+	if (n > 0)
+		hmm_mms_put(list, (unsigned)n);
+}
+
 static void on_tick(struct supervisor *s)
 {
 	struct member *m;
@@ -1456,6 +1468,7 @@ static void on_tick(struct supervisor *s)
 		else if (space_is_dead(m))
 			member_end(m);
 	}
+	age(s->h);
 }
 
 static int listen_on(struct supervisor *s)

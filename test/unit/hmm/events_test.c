@@ -882,93 +882,316 @@ static void a_fork_of_who_must_die(void **state)
 
 /* ------------------------------------------------------------ overtaken forks */
 
+/*
+ * Two threads: one forks, the other changes what the child has inherited.  The
+ * kernel tells of the change first, though it came after the fork; here the test
+ * does, and lets the events be read in the other order.
+ */
 struct overtaken {
-	char *p, *to; /* to: where it is moved; NULL: it is unmapped */
-	_Atomic bool done;
-	int status; /* the child's */
+	struct world *w;
+	char *p, *to;         /* to: where it is moved first; NULL: it is not */
+	bool unmapped, again; /* then it is unmapped; and mapped anew */
+	bool lost;            /* the child gets SIGBUS for what was away */
+	void (*child_first)(struct overtaken *o);
+	char *child_at;        /* where the child has it then */
+	unsigned child_lacks;  /* of the first pages; they are unmapped */
+	_Atomic unsigned done; /* changes */
 };
+
+static bool was_touched(unsigned i)
+{
+	return i % 4 != 3;
+}
 
 static void *change_mapping(void *arg)
 {
 	struct overtaken *o = arg;
+	char *at = o->p;
 
-	if (o->to)
-		mremap(o->p, N * UMM_PAGE, N * UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, o->to);
-	else
-		munmap(o->p, N * UMM_PAGE);
-	atomic_store(&o->done, true);
+	if (o->to) {
+		mremap(at, N * UMM_PAGE, N * UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, o->to);
+		at = o->to;
+		atomic_fetch_add(&o->done, 1);
+	}
+	if (o->unmapped) {
+		munmap(at, N * UMM_PAGE);
+		atomic_fetch_add(&o->done, 1);
+	}
 	return NULL;
+}
+
+static int look_at(struct overtaken *o)
+{
+	for (unsigned i = 0; i < N; i++) {
+		const char *page = o->child_at + i * UMM_PAGE;
+		char byte;
+
+		if (i < o->child_lacks          ? touch(page, &byte) != SIGSEGV
+		    : was_touched(i) && o->lost ? touch(page, &byte) != SIGBUS
+						: !!peek(page) || !page_is(page, was_touched(i) ? 1 : 0, i))
+			return (int)i + 1;
+	}
+	return 0;
 }
 
 static void *fork_and_look(void *arg)
 {
 	struct overtaken *o = arg;
+	int status = -1;
 	pid_t pid = raw_fork();
 
 	if (!pid) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		for (unsigned i = 0; i < N; i++)
-			if (peek(o->p + i * UMM_PAGE) ? !!o->to : !page_is(o->p + i * UMM_PAGE, 1, i))
-				_exit(1);
-		_exit(0);
+		if (o->child_first)
+			o->child_first(o);
+		_exit(look_at(o));
 	}
 	/* Here: for the child its parent is this thread, and has died when that ends. */
-	waitpid(pid, &o->status, 0);
-	return NULL;
+	waitpid(pid, &status, 0);
+	return (void *)(intptr_t)status;
 }
 
-/* The kernel tells of a change first that came after the fork: the child has what it has, or SIGBUS, not zeros. */
-static void overtaken(bool moved, bool parked)
+/* The changer sleeps until its event has been read; until then its change must have been made. */
+static void await_unmapped(const char *p)
 {
-	const char *why;
-	struct world *w = world_create("lz4", 1, &why);
-	struct overtaken o = {.p = managed(w, N, 1), .to = moved ? managed(w, N, 2) : NULL};
-	struct umm_change c = {.event = moved ? UMM_EVENT_REMAP : UMM_EVENT_UNMAP,
-			       .start = (uintptr_t)o.p,
-			       .end = (uintptr_t)o.p + N * UMM_PAGE,
-			       .new_start = (uintptr_t)o.to};
-	struct hmm_victim v[4];
-	pthread_t forker, changer;
+	unsigned char in;
 
-	o.status = -1;
-	assert_non_null(w);
-	if (parked) {
-		assert_int_equal(hmm_out_begin(w->mm, 0, v, victims(o.p, N, v)), 0);
-		assert_int_equal(hmm_out_finish(w->mm, 0), N);
-	} else {
-		out(w, o.p, N);
-		assert_int_equal(state_of(w, o.p), HMM_DEVICE);
-	}
-	umm_monitor_del(w->space);
-	assert_int_equal(pthread_create(&forker, NULL, fork_and_look, &o), 0);
-	poll(&(struct pollfd){.fd = w->space->uffd, .events = POLLIN}, 1, -1);
-	assert_int_equal(pthread_create(&changer, NULL, change_mapping, &o), 0);
-	while (present(w, o.p))
-		;
+	while (!mincore((void *)(uintptr_t)p, UMM_PAGE, &in) || errno != ENOMEM)
+		sched_yield();
+}
+
+static void tell(struct world *w, enum umm_event event, const char *at, const char *to)
+{
+	struct umm_change c = {.event = event,
+			       .start = (uintptr_t)at,
+			       .end = (uintptr_t)at + N * UMM_PAGE,
+			       .new_start = (uintptr_t)to};
+
 	umm_evlock_excl(&w->ctl->evlock);
 	w->space->ops->change(w->space->priv, &c);
 	umm_evlock_unexcl(&w->ctl->evlock);
-	while (!atomic_load(&o.done))
+}
+
+enum { AWAY, PARKED };
+
+static struct overtaken *overtaken_new(int how)
+{
+	const char *why;
+	struct overtaken *o = calloc(1, sizeof(*o));
+	struct hmm_victim v[4];
+	struct world *w = world_create("lz4", 1, &why);
+
+	assert_non_null(w);
+	o->w = w;
+	o->p = o->child_at = managed(w, N, 1);
+	for (unsigned i = 0; i < N; i++)
+		if (!was_touched(i))
+			assert_int_equal(madvise(o->p + i * UMM_PAGE, UMM_PAGE, MADV_DONTNEED), 0);
+	quarantine_over(w);
+	if (how == PARKED) {
+		assert_int_equal(hmm_out_begin(w->mm, 0, v, victims(o->p, N, v)), 0);
+		assert_int_equal(hmm_out_finish(w->mm, 0), N - N / 4);
+	} else {
+		out(w, o->p, N);
+		assert_int_equal(state_of(w, o->p), HMM_DEVICE);
+	}
+	w->space->maps_fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+	return o;
+}
+
+static void overtaken_run(struct overtaken *o)
+{
+	struct world *w = o->w;
+	pthread_t forker, changer;
+	char *at = o->p;
+	void *status;
+
+	umm_monitor_del(w->space);
+	assert_int_equal(pthread_create(&forker, NULL, fork_and_look, o), 0);
+	poll(&(struct pollfd){.fd = w->space->uffd, .events = POLLIN}, 1, -1);
+	assert_int_equal(pthread_create(&changer, NULL, change_mapping, o), 0);
+	await_unmapped(at);
+	if (o->to) {
+		tell(w, UMM_EVENT_REMAP, at, o->to);
+		tell(w, UMM_EVENT_UNMAP, at, NULL);
+		at = o->to;
+	}
+	/* The second change is made once the event of the first has been read, and with it that of the fork: not yet.
+	 */
+	if (o->unmapped)
+		tell(w, UMM_EVENT_UNMAP, at, NULL);
+	if (o->again)
+		assert_ptr_equal(mmap(o->p, N * UMM_PAGE, PROT_READ | PROT_WRITE,
+				      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0),
+				 o->p);
+	/* As long as the fork has not been told of nothing is let go. */
+	hmm_overtaken_age(w->mm);
+	while (atomic_load(&o->done) < (o->to ? 1u : 0u) + o->unmapped)
 		umm_space_drain(w->space);
 	pthread_join(changer, NULL);
-	pthread_join(forker, NULL);
+	pthread_join(forker, &status);
+	hmm_overtaken_age(w->mm);
+	assert_null(w->mm->kept);
+	assert_int_equal(atomic_load(&w->mm->nkept), 0);
 	world_destroy(w);
-	assert_int_equal(o.status, 0);
+	free(o);
+	assert_null(status);
 }
 
 static void a_fork_that_munmap_has_overtaken(void **state)
 {
-	overtaken(false, false);
+	struct overtaken *o = overtaken_new(AWAY);
+
+	o->unmapped = true;
+	overtaken_run(o);
+}
+
+static void a_fork_that_munmap_has_overtaken_while_parked(void **state)
+{
+	struct overtaken *o = overtaken_new(PARKED);
+
+	o->unmapped = true;
+	overtaken_run(o);
 }
 
 static void a_fork_that_mremap_has_overtaken(void **state)
 {
-	overtaken(true, false);
+	struct overtaken *o = overtaken_new(AWAY);
+
+	o->to = managed(o->w, N, 2);
+	overtaken_run(o);
 }
 
 static void a_fork_that_mremap_has_overtaken_while_parked(void **state)
 {
-	overtaken(true, true);
+	struct overtaken *o = overtaken_new(PARKED);
+
+	o->to = managed(o->w, N, 2);
+	overtaken_run(o);
+}
+
+static void a_fork_that_mremap_and_munmap_have_overtaken(void **state)
+{
+	struct overtaken *o = overtaken_new(AWAY);
+
+	o->to = managed(o->w, N, 2);
+	o->unmapped = true;
+	overtaken_run(o);
+}
+
+/* The parent's new mapping is not the child's. */
+static void a_fork_that_munmap_and_mmap_have_overtaken(void **state)
+{
+	struct overtaken *o = overtaken_new(AWAY);
+
+	o->unmapped = o->again = true;
+	overtaken_run(o);
+}
+
+/* More than can be kept: SIGBUS, but not for what was never there. */
+static void too_much_for_a_fork_that_munmap_has_overtaken(void **state)
+{
+	struct overtaken *o = overtaken_new(AWAY);
+	struct world *w = o->w;
+
+	o->unmapped = o->lost = true;
+	atomic_store(&w->mm->nkept, 1u << 20);
+	umm_monitor_del(w->space);
+	tell(w, UMM_EVENT_UNMAP, o->p, NULL);
+	atomic_store(&w->mm->nkept, 0);
+	overtaken_run(o);
+}
+
+static void child_moves_and_unmaps(struct overtaken *o)
+{
+	char *to = mmap(NULL, N * UMM_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	o->child_at = mremap(o->p, N * UMM_PAGE, N * UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to);
+	munmap(o->child_at, MID * UMM_PAGE);
+}
+
+/* While the child changes its mappings the kernel does not say what it has. */
+static void a_child_that_changes_what_it_should_get(void **state)
+{
+	struct overtaken *o = overtaken_new(AWAY);
+
+	o->unmapped = o->w->await_child = true;
+	o->child_first = child_moves_and_unmaps;
+	o->child_lacks = MID;
+	overtaken_run(o);
+}
+
+/* By what was kept it cannot be told what the child has: never what was there first. */
+static void a_fork_that_the_second_munmap_has_overtaken(void **state)
+{
+	struct overtaken *o = overtaken_new(AWAY);
+	char *untouched = managed(o->w, N, 0);
+
+	assert_int_equal(munmap(o->p, N * UMM_PAGE), 0);
+	assert_ptr_equal(mremap(untouched, N * UMM_PAGE, N * UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, o->p), o->p);
+	settled(o->w);
+	assert_non_null(o->w->mm->kept);
+	o->unmapped = o->lost = true;
+	overtaken_run(o);
+}
+
+static struct hmm_mm *child_of(struct world *w)
+{
+	struct hmm_mm *child = NULL;
+
+	while (!child || !atomic_load(&child->ready)) {
+		pthread_mutex_lock(&w->h->lock);
+		child = w->h->mms != w->mm ? w->h->mms : NULL;
+		pthread_mutex_unlock(&w->h->lock);
+	}
+	return child;
+}
+
+/* Forked after all had been read, a child has none of it; where the parent has something again, it has that. */
+static void comes_after_munmap(bool again)
+{
+	struct overtaken *o = overtaken_new(AWAY);
+	struct world *w = o->w;
+	char *other = managed(w, N, 0);
+	unsigned held;
+	int status;
+	pid_t pid;
+
+	assert_int_equal(munmap(o->p, N * UMM_PAGE), 0);
+	if (again)
+		assert_ptr_equal(mremap(other, N * UMM_PAGE, N * UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, o->p), o->p);
+	settled(w);
+	assert_non_null(w->mm->kept);
+	w->await_child = !again;
+	pid = raw_fork();
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		for (unsigned i = 0; again && i < N; i++)
+			if (!page_is(o->p + i * UMM_PAGE, 0, i))
+				_exit(1);
+		if (!again)
+			munmap(other, N * UMM_PAGE); /* so that it is found changing */
+		kill(getpid(), SIGSTOP);
+		_exit(0);
+	}
+	waitpid(pid, &status, WUNTRACED);
+	held = (unsigned)atomic_load(&child_of(w)->radix.away);
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+	world_destroy(w);
+	free(o);
+	assert_true(WIFSTOPPED(status));
+	assert_int_equal(held, 0);
+}
+
+static void a_fork_that_comes_after_munmap(void **state)
+{
+	comes_after_munmap(false);
+}
+
+static void a_fork_that_comes_after_munmap_and_mremap(void **state)
+{
+	comes_after_munmap(true);
 }
 
 #define CLEAN(test)                                                      \
@@ -998,6 +1221,14 @@ int main(void)
 		cmocka_unit_test(a_fork_after_the_inside_has_died),
 		cmocka_unit_test(a_fork_of_who_must_die),
 		cmocka_unit_test(a_fork_that_munmap_has_overtaken),
+		cmocka_unit_test(a_fork_that_munmap_has_overtaken_while_parked),
+		cmocka_unit_test(a_fork_that_mremap_and_munmap_have_overtaken),
+		cmocka_unit_test(a_fork_that_munmap_and_mmap_have_overtaken),
+		cmocka_unit_test(too_much_for_a_fork_that_munmap_has_overtaken),
+		cmocka_unit_test(a_child_that_changes_what_it_should_get),
+		cmocka_unit_test(a_fork_that_comes_after_munmap),
+		cmocka_unit_test(a_fork_that_comes_after_munmap_and_mremap),
+		cmocka_unit_test(a_fork_that_the_second_munmap_has_overtaken),
 		cmocka_unit_test(a_fork_that_mremap_has_overtaken),
 		cmocka_unit_test(a_fork_that_mremap_has_overtaken_while_parked),
 		cmocka_unit_test(copies_are_let_go),
