@@ -181,26 +181,42 @@ static int place(struct hmm_mm *mm, uint64_t addr, const char *src, unsigned n, 
  * silently replaces markers: a guard region (MADV_GUARD_INSTALL) that lies
  * ahead must not be filled for a fault before it.
  */
-static unsigned plain_holes(struct hmm_mm *mm, uint64_t addr, unsigned n)
+static int plain_holes(struct hmm_mm *mm, uint64_t addr, unsigned n)
 {
 	struct umm_page_run first;
 	uint64_t walked;
 	int rc = umm_page_scan(mm->space, addr, addr + n * UMM_PAGE, &first, 1, &walked);
 
 	if (!rc && walked >= addr + n * UMM_PAGE)
+		return (int)n;
+	return rc == 1 ? (int)((first.start - addr) / UMM_PAGE) : rc < 0 ? rc : 1;
+}
+
+/*
+ * Of @n pages that are away, how many from @addr on can be placed: of the touched
+ * one the kernel has just said so.  0: it is a guard region now, and has dropped
+ * what was there.  In one's own process there are markers of our own (linked.c);
+ * whose page map is not known, who came by a raw fork, is not looked at.
+ */
+static unsigned placeable(struct hmm_mm *mm, uint64_t addr, unsigned n, bool touched)
+{
+	int plain;
+
+	if (mm->h->opt.linked || (touched && n == 1))
 		return n;
-	return rc == 1 && first.start > addr ? (unsigned)((first.start - addr) / UMM_PAGE) : 1;
+	plain = plain_holes(mm, addr, n);
+	return plain < 0 ? n : plain || !touched ? (unsigned)plain : 1;
 }
 
 static int fill_zero(struct hmm_mm *mm, uint64_t addr, unsigned n, bool write, uint64_t *placed)
 {
 	uint64_t bytes = 0;
-	int rc;
+	int rc, plain = write && n > 1 ? plain_holes(mm, addr, n) : 1;
 
 	if (!write)
 		rc = umm_uffd_zeropage(mm->space->uffd, addr, UMM_PAGE, &bytes);
 	else
-		rc = place(mm, addr, zeros, n > 1 ? plain_holes(mm, addr, n) : n, false, &bytes);
+		rc = place(mm, addr, zeros, plain > 1 ? (unsigned)plain : 1, false, &bytes);
 	/* Where a page was away there may be a marker (linked.c), which the zero page does not replace. */
 	if (rc == -EEXIST && !write && mm->h->opt.linked)
 		rc = umm_uffd_copy(mm->space->uffd, addr, zeros, UMM_PAGE, &bytes);
@@ -317,6 +333,8 @@ static int place_steps(struct hmm_mm *mm, uint64_t addr, const char *src, const 
 		uint64_t at = addr + (uint64_t)((int64_t)k * r->step) * UMM_PAGE;
 
 		bytes = 0;
+		if (k && !placeable(mm, at, 1, false))
+			continue;
 		rc = umm_uffd_copy(mm->space->uffd, at, src + k * UMM_PAGE, UMM_PAGE, &bytes);
 		*placed |= (uint64_t)(bytes != 0) << k;
 		if (rc == -EAGAIN || rc == -ESRCH)
@@ -362,9 +380,11 @@ again:
 		break;
 	case HMM_PARKED: {
 		unsigned b = hmm_entry_payload(e) >> 16 & (UMM_BATCHES - 1), s = hmm_entry_payload(e) & 0xffff;
-		uint64_t bytes;
+		uint64_t bytes = 0;
 
-		rc = umm_uffd_copy(mm->space->uffd, addr, hmm_slot_page(mm, b, s), UMM_PAGE, &bytes);
+		rc = placeable(mm, addr, 1, touched)
+			     ? umm_uffd_copy(mm->space->uffd, addr, hmm_slot_page(mm, b, s), UMM_PAGE, &bytes)
+			     : -EEXIST;
 		if (bytes || rc == -EEXIST) {
 			hmm_entry_set(mm, leaf, i, entry_back_clean(mm, e, mm->slot[b][s].clean, touched));
 			mm->slot[b][s].clean = 0;
@@ -422,9 +442,12 @@ device:;
 		uint64_t placed;
 
 		if (step == 1) {
-			rc = place(mm, addr, buf, n,
-				   (d->ops->caps & HMM_DEV_KEEPS) && why != TOUCHED_FOR_WRITING && mm->h->opt.linked,
-				   &bytes);
+			n = placeable(mm, addr, n, touched);
+			rc = n ? place(mm, addr, buf, n,
+				       (d->ops->caps & HMM_DEV_KEEPS) && why != TOUCHED_FOR_WRITING &&
+					       mm->h->opt.linked,
+				       &bytes)
+			       : -EEXIST;
 			n = (unsigned)(bytes / UMM_PAGE);
 			placed = n == HMM_PLACE_MAX ? ~0ull : (1ull << n) - 1;
 		} else {
@@ -447,7 +470,7 @@ device:;
 		if (placed & 1) {
 			rc = (int)came;
 		} else if (rc == -EEXIST) {
-			/* Present, against our record: what is there is newer. */
+			/* Present, against our record, or a guard region: what is there is newer. */
 			hmm_entry_set(mm, leaf, i, 0);
 			d->ops->put(d, r.handle, 1);
 			wake(mm, addr, UMM_PAGE);
@@ -607,6 +630,14 @@ int hmm_fault(void *priv, const struct umm_fault *f)
 	return 0;
 }
 
+/* It could not be placed, though something is mapped there: not where we may place anything. */
+static bool unreachable(struct hmm_mm *mm, uint64_t addr, enum hmm_page_state st)
+{
+	struct umm_vma v;
+
+	return (st == HMM_DEVICE || st == HMM_PARKED) && !umm_vma_next(mm->space, addr, &v) && v.start <= addr;
+}
+
 int hmm_restore(struct hmm_mm *mm, uint64_t start, uint64_t end)
 {
 	return hmm_restore_from(mm, start, end, ~0u, NULL);
@@ -644,6 +675,12 @@ int hmm_restore_from(struct hmm_mm *mm, uint64_t start, uint64_t end, unsigned t
 			}
 			if (rc == -ENOMEM && ++starved < RESTORE_TRIES)
 				continue;
+			if (!rc && leaf->e[hmm_leaf_index(a)] == e && unreachable(mm, a, st)) {
+				if (++starved == RESTORE_TRIES)
+					return -EFAULT;
+				umm_space_drain(mm->space);
+				continue;
+			}
 			if (rc < 0)
 				return rc; /* who asked must not go on as if all were back */
 			if (placed)

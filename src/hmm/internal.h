@@ -501,7 +501,7 @@ unsigned hmm_chain_in(struct hmm *h, unsigned from, const void *const src[], hmm
 
 /* fault.c */
 int hmm_fault(void *priv, const struct umm_fault *f);
-/** Bring back what is away in [start, end).  0, -ESRCH, or -ENOMEM: then something is still away. */
+/** Bring back what is away in [start, end).  0, -ESRCH, or -ENOMEM or -EFAULT: then something is still away. */
 int hmm_restore(struct hmm_mm *mm, uint64_t start, uint64_t end);
 /** The same of what is in the memory of @tiers (a bit each); adds to @placed the pages that came, unless NULL. */
 int hmm_restore_from(struct hmm_mm *mm, uint64_t start, uint64_t end, unsigned tiers, uint64_t *placed);

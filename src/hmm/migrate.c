@@ -21,6 +21,7 @@
  * not reached yet is then refused by it (umm/ctl.h).
  */
 #include <errno.h>
+#include <sched.h>
 #include <string.h>
 
 #include "hmm/internal.h"
@@ -315,8 +316,10 @@ unsigned hmm_out_commit(struct hmm_mm *mm, unsigned b, const void *const src[], 
 		hmm_handle_t got = handle[k];
 		bool ok = false;
 
-		while (settle(mm, b, index[k], src[k], &handle[k], tier[k], &ok) == -EAGAIN)
+		while (settle(mm, b, index[k], src[k], &handle[k], tier[k], &ok) == -EAGAIN) {
 			umm_space_drain(mm->space);
+			sched_yield(); /* the changer must run before the kernel lets us */
+		}
 		stored += ok;
 		if (handle[k] != HMM_HANDLE_NONE) {
 			struct hmm_device *d = mm->h->chain.dev[tier[k]];

@@ -13,6 +13,10 @@
 #define MID 8u /* pages MID .. MID_END are those that most changes are about */
 #define MID_END 20u
 
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL 102
+#define MADV_GUARD_REMOVE 103
+#endif
 #ifndef MREMAP_DONTUNMAP
 #define MREMAP_DONTUNMAP 4
 #endif
@@ -1194,6 +1198,98 @@ static void a_fork_that_comes_after_munmap_and_mremap(void **state)
 	comes_after_munmap(true);
 }
 
+/* -------------------------------------------------------- what is in the way */
+
+/* A guard region drops what was there without a word, and must stay, whatever comes back around it. */
+static void guards_among_what_is_away(void **state)
+{
+	const char *why;
+	struct world *w = world_create("lz4", 1, &why);
+	const unsigned a = N / 2 + 2, z = a + 4;
+	char *p = managed(w, N, 1), byte;
+
+	assert_non_null(w);
+	assert_int_equal(out(w, p, N), N);
+	if (syscall(SYS_madvise, p + a * UMM_PAGE, (z - a) * UMM_PAGE, MADV_GUARD_INSTALL)) {
+		world_destroy(w);
+		skip();
+	}
+	for (unsigned i = 0; i < N; i++)
+		if (i < a || i >= z)
+			assert_true(page_is(p + i * UMM_PAGE, 1, i));
+	for (unsigned i = a; i < z; i++)
+		assert_int_equal(touch(p + i * UMM_PAGE, &byte), SIGSEGV);
+	assert_int_equal(hmm_restore(w->mm, (uintptr_t)p, (uintptr_t)p + N * UMM_PAGE), 0);
+	for (unsigned i = a; i < z; i++)
+		assert_int_equal(touch(p + i * UMM_PAGE, &byte), SIGSEGV);
+	assert_int_equal(syscall(SYS_madvise, p + a * UMM_PAGE, (z - a) * UMM_PAGE, MADV_GUARD_REMOVE), 0);
+	for (unsigned i = a; i < z; i++)
+		assert_true(page_is(p + i * UMM_PAGE, 0, i));
+	assert_int_equal(w->fake[0]->pages, 0);
+	world_destroy(w);
+}
+
+/* What cannot come back because its mapping is no longer ours to fill is told of; where nothing is mapped nothing is.
+ */
+static void what_cannot_come_back_is_told(void **state)
+{
+	const char *why;
+	struct world *w = world_create("lz4", 1, &why);
+	char *p = managed(w, N, 1);
+	int rc, gone;
+
+	assert_non_null(w);
+	w->space->maps_fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+	assert_int_equal(out(w, p, N), N);
+	assert_int_equal(umm_uffd_unregister(w->space->uffd, (uintptr_t)p, N * UMM_PAGE), 0);
+	rc = hmm_restore(w->mm, (uintptr_t)p, (uintptr_t)p + N * UMM_PAGE);
+	assert_int_equal(munmap(p, N * UMM_PAGE), 0);
+	gone = hmm_restore(w->mm, (uintptr_t)p, (uintptr_t)p + N * UMM_PAGE);
+	world_destroy(w);
+	assert_int_equal(rc, -EFAULT);
+	assert_int_equal(gone, 0);
+}
+
+static _Atomic unsigned yields;
+int __real_sched_yield(void);
+int __wrap_sched_yield(void);
+
+int __wrap_sched_yield(void)
+{
+	atomic_fetch_add(&yields, 1);
+	return __real_sched_yield();
+}
+
+static void *unmap_main(void *arg)
+{
+	munmap(arg, N * UMM_PAGE);
+	return NULL;
+}
+
+/* While a page that no device took is put back somebody changes mappings: who does must run, maybe on this CPU. */
+static void putting_back_lets_others_run(void **state)
+{
+	const char *why;
+	struct world *w = world_create("lz4", 1, &why);
+	char *p = managed(w, N, 1), *other = managed(w, N, 1);
+	struct hmm_victim v[4];
+	pthread_t t;
+
+	assert_non_null(w);
+	w->fake[0]->take_every = 0;
+	assert_int_equal(hmm_out_begin(w->mm, 0, v, victims(p, N, v)), 0);
+	assert_int_equal(hmm_out_finish(w->mm, 0), N);
+	umm_monitor_del(w->space);
+	assert_int_equal(pthread_create(&t, NULL, unmap_main, other), 0);
+	assert_int_equal(poll(&(struct pollfd){.fd = w->space->uffd, .events = POLLIN}, 1, -1), 1);
+	atomic_store(&yields, 0);
+	assert_int_equal(hmm_out_store(w->mm, 0), 0);
+	unsigned n = atomic_load(&yields);
+	pthread_join(t, NULL);
+	world_destroy(w);
+	assert_int_not_equal(n, 0);
+}
+
 #define CLEAN(test)                                                      \
 	{                                                                \
 #test ", clean", test, clean_setup, clean_teardown, NULL \
@@ -1231,6 +1327,9 @@ int main(void)
 		cmocka_unit_test(a_fork_that_the_second_munmap_has_overtaken),
 		cmocka_unit_test(a_fork_that_mremap_has_overtaken),
 		cmocka_unit_test(a_fork_that_mremap_has_overtaken_while_parked),
+		cmocka_unit_test(guards_among_what_is_away),
+		cmocka_unit_test(what_cannot_come_back_is_told),
+		cmocka_unit_test(putting_back_lets_others_run),
 		cmocka_unit_test(copies_are_let_go),
 		cmocka_unit_test(copies_are_kept_where_it_pays),
 		CLEAN(changes_while_clean),
