@@ -26,6 +26,7 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
@@ -376,6 +377,24 @@ static void serve(struct agent_fds *f, struct umm_inside *in)
 	}
 }
 
+/* What the program may use is not for us: not its time, nor how many descriptors there may be. */
+static void lift_limits(void)
+{
+	static const int limits[] = {RLIMIT_CPU, RLIMIT_NOFILE, RLIMIT_RTTIME};
+
+	for (unsigned i = 0; i < sizeof(limits) / sizeof(limits[0]); i++) {
+		struct {
+			uint64_t now, most;
+		} all;
+
+		all.now = all.most = ~0ull;
+		if (!sys4(SYS_prlimit64, 0, limits[i], &all, 0) || sys4(SYS_prlimit64, 0, limits[i], 0, &all))
+			continue;
+		all.now = all.most;
+		sys4(SYS_prlimit64, 0, limits[i], &all, 0);
+	}
+}
+
 static int agent_main(void *arg)
 {
 	struct agent *a = arg;
@@ -389,6 +408,7 @@ static int agent_main(void *arg)
 	f.pid = a->pid;
 	sys3(SYS_close_range, 0, ~0u, 0);
 	sys0(SYS_setsid);
+	lift_limits();
 	sys2(SYS_prctl, PR_SET_NAME, "hmm-agent");
 	sys1(SYS_chdir, "/");
 	int rc = sign_on(a, &f, &in);

@@ -34,8 +34,7 @@
 
 int64_t preload_call(enum umm_call_op op, uint64_t a, uint64_t b, uint64_t c)
 {
-	struct agent *ag = preload_agent();
-	struct umm_ctl *ctl = ag ? ag->arena.ctl : NULL;
+	struct umm_ctl *ctl = preload_ctl();
 	struct umm_call *call = NULL;
 	unsigned slot = 0;
 	sigset_t old;
@@ -54,7 +53,7 @@ int64_t preload_call(enum umm_call_op op, uint64_t a, uint64_t b, uint64_t c)
 		if (!call)
 			sys0(SYS_sched_yield);
 	}
-	char *bell = ag->arena.bells + (slot - 1) * UMM_PAGE;
+	char *bell = preload_agent()->arena.bells + (slot - 1) * UMM_PAGE;
 	call->op = op;
 	call->arg[0] = a;
 	call->arg[1] = b;
@@ -80,10 +79,9 @@ int64_t preload_call(enum umm_call_op op, uint64_t a, uint64_t b, uint64_t c)
 
 static bool marked(void)
 {
-	struct agent *ag = preload_agent();
-	struct umm_ctl *ctl = ag ? ag->arena.ctl : NULL;
+	struct umm_ctl *ctl = preload_ctl();
 
-	return ctl && atomic_load(&ag->state) == AGENT_READY && atomic_load(&ctl->marked);
+	return ctl && atomic_load(&ctl->marked);
 }
 
 /* A mapping that is registered in part only cannot be moved: the kernel says EFAULT, half-way. */
@@ -146,10 +144,9 @@ API int ioctl(int fd, unsigned long req, ...)
  */
 static void forks_applied(void)
 {
-	struct agent *ag = preload_agent();
-	struct umm_ctl *ctl = ag ? ag->arena.ctl : NULL;
+	struct umm_ctl *ctl = preload_ctl();
 
-	if (ctl && atomic_load(&ag->state) == AGENT_READY && atomic_load(&ctl->armed))
+	if (ctl && atomic_load(&ctl->armed))
 		umm_evlock_applied(&ctl->evlock);
 }
 

@@ -65,7 +65,16 @@ static struct preload {
 
 struct agent *preload_agent(void)
 {
-	return P.on ? &P.agent : NULL;
+	return &P.agent;
+}
+
+/* The agent's thread block is empty in every child, however it was forked (reserve_arena()). */
+struct umm_ctl *preload_ctl(void)
+{
+	struct arena *ar = &P.agent.arena;
+
+	return P.on && atomic_load(&P.agent.state) == AGENT_READY && *(void *volatile *)ar->tls == ar->tls ? ar->ctl
+													   : NULL;
 }
 
 /* ------------------------------------------------------------------ signals */
@@ -89,14 +98,18 @@ void preload_signals_restore(const sigset_t *old)
 static void pin_self(void)
 {
 	uint64_t tp = (uintptr_t)__builtin_thread_pointer();
-	struct umm_ctl *c = P.agent.arena.ctl;
+	struct umm_ctl *c = preload_ctl();
 	sigset_t old;
 
+	if (!c)
+		return; /* nothing is moved of this space */
 	preload_signals_block(&old);
-	umm_pin_lock(c);
-	umm_pin_add(c, tp >> UMM_PAGE_SHIFT);
-	umm_pin_add(c, (tp + UMM_PAGE - 1) >> UMM_PAGE_SHIFT);
-	umm_pin_unlock(c);
+	/* If not, its holder was killed, and nothing moves before the engine has taken it, and has found us. */
+	if (umm_pin_lock_soon(c)) {
+		umm_pin_add(c, tp >> UMM_PAGE_SHIFT);
+		umm_pin_add(c, (tp + UMM_PAGE - 1) >> UMM_PAGE_SHIFT);
+		umm_pin_unlock(c);
+	}
 	preload_signals_restore(&old);
 	/* It may be away from before: a cached stack.  From here on it stays. */
 	(void)*(volatile char *)tp;
@@ -536,7 +549,8 @@ static int reserve_arena(void)
 	if (p == MAP_FAILED)
 		return -errno;
 	arena_layout(&P.agent.arena, p);
-	if (mprotect(P.agent.arena.tls, ARENA_TLS + ARENA_STACK, PROT_READ | PROT_WRITE)) {
+	if (mprotect(P.agent.arena.tls, ARENA_TLS + ARENA_STACK, PROT_READ | PROT_WRITE) ||
+	    madvise(P.agent.arena.tls, ARENA_TLS, MADV_WIPEONFORK)) {
 		int rc = -errno;
 
 		munmap(p, len);
@@ -566,7 +580,7 @@ static void after_fork(void)
 	calls_abandon();
 	agent_up(P.agent.arena.ctl->space_id);
 	if (P.on)
-		atomic_store(&P.agent.arena.ctl->has_forked, 1);
+		atomic_store(&preload_ctl()->has_forked, 1);
 	/* Without an agent we are served all the same, and never moved from; what we start still belongs to the tree.
 	 */
 	P.on = true;
@@ -592,11 +606,10 @@ enum fork_way {
  */
 static enum fork_way before_fork(void)
 {
-	struct umm_ctl *c = P.agent.arena.ctl;
+	struct umm_ctl *c = preload_ctl();
 	int64_t rc;
 
-	/* Without an agent of ours the control block, if any, is our parent's. */
-	if (!P.on || atomic_load(&P.agent.state) != AGENT_READY)
+	if (!c)
 		return FORK_PLAIN;
 	atomic_store(&c->has_forked, 1);
 	if (!atomic_load(&c->no_fork_events))

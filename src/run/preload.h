@@ -8,7 +8,12 @@
 
 #include "run/agent.h"
 
-/** This process's agent; NULL when it has none. */
+/**
+ * The control block of this address space's own agent; NULL when it has none.  A
+ * raw child has its parent's, and must leave it alone: what it held when it is
+ * killed would be held for ever.
+ */
+struct umm_ctl *preload_ctl(void);
 struct agent *preload_agent(void);
 
 void preload_signals_block(sigset_t *old);

@@ -342,6 +342,11 @@ int hmm_stat_main(int argc, char **argv)
 		free(answer);
 		return 1;
 	}
+	if (answer[0] == WIRE_STAT_FAILED) {
+		fprintf(stderr, "hmm stat: %ld: %s", pid, answer + 1);
+		free(answer);
+		return 1;
+	}
 	if (json)
 		fputs(answer, stdout);
 	else

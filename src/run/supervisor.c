@@ -25,6 +25,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <linux/kcmp.h>
 #include <poll.h>
 #include <sched.h>
@@ -33,6 +34,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
@@ -61,7 +63,7 @@ struct member;
 
 /* What epoll calls: the first field of whatever is watched. */
 struct watch {
-	enum { W_LISTEN, W_FRONT, W_TICK, W_GUEST, W_SOCK, W_PIDFD } kind;
+	enum { W_LISTEN, W_FRONT, W_TICK, W_WRITTEN, W_GUEST, W_SOCK, W_PIDFD } kind;
 	void *owner;
 };
 
@@ -82,6 +84,7 @@ struct member {
 	bool fork_said, arm_said;
 	uint64_t tick;
 	pthread_mutex_t advise_lock;
+	_Atomic bool given_up; /* that its agent does nothing has been said */
 };
 
 /* Somebody who has connected and said nothing yet. */
@@ -99,7 +102,8 @@ struct supervisor {
 	struct hmm *h;
 	struct lines lines;
 	int epfd, listen_fd, front_fd, tick_fd;
-	struct watch w_listen, w_front, w_tick;
+	int written_fd; /* eventfd: figures and lines are out, or have been given up */
+	struct watch w_listen, w_front, w_tick, w_written;
 	uint64_t tick;
 	int spare_fd;
 	bool signed_on; /* somebody ever did */
@@ -110,7 +114,8 @@ struct supervisor {
 	struct member *members;
 	struct guest *guests; /* the latest first */
 	unsigned nguests;
-	bool program_ended;
+	bool ending;        /* the front's word has come, figures and lines are being written */
+	bool program_ended; /* and this is over */
 	bool killing;
 };
 
@@ -270,17 +275,57 @@ static int inside_go(void *priv, unsigned b)
 	return -ESRCH;
 }
 
+/*
+ * What says that the agent is through lies in memory that the program can write:
+ * whoever waits for it asks the kernel, too, whether the agent is at work.  One
+ * that only sleeps, for longer than any lock is held, has nothing to do: it never
+ * got the order, was stopped, or its answer was overwritten.  The program is
+ * killed, or all others would wait with us.
+ */
+#define IDLE_NS 50000000l
+#define IDLE_MOST 200u
+
+static bool agent_sleeps(const struct member *m)
+{
+	char path[32], buf[128] = "", *at;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", (int)m->agent);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return true;
+	if (read(fd, buf, sizeof(buf) - 1) < 0)
+		buf[0] = 0;
+	close(fd);
+	at = strrchr(buf, ')');
+	return !at || (at[2] != 'R' && at[2] != 'D');
+}
+
+/* Asked every IDLE_NS: is there still something to wait for?  @idle: 0 at first; how often it has been seen asleep. */
+static bool agent_works(struct member *m, unsigned *idle)
+{
+	if (atomic_load(&m->mm->dead))
+		return false;
+	*idle = agent_sleeps(m) ? *idle + 1 : 0;
+	if (*idle < IDLE_MOST)
+		return true;
+	if (!atomic_exchange(&m->given_up, true))
+		lines_say(&m->sup->lines, "the agent of process %d does not do what it is told; the process is killed",
+			  (int)m->pid);
+	member_kill(m);
+	return false;
+}
+
 static int inside_wait(void *priv, unsigned b)
 {
 	struct member *m = priv;
 	struct umm_batch *batch = &m->mm->space->ctl->batch[b];
-	struct timespec ts = {.tv_nsec = 50000000};
+	struct timespec ts = {.tv_nsec = IDLE_NS};
+	unsigned idle = 0;
 
-	while (!atomic_load(&batch->done)) {
-		if (atomic_load(&m->mm->dead))
+	while (!atomic_load(&batch->done))
+		if (sys_futex_wait(&batch->done, 0, &ts) == -ETIMEDOUT && !agent_works(m, &idle))
 			return -ESRCH;
-		sys_futex_wait(&batch->done, 0, &ts);
-	}
 	return 0;
 }
 
@@ -307,19 +352,19 @@ static int inside_advise(void *priv, uint64_t start, uint64_t len, int advice)
 	struct member *m = priv;
 	struct umm_ctl *ctl = m->ctl_map;
 	struct wire_msg msg = {.op = WIRE_ADVISE, .arg = (uint32_t)advice, .start = start, .len = len};
-	struct timespec ts = {.tv_nsec = 50000000};
-	uint32_t want, seen;
+	struct timespec ts = {.tv_nsec = IDLE_NS};
+	unsigned idle = 0;
+	uint32_t before;
 	int rc = 0;
 
 	pthread_mutex_lock(&m->advise_lock);
-	want = atomic_load(&ctl->acked) + 1;
+	before = atomic_load(&ctl->acked);
 	if (send(m->sock, &msg, sizeof(msg), MSG_NOSIGNAL) != sizeof(msg))
 		rc = -ESRCH;
-	while (!rc && (seen = atomic_load(&ctl->acked)) != want) {
-		if (atomic_load(&m->mm->dead))
+	/* Whatever it is then: who writes there himself is answered as he says. */
+	while (!rc && atomic_load(&ctl->acked) == before)
+		if (sys_futex_wait(&ctl->acked, before, &ts) == -ETIMEDOUT && !agent_works(m, &idle))
 			rc = -ESRCH;
-		sys_futex_wait(&ctl->acked, seen, &ts);
-	}
 	if (!rc)
 		rc = atomic_load(&ctl->advised);
 	pthread_mutex_unlock(&m->advise_lock);
@@ -388,8 +433,13 @@ static void inside_pins(void *priv)
 	struct umm_ctl *ctl = m->ctl_map;
 	struct lists l = {.all = true};
 
-	if (!umm_pin_lock_soon(ctl))
-		return; /* its holder has died, and with it the program; or the program wrote there */
+	/*
+	 * Whoever holds it for as long as this has been killed: threads do not die
+	 * alone in there, but a process that shares the memory can.  What it was
+	 * about to enter we find, as all others.
+	 */
+	if (!umm_pin_lock_soon(ctl) && !umm_pin_lock_soon(ctl))
+		atomic_store(&ctl->pin_lock, 1);
 	bool crowded = atomic_load(&ctl->pin_used) > UMM_PIN_SLOTS / 2;
 
 	lists_of(m->pid, &l);
@@ -1077,10 +1127,12 @@ static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hell
  * not yet come back to its parent: as long as any had something, there may be one
  * that was not on the list.
  */
-static int restore_all(struct hmm *h)
+static int restore_all(struct hmm *h, uint64_t *lost)
 {
+	uint64_t poisoned = atomic_load(&h->poisoned);
 	uint32_t done = 0, latest = 0;
 	bool again = true;
+	int failed = 0;
 
 	atomic_store(&h->resting, true);
 	while (again) {
@@ -1100,13 +1152,16 @@ static int restore_all(struct hmm *h)
 			again |= atomic_load(&mm->radix.away) > 0;
 			atomic_fetch_add(&mm->rest, 1);
 			pthread_mutex_lock(&mm->out_lock); /* what is on its way out gets there first */
-			hmm_restore(mm, 0, 1ull << 47);
+			int rc = hmm_restore(mm, 0, 1ull << 47);
 			pthread_mutex_unlock(&mm->out_lock);
+			if (rc && rc != -ESRCH) /* what has ended has nothing away */
+				failed = rc;
 		}
 		done = latest;
 		hmm_mms_put(list, (unsigned)n);
 	}
-	return 0;
+	*lost = atomic_load(&h->poisoned) - poisoned;
+	return failed;
 }
 
 #define STAT_CHUNK 16384u
@@ -1130,11 +1185,18 @@ static void *stat_main(void *arg)
 	struct hmm *h = job->s->h;
 	char *text = NULL;
 	size_t len = 0, at = 0;
-	int rc = job->what == WIRE_STAT_RESTORE ? restore_all(h) : 0;
-	FILE *f = rc ? NULL : open_memstream(&text, &len);
+	uint64_t lost = 0;
+	int rc = job->what == WIRE_STAT_RESTORE ? restore_all(h, &lost) : 0;
+	FILE *f = open_memstream(&text, &len);
 
 	if (f) {
-		stats_json(h, f);
+		if (rc)
+			fprintf(f, "%cnot all has come back: %s\n", WIRE_STAT_FAILED, strerror(-rc));
+		else if (lost)
+			fprintf(f, "%c%" PRIu64 " pages are lost: no device can give them back\n", WIRE_STAT_FAILED,
+				lost);
+		else
+			stats_json(h, f);
 		if (fclose(f))
 			len = 0;
 	}
@@ -1343,13 +1405,35 @@ static void write_stats(struct supervisor *s)
 		lines_say(&s->lines, "%s", line);
 	}
 	if (s->opt.stats_path) {
-		FILE *f = fopen(s->opt.stats_path, "w");
+		char *text = NULL;
+		size_t len = 0;
+		/* Complete before anything is written: no lock may be held for a file. */
+		FILE *m = open_memstream(&text, &len), *f = NULL;
 
+		if (m) {
+			stats_json(s->h, m);
+			if (!fclose(m))
+				f = fopen(s->opt.stats_path, "w");
+		}
 		if (f)
-			stats_json(s->h, f);
+			fwrite(text, 1, len, f); /* fclose() tells */
 		if (!f || fclose(f))
 			lines_say(&s->lines, "cannot write %s: %s", s->opt.stats_path, strerror(errno));
+		free(text);
 	}
+}
+
+/* On a thread of its own: a file may be slow, a pipe full, and descendants are to be served meanwhile. */
+static void *write_last(void *arg)
+{
+	struct supervisor *s = arg;
+	uint64_t one = 1;
+
+	write_stats(s);
+	lines_flush(&s->lines);
+	while (write(s->written_fd, &one, sizeof(one)) < 0 && errno == EINTR)
+		;
+	return NULL;
 }
 
 static bool all_gone(struct supervisor *s)
@@ -1377,30 +1461,47 @@ static void reap_ended(struct supervisor *s)
 
 static void on_front(struct supervisor *s)
 {
+	pthread_t t;
 	char c;
 	ssize_t n = recv(s->front_fd, &c, 1, 0);
 
-	epoll_ctl(s->epfd, EPOLL_CTL_DEL, s->front_fd, NULL);
-	if (n == 1) {
-		/* The program has ended; descendants may live on, and must not be held up by what we hold open. */
+	if (n == 1 && !s->ending) {
+		s->ending = true;
 		if (c == RUN_PROGRAM_ENDED && !s->signed_on)
 			lines_say(&s->lines, "the preload library did not get into the program: it ran without hmm");
-		write_stats(s);
-		lines_flush(&s->lines);
+		if (pthread_create(&t, NULL, write_last, s))
+			write_last(s);
+		else
+			pthread_detach(t);
+		return;
+	}
+	epoll_ctl(s->epfd, EPOLL_CTL_DEL, s->front_fd, NULL);
+	close(s->front_fd);
+	s->front_fd = -1;
+	if (!s->ending)
+		kill_tree(s);
+	s->program_ended = true; /* whatever is still being written: nobody waits for it any more */
+}
+
+/* The program has ended; descendants may live on, and must not be held up by what we hold open. */
+static void on_written(struct supervisor *s)
+{
+	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	char c;
+
+	epoll_ctl(s->epfd, EPOLL_CTL_DEL, s->written_fd, NULL);
+	if (s->front_fd >= 0) {
 		reap_ended(s);
 		c = all_gone(s) ? RUN_ALL_GONE : RUN_OTHERS_LIVE;
 		send(s->front_fd, &c, 1, MSG_NOSIGNAL);
-		int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-
-		if (null >= 0) {
-			dup2(null, 2);
-			close(null);
-		}
-	} else {
-		kill_tree(s);
+		epoll_ctl(s->epfd, EPOLL_CTL_DEL, s->front_fd, NULL);
+		close(s->front_fd);
+		s->front_fd = -1;
 	}
-	close(s->front_fd);
-	s->front_fd = -1;
+	if (null >= 0) {
+		dup2(null, 2);
+		close(null);
+	}
 	s->program_ended = true;
 }
 
@@ -1548,18 +1649,22 @@ static int start(struct supervisor *s, char *err, size_t errlen)
 	}
 	s->epfd = epoll_create1(EPOLL_CLOEXEC);
 	s->tick_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
-	if (s->epfd < 0 || s->tick_fd < 0 || timerfd_settime(s->tick_fd, 0, &it, NULL)) {
+	s->written_fd = eventfd(0, EFD_CLOEXEC);
+	if (s->epfd < 0 || s->tick_fd < 0 || s->written_fd < 0 || timerfd_settime(s->tick_fd, 0, &it, NULL)) {
 		snprintf(err, errlen, "cannot start: %s", strerror(errno));
 		return -errno;
 	}
 	s->w_listen.kind = W_LISTEN;
 	s->w_front.kind = W_FRONT;
 	s->w_tick.kind = W_TICK;
+	s->w_written.kind = W_WRITTEN;
 	rc = watch_add(s, s->listen_fd, &s->w_listen);
 	if (!rc)
 		rc = watch_add(s, s->front_fd, &s->w_front);
 	if (!rc)
 		rc = watch_add(s, s->tick_fd, &s->w_tick);
+	if (!rc)
+		rc = watch_add(s, s->written_fd, &s->w_written);
 	if (rc) {
 		snprintf(err, errlen, "cannot start: %s", strerror(-rc));
 		return rc;
@@ -1588,6 +1693,9 @@ static void loop(struct supervisor *s)
 		case W_TICK:
 			on_tick(s);
 			break;
+		case W_WRITTEN:
+			on_written(s);
+			break;
 		case W_GUEST:
 			guest_speaks(s, w->owner);
 			break;
@@ -1601,12 +1709,31 @@ static void loop(struct supervisor *s)
 	}
 }
 
+/*
+ * What the program may use says nothing of what we need for it: time for all
+ * programs of the tree, memory for what they have away, a file for it, threads,
+ * and about ten descriptors a program.  As much as we may have.
+ */
+static void lift_limits(void)
+{
+	static const int limits[] = {RLIMIT_CPU,    RLIMIT_FSIZE,   RLIMIT_DATA, RLIMIT_NPROC,
+				     RLIMIT_NOFILE, RLIMIT_MEMLOCK, RLIMIT_AS,   RLIMIT_RTTIME};
+
+	for (unsigned i = 0; i < sizeof(limits) / sizeof(limits[0]); i++) {
+		struct rlimit all = {RLIM_INFINITY, RLIM_INFINITY};
+
+		if (!setrlimit(limits[i], &all) || getrlimit(limits[i], &all))
+			continue;
+		all.rlim_cur = all.rlim_max;
+		setrlimit(limits[i], &all);
+	}
+}
+
 void supervisor_main(const struct run_options *opt, int front_fd, pid_t front)
 {
 	struct supervisor *s = calloc(1, sizeof(*s));
 	struct run_ready ready = {0};
 	char err[256] = "out of memory";
-	struct rlimit nofile, fsize = {RLIM_INFINITY, RLIM_INFINITY};
 	sigset_t all;
 
 	sigfillset(&all);
@@ -1621,16 +1748,7 @@ void supervisor_main(const struct run_options *opt, int front_fd, pid_t front)
 		front_fd = 3;
 		syscall(SYS_close_range, 4, ~0u, 0);
 	}
-	/* About ten descriptors a program: as many as we may have. */
-	if (!getrlimit(RLIMIT_NOFILE, &nofile)) {
-		nofile.rlim_cur = nofile.rlim_max;
-		setrlimit(RLIMIT_NOFILE, &nofile);
-	}
-	/* How large the program's files may be says nothing of ours. */
-	if (setrlimit(RLIMIT_FSIZE, &fsize) && !getrlimit(RLIMIT_FSIZE, &fsize)) {
-		fsize.rlim_cur = fsize.rlim_max;
-		setrlimit(RLIMIT_FSIZE, &fsize);
-	}
+	lift_limits();
 	/* The program's standard input and output are the program's. */
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 	if (null >= 0) {

@@ -90,5 +90,6 @@ struct wire_stat {
 };
 #define WIRE_STAT_JSON 0u
 #define WIRE_STAT_RESTORE 1u
+#define WIRE_STAT_FAILED '!' /* begins an answer that is no figures but one line: why not */
 
 #endif

@@ -111,22 +111,12 @@ struct umm_ctl {
 	_Atomic uint64_t pin[UMM_PIN_SLOTS]; /* page number, 0: free */
 };
 
-static inline void umm_pin_lock(struct umm_ctl *c)
-{
-	uint32_t zero = 0;
-
-	for (unsigned spin = 0; !atomic_compare_exchange_weak(&c->pin_lock, &zero, 1); zero = 0) {
-		if (++spin < 100) {
-			sys_relax();
-			continue;
-		}
-		struct timespec ts = {.tv_nsec = 1000000};
-		atomic_uint *word = (atomic_uint *)&c->pin_lock;
-		sys_futex_wait(word, 1, &ts);
-	}
-}
-
-/** As umm_pin_lock(), but not for ever: false when somebody holds it for longer than anybody should. */
+/**
+ * False when somebody holds it for longer than anybody should: who was killed, a
+ * process that shares the memory and is no thread of the program's, holds it for
+ * ever.  The engine, which looks at all threads anyway, may go on then as if it had
+ * it; nobody else may.
+ */
 static inline bool umm_pin_lock_soon(struct umm_ctl *c)
 {
 	uint32_t zero = 0;
@@ -134,7 +124,11 @@ static inline bool umm_pin_lock_soon(struct umm_ctl *c)
 	for (unsigned tries = 0; !atomic_compare_exchange_strong(&c->pin_lock, &zero, 1); zero = 0) {
 		struct timespec ts = {.tv_nsec = 1000000};
 
-		if (tries++ > 200)
+		if (tries++ < 100) {
+			sys_relax();
+			continue;
+		}
+		if (tries > 300)
 			return false;
 		sys_futex_wait((atomic_uint *)&c->pin_lock, 1, &ts);
 	}

@@ -114,8 +114,11 @@ again:
 	if (atomic_load(&c->epoch) != batch->epoch) {
 		run->err = -ESTALE;
 		rc = 0;
+	} else if (in->no_pins || !umm_pin_lock_soon(c)) {
+		in->no_pins = true; /* whoever had the lock was killed: another time */
+		run->err = -EBUSY;
+		rc = 0;
 	} else {
-		umm_pin_lock(c);
 		while ((rc = move_run(in, run, staging, &from)) == -EBUSY &&
 		       (unshared || !(batch->flags & UMM_BATCH_UNSHARE)))
 			from++; /* pinned for I/O, locked, or shared and to stay so */
@@ -233,6 +236,7 @@ void umm_inside_move(struct umm_inside *in, unsigned b)
 	bool used = false;
 	int rc = 0;
 
+	in->no_pins = false;
 	umm_inside_release(in, b);
 	/* It may have been left unregistered: there was no memory at the time. */
 	if (umm_inside_registered(in->uffd, (uintptr_t)in->staging + base))

@@ -12,6 +12,7 @@ struct umm_inside {
 	char *staging; /* UMM_BATCHES * UMM_BATCH_PAGES pages, registered with uffd, empty */
 	char *window;  /* as many pages that the engine reads; NULL: it reads staging, see umm_inside_release() */
 	bool kept[UMM_BATCHES];  /* staging of that batch is not empty */
+	bool no_pins;            /* the pin lock is not to be had: what is left of the batch stays */
 	bool (*gone)(void *arg); /* is whoever may hold the event lock dead?  NULL: never */
 	void *arg;
 };

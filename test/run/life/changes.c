@@ -18,6 +18,7 @@
 #include <sys/wait.h>
 
 #include "../victim.h"
+#include "umm/ctl.h"
 
 #define PAGES (100 * V_MIB / V_PAGE)
 #define KIND V_QUARTER
@@ -426,6 +427,100 @@ static int limits(void)
 	return after();
 }
 
+/* ------------------------------------------- what the program shares with us */
+
+static struct umm_ctl *control(void)
+{
+	FILE *f = fopen("/proc/self/maps", "r");
+	unsigned long at = 0;
+	char line[600];
+
+	while (f && !at && fgets(line, sizeof(line), f))
+		if (strstr(line, "hmm-control"))
+			at = strtoul(line, NULL, 16);
+	if (f)
+		fclose(f);
+	if (!at || ((struct umm_ctl *)at)->magic != UMM_CTL_MAGIC)
+		_exit(9);
+	return (struct umm_ctl *)at;
+}
+
+static int a_thread(void)
+{
+	pthread_t t;
+
+	return pthread_create(&t, NULL, nothing, NULL) || pthread_join(t, NULL);
+}
+
+/* Something is cold, though all was used a moment ago. */
+static int still_moves(void)
+{
+	for (unsigned i = 0; v_absent(mem, PAGES) < PAGES / 8 && i < 3000; i++)
+		usleep(10000);
+	if (v_absent(mem, PAGES) >= PAGES / 8)
+		return 0;
+	fprintf(stderr, "nothing goes any more\n");
+	return 1;
+}
+
+/* Who is killed while it enters pages leaves the lock of the table.  A raw child does not get that far. */
+static int pin_left(void)
+{
+	struct umm_ctl *ctl = control();
+	int status;
+	pid_t pid;
+
+	if (a_thread())
+		return failed("pthread_create");
+	pid = (pid_t)syscall(SYS_fork);
+	if (!pid) {
+		uint32_t used = atomic_load(&ctl->pin_used);
+
+		_exit(a_thread() || atomic_load(&ctl->pin_used) != used);
+	}
+	if (pid < 0 || waitpid(pid, &status, 0) != pid || status) {
+		fprintf(stderr, "a raw child entered pages for its parent: %#x\n", status);
+		return 1;
+	}
+	atomic_store(&ctl->pin_lock, 1);
+	if (a_thread())
+		return failed("pthread_create");
+	return turn(0) || still_moves() || turn(1) || a_thread();
+}
+
+static void *deny(void *arg)
+{
+	struct umm_ctl *ctl = arg;
+
+	for (;;)
+		for (unsigned b = 0; b < UMM_BATCHES; b++)
+			atomic_store(&ctl->batch[b].done, 0);
+	return NULL;
+}
+
+/* Who says that his agent is never through is not waited for for ever: another of the tree is served on. */
+static int denial(void)
+{
+	int status;
+	pthread_t t;
+	pid_t pid = fork();
+
+	if (!pid) {
+		if (pthread_create(&t, NULL, deny, control()))
+			_exit(1);
+		for (uint64_t gen = 0;; gen++)
+			if (turn(gen))
+				_exit(2);
+	}
+	if (pid < 0 || waitpid(pid, &status, 0) != pid)
+		return failed("fork");
+	if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGKILL) {
+		fprintf(stderr, "who denied ended with status %#x\n", status);
+		return 1;
+	}
+	return turn(0) || still_moves() || turn(1);
+}
+
 int main(int argc, char **argv)
 {
 	static const struct {
@@ -445,6 +540,8 @@ int main(int argc, char **argv)
 		{"unshare", unshare_all},
 		{"chroot", new_root},
 		{"limits", limits},
+		{"pin-left", pin_left},
+		{"denial", denial},
 	};
 
 	for (unsigned i = 0; i < sizeof(tests) / sizeof(tests[0]) && argc == 2; i++) {

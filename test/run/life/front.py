@@ -300,6 +300,61 @@ def figures(h):
     check(r.rc == 0 and r.err().count("\n") == 1, r.err())
 
 
+def slow_figures(h):
+    """Nobody who lives on waits for the file that the figures go to."""
+    with tempfile.TemporaryDirectory(prefix="hmmtest-") as d:
+        fifo = os.path.join(d, "fifo")
+        os.mkfifo(fifo)
+        reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+        writer = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+        try:
+            while True:
+                os.write(writer, b" " * 4096)
+        except BlockingIOError:
+            pass
+        r = h.start(["sh", "-c", "sleep 3600 >/dev/null 2>&1 & echo $!"], stats=False, opts=["--stats", fifo])
+
+        def writes():
+            pid = r.supervisor()
+            tasks = os.listdir(f"/proc/{pid}/task") if pid else []
+            return any("pipe_write" in _wchan(f"/proc/{pid}/task/{t}") for t in tasks)
+
+        r.until(writes, "the figures are not being written")
+        left = int(r.out())
+        a = subprocess.run([h.exe, "stat", str(left), "--json"], capture_output=True, text=True, check=False, timeout=60)
+        check(a.returncode == 0 and json.loads(a.stdout)["spaces"], f"{a}")
+        check(r.child.poll() is None, "the front did not wait for the figures")
+        os.close(writer)
+        text = b""
+        while r.child.poll() is None or not text.strip():
+            try:
+                text += os.read(reader, 65536)
+            except BlockingIOError:
+                time.sleep(0.01)
+        os.close(reader)
+        check(STATS <= set(json.loads(text)), f"figures: {text[-200:]}")
+        os.kill(left, signal.SIGKILL)
+        r.wait()
+
+
+def _wchan(task):
+    try:
+        with open(f"{task}/wchan", encoding="utf-8") as f:
+            return f.read()
+    except OSError:
+        return ""
+
+
+def restore_lost(h):
+    """What cannot come back is told of."""
+    r = h.start([built(h, "life-fork"), "litter"], ram="32M", to="faulty:out=50:lz4")
+    r.until(lambda: "ready" in r.out(), "it does not get going")
+    a = ask(h, r.pid, "--restore")
+    check(a.returncode == 1 and not a.stdout and re.fullmatch(r"hmm stat: \d+: \d+ pages are lost: .*\n", a.stderr), f"{a}")
+    os.kill(r.program(), signal.SIGKILL)
+    r.wait()
+
+
 # ------------------------------------------------------- starting the program
 
 
@@ -506,5 +561,5 @@ def user_forks(h):
 
 if __name__ == "__main__":
     main_of(status, signals, streams, environment, job_control, daemon, stat_running, restore_litter, stat_many,
-            elsewhere, figures, nested, shell_script, long_preload, bad_input, user_refused, user_served, user_forks,
+            elsewhere, figures, slow_figures, restore_lost, nested, shell_script, long_preload, bad_input, user_refused, user_served, user_forks,
             user_secrets)

@@ -247,5 +247,29 @@ def small_files(h):
     r.expect(rc=125, min_out=0, stderr="ulimit -f")
 
 
+def soft(pid, what):
+    with open(f"/proc/{pid}/limits") as f:
+        for line in f:
+            if line.startswith(what):
+                return line[26:].split()[0]
+    raise Failed(f"no limit {what}")
+
+
+def limits_lifted(h):
+    """What the program may use is the program's: neither supervisor nor agent is held to it."""
+    names = {"t": "Max cpu time", "v": "Max address space", "d": "Max data size", "f": "Max file size",
+             "u": "Max processes", "n": "Max open files"}
+    set_all = "".join(f"ulimit -S -{k} {v}; " for k, v in
+                      {"t": 1000, "v": 8000000, "d": 8000000, "f": 100000, "u": 5000, "n": 64}.items())
+    r = h.start(["sleep", "30"], prefix=["bash", "-c", set_all + 'exec "$@"', "bash"])
+    r.until(r.agents, "no agent")
+    r.until(lambda: status_of(r.agents()[0])["Seccomp"] == "2", "the agent is not ready")
+    for key, name in names.items():
+        check(soft(r.program(), name) not in ("unlimited", soft(r.supervisor(), name)),
+              f"{name}: {soft(r.program(), name)} for the program, {soft(r.supervisor(), name)} for the supervisor")
+        if key in "tn":
+            check(soft(r.program(), name) != soft(r.agents()[0], name), f"{name} is the agent's")
+
+
 main_of(control_sealed, other_users_supervisor, strangers, wrong_words, confined, exec_quiet, no_zombies, end_of_file,
-        kcmp_denied, old_kernel, static_image, small_stack, small_files)
+        kcmp_denied, old_kernel, static_image, small_stack, small_files, limits_lifted)
