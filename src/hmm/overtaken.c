@@ -49,6 +49,8 @@
 #define AGAIN_TRIES 50u       /* of 200 us: who forked needs to run once */
 #define CHILD_TRIES 10000u    /* a child that changes its mappings without end */
 
+#define WAS_LOST 1u /* payload of a POISONED one: to the parent, too, which has heard of it */
+
 /* What one unmapping has dropped of one leaf. */
 struct hmm_kept {
 	struct hmm_kept *next; /* an older one */
@@ -129,7 +131,7 @@ static void kept_doubt(struct hmm_mm *mm, uint64_t start, uint64_t end)
 		for (unsigned i = 0; i < HMM_LEAF_PAGES; i++) {
 			uint64_t addr = k->base + i * UMM_PAGE;
 
-			if (k->e[i] && addr >= start && addr < end)
+			if (k->e[i] && hmm_entry_state(k->e[i]) != HMM_POISONED && addr >= start && addr < end)
 				kept_set(mm, k, i, hmm_entry(HMM_POISONED, 0, 0, 0));
 		}
 }
@@ -158,7 +160,7 @@ static hmm_entry_t keep_one(struct hmm_mm *mm, hmm_entry_t e)
 		atomic_fetch_add(&mm->nkept, 1);
 		return hmm_entry(HMM_PARKED, 0, (uintptr_t)copy, 0);
 	case HMM_POISONED:
-		break;
+		return hmm_entry(HMM_POISONED, 0, WAS_LOST, 0);
 	default:
 		return 0; /* the child has it by itself */
 	}
@@ -452,7 +454,8 @@ static int give(struct hmm_mm *mm, struct hmm_mm *child, uint64_t addr, hmm_entr
 		hmm_entry_t mine = entry_for_child(mm, e);
 
 		hmm_entry_set(child, leaf, hmm_leaf_index(addr), mine);
-		if (hmm_entry_state(mine) == HMM_POISONED && hmm_entry_state(e) != HMM_POISONED)
+		if (hmm_entry_state(mine) == HMM_POISONED &&
+		    (hmm_entry_state(e) != HMM_POISONED || hmm_entry_payload(e) != WAS_LOST))
 			say_lost(mm);
 	}
 	pthread_mutex_unlock(&leaf->lock);

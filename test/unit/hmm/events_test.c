@@ -1035,6 +1035,7 @@ static void overtaken_run(struct overtaken *o)
 	pthread_join(changer, NULL);
 	pthread_join(forker, &status);
 	hmm_overtaken_age(w->mm);
+	assert_int_equal(said_word(w, "is lost to the child"), o->lost);
 	assert_null(w->mm->kept);
 	assert_int_equal(atomic_load(&w->mm->nkept), 0);
 	world_destroy(w);
