@@ -46,7 +46,7 @@
 
 #define LATE_NS 1000000000ull /* no event waits for longer in a queue that is read */
 #define KEPT_MAX 65536u       /* pages */
-#define AGAIN_TRIES 50u       /* of 200 us: who forked needs to run once */
+#define AGAIN_TRIES 500u      /* of 200 us: who forked needs to run once */
 #define CHILD_TRIES 10000u    /* a child that changes its mappings without end */
 
 #define WAS_LOST 1u /* payload of a POISONED one: to the parent, too, which has heard of it */
@@ -292,54 +292,6 @@ bool hmm_overtaken_lately(struct hmm_mm *mm)
 
 /* ------------------------------------------------------------ leading back */
 
-static bool has_again(struct hmm_mm *mm, const struct hmm_overtaken *o)
-{
-	struct umm_vma v;
-
-	return !umm_vma_next(mm->space, o->start, &v) && v.start < o->end;
-}
-
-/* Where @child has what was at @addr of @mm when @nr changes had been noted. */
-static uint64_t where(struct hmm_mm *mm, const struct hmm_mm *child, uint64_t addr, unsigned nr)
-{
-	for (unsigned n = mm->novertaken, k = 0; n && k < HMM_OVERTAKEN; n--, k++) {
-		const struct hmm_overtaken *o = nth(mm, n - 1);
-
-		if (n <= nr && o->by == child->id && addr >= o->to && addr - o->to < o->end - o->start)
-			addr = addr - o->to + o->start;
-	}
-	return addr;
-}
-
-uint64_t hmm_overtaken_where(struct hmm_mm *mm, const struct hmm_mm *child, uint64_t addr)
-{
-	return where(mm, child, addr, mm->novertaken);
-}
-
-static int lead_back(struct hmm_mm *mm, struct hmm_mm *child)
-{
-	uint64_t now = hmm_now_ns();
-	int rc = 0;
-
-	for (unsigned n = mm->novertaken, k = 0; n && k < HMM_OVERTAKEN && !rc; n--, k++) {
-		struct hmm_overtaken *o = nth(mm, n - 1);
-
-		if (now - o->at_ns > LATE_NS)
-			break;
-		o->by = 0;
-		if (has_again(mm, o) || umm_inside_registered(child->space->uffd, o->start))
-			continue;
-		o->by = child->id;
-		rc = hmm_residency_remap(child, o->to, o->start, o->end - o->start);
-		hmm_forget(child, o->to, o->to + (o->end - o->start));
-		pthread_mutex_lock(&child->lock);
-		if (!rc)
-			rc = hmm_iset_add(&child->registered, o->start, o->end);
-		pthread_mutex_unlock(&child->lock);
-	}
-	return rc;
-}
-
 /* What the parent has there now, from @start to @end. */
 struct again {
 	uint64_t start, end;
@@ -361,6 +313,62 @@ static bool is_registered(struct hmm_mm *mm, uint64_t addr, struct again *g)
 	return !rc;
 }
 
+/*
+ * The mappings of who came by a raw fork, and has no agent, are not known: then it
+ * is the kernel's word on whether it is registered there, or, without that, as if
+ * nothing had been overtaken.
+ */
+static bool has_again(struct hmm_mm *mm, const struct hmm_overtaken *o, struct again *g)
+{
+	struct umm_vma v;
+	int rc = umm_vma_next(mm->space, o->start, &v);
+
+	if (!rc || rc == -ENOENT)
+		return !rc && v.start < o->end;
+	return is_registered(mm, o->start, g) || g->asked;
+}
+
+/* Where @child has what was at @addr of @mm when @nr changes had been noted. */
+static uint64_t where(struct hmm_mm *mm, const struct hmm_mm *child, uint64_t addr, unsigned nr)
+{
+	for (unsigned n = mm->novertaken, k = 0; n && k < HMM_OVERTAKEN; n--, k++) {
+		const struct hmm_overtaken *o = nth(mm, n - 1);
+
+		if (n <= nr && o->by == child->id && addr >= o->to && addr - o->to < o->end - o->start)
+			addr = addr - o->to + o->start;
+	}
+	return addr;
+}
+
+uint64_t hmm_overtaken_where(struct hmm_mm *mm, const struct hmm_mm *child, uint64_t addr)
+{
+	return where(mm, child, addr, mm->novertaken);
+}
+
+static int lead_back(struct hmm_mm *mm, struct hmm_mm *child, struct again *g)
+{
+	uint64_t now = hmm_now_ns();
+	int rc = 0;
+
+	for (unsigned n = mm->novertaken, k = 0; n && k < HMM_OVERTAKEN && !rc; n--, k++) {
+		struct hmm_overtaken *o = nth(mm, n - 1);
+
+		if (now - o->at_ns > LATE_NS)
+			break;
+		o->by = 0;
+		if (has_again(mm, o, g) || umm_inside_registered(child->space->uffd, o->start))
+			continue;
+		o->by = child->id;
+		rc = hmm_residency_remap(child, o->to, o->start, o->end - o->start);
+		hmm_forget(child, o->to, o->to + (o->end - o->start));
+		pthread_mutex_lock(&child->lock);
+		if (!rc)
+			rc = hmm_iset_add(&child->registered, o->start, o->end);
+		pthread_mutex_unlock(&child->lock);
+	}
+	return rc;
+}
+
 static bool mapped_again(struct hmm_mm *mm, uint64_t addr, struct again *g)
 {
 	const struct hmm_interval *in;
@@ -371,10 +379,10 @@ static bool mapped_again(struct hmm_mm *mm, uint64_t addr, struct again *g)
 		return g->registered;
 	rc = umm_vma_next(mm->space, addr, &v);
 	g->start = addr;
-	g->end = rc ? UINT64_MAX : v.start > addr ? v.start : v.end;
-	g->registered = false;
+	g->end = rc == -ENOENT ? UINT64_MAX : rc ? addr + UMM_PAGE : v.start > addr ? v.start : v.end;
+	g->registered = rc && rc != -ENOENT && is_registered(mm, addr, g);
 	if (rc || v.start > addr)
-		return false;
+		return g->registered;
 	/* What is registered in part, by our records, changes in the middle. */
 	pthread_mutex_lock(&mm->lock);
 	in = hmm_iset_next(&mm->registered, addr);
@@ -487,7 +495,7 @@ int hmm_overtaken_mend(struct hmm_mm *mm, struct hmm_mm *child)
 {
 	struct hmm_iset unsure = {0};
 	struct again again = {0};
-	int rc = lead_back(mm, child);
+	int rc = lead_back(mm, child, &again);
 
 	if (!rc && mm->blind_ns && hmm_now_ns() - mm->blind_ns <= LATE_NS)
 		rc = -ENOMEM;

@@ -1199,6 +1199,31 @@ static void a_fork_that_comes_after_munmap_and_mremap(void **state)
 	comes_after_munmap(true);
 }
 
+/* Of a process whose mappings are not known it is not to be believed that they have gone. */
+static void a_fork_of_who_has_left_a_mapping(void **state)
+{
+	struct overtaken *o = overtaken_new(AWAY);
+	struct world *w = o->w;
+	int status;
+	pid_t pid;
+
+	close(w->space->maps_fd);
+	w->space->maps_fd = -1;
+	o->child_at = elsewhere(N);
+	assert_ptr_equal(
+		mremap(o->p, N * UMM_PAGE, N * UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, o->child_at),
+		o->child_at);
+	pid = raw_fork();
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		_exit(look_at(o));
+	}
+	waitpid(pid, &status, 0);
+	world_destroy(w);
+	free(o);
+	assert_int_equal(status, 0);
+}
+
 /* -------------------------------------------------------- what is in the way */
 
 /* A guard region drops what was there without a word, and must stay, whatever comes back around it. */
@@ -1326,6 +1351,7 @@ int main(void)
 		cmocka_unit_test(a_fork_that_comes_after_munmap),
 		cmocka_unit_test(a_fork_that_comes_after_munmap_and_mremap),
 		cmocka_unit_test(a_fork_that_the_second_munmap_has_overtaken),
+		cmocka_unit_test(a_fork_of_who_has_left_a_mapping),
 		cmocka_unit_test(a_fork_that_mremap_has_overtaken),
 		cmocka_unit_test(a_fork_that_mremap_has_overtaken_while_parked),
 		cmocka_unit_test(guards_among_what_is_away),
