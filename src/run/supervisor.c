@@ -1512,6 +1512,9 @@ static bool space_is_dead(struct member *m)
 			return false;
 		return m->pid > 0 || !sharers(m->agent, NULL, NULL);
 	}
+	/* A child that ends while its records are being made is looked at when they are: who makes them uses it. */
+	if (!atomic_load(&m->mm->ready))
+		return false;
 	/* No agent, no pid: ask the descriptor; any call that needs the address space will say. */
 	struct arena a;
 	uint64_t done;

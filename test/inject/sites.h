@@ -102,6 +102,7 @@ static const struct inject_known inject_unreached[] = {
 	{"hmm/fault.c learn_pid open", "hmm run's"},
 	{"hmm/fault.c process_of *", "hmm run's"},
 	{"hmm/engine.c lost_child_events read", "hmm run's"},
+	{"hmm/overtaken.c keep_*", "hmm run's"},
 	{"hmm/iset.c make_room malloc", "hmm run's"},
 	{"hmm/take.c has_room SYS_pread64", "RLIMIT_AS is set"},
 	{"hmm/linked.c linked_advise SYS_madvise", "nobody orders it of a linked engine"},
