@@ -224,34 +224,18 @@ static void memory_close(struct hmm_device *dev)
 	dmirror_memory_fini(memory_of(dev));
 }
 
-static const struct hmm_device_ops private_ops = {
-	.name = "dmirror",
-	.caps = HMM_DEV_MEMORY | HMM_DEV_RAM | HMM_DEV_MAP | HMM_DEV_FAULT,
-	.copy_in = memory_copy_in,
-	.copy_out = memory_copy_out,
-	.get = memory_get,
-	.put = memory_put,
-	.stats = memory_stats,
-	.close = memory_close,
-	.map = dmirror_map,
-	.unmap = dmirror_unmap,
-	.settle = dmirror_settle,
-};
+#define PRIVATE_OPS(more)                                                                                       \
+	{                                                                                                       \
+		.name = "dmirror", .caps = HMM_DEV_MEMORY | HMM_DEV_RAM | HMM_DEV_MAP | HMM_DEV_FAULT | (more), \
+		.copy_in = memory_copy_in, .copy_out = memory_copy_out, .get = memory_get, .put = memory_put,   \
+		.stats = memory_stats, .close = memory_close, .map = dmirror_map, .unmap = dmirror_unmap,       \
+		.settle = dmirror_settle,                                                                       \
+	}
+
+static const struct hmm_device_ops private_ops = PRIVATE_OPS(0);
 
 /* The same, and the kernel's page table says that what is there is away. */
-static const struct hmm_device_ops marked_ops = {
-	.name = "dmirror",
-	.caps = HMM_DEV_MEMORY | HMM_DEV_RAM | HMM_DEV_MAP | HMM_DEV_FAULT | HMM_DEV_MARKED,
-	.copy_in = memory_copy_in,
-	.copy_out = memory_copy_out,
-	.get = memory_get,
-	.put = memory_put,
-	.stats = memory_stats,
-	.close = memory_close,
-	.map = dmirror_map,
-	.unmap = dmirror_unmap,
-	.settle = dmirror_settle,
-};
+static const struct hmm_device_ops marked_ops = PRIVATE_OPS(HMM_DEV_MARKED);
 
 static const struct hmm_device_ops coherent_ops = {
 	.name = "dmirror",
