@@ -122,7 +122,7 @@ static int manage(struct hmm_mm *mm, const struct umm_vma *v)
 		pthread_mutex_lock(&mm->out_lock);
 		rc = atomic_load(&mm->rest)
 			     ? -EAGAIN
-			     : mm->inside->advise(mm->inside_priv, v->start, v->end - v->start, MADV_DONTFORK);
+			     : hmm_unforked_add(mm, v->start, v->end);
 	}
 	if (!rc) {
 		umm_evlock_shared(&mm->space->ctl->evlock);
@@ -185,7 +185,10 @@ int hmm_hands_off(struct hmm_mm *mm, uint64_t start, uint64_t end)
 
 	pthread_mutex_lock(&mm->out_lock); /* nothing goes out meanwhile */
 	rc = hmm_restore(mm, start, end);
-	if (rc)
+	/* Nobody would take that mark off again. */
+	if (!rc && atomic_load(&mm->space->ctl->no_fork_events) && !mm->h->opt.linked && mm->inside)
+		rc = mm->inside->advise(mm->inside_priv, start, end - start, MADV_DOFORK);
+	if (rc && rc != -ENOMEM)
 		goto out;
 	/* An agent that died inside the lock never lets go of it. */
 	if (!umm_evlock_excl_unless(evlock, mm->space->gone, mm->space->priv)) {

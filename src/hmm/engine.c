@@ -260,6 +260,7 @@ static void mm_change(void *priv, const struct umm_change *c)
 		break;
 	case UMM_EVENT_REMAP:
 		hmm_overtaken_moved(mm, c);
+		hmm_unforked_follow(mm, c);
 		if (hmm_residency_remap(mm, c->start, c->new_start, len))
 			mm->h->opt.fatal(mm->h->opt.priv, mm, "no memory to follow mremap()");
 		/* The old range: unmapped by an event of its own, or left registered by MREMAP_DONTUNMAP. */
@@ -541,6 +542,8 @@ static void mm_free(void *priv)
 	hmm_iset_clear(&mm->foreign);
 	hmm_iset_clear(&mm->foreign_old);
 	hmm_iset_clear(&mm->stuck);
+	hmm_iset_clear(&mm->unforked);
+	hmm_iset_clear(&mm->unforked_todo);
 	hmm_iset_clear(&mm->dontfork);
 	hmm_iset_clear(&mm->wipeonfork);
 	if (mm->statm_fd >= 0)

@@ -240,6 +240,9 @@ struct hmm_mm {
 	 */
 	struct hmm_iset dontfork, wipeonfork;
 	bool marks_known;
+	/* What a child will not have of ours, and what of that is still to be seen to for a fork (unforked.c). */
+	struct hmm_iset unforked, unforked_todo;
+	uint64_t moves; /* mremap() of what concerns forks; written under the event lock, exclusively */
 	uint64_t written;                              /* calls of hmm_written() */
 	struct hmm_overtaken overtaken[HMM_OVERTAKEN]; /* overtaken.c; event lock exclusively, as is their number */
 	unsigned novertaken;                           /* since there was a moment without a change under way */
@@ -524,6 +527,19 @@ bool hmm_out_sync(struct hmm_mm *mm);
 /* discover.c */
 /** Bring [start, end) back and have nothing more to do with it: somebody else's userfaultfd will.  0 or -errno. */
 int hmm_hands_off(struct hmm_mm *mm, uint64_t start, uint64_t end);
+
+/*
+ * Where the kernel tells nobody of forks (unforked.c).  Those that say 0 or -errno: out_lock held, and mm->rest is not 0
+ * but for the first.
+ */
+/** Children to come shall not have [start, end).  0 or -errno. */
+int hmm_unforked_add(struct hmm_mm *mm, uint64_t start, uint64_t end);
+/** Everything comes back, and a child gets all of it.  0, or -errno: a child would lack something. */
+int hmm_unforked_lift(struct hmm_mm *mm);
+/** The opposite: of what is registered a child gets nothing.  0, or -errno: nothing may be moved out. */
+int hmm_unforked_back(struct hmm_mm *mm);
+/** mremap() was seen; event lock held exclusively. */
+void hmm_unforked_follow(struct hmm_mm *mm, const struct umm_change *c);
 /** Register what is not yet, of mappings of @least bytes or more.  0 or -errno. */
 int hmm_discover(struct hmm_mm *mm, uint64_t least);
 void hmm_forget(struct hmm_mm *mm, uint64_t start, uint64_t end); /* unmapped */

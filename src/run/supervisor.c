@@ -458,36 +458,6 @@ static const struct hmm_inside_ops inside_ops = {
 
 /* ----------------------------------------------------------- calls from hooks */
 
-#define ADVISE_TRIES 100u
-
-/* 0, or -errno: not everywhere. */
-static int advise_registered(struct member *m, int advice)
-{
-	struct hmm_mm *mm = m->mm;
-	uint64_t at = 0;
-
-	for (;;) {
-		const struct hmm_interval *next;
-		struct hmm_interval in;
-		unsigned tries = 0;
-		int rc;
-
-		pthread_mutex_lock(&mm->lock);
-		next = hmm_iset_next(&mm->registered, at);
-		if (next)
-			in = *next;
-		pthread_mutex_unlock(&mm->lock);
-		if (!next)
-			return 0;
-		do
-			rc = inside_advise(m, in.start, in.end - in.start, advice);
-		while (rc == -EAGAIN && ++tries < ADVISE_TRIES);
-		if (rc && rc != -ENOMEM) /* a piece that has just been unmapped is none to inherit */
-			return rc;
-		at = in.end;
-	}
-}
-
 static int64_t call_fork_begin(struct member *m)
 {
 	struct hmm_mm *mm = m->mm;
@@ -496,17 +466,13 @@ static int64_t call_fork_begin(struct member *m)
 	/* Several threads may fork at a time: the first one calls everything back, the last one lets it go. */
 	atomic_fetch_add(&mm->rest, 1);
 	pthread_mutex_lock(&mm->out_lock); /* what is on its way out gets there first */
-	rc = m->forks ? 0 : hmm_restore(mm, 0, 1ull << 47);
-	if (!rc && !m->forks) {
-		rc = advise_registered(m, MADV_DOFORK);
-		if (rc) /* the child would lack what it did not reach */
-			advise_registered(m, MADV_DONTFORK);
-	}
+	rc = m->forks ? 0 : hmm_unforked_lift(mm);
 	if (!rc)
 		m->forks++;
+	/* The child would lack what was not reached.  No end follows; but what cannot be marked again stays. */
+	else if (!hmm_unforked_back(mm))
+		atomic_fetch_sub(&mm->rest, 1);
 	pthread_mutex_unlock(&mm->out_lock);
-	if (rc)
-		atomic_fetch_sub(&mm->rest, 1); /* no end follows */
 	if (!rc && m->sup->opt.verbose && !m->fork_said) {
 		m->fork_said = true;
 		lines_say(&m->sup->lines,
@@ -525,7 +491,7 @@ static int64_t call_fork_end(struct member *m)
 
 	pthread_mutex_lock(&mm->out_lock);
 	if (m->forks && !--m->forks)
-		rc = advise_registered(m, MADV_DONTFORK);
+		rc = hmm_unforked_back(mm);
 	pthread_mutex_unlock(&mm->out_lock);
 	if (rc && rc != -ESRCH) {
 		/* A child by a raw fork would find zeros in what was away: nothing goes. */
@@ -611,6 +577,7 @@ static void *answer(void *arg)
 static int called(void *priv, struct hmm_mm *mm, uint64_t addr)
 {
 	struct member *m = member_of(priv, mm);
+	uint32_t state = UMM_CALL_ASKED;
 	struct umm_call *call;
 	struct bell *b;
 	struct arena a;
@@ -620,8 +587,9 @@ static int called(void *priv, struct hmm_mm *mm, uint64_t addr)
 	if (!m || m->sock < 0 || addr < (uintptr_t)a.bells || addr >= (uintptr_t)a.bells + ARENA_BELLS)
 		return fill(mm, addr);
 	call = &((struct umm_ctl *)m->ctl_map)->call[(addr - (uintptr_t)a.bells) / UMM_PAGE];
-	if (atomic_load(&call->state) != UMM_CALL_ASKED)
-		return fill(mm, addr);
+	/* Once: who is stopped (SIGSTOP) and goes on rings again, and two forks would begin where one does. */
+	if (!atomic_compare_exchange_strong(&call->state, &state, UMM_CALL_TAKEN))
+		return state == UMM_CALL_TAKEN ? 0 : fill(mm, addr);
 	b = malloc(sizeof(*b));
 	if (!b)
 		goto refuse;

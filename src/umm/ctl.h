@@ -72,6 +72,7 @@ enum umm_call_state {
 	UMM_CALL_IDLE = 0,
 	UMM_CALL_BUSY, /* a hook is writing it */
 	UMM_CALL_ASKED,
+	UMM_CALL_TAKEN, /* it is being answered */
 	UMM_CALL_DONE,
 };
 

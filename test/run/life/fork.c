@@ -6,6 +6,7 @@
  * The parent ends before its children in some: what they found out is then in
  * their last word on standard output, which the driver waits for.
  */
+#include <poll.h>
 #include <pthread.h>
 #include <pty.h>
 #include <sched.h>
@@ -964,6 +965,89 @@ static int slow_fork(void)
 	return bad;
 }
 
+/* ------------------------------------------------------- what is larger than it was */
+
+#define GROWN 12u
+#define GROWN_PAGES 64u
+
+/* No event says that a mapping has grown, and libc's own mremap() passes no hook. */
+static int grown(void)
+{
+	char *p[GROWN], *room = v_map(3 * GROWN * GROWN_PAGES * V_PAGE);
+
+	for (unsigned k = 0; k < GROWN; k++) {
+		p[k] = room + 3 * k * GROWN_PAGES * V_PAGE;
+		v_fill_all(p[k], GROWN_PAGES, 100 + k, 0, KIND);
+		/* Every second one stays where it is. */
+		if (munmap(p[k] + GROWN_PAGES * V_PAGE, (k % 2 ? 2 : 1) * GROWN_PAGES * V_PAGE))
+			return 1;
+	}
+	for (unsigned i = 0; i < 1000 && !v_absent(mem, PAGES); i++)
+		usleep(10000);
+	usleep(100000); /* they have been found by now, too */
+	for (unsigned k = 0; k < GROWN; k++) {
+		char *q = (char *)syscall(SYS_mremap, p[k], GROWN_PAGES * V_PAGE, 2 * GROWN_PAGES * V_PAGE,
+					  MREMAP_MAYMOVE);
+
+		if (q == MAP_FAILED)
+			return 1;
+		v_fill_all(q, 2 * GROWN_PAGES, 100 + k, 1, KIND);
+		pid_t pid = fork();
+		if (!pid)
+			_exit(v_check_all(q, 2 * GROWN_PAGES, 100 + k, 1, KIND) ? 1 : 0);
+		if (pid < 0 || reap_one(pid, "fork of what has grown"))
+			return 1;
+	}
+	return 0;
+}
+
+/* ------------------------------------------------------------ stopped in a fork */
+
+/* Whoever runs us stops when we do; so it is a child that is stopped. */
+static int stopped_child(int done)
+{
+	for (unsigned k = 0; k < 40; k++) {
+		pid_t pid = fork();
+
+		if (!pid)
+			_exit(0);
+		if (pid < 0 || reap_one(pid, "fork of who is stopped now and then"))
+			return 1;
+	}
+	close(done);
+	/* Each of them is over, and pages leave again.  The bound is a watchdog. */
+	if (check_depth(0))
+		return 1;
+	for (unsigned i = 0; i < 3000 && v_absent(mem, PAGES) < PAGES / 8; i++)
+		usleep(10000);
+	if (v_absent(mem, PAGES) < PAGES / 8) {
+		fprintf(stderr, "nothing leaves after the last fork\n");
+		return 1;
+	}
+	return 0;
+}
+
+static int stopped(void)
+{
+	int done[2];
+
+	if (pipe(done))
+		return 1;
+	pid_t pid = fork();
+	if (!pid) {
+		close(done[0]);
+		_exit(stopped_child(done[1]));
+	}
+	close(done[1]);
+	/* Children of its own have the other end, too, and end soon. */
+	while (pid > 0 && !poll(&(struct pollfd){.fd = done[0], .events = POLLIN}, 1, 0)) {
+		kill(pid, SIGSTOP);
+		kill(pid, SIGCONT);
+		usleep(200);
+	}
+	return pid < 0 || reap_one(pid, "who is stopped now and then");
+}
+
 /* Once told by a signal: children, one after the other, that do nothing; while the driver asks for all to come back. */
 static int litter(void)
 {
@@ -1021,6 +1105,8 @@ int main(int argc, char **argv)
 		{"forkpty", run_forkpty},
 		{"while-popen", while_popen},
 		{"system-threads", system_threads},
+		{"grown", grown},
+		{"stopped", stopped},
 	};
 	static char path[512];
 	ssize_t n = readlink("/proc/self/exe", path, sizeof(path) - 1);

@@ -545,7 +545,7 @@ def user_forks(h):
     as_nobody(h)
     with Rights(0o666, "0"):
         for name in ("generations", "parent-first", "threads", "while-evicted", "spawn", "system", "vfork", "clone-vm",
-                     "daemon", "forkpty", "slow"):
+                     "daemon", "forkpty", "slow", "grown", "stopped"):
             r = h.run([built(h, "life-fork"), name], ram="64M", prefix=NOBODY)
             r.expect(no_stderr="page .* word")
             if name == "parent-first":

@@ -16,6 +16,7 @@ static struct {
 	char *at;  /* PAGES pages; all else is somebody else's. */
 	bool swap; /* the first is unmapped before it is registered, and mapped anew after */
 	bool fork; /* a child is made before it is registered, and nobody has heard of it yet */
+	int fail;  /* it is refused */
 	_Atomic pid_t child;
 } target;
 
@@ -41,6 +42,8 @@ int __wrap_umm_uffd_register(int uffd, uint64_t start, uint64_t len, uint64_t mo
 		return __real_umm_uffd_register(uffd, start, len, mode);
 	if (start < first || start >= first + PAGES * UMM_PAGE)
 		return -EBUSY;
+	if (target.fail)
+		return target.fail;
 	if (target.swap)
 		munmap(target.at, UMM_PAGE);
 	if (target.fork) {
@@ -136,6 +139,194 @@ static void what_a_child_was_born_without(void **state)
 	world_destroy(w);
 }
 
+/* ------------------------------------------------- where forks are not told of */
+
+/* Is the mapping at @at one that a child does not get? */
+static bool is_marked(const char *at)
+{
+	FILE *f = fopen("/proc/self/smaps", "r");
+	unsigned long a, z;
+	bool here = false, found = false, yes = false;
+	char line[512];
+
+	assert_non_null(f);
+	while (fgets(line, sizeof(line), f)) {
+		if (sscanf(line, "%lx-%lx ", &a, &z) == 2)
+			here = a <= (uintptr_t)at && z > (uintptr_t)at;
+		found |= here;
+		if (here && !strncmp(line, "VmFlags:", 8))
+			yes = strstr(line, " dc") != NULL;
+	}
+	fclose(f);
+	assert_true(found);
+	return yes;
+}
+
+static unsigned marked_pages(const char *p, unsigned n)
+{
+	unsigned marked = 0;
+
+	for (unsigned i = 0; i < n; i++)
+		marked += is_marked(p + i * UMM_PAGE);
+	return marked;
+}
+
+/* A mapping of PAGES pages with room for as many behind it, found and managed; where nobody tells of forks. */
+static struct world *untold(void)
+{
+	const char *why;
+	struct world *w = world_create("lz4", 0, &why);
+	char *area = mmap(NULL, 16 * UMM_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	assert_non_null(w);
+	w->space->maps_fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+	atomic_store(&w->mm->armed, true);
+	atomic_store(&w->ctl->no_fork_events, 1);
+	target.at = area + 6 * UMM_PAGE;
+	assert_int_equal(mprotect(target.at, PAGES * UMM_PAGE, PROT_READ | PROT_WRITE), 0);
+	assert_int_equal(munmap(target.at + PAGES * UMM_PAGE, PAGES * UMM_PAGE), 0);
+	for (unsigned i = 0; i < PAGES; i++)
+		page_fill(target.at + i * UMM_PAGE, 1, i);
+	return w;
+}
+
+static void untold_end(struct world *w)
+{
+	char *area = target.at - 6 * UMM_PAGE;
+
+	/* Of what is the test's own nothing stays marked, or those that follow would have no children. */
+	pthread_mutex_lock(&w->mm->out_lock);
+	assert_int_equal(hmm_unforked_lift(w->mm), 0);
+	pthread_mutex_unlock(&w->mm->out_lock);
+	target.at = NULL;
+	munmap(area, 16 * UMM_PAGE);
+	world_destroy(w);
+}
+
+static int lift(struct world *w)
+{
+	pthread_mutex_lock(&w->mm->out_lock);
+	int rc = hmm_unforked_lift(w->mm);
+	pthread_mutex_unlock(&w->mm->out_lock);
+	return rc;
+}
+
+static int back(struct world *w)
+{
+	pthread_mutex_lock(&w->mm->out_lock);
+	int rc = hmm_unforked_back(w->mm);
+	pthread_mutex_unlock(&w->mm->out_lock);
+	return rc;
+}
+
+static void a_child_gets_what_could_not_be_registered(void **state)
+{
+	static const int why[] = {-EAGAIN, -EBUSY, -ENOMEM};
+
+	for (unsigned i = 0; i < 3; i++) {
+		struct world *w = untold();
+
+		target.fail = why[i];
+		assert_int_equal(hmm_discover(w->mm, 0), 0);
+		assert_int_equal(marked_pages(target.at, PAGES), PAGES);
+		assert_false(is_registered(w, 0));
+		target.fail = 0;
+		assert_int_equal(lift(w), 0);
+		assert_int_equal(marked_pages(target.at, PAGES), 0);
+		untold_end(w);
+	}
+}
+
+static void a_child_gets_what_a_mapping_grew_by(void **state)
+{
+	for (unsigned moved = 0; moved < 2; moved++) {
+		struct world *w = untold();
+		char *p = target.at, *q;
+
+		assert_int_equal(hmm_discover(w->mm, 0), 0);
+		assert_true(is_registered(w, 0));
+		if (moved) /* the place behind it is taken */
+			assert_true(mmap(p + PAGES * UMM_PAGE, UMM_PAGE, PROT_NONE,
+					 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != MAP_FAILED);
+		q = mremap(p, PAGES * UMM_PAGE, 2 * PAGES * UMM_PAGE, MREMAP_MAYMOVE);
+		assert_true(q != MAP_FAILED);
+		assert_int_equal(q == p, !moved);
+		assert_int_equal(marked_pages(q, 2 * PAGES), 2 * PAGES);
+		assert_int_equal(lift(w), 0);
+		assert_int_equal(marked_pages(q, 2 * PAGES), 0);
+		/* Put on again it is on all of it: in two mappings mremap() would find no one. */
+		assert_int_equal(back(w), 0);
+		assert_int_equal(marked_pages(q, 2 * PAGES), 2 * PAGES);
+		assert_int_equal(lift(w), 0);
+		munmap(q, 2 * PAGES * UMM_PAGE);
+		untold_end(w);
+	}
+}
+
+static void a_child_gets_what_was_handed_over(void **state)
+{
+	struct world *w = untold();
+
+	assert_int_equal(hmm_discover(w->mm, 0), 0);
+	assert_true(is_registered(w, 0));
+	assert_int_equal(hmm_hands_off(w->mm, (uintptr_t)target.at, (uintptr_t)target.at + 2 * UMM_PAGE), 0);
+	assert_int_equal(marked_pages(target.at, 2), 0);
+	assert_int_equal(marked_pages(target.at + 2 * UMM_PAGE, PAGES - 2), PAGES - 2);
+	untold_end(w);
+}
+
+static struct {
+	struct world *w;
+	char *to;
+	pthread_t thread;
+	bool moved;
+} mover;
+
+static void *move_away(void *unused)
+{
+	return mremap(target.at, PAGES * UMM_PAGE, PAGES * UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, mover.to);
+}
+
+/* Between the look at it and the advice it is moved; and nobody has heard of that yet. */
+static int advise_too_late(void *priv, uint64_t start, uint64_t len, int advice)
+{
+	if (start <= (uintptr_t)target.at && start + len > (uintptr_t)target.at && !mover.moved) {
+		mover.moved = true;
+		assert_int_equal(pthread_create(&mover.thread, NULL, move_away, NULL), 0);
+		poll(&(struct pollfd){.fd = mover.w->space->uffd, .events = POLLIN}, 1, -1);
+	}
+	return world_advise(priv, start, len, advice);
+}
+
+static void a_child_gets_what_is_moved_just_then(void **state)
+{
+	struct hmm_inside_ops ops = world_inside;
+	struct world *w = untold();
+	char *to = mmap(NULL, PAGES * UMM_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	void *ret;
+
+	assert_int_equal(hmm_discover(w->mm, 0), 0);
+	assert_true(is_registered(w, 0));
+	ops.advise = advise_too_late;
+	w->mm->inside = &ops;
+	umm_space_get(w->space);
+	umm_monitor_del(w->space); /* events are read when somebody asks for them */
+	mover.w = w;
+	mover.to = to;
+	assert_int_equal(lift(w), 0);
+	umm_space_drain(w->space); /* should nobody have */
+	pthread_join(mover.thread, &ret);
+	assert_ptr_equal(ret, to);
+	assert_int_equal(marked_pages(to, PAGES), 0);
+	for (unsigned i = 0; i < PAGES; i++)
+		assert_true(page_is(to + i * UMM_PAGE, 1, i));
+	w->mm->inside = &world_inside;
+	assert_int_equal(umm_monitor_add(w->h->monitor, w->space), 0);
+	umm_space_put(w->space);
+	munmap(to, PAGES * UMM_PAGE);
+	untold_end(w);
+}
+
 int main(void)
 {
 	const char *why;
@@ -143,6 +334,10 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(only_what_is_registered_is_taken_to_be),
 		cmocka_unit_test(what_a_child_was_born_without),
+		cmocka_unit_test(a_child_gets_what_could_not_be_registered),
+		cmocka_unit_test(a_child_gets_what_a_mapping_grew_by),
+		cmocka_unit_test(a_child_gets_what_was_handed_over),
+		cmocka_unit_test(a_child_gets_what_is_moved_just_then),
 	};
 
 	if (!w)
