@@ -20,6 +20,8 @@ int(drv_area_reserve)(struct drv_area *area, size_t bytes)
 		return -ENOMEM;
 	/* A huge page where a small one was touched would be memory that no account knows of. */
 	madvise(base, bytes, MADV_NOHUGEPAGE);
+	/* Pages of programs: not for whoever reads a core file of who has them. */
+	madvise(base, bytes, MADV_DONTDUMP);
 	area->base = base;
 	area->reserved = bytes;
 	area->usable = 0;
@@ -58,5 +60,6 @@ void *(drv_map)(size_t bytes)
 	if (p == MAP_FAILED)
 		return NULL;
 	madvise(p, bytes, MADV_NOHUGEPAGE);
+	madvise(p, bytes, MADV_DONTDUMP);
 	return p;
 }

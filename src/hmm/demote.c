@@ -17,6 +17,8 @@
  */
 #include <stdlib.h>
 
+#include <string.h>
+
 #include "hmm/internal.h"
 
 #define DEMOTE_PAGES 64u
@@ -109,6 +111,7 @@ static unsigned lot_move(struct hmm_mm *mm, unsigned tier, struct lot *l, char *
 		src[i] = dst[i] = buf + i * UMM_PAGE;
 	d->ops->copy_out(d, l->handle, dst, status, l->n);
 	hmm_chain_in(mm->h, tier + 1, src, to, to_tier, l->n);
+	explicit_bzero(buf, l->n * UMM_PAGE);
 	umm_evlock_shared(&mm->space->ctl->evlock);
 	for (unsigned i = 0; i < l->n; i++) {
 		struct hmm_leaf *leaf = l->leaf[i];

@@ -482,6 +482,7 @@ device:;
 	if (leaf)
 		pthread_mutex_unlock(&leaf->lock);
 	umm_evlock_unshared(evlock);
+	explicit_bzero(buf, r.n * UMM_PAGE); /* on a stack of ours it would outlive the program */
 	d->ops->put(d, r.handle, r.n); /* the references taken for the copy */
 	if (!same)
 		goto again;

@@ -174,8 +174,10 @@ static int lz4_copy_in(struct hmm_device *dev, const void *const src[], hmm_hand
 		raw += len == HMM_PAGE_SIZE;
 		bytes += len;
 	}
-	if (w)
+	if (w) {
+		explicit_bzero(w->out, sizeof(w->out));
 		work_put(d, w);
+	}
 	count(&d->same_refs, same_refs);
 	count(&d->objects, objects);
 	count(&d->objects_same, same);
@@ -236,6 +238,7 @@ static bool lz4_same(struct hmm_device *dev, hmm_handle_t handle, const void *pa
 
 		same = LZ4_decompress_safe((const char *)obj->data, out, len, HMM_PAGE_SIZE) == HMM_PAGE_SIZE &&
 		       !memcmp(page, out, HMM_PAGE_SIZE);
+		explicit_bzero(out, sizeof(out));
 	}
 	lz4_store_unpin(&d->store, handle);
 	return same;

@@ -2,6 +2,7 @@
 #include "drivers/lz4/slab.h"
 
 #include <errno.h>
+#include <string.h>
 #include <sys/mman.h>
 
 #define PAGE 4096u
@@ -292,6 +293,7 @@ uint32_t lz4_slot_free(struct lz4_slabs *s, struct lz4_class *c, uint64_t loc)
 	unsigned slot = (unsigned)(loc & ((1u << LZ4_SLOT_BITS) - 1));
 	struct lz4_slab *head = lz4_slab_head(s, slab);
 
+	explicit_bzero(lz4_loc_mem(s, loc), c->size); /* what was in there has not been given to us for longer */
 	head->used[slot / 64] &= ~((uint64_t)1 << slot % 64);
 	head->nused--;
 	c->nfree++;

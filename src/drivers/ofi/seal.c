@@ -66,6 +66,7 @@ static void mac(uint8_t out[32], const uint8_t key[TIER_KEY], const char *what, 
 	if (b)
 		crypto_generichash_update(&st, b, blen);
 	crypto_generichash_final(&st, out, 32);
+	sodium_memzero(&st, sizeof(st)); /* it is as good as the key */
 }
 
 /* What both ends have in common once each has the other's public key.  False: that is no key. */
@@ -123,6 +124,7 @@ int tier_hello_answer(const struct tier_secret *secret, const void *bytes, size_
 	static const uint8_t zero[7];
 	uint8_t sk[TIER_KEY], common[TIER_KEY], want[32];
 	struct tier_hello hello;
+	bool agreed;
 
 	if (len != sizeof(hello))
 		return -EPROTO;
@@ -141,13 +143,14 @@ int tier_hello_answer(const struct tier_secret *secret, const void *bytes, size_
 		return status_errno(answer->status);
 	randombytes_buf(sk, sizeof(sk));
 	crypto_scalarmult_base(answer->pk, sk);
-	if (!agree(secret, sk, hello.pk, &hello, answer, common))
-		return -EPROTO;
-	mac(answer->mac, common, "answer", answer, offsetof(struct tier_answer, mac), NULL, 0);
-	derive(common, keys, false);
+	agreed = agree(secret, sk, hello.pk, &hello, answer, common);
+	if (agreed) {
+		mac(answer->mac, common, "answer", answer, offsetof(struct tier_answer, mac), NULL, 0);
+		derive(common, keys, false);
+	}
 	sodium_memzero(sk, sizeof(sk));
 	sodium_memzero(common, sizeof(common));
-	return 0;
+	return agreed ? 0 : -EPROTO;
 }
 
 int tier_answer_check(const struct tier_secret *secret, const struct tier_hello *hello, const uint8_t sk[TIER_KEY],
@@ -169,6 +172,7 @@ int tier_answer_check(const struct tier_secret *secret, const struct tier_hello 
 		return -EPROTO;
 	mac(want, common, "answer", &answer, offsetof(struct tier_answer, mac), NULL, 0);
 	rc = sodium_memcmp(want, answer.mac, sizeof(want)) ? -EKEYREJECTED : 0;
+	sodium_memzero(want, sizeof(want)); /* what the true server would have said */
 	if (!rc)
 		derive(common, keys, true);
 	sodium_memzero(common, sizeof(common));
