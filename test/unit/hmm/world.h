@@ -232,9 +232,10 @@ static inline struct world *world_create(const char *chain, unsigned fakes, cons
 	w->space->features = got;
 	if (hmm_create(&opt, &w->h, err, sizeof(err)))
 		fail_msg("%s", err);
+	for (unsigned i = 0; fakes && i < w->h->chain.n; i++)
+		hmm_device_close(w->h->chain.dev[i]);
 	for (unsigned i = 0; i < fakes; i++) {
 		w->fake[i] = fake_create(true);
-		hmm_device_close(w->h->chain.dev[i]);
 		w->h->chain.dev[i] = &w->fake[i]->dev;
 		w->h->chain.n = i + 1;
 	}
