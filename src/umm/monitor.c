@@ -33,6 +33,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "umm/internal.h"
@@ -464,13 +465,26 @@ fail:
 	return rc;
 }
 
+/*
+ * A thread that ends drops its stack, and sleeps until that event has been read, should the stack lie in a mapping that
+ * is watched: the kernel merges it with a neighbour.  Nobody but us is left to read it.
+ */
+static void join(struct umm_monitor *m, pthread_t thread)
+{
+	while (pthread_tryjoin_np(thread, NULL)) {
+		for (unsigned i = 0; i < m->nspaces; i++)
+			umm_space_drain(m->spaces[i]);
+		nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
+	}
+}
+
 void umm_monitor_destroy(struct umm_monitor *m)
 {
 	atomic_store(&m->stop, true);
 	if (m->kick >= 0)
 		kick(m);
 	for (unsigned i = 0; i < m->nthreads; i++)
-		pthread_join(m->thread[i], NULL);
+		join(m, m->thread[i]);
 	for (unsigned i = 0; i < m->nspaces; i++)
 		umm_space_put(m->spaces[i]);
 	while (m->backlog) {

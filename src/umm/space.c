@@ -159,10 +159,10 @@ void umm_space_close(struct umm_space *space)
 	if (!space)
 		return;
 	own = space->own_monitor ? space->monitor : NULL;
-	if (space->monitor)
-		umm_monitor_del(space);
 	if (own)
-		umm_monitor_destroy(own);
+		umm_monitor_destroy(own); /* it has no other, and reads its events to the end */
+	else if (space->monitor)
+		umm_monitor_del(space);
 	umm_space_put(space);
 }
 

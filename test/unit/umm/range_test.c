@@ -7,6 +7,7 @@
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -23,6 +24,7 @@
 
 #define PAGE 4096ul
 #define NR 16u
+#define MONITOR_STACK (2ul << 20) /* of src/umm/monitor.c */
 
 #ifndef MADV_GUARD_INSTALL
 #define MADV_GUARD_INSTALL 102
@@ -559,11 +561,40 @@ static void what_is_above_the_sign_of_shared_memory_counts(void **state)
 	assert_false(umm_quarantined(f->space, f->range.start, f->range.end));
 }
 
+/* As where the kernel has merged them with a neighbour that is watched; they end when the space is closed. */
+static void stacks_of_the_monitor_are_watched(void **state)
+{
+	struct fixture *f = *state;
+	unsigned watched = 0;
+	unsigned long a, z;
+	char line[512];
+
+	assert_int_equal(umm_space_serve(f->space), 0);
+	FILE *maps = fopen("/proc/self/maps", "r");
+	assert_non_null(maps);
+	while (fgets(line, sizeof(line), maps))
+		if (sscanf(line, "%lx-%lx rw-p 00000000 00:00 0", &a, &z) == 2 && z - a >= MONITOR_STACK &&
+		    z - a < 2 * MONITOR_STACK + 64 * PAGE)
+			watched += !umm_space_watch(f->space, a, z - a);
+	fclose(maps);
+	assert_true(watched >= 1);
+	alarm(20); /* the end of this test is what it tests */
+}
+
+static int teardown_in_time(void **state)
+{
+	int rc = teardown(state);
+
+	alarm(0);
+	return rc;
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(stacks_of_the_monitor_are_watched, setup, teardown_in_time),
 		TEST(bad_ranges),
 		TEST(snapshot_faults_nothing),
 		TEST(a_hole_at_the_end),
