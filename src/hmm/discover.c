@@ -185,10 +185,12 @@ int hmm_hands_off(struct hmm_mm *mm, uint64_t start, uint64_t end)
 
 	pthread_mutex_lock(&mm->out_lock); /* nothing goes out meanwhile */
 	rc = hmm_restore(mm, start, end);
+	if (rc)
+		goto out;
 	/* Nobody would take that mark off again. */
-	if (!rc && atomic_load(&mm->space->ctl->no_fork_events) && !mm->h->opt.linked && mm->inside)
+	if (atomic_load(&mm->space->ctl->no_fork_events) && !mm->h->opt.linked && mm->inside)
 		rc = mm->inside->advise(mm->inside_priv, start, end - start, MADV_DOFORK);
-	if (rc && rc != -ENOMEM)
+	if (rc && rc != -ENOMEM) /* a hole is refused below */
 		goto out;
 	/* An agent that died inside the lock never lets go of it. */
 	if (!umm_evlock_excl_unless(evlock, mm->space->gone, mm->space->priv)) {
