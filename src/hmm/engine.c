@@ -53,7 +53,8 @@ int hmm_create(const struct hmm_options *opt, struct hmm **hp, char *err, size_t
 		return -ENOMEM;
 	h->opt = *opt;
 	h->start_ns = hmm_now_ns();
-	/* Of those that take them one may not be kept waiting by whoever else wants a CPU (go_at_once() in budget.c). */
+	/* Of those that take them one may not be kept waiting by whoever else wants a CPU (go_at_once() in budget.c).
+	 */
 	pthread_mutexattr_init(&lock_attr);
 	pthread_mutexattr_setprotocol(&lock_attr, PTHREAD_PRIO_INHERIT);
 	pthread_mutex_init(&h->lock, &lock_attr);
@@ -530,7 +531,19 @@ static int mm_fault(void *priv, const struct umm_fault *f)
 	return hmm_fault(priv, f);
 }
 
-static const struct umm_space_ops mm_ops = {.fault = mm_fault, .change = mm_change, .forked = mm_forked};
+static bool mm_mapped(void *priv, uint64_t start, uint64_t end)
+{
+	struct hmm_mm *mm = priv;
+	bool is;
+
+	pthread_mutex_lock(&mm->lock);
+	is = hmm_iset_meets(&mm->registered, start, end);
+	pthread_mutex_unlock(&mm->lock);
+	return is;
+}
+
+static const struct umm_space_ops mm_ops = {
+	.fault = mm_fault, .change = mm_change, .mapped = mm_mapped, .forked = mm_forked};
 
 static void mm_free(void *priv)
 {

@@ -41,6 +41,9 @@ struct umm_space_ops {
 	int (*fault)(void *priv, const struct umm_fault *f);
 	/** A change was reported.  Event lock held exclusively. */
 	void (*change)(void *priv, const struct umm_change *change);
+	/** By what has been told is something there in [@start, @end) that is registered?  Event lock held exclusively.
+	 */
+	bool (*mapped)(void *priv, uint64_t start, uint64_t end);
 	/** Are pages of [@start, @end) away, or may they come to be?  Then it stays registered for faults. */
 	bool (*holds)(void *priv, uint64_t start, uint64_t end);
 	/** Before mremap() of [@start, @end): what is managed in part becomes managed as a whole. */

@@ -17,6 +17,15 @@
  * A fault whose placing meets EAGAIN has a change under way: pending events
  * are read and applied, and the fault is served again *from its look-up*.
  *
+ * The kernel makes a change under the lock of the address space, and tells of it
+ * without: of two threads that change mappings the later one may be told of
+ * first.  It matters where a mapping is moved to, by mremap() of the one, a place
+ * that the other has just left: told in the wrong order, the end of the old one
+ * would be taken for that of the new one.  By what was told until then something
+ * is still there (ops->mapped), so what ended it is on its way, and is waited
+ * for, the event lock held, while the kernel says that a change is under way.  It
+ * is applied first.
+ *
  * Spaces are named by key in epoll, never by pointer: a key that is gone is a
  * message that came too late.
  *
@@ -40,7 +49,9 @@
 
 #define MONITOR_THREADS_MAX 16u
 #define MONITOR_STACK (2ul << 20)
-#define READ_MAX 32u
+#define READ_MAX 32u          /* messages at a time */
+#define READ_ROOM 64u         /* and those that are read because one of them came too early */
+#define LATE_NS 1000000000ull /* a change is told of: who made it needs to run for a moment */
 #define KEY_STOP 0
 
 struct backlog {
@@ -221,11 +232,84 @@ static ssize_t read_with_spare(struct umm_monitor *m, int uffd, struct uffd_msg 
 	return got;
 }
 
+struct batch {
+	struct uffd_msg msg[READ_ROOM];
+	unsigned n;
+};
+
+/* Returns how many messages came. */
+static unsigned batch_read(struct umm_space *s, struct batch *b)
+{
+	unsigned room = READ_ROOM - b->n < READ_MAX ? READ_ROOM - b->n : READ_MAX, n = 0;
+	ssize_t got = room ? read(s->uffd, &b->msg[b->n], room * sizeof(b->msg[0])) : 0;
+
+	if (got < 0 && (errno == EMFILE || errno == ENFILE) && s->monitor)
+		got = read_with_spare(s->monitor, s->uffd, &b->msg[b->n], room * sizeof(b->msg[0]));
+	if (got > 0)
+		n = (unsigned)((size_t)got / sizeof(b->msg[0]));
+	for (unsigned i = b->n; i < b->n + n; i++) {
+		const struct uffd_msg *m = &b->msg[i];
+
+		if (m->event == UFFD_EVENT_UNMAP)
+			umm_quarantine_unmapping(s, m->arg.remove.start, m->arg.remove.end);
+		else if (m->event == UFFD_EVENT_REMAP)
+			umm_quarantine_unmapping(s, m->arg.remap.from, m->arg.remap.from + m->arg.remap.len);
+	}
+	b->n += n;
+	return n;
+}
+
+static bool ends_or_moves(const struct uffd_msg *m, uint64_t start, uint64_t end)
+{
+	switch (m->event) {
+	case UFFD_EVENT_UNMAP:
+		return m->arg.remove.start < end && m->arg.remove.end > start;
+	case UFFD_EVENT_REMAP:
+		return m->arg.remap.from < end && m->arg.remap.from + m->arg.remap.len > start;
+	default:
+		return false;
+	}
+}
+
+static bool is_early(struct umm_space *s, const struct uffd_msg *m)
+{
+	return m->event == UFFD_EVENT_REMAP && s->ops && s->ops->mapped &&
+	       s->ops->mapped(s->priv, m->arg.remap.to, m->arg.remap.to + m->arg.remap.len);
+}
+
+/* Message @i moves something to where something is: what comes before it is put there.  Returns whether there is such.
+ */
+static bool batch_overtaken(struct umm_space *s, struct batch *b, unsigned i)
+{
+	uint64_t start = b->msg[i].arg.remap.to, end = start + b->msg[i].arg.remap.len;
+	unsigned k = i + 1;
+
+	for (unsigned tries = 0; tries < LATE_NS / 50000; tries++) {
+		for (; k < b->n; k++) {
+			struct uffd_msg m = b->msg[k];
+
+			if (!ends_or_moves(&m, start, end))
+				continue;
+			memmove(&b->msg[i + 1], &b->msg[i], (k - i) * sizeof(m));
+			b->msg[i] = m;
+			return true;
+		}
+		/* In this order: what was under way before can be read now. */
+		bool changing = umm_uffd_is_changing(s->uffd);
+		if (batch_read(s, b))
+			continue;
+		if (!changing || b->n == READ_ROOM)
+			break;
+		nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
+	}
+	return false;
+}
+
 /* Read once.  Events are applied; faults go to @faults.  Returns how many, and whether there may be more. */
 static unsigned space_read(struct umm_space *s, struct umm_fault *faults, bool *more)
 {
-	struct uffd_msg msg[READ_MAX];
-	unsigned n = 0, nfaults = 0;
+	struct batch b = {.n = 0};
+	unsigned nfaults = 0, turns = 0;
 
 	*more = false;
 	if (!umm_evlock_excl_unless(&s->ctl->evlock, s->gone, s->priv)) {
@@ -234,29 +318,20 @@ static unsigned space_read(struct umm_space *s, struct umm_fault *faults, bool *
 		umm_monitor_del(s);
 		return 0;
 	}
-	ssize_t got = read(s->uffd, msg, sizeof(msg));
-	if (got < 0 && (errno == EMFILE || errno == ENFILE) && s->monitor)
-		got = read_with_spare(s->monitor, s->uffd, msg, sizeof(msg));
-	if (got > 0) {
-		n = (unsigned)((size_t)got / sizeof(msg[0]));
-		*more = n == READ_MAX;
-	}
-	for (unsigned i = 0; i < n; i++) {
-		if (msg[i].event == UFFD_EVENT_UNMAP)
-			umm_quarantine_unmapping(s, msg[i].arg.remove.start, msg[i].arg.remove.end);
-		else if (msg[i].event == UFFD_EVENT_REMAP)
-			umm_quarantine_unmapping(s, msg[i].arg.remap.from,
-						 msg[i].arg.remap.from + msg[i].arg.remap.len);
-	}
-	for (unsigned i = 0; i < n; i++) {
-		if (msg[i].event != UFFD_EVENT_PAGEFAULT) {
-			apply_event(s, &msg[i]);
+	*more = batch_read(s, &b) == READ_MAX;
+	for (unsigned i = 0; i < b.n; i++) {
+		/* Each may have been overtaken in turn, but by no more than there are. */
+		while (is_early(s, &b.msg[i]) && turns++ < READ_ROOM && batch_overtaken(s, &b, i))
+			;
+		const struct uffd_msg *m = &b.msg[i];
+		if (m->event != UFFD_EVENT_PAGEFAULT) {
+			apply_event(s, m);
 			continue;
 		}
 		faults[nfaults++] = (struct umm_fault){
-			.addr = msg[i].arg.pagefault.address & ~(UMM_PAGE - 1),
-			.flags = (uint32_t)msg[i].arg.pagefault.flags,
-			.tid = msg[i].arg.pagefault.feat.ptid,
+			.addr = m->arg.pagefault.address & ~(UMM_PAGE - 1),
+			.flags = (uint32_t)m->arg.pagefault.flags,
+			.tid = m->arg.pagefault.feat.ptid,
 		};
 	}
 	umm_evlock_unexcl(&s->ctl->evlock);
@@ -304,7 +379,7 @@ static void backlog_push(struct umm_space *s, const struct umm_fault *f)
 
 void umm_space_drain(struct umm_space *s)
 {
-	struct umm_fault faults[READ_MAX];
+	struct umm_fault faults[READ_ROOM];
 	bool more;
 
 	do {
@@ -334,7 +409,7 @@ void umm_monitor_yield(struct umm_space *space)
 /* Serve until nothing is left; a change under way is drained in between. */
 static void serve(struct umm_space *s, struct umm_fault *faults, unsigned n)
 {
-	struct umm_fault again[READ_MAX];
+	struct umm_fault again[READ_ROOM];
 	unsigned nagain = 0;
 
 	for (;;) {
@@ -380,7 +455,7 @@ static void serve_backlog(struct umm_monitor *m)
 static void *monitor_thread(void *arg)
 {
 	struct umm_monitor *m = arg;
-	struct umm_fault faults[READ_MAX];
+	struct umm_fault faults[READ_ROOM];
 	struct follow where = {.cpu = -1};
 	struct epoll_event ev;
 	sigset_t all;
