@@ -352,13 +352,21 @@ static int child_park(struct hmm_mm *child, unsigned b, unsigned s, uint64_t add
 	return 0;
 }
 
+/* The child's records are not what they should be, and nobody may know its pid yet: whatever it finds, it must not use.
+ */
+static void child_doom(struct hmm_mm *mm, struct hmm_mm *child, const char *why)
+{
+	atomic_store(&child->doomed, true);
+	mm->h->opt.fatal(mm->h->opt.priv, child, why);
+}
+
 /*
  * What is parked for the parent, the child gets as its own.  It runs already:
  * when it changes its mappings at this moment the kernel wants its events read
  * first, and they may move the page.
  */
-static int child_copy_parked(struct hmm_mm *mm, struct hmm_mm *child, const struct hmm_iset *absent,
-			     const struct hmm_iset *empty)
+static int child_park_all(struct hmm_mm *mm, struct hmm_mm *child, const struct hmm_iset *absent,
+			  const struct hmm_iset *empty)
 {
 	int rc;
 
@@ -381,6 +389,14 @@ static int child_copy_parked(struct hmm_mm *mm, struct hmm_mm *child, const stru
 				return rc;
 		}
 	}
+	return 0;
+}
+
+/* Nobody stores what the child has parked: it gets that back at once. */
+static int child_unpark_all(struct hmm_mm *child)
+{
+	int rc;
+
 	for (unsigned b = 0; b < UMM_BATCHES; b++) {
 		for (unsigned s = 0; s < child->batch_pages[b]; s++) {
 			uint64_t addr;
@@ -397,12 +413,18 @@ static int child_copy_parked(struct hmm_mm *mm, struct hmm_mm *child, const stru
 	return 0;
 }
 
-/* The child's records are not what they should be, and nobody may know its pid yet: whatever it finds, it must not use.
- */
-static void child_doom(struct hmm_mm *mm, struct hmm_mm *child, const char *why)
+/* In this order: to settle reads the child's events, and a fork among them wants its records to be complete. */
+static int child_complete(struct hmm_mm *mm, struct hmm_mm *child, const struct hmm_iset *absent,
+			  const struct hmm_iset *empty)
 {
-	atomic_store(&child->doomed, true);
-	mm->h->opt.fatal(mm->h->opt.priv, child, why);
+	bool mended = !hmm_overtaken_mend(mm, child);
+	int rc = child_park_all(mm, child, absent, empty);
+
+	if (rc)
+		return rc;
+	if (!mended || hmm_overtaken_settle(mm, child))
+		child_doom(mm, child, "what its parent unmapped while it was forked is lost");
+	return child_unpark_all(child);
 }
 
 /* It runs already, and changes its mappings: that must be read before the kernel lets anybody place anything. */
@@ -507,11 +529,7 @@ static void mm_forked(void *priv, int uffd)
 		if (!rc) {
 			child_without(child, &absent, true);
 			child_without(child, &empty, false);
-			if (hmm_overtaken_mend(mm, child))
-				child_doom(mm, child, "what its parent unmapped while it was forked is lost");
-		}
-		if (!rc) {
-			rc = child_copy_parked(mm, child, &absent, &empty);
+			rc = child_complete(mm, child, &absent, &empty);
 			if (rc == -ESRCH)
 				rc = 0; /* it has ended */
 		}
@@ -550,6 +568,7 @@ static void mm_free(void *priv)
 	struct hmm_mm *mm = priv;
 
 	hmm_overtaken_free(mm);
+	hmm_iset_clear(&mm->unsure);
 	hmm_radix_destroy(mm);
 	hmm_iset_clear(&mm->registered);
 	hmm_iset_clear(&mm->foreign);

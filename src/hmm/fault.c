@@ -208,6 +208,16 @@ static unsigned placeable(struct hmm_mm *mm, uint64_t addr, unsigned n, bool tou
 	return plain < 0 ? n : plain || !touched ? (unsigned)plain : 1;
 }
 
+/*
+ * What is not placeable() is there, or a guard region, and newer than what we have;
+ * if nothing is under way: who looks before an event was read may find what was
+ * mapped after it.  The kernel says that when it is asked to place something.
+ */
+static int taken_or_changing(struct hmm_mm *mm)
+{
+	return umm_uffd_is_changing(mm->space->uffd) ? -EAGAIN : -EEXIST;
+}
+
 static int fill_zero(struct hmm_mm *mm, uint64_t addr, unsigned n, bool write, uint64_t *placed)
 {
 	uint64_t bytes = 0;
@@ -384,7 +394,7 @@ again:
 
 		rc = placeable(mm, addr, 1, touched)
 			     ? umm_uffd_copy(mm->space->uffd, addr, hmm_slot_page(mm, b, s), UMM_PAGE, &bytes)
-			     : -EEXIST;
+			     : taken_or_changing(mm);
 		if (bytes || rc == -EEXIST) {
 			hmm_entry_set(mm, leaf, i, entry_back_clean(mm, e, mm->slot[b][s].clean, touched));
 			mm->slot[b][s].clean = 0;
@@ -447,7 +457,7 @@ device:;
 				       (d->ops->caps & HMM_DEV_KEEPS) && why != TOUCHED_FOR_WRITING &&
 					       mm->h->opt.linked,
 				       &bytes)
-			       : -EEXIST;
+			       : taken_or_changing(mm);
 			n = (unsigned)(bytes / UMM_PAGE);
 			placed = n == HMM_PLACE_MAX ? ~0ull : (1ull << n) - 1;
 		} else {
@@ -483,7 +493,7 @@ device:;
 		pthread_mutex_unlock(&leaf->lock);
 	umm_evlock_unshared(evlock);
 	explicit_bzero(buf, r.n * UMM_PAGE); /* on a stack of ours it would outlive the program */
-	d->ops->put(d, r.handle, r.n); /* the references taken for the copy */
+	d->ops->put(d, r.handle, r.n);       /* the references taken for the copy */
 	if (!same)
 		goto again;
 	return rc;

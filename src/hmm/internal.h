@@ -183,7 +183,7 @@ struct hmm_stream {
 	uint32_t used;
 };
 
-#define HMM_OVERTAKEN 32u
+#define HMM_OVERTAKEN 256u
 
 /* A mapping in which something was away was moved, and a fork may have come before. */
 struct hmm_overtaken {
@@ -242,11 +242,12 @@ struct hmm_mm {
 	bool marks_known;
 	/* What a child will not have of ours, and what of that is still to be seen to for a fork (unforked.c). */
 	struct hmm_iset unforked, unforked_todo;
-	uint64_t moves; /* mremap() of what concerns forks; written under the event lock, exclusively */
-	uint64_t written;                              /* calls of hmm_written() */
+	uint64_t moves;   /* mremap() of what concerns forks; written under the event lock, exclusively */
+	uint64_t written; /* calls of hmm_written() */
 	struct hmm_overtaken overtaken[HMM_OVERTAKEN]; /* overtaken.c; event lock exclusively, as is their number */
-	unsigned novertaken;                           /* since there was a moment without a change under way */
+	_Atomic unsigned novertaken;                   /* since there was a moment without a change under way */
 	bool overtaken_said;
+	struct hmm_iset unsure;        /* what was entered by hmm_overtaken_mend(), and the mm may not have */
 	struct hmm_kept *kept;         /* what was unmapped a moment ago, the latest first */
 	_Atomic uint64_t nkept;        /* pages of it that cost something */
 	uint64_t blind_ns;             /* when something could not be kept, for want of memory; 0: never */
@@ -449,6 +450,8 @@ void hmm_overtaken_moved(struct hmm_mm *mm, const struct umm_change *c);
 bool hmm_overtaken_lately(struct hmm_mm *mm);
 /** A forked child's records, which are a copy of @mm's, become those of what it has inherited.  0 or -errno. */
 int hmm_overtaken_mend(struct hmm_mm *mm, struct hmm_mm *child);
+/** What was entered while @child did not let the kernel say what it has: what it has not goes again.  0 or -errno. */
+int hmm_overtaken_settle(struct hmm_mm *mm, struct hmm_mm *child);
 /** Where @child has what @mm has at @addr. */
 uint64_t hmm_overtaken_where(struct hmm_mm *mm, const struct hmm_mm *child, uint64_t addr);
 /** Let go of what no fork can be for any more; to be called now and then, without a lock.  Costs nothing if it is
@@ -529,8 +532,8 @@ bool hmm_out_sync(struct hmm_mm *mm);
 int hmm_hands_off(struct hmm_mm *mm, uint64_t start, uint64_t end);
 
 /*
- * Where the kernel tells nobody of forks (unforked.c).  Those that say 0 or -errno: out_lock held, and mm->rest is not 0
- * but for the first.
+ * Where the kernel tells nobody of forks (unforked.c).  Those that say 0 or -errno: out_lock held, and mm->rest is not
+ * 0 but for the first.
  */
 /** Children to come shall not have [start, end).  0 or -errno. */
 int hmm_unforked_add(struct hmm_mm *mm, uint64_t start, uint64_t end);

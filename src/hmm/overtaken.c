@@ -127,13 +127,13 @@ int hmm_overtaken_each(struct hmm_mm *mm, int uffd, int (*fn)(struct hmm_mm *mm,
 /* The same place is unmapped, or moved away, once more: by what is kept it cannot be told what a child has there. */
 static void kept_doubt(struct hmm_mm *mm, uint64_t start, uint64_t end)
 {
-	for (struct hmm_kept *k = mm->kept; k; k = k->next)
-		for (unsigned i = 0; i < HMM_LEAF_PAGES; i++) {
-			uint64_t addr = k->base + i * UMM_PAGE;
+	for (struct hmm_kept *k = mm->kept; k; k = k->next) {
+		uint64_t a = k->base > start ? k->base : start, z = k->base + (1ull << HMM_LEAF_SHIFT);
 
-			if (k->e[i] && hmm_entry_state(k->e[i]) != HMM_POISONED && addr >= start && addr < end)
-				kept_set(mm, k, i, hmm_entry(HMM_POISONED, 0, 0, 0));
-		}
+		for (z = z < end ? z : end; a < z; a += UMM_PAGE)
+			if (k->e[hmm_leaf_index(a)] && hmm_entry_state(k->e[hmm_leaf_index(a)]) != HMM_POISONED)
+				kept_set(mm, k, hmm_leaf_index(a), hmm_entry(HMM_POISONED, 0, 0, 0));
+	}
 }
 
 static hmm_entry_t keep_one(struct hmm_mm *mm, hmm_entry_t e)
@@ -269,7 +269,8 @@ static void too_old(struct hmm_mm *mm)
 
 void hmm_overtaken_age(struct hmm_mm *mm)
 {
-	if (!__atomic_load_n(&mm->kept, __ATOMIC_RELAXED) || !umm_evlock_try_shared(&mm->space->ctl->evlock))
+	if ((!__atomic_load_n(&mm->kept, __ATOMIC_RELAXED) && !atomic_load(&mm->novertaken)) ||
+	    !umm_evlock_try_shared(&mm->space->ctl->evlock))
 		return;
 	if (umm_uffd_is_changing(mm->space->uffd))
 		too_old(mm);
@@ -470,7 +471,6 @@ static int give(struct hmm_mm *mm, struct hmm_mm *child, uint64_t addr, hmm_entr
 	return rc;
 }
 
-/* What was entered while the child did not let the kernel say what it has: what it has not goes again. */
 static int look_again(struct hmm_mm *child, const struct hmm_iset *unsure)
 {
 	unsigned tries = 0;
@@ -491,9 +491,20 @@ static int look_again(struct hmm_mm *child, const struct hmm_iset *unsure)
 	return 0;
 }
 
+/*
+ * A child of the child's that it has at this moment gets its records as they are
+ * now, and with them what is unsure: of it, too, it is asked.
+ */
+int hmm_overtaken_settle(struct hmm_mm *mm, struct hmm_mm *child)
+{
+	int rc = look_again(child, &child->unsure);
+
+	hmm_iset_clear(&child->unsure);
+	return rc ? rc : look_again(child, &mm->unsure);
+}
+
 int hmm_overtaken_mend(struct hmm_mm *mm, struct hmm_mm *child)
 {
-	struct hmm_iset unsure = {0};
 	struct again again = {0};
 	int rc = lead_back(mm, child, &again);
 
@@ -508,10 +519,7 @@ int hmm_overtaken_mend(struct hmm_mm *mm, struct hmm_mm *child)
 				continue;
 			rc = give(mm, child, to, k->e[i]);
 			if (rc == -EAGAIN)
-				rc = hmm_iset_add(&unsure, to, to + UMM_PAGE);
+				rc = hmm_iset_add(&child->unsure, to, to + UMM_PAGE);
 		}
-	if (!rc)
-		rc = look_again(child, &unsure);
-	hmm_iset_clear(&unsure);
 	return rc;
 }

@@ -77,6 +77,8 @@ static void threads_add(struct hmm_walkers *w, unsigned want)
 		return;
 	pthread_attr_init(&attr);
 	pthread_attr_setstacksize(&attr, WALKERS_STACK);
+	/* Not the watcher's real-time priority, its nice value: a walk may take long, and wait for others to run. */
+	pthread_attr_setinheritsched(&attr, PTHREAD_EXPLICIT_SCHED);
 	/* Those that cannot be had are done without. */
 	while (w->nthreads < want && !pthread_create(&w->thread[w->nthreads], &attr, walker_main, w))
 		w->nthreads++;
@@ -104,7 +106,7 @@ static struct hmm_walkers *walkers_get(struct hmm *h, void (*fn)(struct hmm_mm *
 
 void hmm_walkers_each(struct hmm *h, struct hmm_mm **list, unsigned n, void (*fn)(struct hmm_mm *mm), uint64_t wait_ns)
 {
-	struct hmm_walkers *w = n > 1 ? walkers_get(h, fn) : NULL;
+	struct hmm_walkers *w = walkers_get(h, fn);
 	struct timespec ts;
 
 	if (w)

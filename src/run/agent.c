@@ -388,9 +388,18 @@ static void lift_limits(void)
 		} all;
 
 		all.now = all.most = ~0ull;
-		if (!sys4(SYS_prlimit64, 0, limits[i], &all, 0) || sys4(SYS_prlimit64, 0, limits[i], 0, &all))
+		bool done = !sys4(SYS_prlimit64, 0, limits[i], &all, 0);
+		if (done || sys4(SYS_prlimit64, 0, limits[i], 0, &all))
 			continue;
-		all.now = all.most;
+		/* Of descriptors not even root may have more than fs.nr_open. */
+		uint64_t have = all.most;
+		for (uint64_t n = 1u << 30; limits[i] == RLIMIT_NOFILE && !done && n > have; n /= 2) {
+			all.now = all.most = n;
+			done = !sys4(SYS_prlimit64, 0, limits[i], &all, 0);
+		}
+		if (done)
+			continue;
+		all.now = all.most = have;
 		sys4(SYS_prlimit64, 0, limits[i], &all, 0);
 	}
 }

@@ -95,17 +95,26 @@ void preload_signals_restore(const sigset_t *old)
 /* --------------------------------------------------------------------- pins */
 
 /* struct pthread of glibc lies at the thread pointer and is smaller than a page. */
+#define PIN_TRIES 5u /* of 200 ms */
+
 static void pin_self(void)
 {
 	uint64_t tp = (uintptr_t)__builtin_thread_pointer();
 	struct umm_ctl *c = preload_ctl();
+	bool locked = false;
 	sigset_t old;
 
 	if (!c)
 		return; /* nothing is moved of this space */
 	preload_signals_block(&old);
-	/* If not, its holder was killed, and nothing moves before the engine has taken it, and has found us. */
-	if (umm_pin_lock_soon(c)) {
+	/*
+	 * The agent has it while it moves pages, which takes long where others change mappings.  If it is
+	 * not to be had for a second its holder was killed, and nothing moves before the engine has taken
+	 * it, and has found us.
+	 */
+	for (unsigned tries = 0; !locked && tries < PIN_TRIES; tries++)
+		locked = umm_pin_lock_soon(c);
+	if (locked) {
 		umm_pin_add(c, tp >> UMM_PAGE_SHIFT);
 		umm_pin_add(c, (tp + UMM_PAGE - 1) >> UMM_PAGE_SHIFT);
 		umm_pin_unlock(c);

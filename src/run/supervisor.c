@@ -1692,8 +1692,14 @@ static void lift_limits(void)
 
 	for (unsigned i = 0; i < sizeof(limits) / sizeof(limits[0]); i++) {
 		struct rlimit all = {RLIM_INFINITY, RLIM_INFINITY};
+		bool done = !setrlimit(limits[i], &all);
 
-		if (!setrlimit(limits[i], &all) || getrlimit(limits[i], &all))
+		if (done || getrlimit(limits[i], &all))
+			continue;
+		/* Of descriptors not even root may have more than fs.nr_open. */
+		for (rlim_t n = 1u << 30; limits[i] == RLIMIT_NOFILE && !done && n > all.rlim_max; n /= 2)
+			done = !setrlimit(limits[i], &(struct rlimit){n, n});
+		if (done)
 			continue;
 		all.rlim_cur = all.rlim_max;
 		setrlimit(limits[i], &all);

@@ -229,6 +229,10 @@ def main_of(*tests):
     h = Hmm(sys.argv[1])
     names = sys.argv[2:]
     bad = 0
+    # What is ignored (nohup) stays so in programs, and a shell cannot even trap it.
+    for s in signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM:
+        if signal.getsignal(s) == signal.SIG_IGN:
+            signal.signal(s, signal.SIG_DFL)
     for t in tests:
         if names and t.__name__ not in names:
             continue

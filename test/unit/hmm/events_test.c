@@ -897,9 +897,11 @@ struct overtaken {
 	bool unmapped, again; /* then it is unmapped; and mapped anew */
 	bool lost;            /* the child gets SIGBUS for what was away */
 	void (*child_first)(struct overtaken *o);
-	char *child_at;        /* where the child has it then */
-	unsigned child_lacks;  /* of the first pages; they are unmapped */
-	_Atomic unsigned done; /* changes */
+	char *child_at;                    /* where the child has it then */
+	unsigned child_lacks;              /* of the first pages; they are unmapped */
+	_Atomic unsigned done;             /* changes */
+	void (*more)(struct overtaken *o); /* told before the fork is */
+	char *q, *r;                       /* of who tells more */
 };
 
 static bool was_touched(unsigned i)
@@ -1028,6 +1030,8 @@ static void overtaken_run(struct overtaken *o)
 		assert_ptr_equal(mmap(o->p, N * UMM_PAGE, PROT_READ | PROT_WRITE,
 				      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0),
 				 o->p);
+	if (o->more)
+		o->more(o);
 	/* As long as the fork has not been told of nothing is let go. */
 	hmm_overtaken_age(w->mm);
 	while (atomic_load(&o->done) < (o->to ? 1u : 0u) + o->unmapped)
@@ -1316,6 +1320,97 @@ static void putting_back_lets_others_run(void **state)
 	assert_int_not_equal(n, 0);
 }
 
+/* The child's child changes something at once, and what was parked for all of them is not to be missed. */
+static void child_forks(struct overtaken *o)
+{
+	int status = -1;
+	pid_t pid = raw_fork();
+
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		munmap(o->r, N * UMM_PAGE);
+		for (unsigned i = 0; i < N; i++)
+			if (!page_is(o->q + i * UMM_PAGE, 5, i))
+				_exit(1);
+		_exit(look_at(o));
+	}
+	waitpid(pid, &status, 0);
+	for (unsigned i = 0; i < N; i++)
+		if (!page_is(o->q + i * UMM_PAGE, 5, i))
+			_exit(200);
+	if (status)
+		_exit(201);
+}
+
+static void a_fork_in_a_child_that_munmap_has_overtaken(void **state)
+{
+	struct overtaken *o = overtaken_new(AWAY);
+	struct hmm_victim v[4];
+
+	o->q = managed(o->w, N, 5);
+	o->r = managed(o->w, N, 6);
+	quarantine_over(o->w);
+	assert_int_equal(hmm_out_begin(o->w->mm, 0, v, victims(o->q, N, v)), 0);
+	assert_int_equal(hmm_out_finish(o->w->mm, 0), N);
+	o->unmapped = o->w->await_child = true;
+	o->child_first = child_forks;
+	overtaken_run(o);
+}
+
+static void tell_many(struct overtaken *o)
+{
+	for (unsigned i = 0; i < 50; i++) {
+		tell(o->w, UMM_EVENT_REMAP, o->q, o->r);
+		tell(o->w, UMM_EVENT_REMAP, o->r, o->q);
+	}
+}
+
+static void a_fork_that_many_mremaps_have_overtaken(void **state)
+{
+	struct overtaken *o = overtaken_new(AWAY);
+
+	o->to = managed(o->w, N, 2);
+	o->q = managed(o->w, N, 3);
+	o->r = managed(o->w, N, 4);
+	out(o->w, o->q, N);
+	o->more = tell_many;
+	overtaken_run(o);
+}
+
+static void *move(void *arg)
+{
+	struct overtaken *o = arg;
+
+	mremap(o->p, N * UMM_PAGE, N * UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, o->to);
+	return NULL;
+}
+
+/* What is mapped where something was moved from is not what was away, though nobody has been told yet. */
+static void all_back_while_it_moves(void **state)
+{
+	const char *why;
+	struct world *w = world_create("lz4", 1, &why);
+	struct overtaken o = {.p = managed(w, N, 1), .to = elsewhere(N)};
+	pthread_t t;
+
+	assert_int_equal(out(w, o.p, N), N);
+	umm_monitor_del(w->space);
+	assert_int_equal(pthread_create(&t, NULL, move, &o), 0);
+	assert_int_equal(poll(&(struct pollfd){.fd = w->space->uffd, .events = POLLIN}, 1, -1), 1);
+	await_unmapped(o.p);
+	assert_ptr_equal(mmap(o.p, N * UMM_PAGE, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0),
+			 o.p);
+	for (unsigned i = 0; i < N; i++)
+		page_fill(o.p + i * UMM_PAGE, 2, i);
+	assert_int_equal(hmm_restore(w->mm, (uintptr_t)o.p, (uintptr_t)o.p + N * UMM_PAGE), 0);
+	assert_int_equal(umm_monitor_add(w->h->monitor, w->space), 0);
+	pthread_join(t, NULL);
+	for (unsigned i = 0; i < N; i++)
+		assert_true(page_is(o.to + i * UMM_PAGE, 1, i) && page_is(o.p + i * UMM_PAGE, 2, i));
+	world_destroy(w);
+}
+
 #define CLEAN(test)                                                      \
 	{                                                                \
 #test ", clean", test, clean_setup, clean_teardown, NULL \
@@ -1357,6 +1452,9 @@ int main(void)
 		cmocka_unit_test(guards_among_what_is_away),
 		cmocka_unit_test(what_cannot_come_back_is_told),
 		cmocka_unit_test(putting_back_lets_others_run),
+		cmocka_unit_test(a_fork_in_a_child_that_munmap_has_overtaken),
+		cmocka_unit_test(a_fork_that_many_mremaps_have_overtaken),
+		cmocka_unit_test(all_back_while_it_moves),
 		cmocka_unit_test(copies_are_let_go),
 		cmocka_unit_test(copies_are_kept_where_it_pays),
 		CLEAN(changes_while_clean),
