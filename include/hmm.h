@@ -71,6 +71,8 @@ typedef uint64_t hmm_handle_t;
 	(1u << 13) /* what it has of private memory is marked so that /proc/PID/pagemap says "swapped"; a huge page \
 		    * comes back in small ones then */
 
+#define HMM_DEV_TELLS (1u << 14) /* with MAYBLOCK: copy_out calls hmm_device_sleeps() before it sleeps */
+
 struct hmm_device_stats {
 	uint64_t pages;          /* distinct pages held */
 	uint64_t bytes_stored;   /* payload bytes that they need */
@@ -352,6 +354,18 @@ int hmm_mm_add_device(struct hmm_mm *mm, struct hmm_device *dev);
  *	-ENOMEM	not all could be brought back, and nothing has ended
  */
 int hmm_mm_remove_device(struct hmm_mm *mm, struct hmm_device *dev);
+
+/**
+ * hmm_device_sleeps() - a device's copy_out is about to sleep
+ *
+ * For devices with HMM_DEV_TELLS, whose answer is often there before another thread
+ * could be woken: until this is called, two milliseconds at most, other
+ * faults and changes of the same engine may have to wait.  It may be called more
+ * than once, and does nothing where nobody waits for the caller.
+ *
+ * Context: In copy_out, and wherever else such a device sleeps; not under a lock that callbacks take.
+ */
+void hmm_device_sleeps(void);
 
 /**
  * hmm_mm_manage() - get mappings ready to move

@@ -20,7 +20,7 @@
  * What changes is not served again: calls that the hooks see (and wait for us)
  * find the registration dropped when they go on; raw ones that the kernel tells
  * of make it invalid before they return (until then another thread that is given
- * the same addresses may be served what was there), and a device that pins drops it with
+ * the same addresses may be served what was there; see HMM_REG_SYNC), and a device that pins drops it with
  * the next call made to the cache.  A raw mprotect() tells nobody.  Memory that
  * is registered is watched (umm_space_watch()), whole mappings of it.
  *
@@ -49,6 +49,9 @@ struct hmm_reg {
 
 #define HMM_REG_HOOKED \
 	(1u << 0) /* memory that cannot be watched, too: the program has hooks, and makes no raw calls there */
+
+#define HMM_REG_SYNC \
+	(1u << 1) /* each hit asks the kernel whether a change is under way, and waits for it: a system call */
 
 struct hmm_reg_params {
 	uint64_t max_bytes;   /* registered, in use or not; 0: no limit */

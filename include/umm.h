@@ -179,9 +179,10 @@ int umm_space_watch_around(struct umm_space *space, uint64_t start, uint64_t end
  * @space: the caller's own.
  *
  * A raw call that changes a watched mapping returns when its event has been read,
- * which is before notifiers have been told.  Who remembers something until its
+ * which is before notifiers have been told; and what it unmaps another thread may have
+ * mapped again before its event was read.  Who remembers something until its
  * callback runs calls this before it trusts what it remembers.  Where nothing is
- * on its way it costs a look.
+ * on its way it costs a system call.
  *
  * Context: Thread-safe.  Not in callbacks, nor under a lock that they take.
  */

@@ -97,7 +97,7 @@ unsigned hmm_block_back(struct hmm_mm *mm, uint64_t base, unsigned tiers, char *
 	unlock(mm, leaf);
 
 	if (d->ops->caps & HMM_DEV_MAYBLOCK)
-		umm_monitor_yield(mm->space);
+		umm_monitor_yield();
 	rc = d->ops->copy_out(d, handle, dst, status, HMM_LEAF_PAGES);
 	leaf = rc ? NULL : whole_leaf(mm, base, ~0u);
 	if (leaf) {

@@ -265,7 +265,7 @@ void hmm_budget_charge(struct hmm_mm *mm, uint64_t pages)
 		    atomic_load(&h->stop) || atomic_load(&h->resting))
 			return;
 		atomic_fetch_add(&h->held, 1);
-		umm_monitor_yield(mm->space);
+		umm_monitor_yield();
 		hmm_deadline(&ts, HOLD_NS);
 		pthread_mutex_lock(&h->wait_lock);
 		pthread_cond_timedwait(&h->room, &h->wait_lock, &ts);

@@ -431,8 +431,8 @@ device:;
 	/* By way of a buffer, also where the device's memory could be read: what is in the cache is placed sooner. */
 	for (unsigned k = 0; k < r.n; k++)
 		dst[k] = buf + k * UMM_PAGE;
-	if (d->ops->caps & HMM_DEV_MAYBLOCK)
-		umm_monitor_yield(mm->space);
+	if ((d->ops->caps & (HMM_DEV_MAYBLOCK | HMM_DEV_TELLS)) == HMM_DEV_MAYBLOCK)
+		umm_monitor_yield();
 	d->ops->copy_out(d, r.handle, dst, r.status, r.n);
 	for (good = 0; good < r.n && !r.status[good];)
 		good++;
@@ -570,6 +570,11 @@ static bool fault_of_inside(struct hmm_mm *mm, const struct umm_fault *f, int *r
 	}
 	umm_evlock_unshared(evlock);
 	return mine;
+}
+
+void hmm_device_sleeps(void)
+{
+	umm_monitor_yield();
 }
 
 int hmm_fault(void *priv, const struct umm_fault *f)

@@ -27,6 +27,11 @@
  * that lock, before the look at the entry, tells whether there is something that
  * this thread may have caused and the entry does not know of.
  *
+ * What has not been read yet that lock does not tell.  An unmap's event comes when
+ * the addresses are free already: a thread that is given them may find the entry of
+ * what was there.  The kernel knows, but must be asked (umm_space_sync_until()),
+ * which takes several times what a hit does: only with HMM_REG_SYNC.
+ *
  * Only of memory that is watched the kernel tells: see watch_and_map().
  *
  * DOC: fork
@@ -457,8 +462,11 @@ int hmm_reg_get(struct hmm_reg_cache *c, const void *addr, size_t len, unsigned 
 		return -ESTALE;
 	if (end <= start || end > ADDR_MOST || (flags & ~(HMM_MAP_WRITE | HMM_MAP_SYSTEM)))
 		return -EINVAL;
-	if (!umm_space_in_sync(c->space))
-		umm_space_sync(c->space);
+	if ((c->params.flags & HMM_REG_SYNC) || !umm_space_in_sync(c->space)) {
+		rc = umm_space_sync_until(c->space, deadline_ns ? deadline_ns : UINT64_MAX);
+		if (rc)
+			return rc;
+	}
 	pthread_mutex_lock(&c->lock);
 	e = find(c, start, end, flags & HMM_MAP_WRITE);
 	if (e && !atomic_load(&e->lost)) {
@@ -512,7 +520,7 @@ int hmm_reg_cache_open(struct umm_space *space, struct hmm_mm *mm, struct hmm_de
 {
 	struct hmm_reg_cache *c;
 
-	if (!(dev->ops->caps & HMM_DEV_MAP) || (params && (params->flags & ~HMM_REG_HOOKED)))
+	if (!(dev->ops->caps & HMM_DEV_MAP) || (params && (params->flags & ~(HMM_REG_HOOKED | HMM_REG_SYNC))))
 		return -EINVAL;
 	c = mmap(NULL, sizeof(*c), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (c == MAP_FAILED)

@@ -200,9 +200,11 @@ void umm_monitor_del(struct umm_space *space);
 /** Read what is pending without blocking: events are applied, faults go to the monitor's threads. */
 void umm_space_drain(struct umm_space *space);
 /** Called by who serves a fault, before it sleeps: another thread takes over the waiting. */
-void umm_monitor_yield(struct umm_space *space);
+void umm_monitor_yield(void);
 
-/** Has umm_space_sync() nothing to wait for?  Who reads events holds the event lock until they are applied. */
+/** umm_space_sync(), until @deadline_ns (UINT64_MAX: none) at most: 0 or -ETIME. */
+int umm_space_sync_until(struct umm_space *space, uint64_t deadline_ns);
+/** Is nothing that was read on its way to notifiers?  Who reads events holds the event lock until they are applied. */
 static inline bool umm_space_in_sync(struct umm_space *space)
 {
 	struct umm_ctl *ctl = __atomic_load_n(&space->ctl, __ATOMIC_ACQUIRE);

@@ -400,9 +400,8 @@ static void lead_drop(void)
 	pthread_mutex_unlock(&m->leader);
 }
 
-void umm_monitor_yield(struct umm_space *space)
+void umm_monitor_yield(void)
 {
-	(void)space;
 	lead_drop();
 }
 

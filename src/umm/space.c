@@ -2,11 +2,12 @@
 /* An address space: its descriptors and its life. */
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "umm/internal.h"
@@ -317,22 +318,43 @@ int umm_space_watch_around(struct umm_space *space, uint64_t start, uint64_t end
 	return first;
 }
 
+static uint64_t now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
+}
+
+/* Who reads events holds the event lock until they are applied. */
+static void wait_applied(struct umm_space *space)
+{
+	if (umm_space_in_sync(space))
+		return;
+	umm_evlock_shared(&space->ctl->evlock);
+	umm_evlock_unshared(&space->ctl->evlock);
+}
+
 /*
  * An unmap's event comes after the change: another thread may have mapped the same
- * addresses, and use them, before it is read.  So what is pending is read here.
+ * addresses, and use them, before it is read, and even before it can be read.  But
+ * the kernel says that something is changing from before the change until its
+ * event was read.
  */
+int umm_space_sync_until(struct umm_space *space, uint64_t deadline_ns)
+{
+	wait_applied(space);
+	while (space->uffd >= 0 && umm_uffd_is_changing(space->uffd)) {
+		if (deadline_ns != UINT64_MAX && now_ns() >= deadline_ns)
+			return -ETIME;
+		umm_space_drain(space);
+		sched_yield(); /* who changes must run before the kernel says that it is over */
+	}
+	wait_applied(space);
+	return 0;
+}
+
 void umm_space_sync(struct umm_space *space)
 {
-	struct pollfd p = {.fd = space->uffd, .events = POLLIN};
-
-	if (!umm_space_in_sync(space)) {
-		umm_evlock_shared(&space->ctl->evlock);
-		umm_evlock_unshared(&space->ctl->evlock);
-	}
-	if (p.fd >= 0 && poll(&p, 1, 0) > 0)
-		umm_space_drain(space);
-	if (!umm_space_in_sync(space)) {
-		umm_evlock_shared(&space->ctl->evlock);
-		umm_evlock_unshared(&space->ctl->evlock);
-	}
+	umm_space_sync_until(space, UINT64_MAX);
 }

@@ -24,7 +24,6 @@ static const struct inject_known inject_silent[] = {
 	{"umm/arena.c arena_release *", "zeros by hand"},
 	{"umm/uffd.c umm_uffd_writeprotect *", "a page that is away is not shown as such, nor as written"},
 	{"umm/quarantine.c page_is_absent pread", "then it lasts its full time"},
-	{"umm/space.c umm_space_sync poll", "what is pending is read by the monitor, a moment later"},
 	{"hmm/engine.c hmm_create open", "figures of a linked engine need none"},
 	{"hmm/linked.c hmm_mm_open open", "figures of a linked engine need none"},
 	{"hmm/linked.c own_pages SYS_madvise", "what stays shared is not the device's"},

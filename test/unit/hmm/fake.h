@@ -108,6 +108,8 @@ static inline int fake_copy_out(struct hmm_device *dev, const hmm_handle_t handl
 
 	pthread_mutex_lock(&f->lock);
 	f->out_calls++;
+	if (f->block_out && (f->ops.caps & HMM_DEV_TELLS))
+		hmm_device_sleeps();
 	if (f->block_out)
 		fake_stop_here(f, &f->block_out, &f->out_blocked);
 	for (unsigned i = 0; i < n; i++) {

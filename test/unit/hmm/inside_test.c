@@ -26,7 +26,7 @@ static int watched_fault(void *priv, const struct umm_fault *f)
 	struct stage *st = the_stage;
 
 	if (f->addr == (uintptr_t)st->p + HOLE * UMM_PAGE) {
-		umm_monitor_yield(st->w->space);
+		umm_monitor_yield();
 		pthread_mutex_lock(&st->lock);
 		st->faulted = true;
 		pthread_cond_broadcast(&st->moved);

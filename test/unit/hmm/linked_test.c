@@ -304,6 +304,28 @@ static void two_touch_what_a_device_reads(void **state)
 	world_destroy(w);
 }
 
+/* Nobody reads events before the device has said that it sleeps; here it has, and the change goes on. */
+static void a_device_that_tells_holds_up_nobody(void **state)
+{
+	struct world *w = begin("lz4", 1);
+	char *p = managed(w, 8, 1), *q = managed(w, 8, 2);
+	struct fake *f = w->fake[0];
+	struct toucher t = {p, 0, false};
+	pthread_t thread;
+
+	f->ops.caps |= HMM_DEV_TELLS;
+	assert_int_equal(out(w, p, 8), 8);
+	fake_tell(f, &f->block_out, true);
+	assert_int_equal(pthread_create(&thread, NULL, touch_main, &t), 0);
+	fake_await(f, &f->out_blocked);
+	assert_int_equal(madvise(q, 8 * UMM_PAGE, MADV_DONTNEED), 0);
+	fake_tell(f, &f->block_out, false);
+	pthread_join(thread, NULL);
+	assert_true(t.right);
+	all_are(p, 8, 1);
+	world_destroy(w);
+}
+
 /* -------------------------------------------------------- asking everything back */
 
 static void restore_brings_all_back(void **state)
@@ -805,6 +827,7 @@ int main(void)
 		cmocka_unit_test(faulty_sum_is_poisoned),
 		cmocka_unit_test(touched_while_the_device_copies),
 		cmocka_unit_test(two_touch_what_a_device_reads),
+		cmocka_unit_test(a_device_that_tells_holds_up_nobody),
 		cmocka_unit_test(restore_brings_all_back),
 		cmocka_unit_test(restore_across_mappings),
 		cmocka_unit_test(faults_at_the_end_of_a_mapping),

@@ -26,6 +26,7 @@
 #include "../../skip.h"
 #include "hmm_reg.h"
 #include "umm/hooks.h"
+#include "umm/internal.h"
 #include "umm/sys.h"
 
 #define PAGE 4096ul
@@ -154,6 +155,13 @@ static int setup_with_limits(void **state)
 {
 	const struct hmm_reg_params params = {
 		.max_bytes = 8 * PAGE, .max_entries = 3, .flags = geteuid() ? HMM_REG_HOOKED : 0};
+
+	return open_with(state, &params);
+}
+
+static int setup_in_sync(void **state)
+{
+	const struct hmm_reg_params params = {.flags = HMM_REG_SYNC | (geteuid() ? HMM_REG_HOOKED : 0)};
 
 	return open_with(state, &params);
 }
@@ -630,6 +638,39 @@ static void what_is_mapped_is_watched(void **state)
 	hmm_reg_put(f->c, reg);
 }
 
+static void *raw_munmap_main(void *arg)
+{
+	sys2(SYS_munmap, arg, 4 * PAGE);
+	return NULL;
+}
+
+/* Nobody reads events: another thread's munmap() has freed the addresses, but its event is not read yet. */
+static void before_the_event_was_read(void **state)
+{
+	struct fixture *f = *state;
+	struct umm_monitor *m;
+	struct hmm_reg *reg;
+	pthread_t thread;
+
+	if (geteuid())
+		skip_because("an ordinary user is not told of raw calls");
+	memset(f->mem, 1, 4 * PAGE);
+	get_put(f, 0, 4);
+	m = f->space->monitor;
+	umm_monitor_del(f->space);
+	assert_int_equal(pthread_create(&thread, NULL, raw_munmap_main, f->mem), 0);
+	while (sys6(SYS_mmap, f->mem, 4 * PAGE, PROT_READ | PROT_WRITE,
+		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) != (long)f->mem)
+		sched_yield();
+	memset(f->mem, 2, 4 * PAGE);
+	reg = get(f, 0, 4, 0);
+	assert_int_equal(device_sees(reg->range->cookie, 0), 2);
+	hmm_reg_put(f->c, reg);
+	assert_int_equal(stats(f).hits, 0);
+	pthread_join(thread, NULL);
+	assert_int_equal(umm_monitor_add(m, f->space), 0);
+}
+
 /* --------------------------------------------------------------------- torture */
 
 static atomic_bool stop;
@@ -778,6 +819,7 @@ int main(void)
 		T_(what_is_read_only_by_chance),
 		T_(what_is_mapped_is_watched),
 		T_(registered_while_being_dropped),
+		cmocka_unit_test_setup_teardown(before_the_event_was_read, setup_in_sync, teardown),
 		T_(right_while_memory_changes),
 	};
 

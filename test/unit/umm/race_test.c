@@ -114,7 +114,7 @@ static int fault(void *priv, const struct umm_fault *f)
 	if (!f->again && page % 3 == 0)
 		return -EAGAIN;
 	if (page % 5 == 0)
-		umm_monitor_yield(W.space);
+		umm_monitor_yield();
 	atomic_fetch_add(&W.served, 1);
 	return 0;
 }
