@@ -124,6 +124,8 @@ int main(int argc, char *argv[])
 	printf("one read, median of %u rounds in turns, tcp on loopback\n", ROUNDS);
 	printf("%8s %14s %14s %7s\n", "bytes", "exposed (us)", "fi_read (us)", "ratio");
 	for (unsigned len = 4096; len <= LARGEST; len *= 4) {
+		if (argc == 2 && len != (unsigned)atoi(argv[1]))
+			continue;
 		unsigned n = len < 65536 ? 2000 : 400;
 		double exposed[ROUNDS], plain[ROUNDS];
 

@@ -5,7 +5,9 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <netinet/in.h>
+#include <sched.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -34,6 +36,11 @@ static int left_ms(uint64_t deadline_ns, int most)
 		return 0;
 	ms = (deadline_ns - now + 999999) / 1000000;
 	return ms > (uint64_t)most ? most : (int)ms;
+}
+
+static uint64_t earlier(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
 }
 
 /* ---------------------------------------------------------------- the library */
@@ -67,13 +74,21 @@ static int net_domain(struct ofi_net *net, char *err, size_t errlen)
 	return 0;
 }
 
+/* Threads that may poll at once, so that others find a processor. */
+static int pollers(void)
+{
+	cpu_set_t cpus;
+
+	return sched_getaffinity(0, sizeof(cpus), &cpus) ? 0 : CPU_COUNT(&cpus) - 1;
+}
+
 int ofi_net_open(struct ofi_net *net, const char *provider, const char *host, const char *port, unsigned flags,
 		 char *err, size_t errlen)
 {
 	struct fi_info *hints;
 	int rc;
 
-	*net = (struct ofi_net){0};
+	*net = (struct ofi_net){.root = net, .may_poll = pollers()};
 	rc = ofi_lib_load(&net->lib, err, errlen);
 	if (rc)
 		return rc;
@@ -250,13 +265,15 @@ static void finish(struct ofi_op *op, int rc, size_t len)
 	op->done = true;
 }
 
-/* Takes what has ended off the queue, waiting up to @ms for the first.  False: there was nothing. */
+/* Takes what has ended off the queue, sleeping up to @ms for the first.  False: there was nothing. */
 static bool reap(struct ofi_ep *ep, int ms)
 {
 	struct fi_cq_msg_entry entry[4];
 	struct fi_cq_err_entry e = {0};
 	ssize_t n;
 
+	if (ms && ep->sleeps)
+		ep->sleeps();
 	n = ms ? fi_cq_sread(ep->cq, entry, 4, NULL, ms) : fi_cq_read(ep->cq, entry, 4);
 	if (n == -FI_EAVAIL) {
 		if (fi_cq_readerr(ep->cq, &e, 0) != 1)
@@ -290,8 +307,62 @@ void ofi_progress(struct ofi_ep *ep)
 		;
 }
 
+/* Looks for @op's end, for OFI_POLL_NS at most.  Who has the processor that the answer needs gives it away. */
+static void poll_for(struct ofi_ep *ep, const struct ofi_op *op, uint64_t deadline_ns)
+{
+	_Atomic int *may = &ep->net->root->may_poll;
+
+	if (atomic_fetch_sub(may, 1) > 0) {
+		uint64_t until = earlier(ofi_now_ns() + OFI_POLL_NS, deadline_ns);
+
+		while (!op->done && !ep->down && ofi_now_ns() < until)
+			if (!reap(ep, 0))
+				sched_yield();
+	}
+	atomic_fetch_add(may, 1);
+}
+
+/* Sleeps, but not for long enough that anybody need be told. */
+static void nap(struct ofi_ep *ep, const struct ofi_op *op, uint64_t deadline_ns)
+{
+	uint64_t until = earlier(ofi_now_ns() + OFI_NAP_NS, deadline_ns);
+	void (*sleeps)(void) = ep->sleeps;
+
+	ep->sleeps = NULL;
+	for (int ms = 1; ms && !op->done && !ep->down;) {
+		ms = left_ms(until, 1);
+		if (ms && !reap(ep, ms))
+			break;
+	}
+	ep->sleeps = sleeps;
+}
+
+typedef void begin_fn(struct ofi_ep *ep, const struct ofi_op *op, uint64_t deadline_ns);
+
+/* What has been in vain is left out the next times. */
+static void begin_wait(struct ofi_ep *ep, const struct ofi_op *op, uint64_t deadline_ns, begin_fn *fn,
+		       struct ofi_luck *luck)
+{
+	if (op->done)
+		return;
+	if (luck->left_out) {
+		luck->left_out--;
+		return;
+	}
+	fn(ep, op, deadline_ns);
+	if (op->done)
+		luck->in_vain = 0;
+	else if (luck->in_vain < OFI_LEFT_OUT_MAX)
+		luck->in_vain = 2 * luck->in_vain + 1;
+	luck->left_out = luck->in_vain;
+}
+
 int ofi_wait(struct ofi_ep *ep, struct ofi_op *op, uint64_t deadline_ns)
 {
+	if (ep->polls)
+		begin_wait(ep, op, deadline_ns, poll_for, &ep->poll_luck);
+	if (ep->sleeps)
+		begin_wait(ep, op, deadline_ns, nap, &ep->nap_luck);
 	while (!op->done) {
 		int ms = left_ms(deadline_ns, SLICE_MS);
 
@@ -482,7 +553,7 @@ int ofi_accept(struct ofi_listener *l, struct fi_info *req, struct ofi_net *own,
 
 	*ep = (struct ofi_ep){0};
 	if (own) {
-		*own = (struct ofi_net){.lib = net->lib, .fabric = net->fabric, .borrowed = true};
+		*own = (struct ofi_net){.lib = net->lib, .fabric = net->fabric, .borrowed = true, .root = net->root};
 		own->info = net->lib.dupinfo(net->info);
 		rc = own->info ? net_domain(own, NULL, 0) : -ENOMEM;
 		net = own;

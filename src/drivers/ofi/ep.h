@@ -51,7 +51,9 @@ struct ofi_net {
 	struct fi_info *info;
 	struct fid_fabric *fabric;
 	struct fid_domain *domain;
-	bool borrowed; /* the fabric is another net's */
+	bool borrowed;        /* the fabric is another net's */
+	struct ofi_net *root; /* that one, or itself: it stays where it is */
+	_Atomic int may_poll; /* of the root: how many more threads may poll at the same time */
 };
 
 #define OFI_LISTEN (1u << 0) /* host and port are where to listen */
@@ -75,12 +77,39 @@ bool ofi_net_loopback(const struct ofi_net *net);
 
 /* ---------------------------------------------------------------- endpoints */
 
+/*
+ * DOC: how a wait begins
+ *
+ * To be put to sleep and woken costs several times what a peer nearby needs for
+ * its answer.  So where the endpoint says so ("polls") a wait begins with
+ * OFI_POLL_NS of looking.  There is always a processor left for others: one thread
+ * less may look than there are processors.
+ *
+ * To have another thread take over what this one must not keep up while it sleeps
+ * ("sleeps") costs as much again.  So the first OFI_NAP_NS are slept without it,
+ * and whoever is kept up by that waits no longer.
+ *
+ * Either is left out for the next waits when it was in vain, 1, 3, 7, then 15 of
+ * them: a peer that is slow keeps nobody up for long.
+ */
+#define OFI_POLL_NS 50000u
+#define OFI_NAP_NS 1000000u
+#define OFI_LEFT_OUT_MAX 15u
+
+struct ofi_luck {
+	unsigned in_vain;  /* how many waits it is left out of */
+	unsigned left_out; /* how many of them are to come */
+};
+
 struct ofi_ep {
 	struct ofi_net *net;
 	struct fid_ep *ep;
 	struct fid_cq *cq;
 	struct fid_eq *eq;
-	bool down; /* the peer has gone, or the connection is broken */
+	bool down;            /* the peer has gone, or the connection is broken */
+	bool polls;           /* set once it is connected, as all below */
+	void (*sleeps)(void); /* called before one sleeps for longer, if not NULL */
+	struct ofi_luck poll_luck, nap_luck;
 };
 
 /** An operation under way; not to be moved until it has ended. */

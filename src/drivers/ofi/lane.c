@@ -83,6 +83,8 @@ int tier_lane_open(struct tier_lane *lane, const struct tier_addr *addr, const s
 		rc = ofi_buf_get(&lane->net, TIER_FRAME_MAX, &lane->out);
 	if (!rc)
 		rc = ofi_connect(&lane->net, &lane->ep, deadline);
+	lane->ep.polls = true;
+	lane->ep.sleeps = hmm_device_sleeps;
 	if (!rc)
 		rc = greet(lane, secret, deadline);
 	if (!rc)

@@ -79,8 +79,10 @@ static struct tier_lane *lane_get(struct hmm_ofi *d, bool reads)
 
 	/* Who has one has a deadline, and gives it back or loses the peer: this ends. */
 	pthread_mutex_lock(&d->lock);
-	while (!atomic_load(&d->lost) && d->nr_idle <= leave)
+	while (!atomic_load(&d->lost) && d->nr_idle <= leave) {
+		hmm_device_sleeps();
 		pthread_cond_wait(&d->idle_again, &d->lock);
+	}
 	if (!atomic_load(&d->lost)) {
 		lane = d->idle;
 		d->idle = lane->next;
@@ -309,9 +311,12 @@ static int ofi_copy_out(struct hmm_device *dev, const hmm_handle_t handle[], voi
 	for (unsigned i = 0; i < m;) {
 		unsigned want = m - i < TIER_PAGES ? m - i : TIER_PAGES;
 
+		if (i) /* one request is what others may wait for */
+			hmm_device_sleeps();
 		rc = lane ? get_some(d, lane, handle, index + i, want, dst, status) : -ENOTCONN;
 		if (rc == -EIO && want > 1) {
 			/* One of them is not there: which? */
+			hmm_device_sleeps();
 			for (unsigned k = 0; k < want && rc != -ENOTCONN; k++) {
 				rc = get_some(d, lane, handle, index + i + k, 1, dst, status);
 				if (rc)
@@ -551,7 +556,7 @@ static void ofi_close(struct hmm_device *dev)
 
 static const struct hmm_device_ops ofi_ops = {
 	.name = "ofi",
-	.caps = HMM_DEV_MEMORY | HMM_DEV_MAYBLOCK,
+	.caps = HMM_DEV_MEMORY | HMM_DEV_MAYBLOCK | HMM_DEV_TELLS,
 	.copy_in = ofi_copy_in,
 	.copy_out = ofi_copy_out,
 	.get = ofi_get,

@@ -75,6 +75,7 @@ static int begin_request(struct hmm_rdma_peer *p, uint32_t op, const struct hmm_
 			 uint64_t len, unsigned access, uint64_t deadline_ns)
 {
 	uint64_t now = ofi_now_ns(), left = deadline_ns > now ? deadline_ns - now : 0;
+	p->ep.polls = len <= RDMA_POLLS_MOST;
 	/* The owner's answer that it took too long has to be here in time. */
 	p->buf->request = (struct rdma_request){.magic = RDMA_MAGIC,
 						.op = op,

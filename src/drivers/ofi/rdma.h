@@ -22,7 +22,8 @@
 
 #define RDMA_MAGIC 0x316d6472u
 #define RDMA_CHUNK 262144u
-#define RDMA_WINDOW 4u /* chunks under way, on either side */
+#define RDMA_WINDOW 4u                  /* chunks under way, on either side */
+#define RDMA_POLLS_MOST 131072u         /* bytes: what is longer is not waited for by looking */
 #define RDMA_PATIENCE_NS 10000000000ull /* the owner's, for one chunk */
 
 enum rdma_op { RDMA_OP_READ, RDMA_OP_WRITE, RDMA_OP_PREFETCH };

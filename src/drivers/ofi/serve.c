@@ -183,6 +183,7 @@ static int serve(struct peer *p)
 
 	if (p->next_request.len != sizeof(q) || q.magic != RDMA_MAGIC || q.zero || !q.len || q.len > HMM_RDMA_LEN_MAX)
 		return -EPROTO;
+	p->ep.polls = q.len <= RDMA_POLLS_MOST;
 	switch (q.op) {
 	case RDMA_OP_READ:
 		return serve_read(p, &q, try_until);

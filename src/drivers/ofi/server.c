@@ -258,6 +258,7 @@ static void serve(struct connection *c)
 	struct tier_head h;
 	size_t len;
 
+	c->ep.polls = true;
 	for (;;) {
 		int rc;
 
