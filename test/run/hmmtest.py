@@ -23,6 +23,11 @@ import time
 SKIP = 77
 PR_SET_CHILD_SUBREAPER = 36
 
+# What is ignored (nohup, a shell's background) stays so in programs, and a shell cannot even trap it.
+for _s in signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM:
+    if signal.getsignal(_s) == signal.SIG_IGN:
+        signal.signal(_s, signal.SIG_DFL)
+
 
 def skip(why):
     print("SKIP:", why)
@@ -229,10 +234,6 @@ def main_of(*tests):
     h = Hmm(sys.argv[1])
     names = sys.argv[2:]
     bad = 0
-    # What is ignored (nohup) stays so in programs, and a shell cannot even trap it.
-    for s in signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM:
-        if signal.getsignal(s) == signal.SIG_IGN:
-            signal.signal(s, signal.SIG_DFL)
     for t in tests:
         if names and t.__name__ not in names:
             continue
