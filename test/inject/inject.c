@@ -25,7 +25,7 @@ static const struct {
 	const char *call;
 	int err[INJECT_ERRORS];
 } errors[] = {
-	{"umm/monitor.c space_read read", {EMFILE, EAGAIN}}, /* a fork's event needs a descriptor */
+	{"umm/monitor.c batch_read read", {EMFILE, EAGAIN}}, /* a fork's event needs a descriptor */
 	{"umm/monitor.c kick write", {EINTR}},               /* of an eventfd */
 	{"ioctl UFFDIO_COPY", {ENOMEM, EAGAIN}},
 	{"ioctl UFFDIO_ZEROPAGE", {ENOMEM, EAGAIN}},

@@ -60,7 +60,7 @@ static const struct inject_known inject_silent[] = {
 static const struct inject_known inject_chance[] = {
 	{"umm/monitor.c read_with_spare *", "descriptors are used up"},
 	{"umm/monitor.c monitor_thread read", "somebody kicks it while it waits"},
-	{"umm/monitor.c space_read read", "somebody else reads it"},
+	{"umm/monitor.c batch_read read", "somebody else reads it"},
 	{"umm/monitor.c backlog_push umm_alloc", "several faults in one read"},
 	{"umm/uffd.c umm_uffd_is_changing *", "a change meets a fork"},
 	{"umm/quarantine.c page_is_absent pread", "a drop has not come to its end"},
