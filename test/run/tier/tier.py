@@ -265,7 +265,7 @@ def garbage(h):
     """Rubbish, and what a client has once sent: as it was, changed, cut.  The server lives, and serves."""
     s = Server(h)
     rec = Recorder(s.port)
-    work = [prog(h, "load/rw"), "seq", "1", "40", "1", "1"]
+    work = [prog(h, "load/rw"), "seq", "1", "40", "1", "8"]  # long enough for more than the burst that it may have
     h.run(work, ram="24M", to=f"lz4:1M,ofi://127.0.0.1:{rec.port}").expect(min_out=1000)
     seed = int(os.environ.get("HMM_TEST_SEED", "1"))
     print("seed", seed)
