@@ -21,6 +21,8 @@
  *   high	above it pages are moved out, down to low
  *   budget	above it faults wait for room, for a bounded time
  *
+ * Of what is shared a part is reserved, and high, low and budget are lower by that.
+ *
  * How long to sleep between measurements follows from what could be allocated
  * meanwhile: first touch of fresh memory is not faster than GROWTH.
  *
@@ -60,6 +62,7 @@
 #define CREDIT_EVERY_NS 250000000ull
 #define CREDIT_FAULTS 512u
 #define CREDIT_REST 4u
+#define RESERVE_PART 4u           /* of what is shared is taken to be written before there is room */
 #define FORKING_NS 60000000000ull /* no fork takes longer, its atfork handlers included */
 #define BUDGET_STACK (2ul << 20)  /* whatever RLIMIT_STACK says */
 #define ARM_FIRST (1ull << 20)
@@ -71,17 +74,10 @@
 #define HOLD_NS 20000000ull
 #define HOLD_MAX_NS 200000000ull
 
-static uint64_t growth(void)
-{
-	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
-
-	return GROWTH * (cpus > 0 ? (uint64_t)cpus : 1);
-}
-
 /* How long it takes all CPUs to touch that much. */
-static uint64_t grown_by_ns(uint64_t bytes)
+static uint64_t grown_by_ns(const struct hmm *h, uint64_t bytes)
 {
-	return bytes * 1000 / (growth() / 1000000);
+	return bytes * 1000 / (h->growth / 1000000);
 }
 
 /* Many that grow fast are armed earlier: until the last of them is, the others go on growing. */
@@ -89,21 +85,29 @@ static uint64_t arm_at(const struct hmm *h)
 {
 	uint64_t usual = h->opt.budget - h->opt.budget / 16;
 	unsigned spaces = atomic_load(&h->spaces);
-	uint64_t early = growth() / 1000000 * ARM_SPACE_NS / 1000 * spaces;
+	uint64_t early = h->growth / 1000000 * ARM_SPACE_NS / 1000 * spaces;
 
 	if (h->calm || spaces < 2)
 		return usual;
 	return usual > h->opt.budget / 2 + early ? usual - early : h->opt.budget / 2;
 }
 
+/* What is shared becomes a copy when it is written, by no fault that could be held back. */
+static uint64_t reserve(const struct hmm *h)
+{
+	uint64_t shared = atomic_load(&h->shared) / RESERVE_PART, most = h->opt.budget / 8;
+
+	return shared < most ? shared : most;
+}
+
 static uint64_t high_at(const struct hmm *h)
 {
-	return h->opt.budget - h->opt.budget / 64;
+	return h->opt.budget - h->opt.budget / 64 - reserve(h);
 }
 
 static uint64_t low_at(const struct hmm *h)
 {
-	return h->opt.budget - h->opt.budget / 32;
+	return h->opt.budget - h->opt.budget / 32 - reserve(h);
 }
 
 /* Resident less shared, in pages; 0 when the task is gone. */
@@ -168,7 +172,7 @@ static uint64_t faults_since_credit(struct hmm_mm *mm)
 	return mm->minor_faults - mm->credit_faults;
 }
 
-static uint64_t measure_mm(struct hmm_mm *mm, bool credit)
+static uint64_t measure_mm(struct hmm_mm *mm, bool credit, uint64_t *all_shared)
 {
 	uint64_t anon = statm_anon(mm->statm_fd), window = 0, shared;
 	struct stat st;
@@ -182,6 +186,7 @@ static uint64_t measure_mm(struct hmm_mm *mm, bool credit)
 	shared = mm->minor_faults - mm->credit_faults;
 	shared = mm->shared_credit > shared ? mm->shared_credit - shared : 0;
 	mm->anon_pages = anon > shared ? anon - shared : 0;
+	*all_shared += anon - mm->anon_pages;
 	if (mm->window_fd >= 0 && !fstat(mm->window_fd, &st))
 		window = (uint64_t)st.st_blocks * 512;
 	return mm->anon_pages * UMM_PAGE + window;
@@ -205,7 +210,7 @@ static void note_away(struct hmm *h, uint64_t away)
 
 uint64_t hmm_budget_measure(struct hmm *h)
 {
-	uint64_t now = hmm_now_ns(), sum = 0, away = 0, peak, faults = 0;
+	uint64_t now = hmm_now_ns(), sum = 0, away = 0, peak, faults = 0, shared = 0;
 	bool forked = false, credit;
 	unsigned spaces = 0;
 
@@ -223,10 +228,11 @@ uint64_t hmm_budget_measure(struct hmm *h)
 	credit = forked && (now - h->credit_at_ns > CREDIT_EVERY_NS ||
 			    (faults > CREDIT_FAULTS && now - h->credit_at_ns > CREDIT_REST * h->credit_cost_ns));
 	for (struct hmm_mm *mm = h->mms; mm; mm = mm->next) {
-		sum += measure_mm(mm, credit);
+		sum += measure_mm(mm, credit, &shared);
 		away += atomic_load(&mm->radix.away);
 	}
 	note_away(h, away);
+	atomic_store(&h->shared, shared * UMM_PAGE);
 	if (credit) {
 		h->credit_at_ns = hmm_now_ns();
 		h->credit_cost_ns = h->credit_at_ns - now;
@@ -261,7 +267,7 @@ void hmm_budget_charge(struct hmm_mm *mm, uint64_t pages)
 
 		if (total > high_at(h) && !atomic_load(&h->want_set) && !atomic_load(&h->full))
 			want_room(h);
-		if (total <= h->opt.budget || atomic_load(&h->full) || atomic_load(&h->tight) ||
+		if (total + reserve(h) <= h->opt.budget || atomic_load(&h->full) || atomic_load(&h->tight) ||
 		    atomic_load(&h->stop) || atomic_load(&h->resting))
 			return;
 		atomic_fetch_add(&h->held, 1);
@@ -407,12 +413,12 @@ static uint64_t pause_ns(const struct hmm *h, uint64_t total)
 		       : total > high_at(h)  ? SLEEP_SHRINKING_NS
 		       : h->calm             ? SLEEP_ARMED_NS
 					     : SLEEP_GROWING_NS;
-	ns = grown_by_ns(total < at ? at - total : 0);
+	ns = grown_by_ns(h, total < at ? at - total : 0);
 	/* A tree that has not grown for a while is not looked at as often. */
 	if (h->calm > CALM_LOOKS && ns < SLEEP_CALM_NS) {
 		/* By what it may then burst beyond the budget, at most by half of that. */
 		uint64_t beyond = h->opt.budget / 8 > BURST / 2 ? h->opt.budget / 8 : BURST / 2;
-		uint64_t calm = grown_by_ns((total < at ? at - total : 0) + beyond);
+		uint64_t calm = grown_by_ns(h, (total < at ? at - total : 0) + beyond);
 
 		ns = calm < SLEEP_CALM_NS ? calm : SLEEP_CALM_NS;
 	}
@@ -511,9 +517,11 @@ static void stop_and_tell(struct hmm *h)
 
 int hmm_budget_start(struct hmm *h)
 {
+	long cpus = sysconf(_SC_NPROCESSORS_ONLN); /* it reads a file: not at each look */
 	pthread_attr_t attr;
 	int rc;
 
+	h->growth = GROWTH * (cpus > 0 ? (uint64_t)cpus : 1);
 	pthread_attr_init(&attr);
 	pthread_attr_setstacksize(&attr, BUDGET_STACK);
 	h->budget_started = true;

@@ -344,9 +344,11 @@ struct hmm {
 	_Atomic uint32_t newly_armed; /* spaces, since the watcher measured */
 	uint64_t looked_at;           /* bytes, when they last changed much; the watcher's, as is calm */
 	uint32_t calm;                /* looks since */
-	_Atomic unsigned spaces;      /* as of the last measurement */
-	uint64_t futile_ns;           /* how long to leave it when nothing would go; the reclaimer's */
-	unsigned reclaim_turn;        /* whose turn it is to give; the reclaimer's */
+	_Atomic uint64_t shared; /* bytes that spaces have in common, as of the last measurement: not in the estimate */
+	_Atomic unsigned spaces; /* as of the last measurement */
+	uint64_t growth;         /* bytes a second that all CPUs can touch */
+	uint64_t futile_ns;      /* how long to leave it when nothing would go; the reclaimer's */
+	unsigned reclaim_turn;   /* whose turn it is to give; the reclaimer's */
 	int self_statm_fd;
 	uint64_t credit_at_ns; /* shares were measured, of all spaces; lock */
 	uint64_t credit_cost_ns;

@@ -28,14 +28,6 @@ static void *dropper(void *unused)
 	return NULL;
 }
 
-static bool is_there(int fd, unsigned long page)
-{
-	uint64_t e = 0;
-
-	CHECK(pread(fd, &e, sizeof(e), (off_t)(((uintptr_t)mem / PAGE + page) * 8)) == 8, "pagemap can be read");
-	return e >> 63;
-}
-
 int main(void)
 {
 	static uint64_t entry[PAGES];
@@ -52,7 +44,7 @@ int main(void)
 			sched_yield();
 			continue;
 		}
-		while (is_there(fd, PAGES - 1))
+		while (scan_page_fd(fd, mem + (PAGES - 1) * PAGE) & PAGE_IS_PRESENT)
 			;
 		CHECK(pread(fd, entry, sizeof(entry), (off_t)((uintptr_t)mem / PAGE * 8)) == (ssize_t)sizeof(entry),
 		      "pagemap can be read");

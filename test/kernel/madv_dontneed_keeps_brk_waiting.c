@@ -41,14 +41,6 @@ static void *reader(void *uffd)
 	return NULL;
 }
 
-static bool is_there(int fd, unsigned long page)
-{
-	uint64_t e = 0;
-
-	CHECK(pread(fd, &e, sizeof(e), (off_t)(((uintptr_t)mem / PAGE + page) * 8)) == 8, "pagemap can be read");
-	return e >> 63;
-}
-
 int main(void)
 {
 	int fd = open("/proc/self/pagemap", O_RDONLY), uffd;
@@ -69,12 +61,12 @@ int main(void)
 			sched_yield();
 			continue;
 		}
-		while (is_there(fd, 0))
+		while (scan_page_fd(fd, mem) & PAGE_IS_PRESENT)
 			;
 		/* Without it there is something left, now and then. */
-		amid += is_there(fd, PAGES - 1);
+		amid += !!(scan_page_fd(fd, mem + (PAGES - 1) * PAGE) & PAGE_IS_PRESENT);
 		syscall(SYS_brk, 0);
-		CHECK(!is_there(fd, PAGES - 1),
+		CHECK(!(scan_page_fd(fd, mem + (PAGES - 1) * PAGE) & PAGE_IS_PRESENT),
 		      "the last page is there when the first has gone and brk(0) has returned");
 		filled = false;
 	}

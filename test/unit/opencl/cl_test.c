@@ -24,15 +24,6 @@ static int setup_copies(void **state)
 	return setup_flags(state, HMM_CL_COPIES);
 }
 
-static int teardown(void **state)
-{
-	struct world *w = *state;
-	int rc = world_close(w);
-
-	free(w);
-	return rc;
-}
-
 static void a_kernel_works_on_mapped_memory(void **state)
 {
 	struct world *w = *state;
@@ -768,7 +759,7 @@ static void bad_arguments(void **state)
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
-#define T(f) {#f "_reach", f, setup_reach, teardown, NULL}, {#f "_copies", f, setup_copies, teardown, NULL}
+#define T(f) {#f "_reach", f, setup_reach, world_teardown, NULL}, {#f "_copies", f, setup_copies, world_teardown, NULL}
 		T(a_kernel_works_on_mapped_memory),
 		T(malloced_memory_keeps_its_neighbours),
 		T(what_is_there_is_not_moved_again),

@@ -148,15 +148,6 @@ static int setup_copies(void **state)
 	return setup_flags(state, HMM_CL_COPIES);
 }
 
-static int teardown(void **state)
-{
-	struct world *w = *state;
-	int rc = world_close(w);
-
-	free(w);
-	return rc;
-}
-
 struct job {
 	struct hmm_cl_kernel *k;
 	uint32_t *a, *b;
@@ -406,16 +397,17 @@ static void coarse_grained_memory_is_handed_over(void **state)
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
-#define T(f) {#f "_reach", f, setup_reach, teardown, NULL}, {#f "_copies", f, setup_copies, teardown, NULL}
+#define T(f) {#f "_reach", f, setup_reach, world_teardown, NULL}, {#f "_copies", f, setup_copies, world_teardown, NULL}
 		T(no_memory_on_the_device),
 		T(a_kernel_that_cannot_be_launched),
 		T(a_kernel_that_fails),
-		{"a_device_that_takes_nothing", a_device_that_takes_nothing, setup_copies, teardown, NULL},
-		{"a_device_that_is_lost", a_device_that_is_lost, setup_copies, teardown, NULL},
-		{"fine_grained_memory_is_named", fine_grained_memory_is_named, setup_reach, teardown, NULL},
-		{"coarse_grained_memory_is_handed_over", coarse_grained_memory_is_handed_over, setup_copies, teardown,
+		{"a_device_that_takes_nothing", a_device_that_takes_nothing, setup_copies, world_teardown, NULL},
+		{"a_device_that_is_lost", a_device_that_is_lost, setup_copies, world_teardown, NULL},
+		{"fine_grained_memory_is_named", fine_grained_memory_is_named, setup_reach, world_teardown, NULL},
+		{"coarse_grained_memory_is_handed_over", coarse_grained_memory_is_handed_over, setup_copies,
+		 world_teardown, NULL},
+		{"a_device_that_gives_nothing_back", a_device_that_gives_nothing_back, setup_copies, world_teardown,
 		 NULL},
-		{"a_device_that_gives_nothing_back", a_device_that_gives_nothing_back, setup_copies, teardown, NULL},
 	};
 
 	if (argc > 1)

@@ -94,6 +94,16 @@ static int world_close(struct world *w)
 	return rc;
 }
 
+/* Of a world that a test's setup has made with calloc(). */
+static inline int world_teardown(void **state)
+{
+	struct world *w = *state;
+	int rc = world_close(w);
+
+	free(w);
+	return rc;
+}
+
 static inline struct hmm_cl_kernel *kernel(struct world *w, const char *name)
 {
 	struct hmm_cl_kernel *k;
