@@ -70,7 +70,8 @@
 #define BURST (64ull << 20)
 #define BUDGET_NICE (-10)
 #define TIGHT_NS 2000000l
-#define WALK_NS 2000000ull /* is waited for the walks of all spaces */
+#define AT_ONCE_NS 1000000ull /* a walk that takes longer gives up its priority */
+#define WALK_NS 2000000ull    /* is waited for the walks of all spaces */
 #define HOLD_NS 20000000ull
 #define HOLD_MAX_NS 200000000ull
 
@@ -208,7 +209,8 @@ static void note_away(struct hmm *h, uint64_t away)
 	atomic_store(&h->stored_at_peak, stored);
 }
 
-uint64_t hmm_budget_measure(struct hmm *h)
+/* @shares: what is shared may be measured anew, in which time others grow by a lot. */
+static uint64_t measure(struct hmm *h, bool shares)
 {
 	uint64_t now = hmm_now_ns(), sum = 0, away = 0, peak, faults = 0, shared = 0;
 	bool forked = false, credit;
@@ -225,8 +227,9 @@ uint64_t hmm_budget_measure(struct hmm *h)
 	 * All of them at once: a copy that one makes takes a share from the
 	 * others, too.  Dear, so never more than a part of the time.
 	 */
-	credit = forked && (now - h->credit_at_ns > CREDIT_EVERY_NS ||
-			    (faults > CREDIT_FAULTS && now - h->credit_at_ns > CREDIT_REST * h->credit_cost_ns));
+	credit = shares && forked &&
+		 (now - h->credit_at_ns > CREDIT_EVERY_NS ||
+		  (faults > CREDIT_FAULTS && now - h->credit_at_ns > CREDIT_REST * h->credit_cost_ns));
 	for (struct hmm_mm *mm = h->mms; mm; mm = mm->next) {
 		sum += measure_mm(mm, credit, &shared);
 		away += atomic_load(&mm->radix.away);
@@ -244,6 +247,11 @@ uint64_t hmm_budget_measure(struct hmm *h)
 	while (sum > peak && !atomic_compare_exchange_weak(&h->peak, &peak, sum))
 		;
 	return sum;
+}
+
+uint64_t hmm_budget_measure(struct hmm *h)
+{
+	return measure(h, true);
 }
 
 static void want_room(struct hmm *h)
@@ -311,6 +319,27 @@ static void arm_one(struct hmm_mm *mm)
 	hmm_discover(mm, ARM_FIRST);
 }
 
+/* Among dozens that grow it must get its turn.  Who may not have that goes on without. */
+static void go_before_others(void)
+{
+	setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), BUDGET_NICE);
+}
+
+/*
+ * What it does takes a fraction of a millisecond, but whatever it comes late grows
+ * by four gigabytes a second: with a nice value alone it was seen to come 30 ms
+ * late where a dozen processes wanted the CPUs.
+ */
+static void go_at_once(void)
+{
+	sched_setscheduler(0, SCHED_RR, &(struct sched_param){.sched_priority = 1});
+}
+
+static void go_in_turn(void)
+{
+	sched_setscheduler(0, SCHED_OTHER, &(struct sched_param){0});
+}
+
 static uint64_t cpu_ns(void)
 {
 	struct timespec ts;
@@ -322,19 +351,26 @@ static uint64_t cpu_ns(void)
 static void look_at_one(struct hmm_mm *mm)
 {
 	uint64_t now = hmm_now_ns(), cpu;
+	bool slow;
 
-	if (!mm->inside || atomic_load(&mm->dead) || atomic_load(&mm->rest))
+	if (!mm->inside || atomic_load(&mm->dead) || atomic_load(&mm->rest) ||
+	    (atomic_load(&mm->armed) && now < mm->discover_at_ns))
 		return;
-	if (!atomic_load(&mm->armed)) {
+	/* Nor may it spin: marks are read with events, for which others have to run. */
+	slow = mm->walk_ns > AT_ONCE_NS || atomic_load(&mm->space->ctl->marked);
+	if (slow)
+		go_in_turn();
+	if (atomic_load(&mm->armed)) {
+		cpu = cpu_ns();
+		hmm_discover(mm, 0);
+		mm->walk_ns = cpu_ns() - cpu;
+	} else {
 		arm_one(mm);
-		return;
 	}
-	if (now < mm->discover_at_ns)
-		return;
-	cpu = cpu_ns();
-	hmm_discover(mm, 0);
+	if (slow)
+		go_at_once();
 	/* Thousands of mappings take milliseconds to walk: at most a tenth of the time. */
-	mm->discover_at_ns = now + 10 * (cpu_ns() - cpu);
+	mm->discover_at_ns = now + 10 * mm->walk_ns;
 }
 
 /* Whoever is not managed yet is, and what has been mapped since is found, if not now then the next time. */
@@ -426,30 +462,15 @@ static uint64_t pause_ns(const struct hmm *h, uint64_t total)
 	return ns < least ? least : ns > SLEEP_MAX_NS ? SLEEP_MAX_NS : ns;
 }
 
-/* Among dozens that grow it must get its turn.  Who may not have that goes on without. */
-static void go_before_others(void)
-{
-	setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), BUDGET_NICE);
-}
-
-/*
- * What it does takes a fraction of a millisecond, but whatever it comes late grows
- * by four gigabytes a second: with a nice value alone it was seen to come 30 ms
- * late where a dozen processes wanted the CPUs.
- */
-static void go_at_once(void)
-{
-	go_before_others(); /* the walkers inherit it */
-	sched_setscheduler(0, SCHED_RR, &(struct sched_param){.sched_priority = 1});
-}
-
 static void *watch_main(void *arg)
 {
 	struct hmm *h = arg;
 
-	go_at_once();
+	go_before_others();
+	go_at_once(); /* the walkers inherit both */
 	while (!atomic_load(&h->stop)) {
-		uint64_t total = hmm_budget_measure(h);
+		/* Too much is no harm before anything is armed: it is armed a little early. */
+		uint64_t total = measure(h, atomic_load(&h->armed) || h->calm);
 		struct timespec ts;
 
 		calm_note(h, total);

@@ -256,7 +256,8 @@ struct hmm_mm {
 	uint64_t keep_start, keep_end; /* the engine's own arena in there */
 	struct hmm_mm *walk_next;      /* walkers.c */
 	bool walking;                  /* walkers.c */
-	uint64_t discover_at_ns;       /* not again before; the watcher's */
+	uint64_t walk_ns;              /* CPU time of the last walk over its mappings; its walker's, as is: */
+	uint64_t discover_at_ns;       /* not again before */
 	uint64_t arming_ns;            /* its hooks were told to ask; the watcher's */
 
 	uint64_t hand; /* the clock's; out_lock */

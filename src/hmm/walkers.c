@@ -12,7 +12,8 @@
  * So each space has a walker while there are fewer spaces than WALKERS_MAX, and
  * who asks (one thread, the watcher) does not wait for all of them.  A space
  * that is still walked is not asked for again.  Threads are made when there is
- * work for them, and stay.
+ * work for them, and stay.  They have the watcher's priority, which who walks gives
+ * up for what may take long (budget.c).
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -77,8 +78,6 @@ static void threads_add(struct hmm_walkers *w, unsigned want)
 		return;
 	pthread_attr_init(&attr);
 	pthread_attr_setstacksize(&attr, WALKERS_STACK);
-	/* Not the watcher's real-time priority, its nice value: a walk may take long, and wait for others to run. */
-	pthread_attr_setinheritsched(&attr, PTHREAD_EXPLICIT_SCHED);
 	/* Those that cannot be had are done without. */
 	while (w->nthreads < want && !pthread_create(&w->thread[w->nthreads], &attr, walker_main, w))
 		w->nthreads++;
