@@ -34,6 +34,10 @@
  * the one must not keep the other: a round of reclaim may take 25 ms, in which
  * two CPUs touch 100 MiB.  They share what is atomic, and lock; out_lock is
  * the reclaimer's.
+ *
+ * The watcher opens nothing, and measures no shares: a look-up in /proc waits for
+ * whoever is at the same one and was preempted, and shares are milliseconds under
+ * the locks of the spaces.  Either had it come 10 ms late at the worst moment.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -140,21 +144,15 @@ static uint64_t pss_anon_pages(int fd)
 	return p && sscanf(p + 9, "%lu", &kib) == 1 ? kib / 4 : 0;
 }
 
-/* Faults of the program that needed no reading, so far: each may have made a copy of a page that was shared. */
-static uint64_t minor_faults(pid_t pid)
+/* h->lock held.  Faults of the program that needed no reading, so far: each may have made a copy of a page that was
+ * shared. */
+static uint64_t minor_faults(struct hmm_mm *mm)
 {
-	char path[64], buf[1024], *at;
+	char buf[1024], *at;
 	unsigned long n = 0;
-	ssize_t len;
-	int fd;
+	/* Not opened here: a look-up in /proc waits for whoever is at the same one, and may have been preempted. */
+	ssize_t len = mm->stat_fd >= 0 ? pread(mm->stat_fd, buf, sizeof(buf) - 1, 0) : -1;
 
-	if (pid <= 0)
-		return 0;
-	snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	len = fd >= 0 ? read(fd, buf, sizeof(buf) - 1) : -1;
-	if (fd >= 0)
-		close(fd);
 	if (len <= 0)
 		return 0;
 	buf[len] = 0;
@@ -164,26 +162,20 @@ static uint64_t minor_faults(pid_t pid)
 	return n;
 }
 
-/* Returns faults since the space's credit was measured. */
+/* h->lock held.  Returns faults since the space's credit was measured. */
 static uint64_t faults_since_credit(struct hmm_mm *mm)
 {
-	uint64_t n = atomic_load(&mm->forked) ? minor_faults(mm->space->pid) : 0;
+	uint64_t n = atomic_load(&mm->forked) ? minor_faults(mm) : 0;
 
 	mm->minor_faults = n > mm->minor_faults ? n : mm->minor_faults;
 	return mm->minor_faults - mm->credit_faults;
 }
 
-static uint64_t measure_mm(struct hmm_mm *mm, bool credit, uint64_t *all_shared)
+static uint64_t measure_mm(struct hmm_mm *mm, uint64_t *all_shared)
 {
 	uint64_t anon = statm_anon(mm->statm_fd), window = 0, shared;
 	struct stat st;
 
-	if (credit && atomic_load(&mm->forked)) {
-		uint64_t pss = pss_anon_pages(mm->rollup_fd);
-
-		mm->credit_faults = mm->minor_faults;
-		mm->shared_credit = pss && pss < anon ? anon - pss : 0;
-	}
 	shared = mm->minor_faults - mm->credit_faults;
 	shared = mm->shared_credit > shared ? mm->shared_credit - shared : 0;
 	mm->anon_pages = anon > shared ? anon - shared : 0;
@@ -191,6 +183,46 @@ static uint64_t measure_mm(struct hmm_mm *mm, bool credit, uint64_t *all_shared)
 	if (mm->window_fd >= 0 && !fstat(mm->window_fd, &st))
 		window = (uint64_t)st.st_blocks * 512;
 	return mm->anon_pages * UMM_PAGE + window;
+}
+
+/*
+ * All of them at once: a copy that one makes takes a share from the others, too.
+ * Milliseconds for each that is large, so not under the lock, and not by who
+ * watches.  Who wants it while somebody is at it goes on with what there was.
+ */
+static void credit_renew(struct hmm *h)
+{
+	uint64_t start = hmm_now_ns();
+	struct hmm_mm **list;
+	int n;
+
+	if (atomic_exchange(&h->crediting, true))
+		return;
+	n = hmm_mms_get(h, &list);
+	for (int i = 0; i < n; i++) {
+		struct hmm_mm *mm = list[i];
+
+		if (!atomic_load(&mm->forked))
+			continue;
+		pthread_mutex_lock(&h->lock);
+		faults_since_credit(mm);
+		uint64_t faults = mm->minor_faults;
+		pthread_mutex_unlock(&h->lock);
+		uint64_t anon = statm_anon(mm->statm_fd), pss = pss_anon_pages(mm->rollup_fd);
+
+		pthread_mutex_lock(&h->lock);
+		mm->credit_faults = faults;
+		mm->shared_credit = pss && pss < anon ? anon - pss : 0;
+		pthread_mutex_unlock(&h->lock);
+	}
+	if (n >= 0)
+		hmm_mms_put(list, (unsigned)n);
+	pthread_mutex_lock(&h->lock);
+	h->credit_at_ns = hmm_now_ns();
+	h->credit_cost_ns = h->credit_at_ns - start;
+	pthread_mutex_unlock(&h->lock);
+	atomic_store(&h->credit_due, false);
+	atomic_store(&h->crediting, false);
 }
 
 static void note_away(struct hmm *h, uint64_t away)
@@ -209,11 +241,11 @@ static void note_away(struct hmm *h, uint64_t away)
 	atomic_store(&h->stored_at_peak, stored);
 }
 
-/* @shares: what is shared may be measured anew, in which time others grow by a lot. */
-static uint64_t measure(struct hmm *h, bool shares)
+/* By the shares as they are known. */
+static uint64_t measure(struct hmm *h)
 {
 	uint64_t now = hmm_now_ns(), sum = 0, away = 0, peak, faults = 0, shared = 0;
-	bool forked = false, credit;
+	bool forked = false;
 	unsigned spaces = 0;
 
 	pthread_mutex_lock(&h->lock);
@@ -221,25 +253,16 @@ static uint64_t measure(struct hmm *h, bool shares)
 		forked |= atomic_load(&mm->forked);
 		faults += faults_since_credit(mm);
 		spaces++;
-	}
-	atomic_store(&h->spaces, spaces);
-	/*
-	 * All of them at once: a copy that one makes takes a share from the
-	 * others, too.  Dear, so never more than a part of the time.
-	 */
-	credit = shares && forked &&
-		 (now - h->credit_at_ns > CREDIT_EVERY_NS ||
-		  (faults > CREDIT_FAULTS && now - h->credit_at_ns > CREDIT_REST * h->credit_cost_ns));
-	for (struct hmm_mm *mm = h->mms; mm; mm = mm->next) {
-		sum += measure_mm(mm, credit, &shared);
+		sum += measure_mm(mm, &shared);
 		away += atomic_load(&mm->radix.away);
 	}
+	atomic_store(&h->spaces, spaces);
+	/* Dear, so never more than a part of the time. */
+	atomic_store(&h->credit_due,
+		     forked && (now - h->credit_at_ns > CREDIT_EVERY_NS ||
+				(faults > CREDIT_FAULTS && now - h->credit_at_ns > CREDIT_REST * h->credit_cost_ns)));
 	note_away(h, away);
 	atomic_store(&h->shared, shared * UMM_PAGE);
-	if (credit) {
-		h->credit_at_ns = hmm_now_ns();
-		h->credit_cost_ns = h->credit_at_ns - now;
-	}
 	sum += statm_anon(h->self_statm_fd) * UMM_PAGE;
 	pthread_mutex_unlock(&h->lock);
 	atomic_store(&h->estimate, sum);
@@ -251,7 +274,12 @@ static uint64_t measure(struct hmm *h, bool shares)
 
 uint64_t hmm_budget_measure(struct hmm *h)
 {
-	return measure(h, true);
+	uint64_t sum = measure(h);
+
+	if (!atomic_load(&h->credit_due))
+		return sum;
+	credit_renew(h);
+	return measure(h);
 }
 
 static void want_room(struct hmm *h)
@@ -469,8 +497,7 @@ static void *watch_main(void *arg)
 	go_before_others();
 	go_at_once(); /* the walkers inherit both */
 	while (!atomic_load(&h->stop)) {
-		/* Too much is no harm before anything is armed: it is armed a little early. */
-		uint64_t total = measure(h, atomic_load(&h->armed) || h->calm);
+		uint64_t total = measure(h);
 		struct timespec ts;
 
 		calm_note(h, total);
@@ -478,8 +505,9 @@ static void *watch_main(void *arg)
 			if (total > arm_at(h))
 				look_at_all(h);
 			if (atomic_exchange(&h->newly_armed, 0))
-				total = hmm_budget_measure(h); /* it has taken a while */
-			if (total > high_at(h) && !atomic_load(&h->full))
+				total = measure(h); /* it has taken a while */
+			/* The reclaimer finds whether what seems too much is shared. */
+			if ((total > high_at(h) && !atomic_load(&h->full)) || atomic_load(&h->credit_due))
 				want_room(h);
 		}
 		room_made(h);

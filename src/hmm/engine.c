@@ -578,6 +578,8 @@ static void mm_free(void *priv)
 	hmm_iset_clear(&mm->unforked_todo);
 	hmm_iset_clear(&mm->dontfork);
 	hmm_iset_clear(&mm->wipeonfork);
+	if (mm->stat_fd >= 0)
+		close(mm->stat_fd);
 	if (mm->statm_fd >= 0)
 		close(mm->statm_fd);
 	if (mm->rollup_fd >= 0)
@@ -606,7 +608,7 @@ struct hmm_mm *hmm_mm_new(struct hmm *h, struct umm_space *space, char *window, 
 	mm->window = window;
 	mm->inside = inside;
 	mm->inside_priv = priv;
-	mm->statm_fd = mm->rollup_fd = mm->smaps_fd = mm->window_fd = -1;
+	mm->stat_fd = mm->statm_fd = mm->rollup_fd = mm->smaps_fd = mm->window_fd = -1;
 	atomic_store(&mm->clean_score, 128);
 	hmm_radix_init(&mm->radix);
 	pthread_mutex_init(&mm->out_lock, NULL);

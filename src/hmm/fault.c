@@ -525,8 +525,8 @@ static pid_t process_of(uint32_t tid)
  */
 static void learn_pid(struct hmm_mm *mm, uint32_t tid)
 {
-	static const char *const what[] = {"statm", "smaps_rollup", "smaps"};
-	int *fd[] = {&mm->statm_fd, &mm->rollup_fd, &mm->smaps_fd};
+	static const char *const what[] = {"stat", "statm", "smaps_rollup", "smaps"};
+	int *fd[] = {&mm->stat_fd, &mm->statm_fd, &mm->rollup_fd, &mm->smaps_fd};
 	char path[64];
 	pid_t pid;
 
@@ -537,7 +537,7 @@ static void learn_pid(struct hmm_mm *mm, uint32_t tid)
 	pthread_mutex_lock(&mm->lock);
 	if (mm->statm_fd < 0) {
 		mm->space->pid = pid;
-		for (unsigned i = 0; i < 3; i++) {
+		for (unsigned i = 0; i < sizeof(fd) / sizeof(fd[0]); i++) {
 			snprintf(path, sizeof(path), "/proc/%d/%s", (int)pid, what[i]);
 			*fd[i] = open(path, O_RDONLY | O_CLOEXEC);
 		}

@@ -273,6 +273,7 @@ struct hmm_mm {
 	_Atomic uint32_t seq_score; /* 0..256: how sequential faults were of late */
 
 	/* accounting, under h->lock */
+	int stat_fd;
 	int statm_fd;
 	int rollup_fd;
 	int smaps_fd;
@@ -342,9 +343,10 @@ struct hmm {
 	pthread_cond_t room;       /* it has made room */
 	pthread_cond_t ended;      /* stop */
 	_Atomic bool want_set;
-	_Atomic uint32_t newly_armed; /* spaces, since the watcher measured */
-	uint64_t looked_at;           /* bytes, when they last changed much; the watcher's, as is calm */
-	uint32_t calm;                /* looks since */
+	_Atomic uint32_t newly_armed;       /* spaces, since the watcher measured */
+	uint64_t looked_at;                 /* bytes, when they last changed much; the watcher's, as is calm */
+	uint32_t calm;                      /* looks since */
+	_Atomic bool credit_due, crediting; /* shares are to be measured anew; somebody does */
 	_Atomic uint64_t shared; /* bytes that spaces have in common, as of the last measurement: not in the estimate */
 	_Atomic unsigned spaces; /* as of the last measurement */
 	uint64_t growth;         /* bytes a second that all CPUs can touch */

@@ -1053,6 +1053,7 @@ static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hell
 	m->mm->keep_start = (uintptr_t)a.base;
 	m->mm->keep_end = (uintptr_t)a.base + a.len;
 	pthread_mutex_lock(&m->mm->lock);
+	take_fd(&m->mm->stat_fd, proc_fd(pid, "stat"));
 	take_fd(&m->mm->statm_fd, proc_fd(cred.pid, "statm"));
 	take_fd(&m->mm->rollup_fd, proc_fd(cred.pid, "smaps_rollup"));
 	take_fd(&m->mm->smaps_fd, proc_fd(cred.pid, "smaps"));
