@@ -68,7 +68,6 @@
 #define CREDIT_REST 4u
 #define RESERVE_PART 4u           /* of what is shared is taken to be written before there is room */
 #define FORKING_NS 60000000000ull /* no fork takes longer, its atfork handlers included */
-#define BUDGET_STACK (2ul << 20)  /* whatever RLIMIT_STACK says */
 #define ARM_FIRST (1ull << 20)
 #define ARM_SPACE_NS 500000ull /* it takes to arm one of many */
 #define BURST (64ull << 20)
@@ -572,7 +571,7 @@ int hmm_budget_start(struct hmm *h)
 
 	h->growth = GROWTH * (cpus > 0 ? (uint64_t)cpus : 1);
 	pthread_attr_init(&attr);
-	pthread_attr_setstacksize(&attr, BUDGET_STACK);
+	pthread_attr_setstacksize(&attr, UMM_THREAD_STACK);
 	h->budget_started = true;
 	rc = -pthread_create(&h->reclaim_thread, &attr, reclaim_main, h);
 	if (rc) {

@@ -21,7 +21,6 @@
 #include "hmm/internal.h"
 
 #define WALKERS_MAX 16u
-#define WALKERS_STACK (256ul << 10)
 
 struct hmm_walkers {
 	pthread_mutex_t lock; /* all of it, and walking and walk_next of each space */
@@ -77,7 +76,7 @@ static void threads_add(struct hmm_walkers *w, unsigned want)
 	if (w->nthreads >= want)
 		return;
 	pthread_attr_init(&attr);
-	pthread_attr_setstacksize(&attr, WALKERS_STACK);
+	pthread_attr_setstacksize(&attr, UMM_THREAD_STACK);
 	/* Those that cannot be had are done without. */
 	while (w->nthreads < want && !pthread_create(&w->thread[w->nthreads], &attr, walker_main, w))
 		w->nthreads++;

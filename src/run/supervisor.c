@@ -52,7 +52,6 @@
 #include "run/stats.h"
 
 #define CTL_BYTES (ARENA_CTL + ARENA_WINDOW)
-#define THREAD_STACK (2ul << 20)
 #define TICK_NS 500000000l
 
 #ifndef MFD_NOEXEC_SEAL
@@ -1734,10 +1733,9 @@ void supervisor_main(const struct run_options *opt, int front_fd, pid_t front)
 		dup2(null, 1);
 		close(null);
 	}
-	/* Our threads' stacks are ours to choose, not RLIMIT_STACK's. */
 	pthread_attr_t attr;
 	pthread_attr_init(&attr);
-	pthread_attr_setstacksize(&attr, THREAD_STACK);
+	pthread_attr_setstacksize(&attr, UMM_THREAD_STACK);
 	pthread_setattr_default_np(&attr);
 	ready.rc = -ENOMEM;
 	if (s) {

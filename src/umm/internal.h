@@ -197,6 +197,11 @@ void umm_monitor_abandon(struct umm_monitor *m);
 int umm_monitor_add(struct umm_monitor *m, struct umm_space *space);
 /** No thread of the monitor starts on @space any more once it has returned; one may still be busy with it. */
 void umm_monitor_del(struct umm_space *space);
+/**
+ * Of every thread of ours, whatever RLIMIT_STACK says: whoever reads events may have to apply a fork,
+ * and who brings pages back for it has a cluster of them on the stack.
+ */
+#define UMM_THREAD_STACK (2ul << 20)
 /** Read what is pending without blocking: events are applied, faults go to the monitor's threads. */
 void umm_space_drain(struct umm_space *space);
 /** Called by who serves a fault, before it sleeps: another thread takes over the waiting. */

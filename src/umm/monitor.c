@@ -48,7 +48,6 @@
 #include "umm/internal.h"
 
 #define MONITOR_THREADS_MAX 16u
-#define MONITOR_STACK (2ul << 20)
 #define READ_MAX 32u          /* messages at a time */
 #define READ_ROOM 64u         /* and those that are read because one of them came too early */
 #define LATE_NS 1000000000ull /* a change is told of: who made it needs to run for a moment */
@@ -524,9 +523,8 @@ int umm_monitor_create(unsigned nthreads, struct umm_monitor **mp)
 		rc = -errno;
 		goto fail;
 	}
-	/* Whatever RLIMIT_STACK says: who serves a fault has a cluster of pages on its stack. */
 	pthread_attr_init(&attr);
-	pthread_attr_setstacksize(&attr, MONITOR_STACK);
+	pthread_attr_setstacksize(&attr, UMM_THREAD_STACK);
 	for (rc = 0; !rc && m->nthreads < nthreads; m->nthreads += !rc)
 		rc = -pthread_create(&m->thread[m->nthreads], &attr, monitor_thread, m);
 	pthread_attr_destroy(&attr);

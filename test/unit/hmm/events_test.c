@@ -716,6 +716,31 @@ static void copies_are_let_go(void **state)
 	world_destroy(s.w);
 }
 
+static struct scene *walked;
+
+static void walk_brings_back(struct hmm_mm *mm)
+{
+	assert_int_equal(hmm_restore(mm, (uintptr_t)walked->p, (uintptr_t)walked->p + N * UMM_PAGE), 0);
+}
+
+/* Who reads the events of a space may have to apply a fork, for which pages come back on its own stack. */
+static void a_walker_may_bring_back(void **state)
+{
+	const char *why;
+	struct scene s = {.w = world_create("lz4", 1, &why)};
+
+	assert_non_null(s.w);
+	s.p = managed(s.w, N, 1);
+	walked = &s;
+	assert_int_equal(out(s.w, s.p, N), N);
+	hmm_walkers_each(s.w->h, &s.w->mm, 1, walk_brings_back, UINT64_MAX / 2);
+	hmm_walkers_stop(s.w->h);
+	assert_int_equal(count_present(s.w, s.p, N), N);
+	for (unsigned i = 0; i < N; i++)
+		assert_true(page_is(s.p + i * UMM_PAGE, 1, i));
+	world_destroy(s.w);
+}
+
 /* Where what comes back is always written, only a sample is kept; who goes about at random keeps nothing. */
 static void copies_are_kept_where_it_pays(void **state)
 {
@@ -1456,6 +1481,7 @@ int main(void)
 		cmocka_unit_test(a_fork_that_many_mremaps_have_overtaken),
 		cmocka_unit_test(all_back_while_it_moves),
 		cmocka_unit_test(copies_are_let_go),
+		cmocka_unit_test(a_walker_may_bring_back),
 		cmocka_unit_test(copies_are_kept_where_it_pays),
 		CLEAN(changes_while_clean),
 		CLEAN(changes_while_parking),
