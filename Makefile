@@ -14,6 +14,8 @@
 #   make model      searches the models of the protocols to the end, and breaks their rules (doc/model.md)
 #   make tsan       tests of umm under threads, built with ThreadSanitizer
 #   make asan       unit tests, built with AddressSanitizer and UndefinedBehaviorSanitizer
+#   make asan-run   tests of hmm run, its supervisor built with AddressSanitizer and UndefinedBehaviorSanitizer; TESTS=...
+#   make tsan-run   the same with ThreadSanitizer
 #   make coverage   which lines and branches the unit tests and fault injection reach
 #   make valgrind   unit tests that need no userfaultfd, under valgrind
 #   make fuzz-read  what is read from elsewhere, by libFuzzer, or SECONDS=N of it
@@ -30,7 +32,7 @@ DESTDIR ?=
 MESONFLAGS ?=
 
 .DEFAULT_GOAL := build
-.PHONY: build deps test torture programs demo bench kernel-suite fuzz model tsan asan coverage inject valgrind install format clean
+.PHONY: build deps test torture programs demo bench kernel-suite fuzz model tsan asan asan-run tsan-run coverage inject valgrind install format clean
 
 deps:
 	@scripts/deps
@@ -103,7 +105,7 @@ tsan: deps
 	@ninja -C '$(BUILD)/tsan' --quiet $(TSAN_TESTS:%=test/unit/umm/%)
 	@for t in $(TSAN_TESTS); do echo "$$t"; '$(BUILD)'/tsan/test/unit/umm/$$t || exit 1; done
 
-# Each in a build of its own.  The tests of hmm run are left out: a sanitizer's library in the program is no guest of ours.
+# Each in a build of its own.
 ASAN_OPTIONS ?= detect_leaks=1
 asan: deps
 	@[ -e '$(BUILD)/asan/build.ninja' ] || \
@@ -112,6 +114,9 @@ asan: deps
 	@ninja -C '$(BUILD)/asan' --quiet $$(scripts/suite-programs '$(BUILD)/asan' unit)
 	@ASAN_OPTIONS='$(ASAN_OPTIONS)' UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 		meson test -C '$(BUILD)/asan' --no-rebuild --suite unit --timeout-multiplier 8
+
+asan-run tsan-run: build
+	@scripts/sanitized-run '$(BUILD)' $(@:-run=) $(TESTS)
 
 coverage: deps
 	@scripts/deps --for coverage

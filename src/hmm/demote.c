@@ -87,8 +87,10 @@ static bool lot_gather(struct hmm_mm *mm, unsigned tier, struct lot *l, unsigned
 		/* Under the leaf lock: afterwards the page could be brought back and its handle be another's. */
 		if (l->n > first)
 			d->ops->get(d, l->handle + first, l->n - first);
+		if (!leaf->held)
+			i = HMM_LEAF_PAGES;
 		pthread_mutex_unlock(&leaf->lock);
-		mm->demote_hand = leaf->base + (uint64_t)(leaf->held ? i : HMM_LEAF_PAGES) * UMM_PAGE;
+		mm->demote_hand = leaf->base + (uint64_t)i * UMM_PAGE;
 		if (mm->demote_hand < leaf->base + (1ull << HMM_LEAF_SHIFT) && l->n < DEMOTE_PAGES)
 			mm->demote_hand = leaf->base + (1ull << HMM_LEAF_SHIFT);
 	}

@@ -526,7 +526,7 @@ static pid_t process_of(uint32_t tid)
 static void learn_pid(struct hmm_mm *mm, uint32_t tid)
 {
 	static const char *const what[] = {"stat", "statm", "smaps_rollup", "smaps"};
-	int *fd[] = {&mm->stat_fd, &mm->statm_fd, &mm->rollup_fd, &mm->smaps_fd};
+	_Atomic int *fd[] = {&mm->stat_fd, &mm->statm_fd, &mm->rollup_fd, &mm->smaps_fd};
 	char path[64];
 	pid_t pid;
 
@@ -539,7 +539,7 @@ static void learn_pid(struct hmm_mm *mm, uint32_t tid)
 		mm->space->pid = pid;
 		for (unsigned i = 0; i < sizeof(fd) / sizeof(fd[0]); i++) {
 			snprintf(path, sizeof(path), "/proc/%d/%s", (int)pid, what[i]);
-			*fd[i] = open(path, O_RDONLY | O_CLOEXEC);
+			umm_fd_replace(fd[i], open(path, O_RDONLY | O_CLOEXEC));
 		}
 	}
 	pthread_mutex_unlock(&mm->lock);

@@ -154,10 +154,10 @@ struct hmm_victim {
 
 /* Where a page of a batch is now; mm->slot[batch][i]. */
 struct hmm_slot {
-	_Atomic uint64_t addr; /* 0: cancelled, the result is not wanted */
-	hmm_entry_t clean;     /* what a CLEAN page was before it became PARKING; 0: it was not.  Leaf lock */
-	bool wake;             /* somebody faulted on it while it was PARKING */
-	bool staged;           /* it is in staging, not in the window.  Leaf lock */
+	_Atomic uint64_t addr;     /* 0: cancelled, the result is not wanted */
+	_Atomic hmm_entry_t clean; /* what a CLEAN page was before it became PARKING; 0: it was not.  Leaf lock */
+	bool wake;                 /* somebody faulted on it while it was PARKING */
+	bool staged;               /* it is in staging, not in the window.  Leaf lock */
 };
 
 /* What the engine asks of whoever stands in the space. */
@@ -199,7 +199,7 @@ struct hmm_mm {
 	struct hmm_radix radix;
 	char *window;
 	char *staging; /* what the inside has moved stays there until it is committed (linked.c); NULL: it is copied */
-	const struct hmm_inside_ops *inside; /* NULL: nothing can be moved out */
+	const struct hmm_inside_ops *_Atomic inside; /* NULL: nothing can be moved out */
 	void *inside_priv;
 	_Atomic bool armed;
 	_Atomic bool dead;
@@ -239,7 +239,7 @@ struct hmm_mm {
 	 * sure as they are while every madvise() that changes it is told of.
 	 */
 	struct hmm_iset dontfork, wipeonfork;
-	bool marks_known;
+	_Atomic bool marks_known;
 	/* What a child will not have of ours, and what of that is still to be seen to for a fork (unforked.c). */
 	struct hmm_iset unforked, unforked_todo;
 	uint64_t moves;   /* mremap() of what concerns forks; written under the event lock, exclusively */
@@ -272,17 +272,16 @@ struct hmm_mm {
 	uint32_t stream_clock;
 	_Atomic uint32_t seq_score; /* 0..256: how sequential faults were of late */
 
+	/* by umm_fd_replace() only; -1: none */
+	_Atomic int stat_fd, statm_fd, rollup_fd, smaps_fd;
+	_Atomic int window_fd; /* its memory counts too; -1: none */
+
 	/* accounting, under h->lock */
-	int stat_fd;
-	int statm_fd;
-	int rollup_fd;
-	int smaps_fd;
-	int window_fd;          /* its memory counts too; -1: none */
-	uint64_t anon_pages;    /* as measured */
-	uint64_t shared_credit; /* of these: counted in another space already */
-	uint64_t minor_faults;  /* the program's, of its own kernel; read while pages are shared */
-	uint64_t credit_faults; /* what they were when the credit was measured */
-	_Atomic bool forked;    /* shares pages with another space */
+	_Atomic uint64_t anon_pages; /* as measured; read without the lock */
+	uint64_t shared_credit;      /* of these: counted in another space already */
+	uint64_t minor_faults;       /* the program's, of its own kernel; read while pages are shared */
+	uint64_t credit_faults;      /* what they were when the credit was measured */
+	_Atomic bool forked;         /* shares pages with another space */
 	_Atomic uint64_t registrations;
 	struct hmm_mm *next;      /* h->mms */
 	void (*gone)(void *priv); /* the last reference has been dropped */

@@ -72,10 +72,10 @@ struct member {
 	struct supervisor *sup;
 	struct hmm_mm *mm;
 	struct watch w_sock, w_pidfd;
-	int sock;    /* agent; -1: none */
-	int pidfd;   /* program; -1: unknown (raw fork) */
-	pid_t pid;   /* program */
-	pid_t agent; /* as we see it */
+	_Atomic int sock; /* agent; -1: none */
+	int pidfd;        /* program; -1: unknown (raw fork) */
+	pid_t pid;        /* program */
+	pid_t agent;      /* as we see it */
 	int ctl_fd;
 	void *ctl_map;
 	uint64_t arena; /* where it lies in the space */
@@ -963,13 +963,6 @@ static void take_proc_fd(const struct ucred *guest, const char *what, int *fd)
 	*fd = own;
 }
 
-static void take_fd(int *to, int fd)
-{
-	if (*to >= 0)
-		close(*to);
-	*to = fd;
-}
-
 /* In as much time whatever it is: how long a wrong one takes to be found wrong says nothing of the right one. */
 static bool is_token(const struct supervisor *s, const char *said)
 {
@@ -1019,8 +1012,8 @@ static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hell
 	}
 	if (m) {
 		close(fds[0]);
-		m->mm->space->pagemap_fd = fds[1];
-		m->mm->space->maps_fd = fds[2];
+		umm_fd_replace(&m->mm->space->pagemap_fd, fds[1]);
+		umm_fd_replace(&m->mm->space->maps_fd, fds[2]);
 		adopted = m->mm->space->uffd;
 	} else {
 		uint64_t got;
@@ -1036,6 +1029,10 @@ static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hell
 		if (rc)
 			return rc;
 		m->mm->space->features = got;
+		m->arena = hello->arena; /* an orphan's is the one that it has */
+		arena_layout(&a, (char *)(uintptr_t)hello->arena);
+		m->mm->keep_start = (uintptr_t)a.base;
+		m->mm->keep_end = (uintptr_t)a.base + a.len;
 		if (!(got & UFFD_FEATURE_EVENT_FORK))
 			atomic_store(&((struct umm_ctl *)m->ctl_map)->no_fork_events, 1);
 		rc = umm_monitor_add(s->h->monitor, m->mm->space);
@@ -1047,15 +1044,11 @@ static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hell
 	fds[0] = fds[1] = fds[2] = -1;
 	m->pid = m->mm->space->pid = pid;
 	m->agent = cred.pid;
-	m->arena = hello->arena;
-	arena_layout(&a, (char *)(uintptr_t)hello->arena);
-	m->mm->keep_start = (uintptr_t)a.base;
-	m->mm->keep_end = (uintptr_t)a.base + a.len;
-	pthread_mutex_lock(&m->mm->lock);
-	take_fd(&m->mm->stat_fd, proc_fd(pid, "stat"));
-	take_fd(&m->mm->statm_fd, proc_fd(cred.pid, "statm"));
-	take_fd(&m->mm->rollup_fd, proc_fd(cred.pid, "smaps_rollup"));
-	take_fd(&m->mm->smaps_fd, proc_fd(cred.pid, "smaps"));
+	pthread_mutex_lock(&m->mm->lock); /* learn_pid() */
+	umm_fd_replace(&m->mm->stat_fd, proc_fd(pid, "stat"));
+	umm_fd_replace(&m->mm->statm_fd, proc_fd(cred.pid, "statm"));
+	umm_fd_replace(&m->mm->rollup_fd, proc_fd(cred.pid, "smaps_rollup"));
+	umm_fd_replace(&m->mm->smaps_fd, proc_fd(cred.pid, "smaps"));
 	pthread_mutex_unlock(&m->mm->lock);
 	m->pidfd = fds[3];
 	fds[3] = -1;
@@ -1085,8 +1078,7 @@ static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hell
 	s->signed_on = true;
 	m->mm->inside_priv = m;
 	m->mm->space->gone = agent_is_gone;
-	atomic_thread_fence(memory_order_release);
-	m->mm->inside = &inside_ops;
+	atomic_store(&m->mm->inside, &inside_ops); /* whoever sees it sees what was set before */
 	return 0;
 }
 

@@ -82,10 +82,10 @@ struct umm_space {
 	_Atomic unsigned refs;
 	bool self;
 	struct umm_arena *arena; /* of a linked space; else memory is malloc's */
-	pid_t pid;               /* a task that lives in it, for messages */
+	_Atomic pid_t pid;       /* a task that lives in it, for messages */
 	int uffd;                /* -1: none */
-	int pagemap_fd;
-	int maps_fd;
+	_Atomic int pagemap_fd;  /* as maps_fd set once, and replaced by umm_fd_replace() only */
+	_Atomic int maps_fd;
 	bool maps_text; /* the kernel has no PROCMAP_QUERY */
 	uint64_t features;
 	struct umm_ctl *ctl;
@@ -103,11 +103,18 @@ struct umm_space {
 	const struct umm_space_ops *ops;
 	void *priv;
 	void (*destroy)(void *priv); /* when the last reference goes */
-	bool (*gone)(void *priv); /* has whoever stands in the space died, maybe with a lock held?  NULL: nobody does */
+	bool (*_Atomic gone)(
+		void *priv); /* has whoever stands in the space died, maybe with a lock held?  NULL: nobody does */
 	pthread_mutex_t lock;
 };
 
 /* space.c */
+/**
+ * @fd, ours to give, in the place of what *@to has been; nothing happens when it
+ * is -1.  Others may use *@to meanwhile: the number stays and its file changes, so
+ * that nobody finds a closed one, or under its number what was opened next.
+ */
+void umm_fd_replace(_Atomic int *to, int fd);
 /**
  * umm_space_adopt() - a space whose descriptors somebody else has opened.
  * @uffd, @pagemap_fd, @maps_fd: the space's from now on, also on error; @pagemap_fd and @maps_fd may be -1.

@@ -83,6 +83,16 @@ int umm_space_open_pid(pid_t pid, struct umm_space **spacep)
 	return space_open(pid, spacep);
 }
 
+void umm_fd_replace(_Atomic int *to, int fd)
+{
+	int old = -1;
+
+	if (fd < 0 || atomic_compare_exchange_strong(to, &old, fd))
+		return;
+	dup3(fd, old, O_CLOEXEC);
+	close(fd);
+}
+
 int umm_space_adopt(pid_t pid, int uffd, int pagemap_fd, int maps_fd, struct umm_ctl *ctl, struct umm_space **spacep)
 {
 	struct umm_space *s = space_alloc();

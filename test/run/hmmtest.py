@@ -217,7 +217,8 @@ class Run:
 
 class Hmm:
     def __init__(self, build):
-        self.exe = os.path.abspath(os.path.join(build, "hmm"))
+        # Another engine in front of the same programs: one built with a sanitizer.
+        self.exe = os.path.abspath(os.environ.get("HMM_TEST_HMM") or os.path.join(build, "hmm"))
         self.build = os.path.abspath(build)
         self.beside = set()  # pids that are none of a run's
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
