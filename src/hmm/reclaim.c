@@ -24,9 +24,12 @@ struct collect {
 /* Pages of [start, end), in one leaf, that are present.  Returns where to go on. */
 static uint64_t collect_present(struct hmm_mm *mm, uint64_t start, uint64_t end, struct collect *c)
 {
-	struct hmm_leaf *leaf = hmm_leaf_find(mm, start);
+	struct umm_evlock *evlock = &mm->space->ctl->evlock;
+	struct hmm_leaf *leaf;
 	uint64_t at = start;
 
+	umm_evlock_shared(evlock); /* who has it to himself reads entries, and forgets them, as they are */
+	leaf = hmm_leaf_find(mm, start);
 	if (leaf)
 		pthread_mutex_lock(&leaf->lock);
 	for (; at < end; at += UMM_PAGE) {
@@ -53,6 +56,7 @@ static uint64_t collect_present(struct hmm_mm *mm, uint64_t start, uint64_t end,
 	}
 	if (leaf)
 		pthread_mutex_unlock(&leaf->lock);
+	umm_evlock_unshared(evlock);
 	return at;
 }
 

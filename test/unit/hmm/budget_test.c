@@ -183,6 +183,57 @@ static uint64_t bytes_of(int fd)
 	return (uint64_t)st.st_blocks * 512;
 }
 
+static unsigned hot_among(struct world *w, const char *p)
+{
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < N; i++) {
+		uint64_t addr = (uintptr_t)p + i * UMM_PAGE;
+
+		n += hmm_entry_heat(hmm_leaf_find(w->mm, addr)->e[hmm_leaf_index(addr)]) == HMM_HEAT_MAX;
+	}
+	return n;
+}
+
+static void *reclaim_main(void *arg)
+{
+	struct world *w = arg;
+
+	hmm_reclaim(w->h, 1);
+	return NULL;
+}
+
+/*
+ * Who has the event lock to himself reads entries and forgets copies: an entry that
+ * cools down at that moment must not be written back as it was.
+ */
+static void nothing_cools_down_under_an_event(void **state)
+{
+	char *p;
+	struct world *w = begin(&p, 1);
+	pthread_t thread;
+
+	w->mm->anon_pages = N;
+	atomic_store(&w->mm->armed, true);
+	assert_int_equal(hmm_discover(w->mm, 0), 0);
+	for (unsigned i = 0; i < N; i++) {
+		struct hmm_leaf *leaf = hmm_leaf_get(w->mm, (uintptr_t)p + i * UMM_PAGE);
+
+		hmm_entry_set(w->mm, leaf, hmm_leaf_index((uintptr_t)p + i * UMM_PAGE),
+			      hmm_entry(HMM_SYSTEM, 0, 0, HMM_HEAT_MAX));
+	}
+	w->mm->marks_known = true; /* or it would wait for that */
+	umm_evlock_excl(&w->ctl->evlock);
+	assert_int_equal(pthread_create(&thread, NULL, reclaim_main, w), 0);
+	usleep(100000);
+	unsigned hot = hot_among(w, p);
+	umm_evlock_unexcl(&w->ctl->evlock);
+	pthread_join(thread, NULL);
+	assert_int_equal(hot, N);
+	assert_int_equal(hot_among(w, p), 0);
+	world_destroy(w);
+}
+
 /* A window is kept from one round to the next only while all of them are a small part of the budget. */
 static void windows_do_not_eat_the_budget(void **state)
 {
@@ -221,6 +272,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(what_is_above_it_goes),           cmocka_unit_test(full_devices_are_told_of_once),
 		cmocka_unit_test(of_many_spaces_none_is_left_out), cmocka_unit_test(each_of_many_gives_its_part),
+		cmocka_unit_test(nothing_cools_down_under_an_event),
 		cmocka_unit_test(windows_do_not_eat_the_budget),
 	};
 
