@@ -72,10 +72,10 @@ struct member {
 	struct supervisor *sup;
 	struct hmm_mm *mm;
 	struct watch w_sock, w_pidfd;
-	_Atomic int sock; /* agent; -1: none */
-	int pidfd;        /* program; -1: unknown (raw fork) */
-	pid_t pid;        /* program */
-	pid_t agent;      /* as we see it */
+	_Atomic int sock;  /* agent; -1: none */
+	_Atomic int pidfd; /* program; -1: unknown (raw fork) */
+	_Atomic pid_t pid; /* program */
+	pid_t agent;       /* as we see it */
 	int ctl_fd;
 	void *ctl_map;
 	uint64_t arena; /* where it lies in the space */
@@ -897,13 +897,11 @@ static bool member_inherit(struct member *m)
 				close(pidfd);
 			continue;
 		}
-		if (m->pidfd >= 0) {
+		if (m->pidfd >= 0)
 			epoll_ctl(m->sup->epfd, EPOLL_CTL_DEL, m->pidfd, NULL);
-			close(m->pidfd);
-		}
-		m->pidfd = pidfd;
+		umm_fd_replace(&m->pidfd, pidfd);
 		m->pid = m->mm->space->pid = heir;
-		watch_add(m->sup, pidfd, &m->w_pidfd); /* or else a tick sees its end */
+		watch_add(m->sup, m->pidfd, &m->w_pidfd); /* or else a tick sees its end */
 		return true;
 	}
 	return false;
