@@ -529,9 +529,14 @@ static void learn_pid(struct hmm_mm *mm, uint32_t tid)
 	_Atomic int *fd[] = {&mm->stat_fd, &mm->statm_fd, &mm->rollup_fd, &mm->smaps_fd};
 	char path[64];
 	pid_t pid;
+	int rc;
 
-	if (atomic_fetch_add(&mm->asked, 1) >= ASK_MAX || !mm->h->opt.lives_in ||
-	    !mm->h->opt.lives_in(mm->h->opt.priv, mm, (pid_t)tid))
+	if (!mm->h->opt.lives_in || atomic_fetch_add(&mm->asked, 1) >= ASK_MAX)
+		return;
+	rc = mm->h->opt.lives_in(mm->h->opt.priv, mm, (pid_t)tid);
+	if (rc == -EAGAIN)
+		atomic_fetch_sub(&mm->asked, 1);
+	if (rc <= 0)
 		return;
 	pid = process_of(tid);
 	pthread_mutex_lock(&mm->lock);

@@ -307,8 +307,9 @@ struct hmm_options {
 	 * Runs under the parent's event lock.  0 or -errno: the child must die.
 	 */
 	int (*forked)(void *priv, struct hmm_mm *parent, int uffd, struct hmm_mm **child);
-	/** Does task @tid, as we see its number, live in @mm?  Asked of spaces that nobody signed on for. */
-	bool (*lives_in)(void *priv, struct hmm_mm *mm, pid_t tid);
+	/** Does task @tid, as we see its number, live in @mm?  Asked of spaces that nobody signed on for.  1, 0, or
+	 * -errno; -EAGAIN: ask again. */
+	int (*lives_in)(void *priv, struct hmm_mm *mm, pid_t tid);
 	/** A fault in the engine's own arena (mm->keep_start ..): somebody calls.  0, or -EAGAIN as a fault. */
 	int (*called)(void *priv, struct hmm_mm *mm, uint64_t addr);
 	void *priv;

@@ -140,8 +140,6 @@ static int hear_welcome(struct agent_fds *f, int fd[2])
 		return n;
 	if (n != sizeof(w) || w.magic != WIRE_MAGIC)
 		return -EPROTO;
-	if (!w.space)
-		return -EAGAIN;
 	if (msg.msg_controllen < CMSG_LEN(sizeof(int)) || r.head.cmsg_type != SCM_RIGHTS)
 		return -EACCES;
 	fd[0] = r.fd[0];
@@ -192,14 +190,10 @@ static int sign_on(struct agent *a, struct agent_fds *f, struct umm_inside *in)
 	rc = uffd = umm_inside_uffd();
 	if (rc < 0)
 		return rc;
-	do {
-		if (a->parent) /* what may have been there in the parent must not be mistaken for a sign to us */
-			sys3(SYS_madvise, a->arena.ident, ARENA_IDENT, MADV_DONTNEED);
-		rc = say_hello(a, f, uffd);
-		if (rc < 0)
-			return rc;
-		rc = hear_welcome(f, fd);
-	} while (rc == -EAGAIN);
+	rc = say_hello(a, f, uffd);
+	if (rc < 0)
+		return rc;
+	rc = hear_welcome(f, fd);
 	if (rc < 0)
 		return rc;
 	if (rc == 2) {

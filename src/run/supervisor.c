@@ -8,9 +8,9 @@
  * this file's, deals with who comes and goes:
  *
  *   an agent signs on	a new space; or, after fork(), the one that came with the
- *			parent's FORK event, told from others by a page that is
- *			filled through its userfaultfd and looked for in the
- *			agent's page map
+ *			parent's FORK event, told from others by a mark that is
+ *			made through its userfaultfd and looked for in the
+ *			agent's page map (lives_there())
  *   a program ends	its space ends, unless others live in it (CLONE_VM)
  *   a program execs	the new image signs on with the same pid (or, unable to be
  *			entered, no longer shares memory with its agent): the old
@@ -110,6 +110,7 @@ struct supervisor {
 	char name[WIRE_NAME_MAX];
 	char token[WIRE_TOKEN + 1];
 	pthread_mutex_t lock; /* members */
+	pthread_mutex_t ident_lock;
 	struct member *members;
 	struct guest *guests; /* the latest first */
 	unsigned nguests;
@@ -335,8 +336,11 @@ static int inside_arm(void *priv)
 	int rc;
 
 	arena_layout(&a, (char *)(uintptr_t)m->arena);
-	rc = umm_uffd_register(m->mm->space->uffd, (uintptr_t)a.staging, ARENA_STAGING + ARENA_BELLS + ARENA_IDENT,
+	rc = umm_uffd_register(m->mm->space->uffd, (uintptr_t)a.staging, ARENA_STAGING + ARENA_BELLS,
 			       UFFDIO_REGISTER_MODE_MISSING);
+	if (!rc)
+		rc = umm_uffd_register(m->mm->space->uffd, (uintptr_t)a.ident, ARENA_IDENT,
+				       UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
 	/* Of an address space that has just ended the kernel says ENOMEM here. */
 	if (rc && rc != -ESRCH && !m->arm_said && has_memory(m->agent)) {
 		m->arm_said = true;
@@ -764,31 +768,54 @@ static int proc_fd(pid_t pid, const char *what)
 	return open(path, O_RDONLY | O_CLOEXEC);
 }
 
-static bool page_present(int pagemap, uint64_t addr)
+#define PAGEMAP_UFFD_WP 57
+
+static bool page_is_marked(int pagemap, uint64_t addr)
 {
 	uint64_t e;
 
-	return pread(pagemap, &e, sizeof(e), (off_t)(addr / UMM_PAGE * 8)) == sizeof(e) && (e >> 63 & 1);
+	return pread(pagemap, &e, sizeof(e), (off_t)(addr / UMM_PAGE * sizeof(e))) == sizeof(e) &&
+	       e >> PAGEMAP_UFFD_WP & 1;
 }
 
-/* A page of the arena that is there only after we have put it there through the space's descriptor: then it is that
- * space's. */
-static bool task_lives_in(void *priv, struct hmm_mm *mm, pid_t tid)
+/*
+ * Does who has this page map live in @mm?  A page of the arena is marked by the
+ * space's descriptor, and unmarked: whose page map shows both lives there.  One
+ * question at a time, or it might be another's answer.  1, 0, or -errno; -EAGAIN:
+ * a change of the space is under way.
+ */
+static int lives_there(struct supervisor *s, struct hmm_mm *mm, int pagemap)
 {
 	static const char page[UMM_PAGE] __attribute__((aligned(4096)));
+	int uffd = mm->space->uffd, rc, lives;
 	struct arena a;
-	uint64_t done;
-	bool lives = false;
-	int fd = proc_fd(tid, "pagemap");
+	uint64_t at, done;
 
 	arena_layout(&a, (char *)(uintptr_t)mm->keep_start);
+	at = (uintptr_t)a.ident;
+	pthread_mutex_lock(&s->ident_lock);
+	rc = umm_uffd_copy(uffd, at, page, UMM_PAGE, &done);
+	if (!rc || rc == -EEXIST)
+		rc = umm_uffd_writeprotect(uffd, at, UMM_PAGE);
+	if (!rc) {
+		lives = page_is_marked(pagemap, at);
+		rc = umm_uffd_writeunprotect(uffd, at, UMM_PAGE);
+		if (!rc)
+			rc = lives && !page_is_marked(pagemap, at);
+	}
+	pthread_mutex_unlock(&s->ident_lock);
+	return rc;
+}
+
+static int task_lives_in(void *priv, struct hmm_mm *mm, pid_t tid)
+{
+	int fd = mm->keep_start ? proc_fd(tid, "pagemap") : -1, rc;
+
 	if (fd < 0)
-		return false;
-	if (mm->keep_start && !page_present(fd, (uintptr_t)a.ident) &&
-	    !umm_uffd_copy(mm->space->uffd, (uintptr_t)a.ident, page, UMM_PAGE, &done))
-		lives = page_present(fd, (uintptr_t)a.ident);
+		return 0;
+	rc = lives_there(priv, mm, fd);
 	close(fd);
-	return lives;
+	return rc;
 }
 
 /*
@@ -812,38 +839,25 @@ static void events_applied(struct hmm *h)
 	hmm_mms_put(list, (unsigned)n);
 }
 
-/*
- * The forked space whose descriptor fills a page of this page map; NULL: none.
- *
- * A search fills that page in the spaces that it is not, too: only if it was
- * absent here before does its presence tell anything.  -EAGAIN: an earlier
- * search has filled it, its agent must drop it and ask again.  Searches are the
- * main thread's alone, so nothing else fills it meanwhile.
- */
-static int find_orphan(struct supervisor *s, const struct wire_hello *hello, int pagemap, struct member **found)
+/* The forked space in which who has this page map lives; NULL: none. */
+static struct member *find_orphan(struct supervisor *s, const struct wire_hello *hello, int pagemap)
 {
-	static const char page[UMM_PAGE] __attribute__((aligned(4096)));
-	struct arena a;
+	struct member *found = NULL;
 	struct umm_space *busy;
 
-	*found = NULL;
 	events_applied(s->h);
-	arena_layout(&a, (char *)(uintptr_t)hello->arena);
-	if (page_present(pagemap, (uintptr_t)a.ident))
-		return -EAGAIN;
 	do {
 		busy = NULL;
 		pthread_mutex_lock(&s->lock);
-		for (struct member *m = s->members; m && !*found && !busy; m = m->next) {
-			uint64_t done;
+		for (struct member *m = s->members; m && !found && !busy; m = m->next) {
 			int rc;
 
 			if (m->sock >= 0 || m->arena != hello->arena || !atomic_load(&m->mm->ready) ||
 			    atomic_load(&m->mm->doomed))
 				continue; /* ours is ready: its parent's event has been applied */
-			rc = umm_uffd_copy(m->mm->space->uffd, (uintptr_t)a.ident, page, UMM_PAGE, &done);
-			if (!rc && page_present(pagemap, (uintptr_t)a.ident)) {
-				*found = m;
+			rc = lives_there(s, m->mm, pagemap);
+			if (rc > 0) {
+				found = m;
 			} else if (rc == -EAGAIN) {
 				busy = m->mm->space;
 				umm_space_get(busy);
@@ -856,12 +870,12 @@ static int find_orphan(struct supervisor *s, const struct wire_hello *hello, int
 			umm_space_put(busy);
 		}
 	} while (busy);
-	return 0;
+	return found;
 }
 
 static int welcome(struct member *m, int uffd)
 {
-	struct wire_welcome w = {.magic = WIRE_MAGIC, .space = m->mm->id};
+	struct wire_welcome w = {.magic = WIRE_MAGIC};
 	char control[CMSG_SPACE(2 * sizeof(int))] = {0};
 	int fds[2] = {m->ctl_fd, uffd}, n = uffd >= 0 ? 2 : 1;
 	struct iovec iov = {&w, sizeof(w)};
@@ -1003,11 +1017,8 @@ static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hell
 	/* What ran under this pid before has become the program that says hello. */
 	if (pid > 0 && !hello->parent)
 		exec_happened(s, pid, NULL);
-	if (hello->parent) {
-		rc = find_orphan(s, hello, fds[1], &m);
-		if (rc)
-			return rc;
-	}
+	if (hello->parent)
+		m = find_orphan(s, hello, fds[1]);
 	if (m) {
 		close(fds[0]);
 		umm_fd_replace(&m->mm->space->pagemap_fd, fds[1]);
@@ -1210,7 +1221,6 @@ static void guest_speaks(struct supervisor *s, struct guest *g)
 	struct msghdr msg = {
 		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
 	int fds[4] = {-1, -1, -1, -1}, sock = g->sock, nfds = 0;
-	bool stays = false;
 	ssize_t n = recvmsg(sock, &msg, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
 
 	epoll_ctl(s->epfd, EPOLL_CTL_DEL, sock, NULL);
@@ -1223,15 +1233,7 @@ static void guest_speaks(struct supervisor *s, struct guest *g)
 	if (n == sizeof(in.stat) && in.magic == WIRE_STAT_MAGIC) {
 		stat_client(s, sock, &in.stat);
 	} else if (n == sizeof(in.hello) && in.magic == WIRE_MAGIC && nfds == 4) {
-		int rc = agent_signs_on(s, sock, &in.hello, fds);
-
-		if (rc == -EAGAIN) {
-			struct wire_welcome again = {.magic = WIRE_MAGIC};
-
-			stays = send(sock, &again, sizeof(again), MSG_NOSIGNAL) == sizeof(again) &&
-				!watch_add(s, sock, &g->w);
-		}
-		if (rc && !stays)
+		if (agent_signs_on(s, sock, &in.hello, fds))
 			close(sock);
 	} else {
 		close(sock);
@@ -1239,8 +1241,7 @@ static void guest_speaks(struct supervisor *s, struct guest *g)
 	for (int i = 0; i < 4; i++)
 		if (fds[i] >= 0)
 			close(fds[i]);
-	if (!stays)
-		guest_forget(s, g);
+	guest_forget(s, g);
 }
 
 /* -------------------------------------------------------------------- events */
@@ -1587,6 +1588,7 @@ static int start(struct supervisor *s, char *err, size_t errlen)
 	int rc;
 
 	pthread_mutex_init(&s->lock, NULL);
+	pthread_mutex_init(&s->ident_lock, NULL);
 	rc = check_file_size(err, errlen);
 	if (rc)
 		return rc;

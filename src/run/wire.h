@@ -34,7 +34,7 @@ struct arena {
 	char *window;
 	char *staging;
 	char *bells; /* absent pages; touching one calls the engine (umm_call) */
-	char *ident; /* absent page by which a forked child is told from others */
+	char *ident; /* by which a forked child is told from others (lives_there()) */
 };
 
 static inline unsigned long arena_len(void)
@@ -67,7 +67,6 @@ struct wire_hello {
 /* The answer; with it the control memory, and, for a forked space, the userfaultfd that came with the fork. */
 struct wire_welcome {
 	uint32_t magic;
-	uint32_t space; /* 0: drop the ident page and say hello again; no descriptors come with that */
 };
 
 /* Supervisor to agent, one byte of operation and an argument. */

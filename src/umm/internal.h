@@ -192,6 +192,7 @@ int umm_uffd_zeropage(int uffd, uint64_t dst, uint64_t len, uint64_t *zeroed);
 int umm_uffd_poison(int uffd, uint64_t dst, uint64_t len);
 /** Nobody waits for it (WP_ASYNC): a write undoes it, which shows.  Where nothing is it leaves a marker. */
 int umm_uffd_writeprotect(int uffd, uint64_t start, uint64_t len);
+int umm_uffd_writeunprotect(int uffd, uint64_t start, uint64_t len);
 int umm_uffd_wake(int uffd, uint64_t start, uint64_t len);
 /** Is a change of the space under way, from before its event is queued until it was read and its caller runs again? */
 bool umm_uffd_is_changing(int uffd);

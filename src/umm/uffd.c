@@ -98,8 +98,7 @@ int umm_uffd_poison(int uffd, uint64_t dst, uint64_t len)
 	/* Refused over a page, which is all right, and over the marker of umm_uffd_writeprotect(), which must go first.
 	 */
 	if (rc == -EEXIST) {
-		struct uffdio_writeprotect wp = {.range = {dst, len}, .mode = 0};
-		int undone = uffd_ioctl(uffd, UFFDIO_WRITEPROTECT, &wp);
+		int undone = umm_uffd_writeunprotect(uffd, dst, len);
 
 		if (undone)
 			return undone == -ENOENT ? rc : undone; /* not registered for it: a page */
@@ -112,6 +111,13 @@ int umm_uffd_poison(int uffd, uint64_t dst, uint64_t len)
 int umm_uffd_writeprotect(int uffd, uint64_t start, uint64_t len)
 {
 	struct uffdio_writeprotect wp = {.range = {start, len}, .mode = UFFDIO_WRITEPROTECT_MODE_WP};
+
+	return uffd_ioctl(uffd, UFFDIO_WRITEPROTECT, &wp);
+}
+
+int umm_uffd_writeunprotect(int uffd, uint64_t start, uint64_t len)
+{
+	struct uffdio_writeprotect wp = {.range = {start, len}};
 
 	return uffd_ioctl(uffd, UFFDIO_WRITEPROTECT, &wp);
 }

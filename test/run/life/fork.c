@@ -542,17 +542,44 @@ static void hog(void)
 }
 
 /* What a raw child marks is heard of by nobody, and seen all the same when it forks, be it not running on yet. */
+static int forks_of_libc(void)
+{
+	for (unsigned k = 0; k < 12; k++) {
+		pid_t pid = fork();
+
+		if (!pid)
+			_exit(0);
+		if (pid < 0 || reap_one(pid, "one that is looked for"))
+			return 1;
+	}
+	return 0;
+}
+
 static int raw_mark(void)
 {
 	int bad = 0;
 
-	for (unsigned k = 0; k < 6 && !bad; k++) {
+	for (unsigned k = 0; k < 9 && !bad; k++) {
+		int go[2];
+
+		if (pipe(go))
+			return 1;
+		/* Others are looked for among those that have no agent, before this one is: it must be found yet. */
+		pid_t beside = k >= 3 ? fork() : 0;
+		if (k >= 3 && !beside)
+			_exit(forks_of_libc());
 		pid_t pid = raw_fork(k % 3), hogging, next;
 
 		if (pid) {
-			bad = pid < 0 || reap_one(pid, "one that marks");
+			bad = k >= 3 && (beside < 0 || reap_one(beside, "one that forks"));
+			bad |= write(go[1], "", 1) != 1;
+			bad |= pid < 0 || reap_one(pid, "one that marks");
+			close(go[0]);
+			close(go[1]);
 			continue;
 		}
+		if (read(go[0], &(char){0}, 1) != 1)
+			_exit(5);
 		if (madvise(mem, 512 * V_PAGE, MADV_WIPEONFORK))
 			_exit(1);
 		/* Who has not been seen to fault nobody knows. */

@@ -59,7 +59,7 @@ static void welcome(struct tree *t)
 	struct iovec iov = {&hello, sizeof(hello)};
 	struct msghdr msg = {
 		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
-	struct wire_welcome w = {.magic = WIRE_MAGIC, .space = 1};
+	struct wire_welcome w = {.magic = WIRE_MAGIC};
 	int fd[4], ctl_fd = memfd_create("control", MFD_CLOEXEC);
 
 	assert_int_equal(recvmsg(t->sock, &msg, MSG_CMSG_CLOEXEC), sizeof(hello));
