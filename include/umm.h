@@ -332,14 +332,10 @@ struct umm_notifier_ops {
 
 /** Interest in [start, end) of a space.  The driver embeds it; fields are umm's. */
 struct umm_notifier {
-	/* interval tree: what a search reads comes first, within one cache line */
 	uint64_t start, end;
-	uint64_t left_end, right_end; /* the greatest end below, on either side; 0: nothing is there */
-	struct umm_notifier *left, *right, *parent;
 	uint64_t seq;
 	struct umm_space *space; /* NULL: on none */
 	const struct umm_notifier_ops *ops;
-	uint32_t height; /* of the subtree; 0: not in the tree */
 };
 
 /**
@@ -352,10 +348,11 @@ struct umm_notifier {
  * May be called while an invalidation runs, also from a callback: then @n
  * counts as invalidated until that has ended.
  *
- * Context: Thread-safe.  In callbacks, too.  Allocates nothing.
+ * Context: Thread-safe.  In callbacks, too.
  * Return: 0, or
  *	-EINVAL	unaligned, empty, wrapping or above the user half; or @n, @space, @ops or
  *		invalidate is NULL
+ *	-ENOMEM	umm_alloc() has nothing left for the index
  */
 int umm_notifier_insert(struct umm_notifier *n, struct umm_space *space, uint64_t start, uint64_t len,
 			const struct umm_notifier_ops *ops);

@@ -77,7 +77,7 @@ struct hmm_reg_cache {
 	struct hmm_reg_params params;
 	pthread_mutex_t fill;
 	pthread_mutex_t lock;
-	struct umm_notifier *root;
+	struct umm_itree tree;
 	struct entry *newest, *oldest;
 	struct entry *free;
 	struct hmm_reg_stats stats;
@@ -126,11 +126,12 @@ static bool covers(const struct entry *e, uint64_t start, uint64_t end, bool wri
 static struct entry *find(struct hmm_reg_cache *c, uint64_t start, uint64_t end, bool write)
 {
 	struct entry **aside = &c->aside[(start / UMM_PAGE) % ASIDE];
+	struct umm_itree_way way;
 	struct umm_notifier *n;
 
 	if (*aside && covers(*aside, start, end, write))
 		return *aside;
-	n = umm_itree_first(c->root, start, start + 1);
+	n = umm_itree_first(&c->tree, start, start + 1, &way);
 	if (!n || !covers(entry_of_node(n), start, end, write))
 		return NULL;
 	*aside = entry_of_node(n);
@@ -140,7 +141,7 @@ static struct entry *find(struct hmm_reg_cache *c, uint64_t start, uint64_t end,
 /* Lock held.  It is served no more; added to @dead when nobody uses it. */
 static void retire(struct hmm_reg_cache *c, struct entry *e, struct entry **dead)
 {
-	umm_itree_remove(&c->root, &e->node);
+	umm_itree_remove(&c->tree, &e->node);
 	list_del(c, e);
 	e->served = false;
 	c->stats.entries--;
@@ -318,10 +319,11 @@ static void widen(struct hmm_reg_cache *c, uint64_t *start, uint64_t *end, unsig
 {
 	for (bool wider = true; wider;) {
 		uint64_t a = *start ? *start - 1 : 0, z = *end + 1;
+		struct umm_itree_way way;
 
 		wider = false;
-		for (struct umm_notifier *n = umm_itree_first(c->root, a, z); n;
-		     n = umm_itree_next(c->root, a, z, n->start, n)) {
+		for (struct umm_notifier *n = umm_itree_first(&c->tree, a, z, &way); n;
+		     n = umm_itree_after(&c->tree, a, z, &way)) {
 			struct entry *e = entry_of_node(n);
 			uint64_t s = n->start < *start ? n->start : *start, t = n->end > *end ? n->end : *end;
 
@@ -343,13 +345,14 @@ static void widen(struct hmm_reg_cache *c, uint64_t *start, uint64_t *end, unsig
 /* Lock held.  @e takes the place of all that it overlaps. */
 static void serve(struct hmm_reg_cache *c, struct entry *e, struct entry **dead)
 {
+	struct umm_itree_way way;
 	struct umm_notifier *n;
 
-	while ((n = umm_itree_first(c->root, e->node.start, e->node.end))) {
+	while ((n = umm_itree_first(&c->tree, e->node.start, e->node.end, &way))) {
 		c->stats.merged += !atomic_load(&entry_of_node(n)->lost);
 		retire(c, entry_of_node(n), dead);
 	}
-	umm_itree_insert(&c->root, &e->node);
+	umm_itree_insert(&c->tree, &e->node);
 	list_add(c, e);
 	e->served = true;
 	c->stats.entries++;
@@ -412,9 +415,11 @@ static int register_new(struct hmm_reg_cache *c, uint64_t start, uint64_t end, u
 	uint64_t a = start, z = end;
 	unsigned f = flags;
 	struct entry *dead = NULL;
-	int rc;
+	/* Under fill nobody else inserts. */
+	int rc = umm_itree_lock_for_one(&c->tree, c->space, &c->lock);
 
-	pthread_mutex_lock(&c->lock);
+	if (rc)
+		return rc;
 	widen(c, &a, &z, &f);
 	pthread_mutex_unlock(&c->lock);
 	rc = entry_open(c, a, z, f, deadline_ns, ep);
@@ -552,6 +557,7 @@ void hmm_reg_cache_close(struct hmm_reg_cache *c)
 			c->free = e->older;
 			umm_free(c->space, e, sizeof(*e));
 		}
+		umm_itree_free(c->space, umm_itree_unused(&c->tree, true));
 		pthread_mutex_destroy(&c->lock);
 		pthread_mutex_destroy(&c->fill);
 	}

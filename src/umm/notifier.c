@@ -33,7 +33,7 @@
  * list of running callbacks, which lives on the stacks of those that run them,
  * says whether there are any.
  *
- * No memory is allocated here.
+ * Memory is allocated for insertions only, without the lock (itree.c).
  */
 #include <assert.h>
 #include <errno.h>
@@ -72,12 +72,13 @@ static void end_locked(struct umm_notifiers *nots)
 static int begin(struct umm_notifiers *nots, const struct umm_change *change)
 {
 	struct umm_notifier_call call, **link;
+	struct umm_itree_way way;
 	struct umm_notifier *n;
 	int rc = 0;
 
 	pthread_mutex_lock(&nots->lock);
 	nots->active++;
-	n = umm_itree_first(nots->root, change->start, change->end);
+	n = umm_itree_first(&nots->tree, change->start, change->end, &way);
 	if (!n)
 		goto out;
 
@@ -101,8 +102,9 @@ static int begin(struct umm_notifiers *nots, const struct umm_change *change)
 		/* Only a change that is not blockable may be refused; else it goes on all the same. */
 		if (!done && !change->blockable)
 			rc = -EAGAIN;
-		n = changes == nots->changes ? umm_itree_after(n, change->start, change->end)
-					     : umm_itree_next(nots->root, change->start, change->end, key_start, key);
+		n = changes == nots->changes
+			    ? umm_itree_after(&nots->tree, change->start, change->end, &way)
+			    : umm_itree_next(&nots->tree, change->start, change->end, key_start, key, &way);
 	}
 	for (link = &nots->calls; *link != &call;)
 		link = &(*link)->next;
@@ -142,7 +144,7 @@ static bool called_elsewhere(const struct umm_notifiers *nots, const struct umm_
 /* Under the lock, which is dropped while waiting. */
 static void detach(struct umm_notifiers *nots, struct umm_notifier *n)
 {
-	umm_itree_remove(&nots->root, n);
+	umm_itree_remove(&nots->tree, n);
 	nots->changes++;
 	nots->removing++;
 	while (called_elsewhere(nots, n))
@@ -156,6 +158,7 @@ int umm_notifier_insert(struct umm_notifier *n, struct umm_space *space, uint64_
 {
 	uint64_t unaligned = (uint64_t)sysconf(_SC_PAGESIZE) - 1;
 	struct umm_notifiers *nots;
+	int rc;
 
 	if (!n || !space || !ops || !ops->invalidate)
 		return -EINVAL;
@@ -163,8 +166,11 @@ int umm_notifier_insert(struct umm_notifier *n, struct umm_space *space, uint64_
 		return -EINVAL;
 
 	nots = umm_space_notifiers(space);
-	*n = (struct umm_notifier){.start = start, .end = start + len, .space = space, .ops = ops};
-	pthread_mutex_lock(&nots->lock);
+	*n = (struct umm_notifier){.start = start, .end = start + len, .ops = ops};
+	rc = umm_itree_lock_for_one(&nots->tree, space, &nots->lock);
+	if (rc)
+		return rc;
+	n->space = space;
 	if (nots->active) {
 		/* What runs may concern n and will not tell it. */
 		nots->seq |= 1;
@@ -172,7 +178,7 @@ int umm_notifier_insert(struct umm_notifier *n, struct umm_space *space, uint64_
 	} else {
 		n->seq = nots->seq - 1;
 	}
-	umm_itree_insert(&nots->root, n);
+	umm_itree_insert(&nots->tree, n);
 	nots->changes++;
 	pthread_mutex_unlock(&nots->lock);
 	return 0;
@@ -180,14 +186,18 @@ int umm_notifier_insert(struct umm_notifier *n, struct umm_space *space, uint64_
 
 void umm_notifier_remove(struct umm_notifier *n)
 {
+	struct umm_space *space = n->space;
+	struct umm_itree_chunk *unused;
 	struct umm_notifiers *nots;
 
-	if (!n->space)
+	if (!space)
 		return;
-	nots = umm_space_notifiers(n->space);
+	nots = umm_space_notifiers(space);
 	pthread_mutex_lock(&nots->lock);
 	detach(nots, n);
+	unused = umm_itree_unused(&nots->tree, false);
 	pthread_mutex_unlock(&nots->lock);
+	umm_itree_free(space, unused);
 }
 
 int umm_read_begin_until(struct umm_notifier *n, uint64_t deadline_ns, uint64_t *seqp)
@@ -231,14 +241,17 @@ void umm_notifier_set_seq(struct umm_notifier *n, uint64_t seq)
 	__atomic_store_n(&n->seq, seq, __ATOMIC_RELAXED);
 }
 
-void umm_notifiers_destroy(struct umm_notifiers *nots)
+void umm_notifiers_destroy(struct umm_space *space)
 {
+	struct umm_notifiers *nots = umm_space_notifiers(space);
 	const struct umm_change all = {.event = UMM_EVENT_RELEASE, .end = USER_END, .blockable = true};
+
+	struct umm_itree_way way;
+	struct umm_notifier *n;
 
 	begin(nots, &all);
 	pthread_mutex_lock(&nots->lock);
-	while (nots->root) {
-		struct umm_notifier *n = nots->root;
+	while ((n = umm_itree_first(&nots->tree, all.start, all.end, &way))) {
 		const struct umm_notifier_ops *ops = n->ops;
 
 		detach(nots, n);
@@ -249,6 +262,7 @@ void umm_notifiers_destroy(struct umm_notifiers *nots)
 	}
 	end_locked(nots);
 	pthread_mutex_unlock(&nots->lock);
+	umm_itree_free(space, umm_itree_unused(&nots->tree, true));
 	pthread_cond_destroy(&nots->changed);
 	pthread_mutex_destroy(&nots->lock);
 }

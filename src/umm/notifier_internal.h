@@ -6,13 +6,14 @@
 #include <pthread.h>
 
 #include "umm.h"
+#include "umm/itree.h"
 
 struct umm_notifier_call;
 
 struct umm_notifiers {
 	pthread_mutex_t lock;            /* all below; taken last, never held across a callback */
 	pthread_cond_t changed;          /* seq moved on, or a callback that is being waited for has returned */
-	struct umm_notifier *root;       /* umm_itree_* */
+	struct umm_itree tree;
 	uint64_t changes;                /* of the tree, ever */
 	uint64_t seq;                    /* odd while an invalidation that found somebody runs */
 	uint64_t active;                 /* invalidations begun and not ended */
@@ -22,8 +23,8 @@ struct umm_notifiers {
 
 void umm_notifiers_init(struct umm_notifiers *nots);
 
-/** umm_notifiers_destroy() - the space ends: RELEASE to all, then each gets its release(). */
-void umm_notifiers_destroy(struct umm_notifiers *nots);
+/** umm_notifiers_destroy() - @space ends: RELEASE to all, then each gets its release(). */
+void umm_notifiers_destroy(struct umm_space *space);
 
 /** umm_space_notifiers() - those of @space. */
 struct umm_notifiers *umm_space_notifiers(struct umm_space *space);

@@ -134,7 +134,7 @@ void umm_space_put(struct umm_space *s)
 		return;
 	if (s->destroy)
 		s->destroy(s->priv);
-	umm_notifiers_destroy(&s->notifiers);
+	umm_notifiers_destroy(s);
 	pthread_rwlock_destroy(&s->layout);
 	pthread_mutex_destroy(&s->quarantine.lock);
 	pthread_mutex_destroy(&s->lock);

@@ -415,13 +415,17 @@ int hmm_cl_open(struct umm_space *space, struct hmm_mm *mm, const struct hmm_cl_
 		cl->waiter = 0;
 		goto fail_worker;
 	}
-	rc = hmm_mm_add_device(mm, &cl->dev);
+	rc = umm_notifier_insert(&cl->notifier, space, 0, HMM_ADDR_END, &notifier_ops);
 	if (rc)
 		goto fail_worker;
-	umm_notifier_insert(&cl->notifier, space, 0, HMM_ADDR_END, &notifier_ops);
+	rc = hmm_mm_add_device(mm, &cl->dev);
+	if (rc)
+		goto fail_notifier;
 	fork_add(cl);
 	*clp = cl;
 	return 0;
+fail_notifier:
+	umm_notifier_remove(&cl->notifier);
 fail_worker:
 	worker_end(cl);
 fail:

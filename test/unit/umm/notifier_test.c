@@ -27,6 +27,24 @@ struct umm_notifiers *umm_space_notifiers(struct umm_space *space)
 	return &space->nots;
 }
 
+/* What memory is had, and from when on there is none. */
+static size_t allocated;
+static size_t allocate_most = SIZE_MAX;
+
+void *(umm_alloc)(struct umm_space *space, size_t size)
+{
+	if (size > allocate_most - allocated)
+		return NULL;
+	allocated += size;
+	return calloc(1, size);
+}
+
+void umm_free(struct umm_space *space, void *p, size_t size)
+{
+	allocated -= size;
+	free(p);
+}
+
 static uint64_t rnd(uint64_t *state)
 {
 	*state ^= *state << 13;
@@ -50,35 +68,69 @@ static int space_teardown(void **state)
 {
 	struct umm_space *space = *state;
 
-	umm_notifiers_destroy(&space->nots);
+	umm_notifiers_destroy(space);
+	assert_int_equal(allocated, 0);
 	free(space);
 	return 0;
 }
 
 /* -------------------------------------------------------------------- tree */
 
-static uint64_t reach(const struct umm_notifier *n)
+/* Everything that a search relies on, and what keeps it short: the number of entries of the leaves, or -1. */
+static int check_node(const struct umm_itree_node *node, uint32_t level, unsigned *nodes)
 {
-	uint64_t end = n ? n->end : 0;
+	int sum = 0;
 
-	if (n && n->left_end > end)
-		end = n->left_end;
-	return n && n->right_end > end ? n->right_end : end;
+	if (node->level != level || !node->n || node->n > UMM_ITREE_ROOM)
+		return -1;
+	++*nodes;
+	for (unsigned i = 0; i < node->n; i++) {
+		const struct umm_itree_node *kid = level ? node->kid[i] : NULL;
+		uint64_t end = 0;
+		int n = 1;
+
+		if (i && (node->start[i] < node->start[i - 1] ||
+			  (node->start[i] == node->start[i - 1] && node->key[i] <= node->key[i - 1])))
+			return -1;
+		for (unsigned k = 0; kid && k < kid->n; k++)
+			end = kid->end[k] > end ? kid->end[k] : end;
+		if (kid ? node->start[i] != kid->start[0] || node->key[i] != kid->key[0] || node->end[i] != end
+			: node->start[i] != node->key[i]->start || node->end[i] != node->key[i]->end)
+			return -1;
+		/* The last of one comes before the first of the next: the entries above are of the first. */
+		if (i && level) {
+			const struct umm_itree_node *left = node->kid[i - 1];
+
+			if (left->n + kid->n < 8)
+				return -1;
+			for (uint32_t l = level - 1; l--;)
+				left = left->kid[left->n - 1];
+			if (left->start[left->n - 1] > node->start[i])
+				return -1;
+		}
+		n = kid ? check_node(kid, level - 1, nodes) : 1;
+		if (n < 0)
+			return -1;
+		sum += n;
+	}
+	return sum;
 }
 
-/* Everything that a search relies on; the height, or -1. */
-static int check_subtree(const struct umm_notifier *n, const struct umm_notifier *parent)
+/* The same of the whole, and that no node has been lost. */
+static int check_tree(const struct umm_itree *t)
 {
-	int l, r;
+	unsigned nodes = 0;
+	uint64_t made = 0;
+	int sum = 0;
 
-	if (!n)
-		return 0;
-	l = check_subtree(n->left, n);
-	r = check_subtree(n->right, n);
-	if (l < 0 || r < 0 || l - r > 1 || r - l > 1 || n->parent != parent || n->left_end != reach(n->left) ||
-	    n->right_end != reach(n->right) || n->height != (uint32_t)(1 + (l > r ? l : r)))
+	if (t->root)
+		sum = check_node(t->root, t->levels - 1, &nodes);
+	else if (t->levels)
 		return -1;
-	return (int)n->height;
+	/* The chunk's head has one's place. */
+	for (const struct umm_itree_chunk *c = t->chunks; c; c = c->next)
+		made += c->size / sizeof(struct umm_itree_node) - 1;
+	return nodes + t->nspare != made ? -1 : sum;
 }
 
 /* The naive list: the least in order, after the key, that overlaps. */
@@ -100,11 +152,15 @@ static struct umm_notifier *naive_next(struct umm_notifier *n, const bool *in, u
 
 static void tree_is_like_a_list(void **state)
 {
-	enum { NR = 200 };
+	enum { NR = 700 };
 	static struct umm_notifier n[NR];
 	static bool in[NR];
 	uint64_t seed = 88172645463325252ull;
-	struct umm_notifier *root = NULL;
+	pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+	struct umm_itree tree = {0};
+	struct umm_itree_way way;
+	uint32_t most = 0;
+	int nr = 0;
 
 	for (unsigned round = 0; round < 40000; round++) {
 		unsigned i = rnd(&seed) % NR;
@@ -113,31 +169,88 @@ static void tree_is_like_a_list(void **state)
 
 		/* Fuller in one half of the rounds, emptier in the other. */
 		if (in[i] && rnd(&seed) % 100 < (round % 8000 < 4000 ? 30 : 90)) {
-			umm_itree_remove(&root, &n[i]);
+			umm_itree_remove(&tree, &n[i]);
 			in[i] = false;
+			nr--;
 		} else if (!in[i] && rnd(&seed) % 100 < (round % 8000 < 4000 ? 90 : 30)) {
 			n[i].start = rnd(&seed) % 500;
 			n[i].end = n[i].start + 1 + (rnd(&seed) % 10 ? rnd(&seed) % 10 : rnd(&seed) % 300);
-			umm_itree_insert(&root, &n[i]);
+			assert_int_equal(umm_itree_lock_for_one(&tree, NULL, &lock), 0);
+			umm_itree_insert(&tree, &n[i]);
+			pthread_mutex_unlock(&lock);
 			in[i] = true;
+			nr++;
 		}
-		assert_true(check_subtree(root, NULL) >= 0);
+		assert_int_equal(check_tree(&tree), nr);
+		most = tree.levels > most ? tree.levels : most;
 
-		a = umm_itree_first(root, start, end);
+		a = umm_itree_first(&tree, start, end, &way);
 		b = naive_next(n, in, NR, start, end, NULL);
 		assert_ptr_equal(a, b);
-		while (b) {
-			a = umm_itree_next(root, start, end, b->start, b);
-			assert_ptr_equal(umm_itree_after(b, start, end), a);
+		for (unsigned k = 0; b && k < 20; k++) {
+			struct umm_itree_way other;
+
+			a = umm_itree_next(&tree, start, end, b->start, b, &other);
+			assert_ptr_equal(umm_itree_after(&tree, start, end, &way), a);
 			b = naive_next(n, in, NR, start, end, b);
 			assert_ptr_equal(a, b);
 		}
-		/* A key that is not in the tree, any more or yet. */
+		/* A key that is not in the tree, any more or yet; and on from there. */
 		i = rnd(&seed) % NR;
-		a = umm_itree_next(root, start, end, n[i].start, &n[i]);
+		a = umm_itree_next(&tree, start, end, n[i].start, &n[i], &way);
 		b = naive_next(n, in, NR, start, end, &n[i]);
 		assert_ptr_equal(a, b);
+		if (b)
+			assert_ptr_equal(umm_itree_after(&tree, start, end, &way),
+					 naive_next(n, in, NR, start, end, b));
 	}
+	assert_true(most >= 3);
+	for (unsigned i = 0; i < NR; i++) {
+		if (in[i])
+			umm_itree_remove(&tree, &n[i]);
+		nr -= in[i];
+		assert_int_equal(check_tree(&tree), nr);
+	}
+	umm_itree_free(NULL, umm_itree_unused(&tree, true));
+	assert_int_equal(allocated, 0);
+}
+
+/* In order they fill their nodes, from either end; and emptied all but for few, the tree is low again. */
+static void what_comes_in_order_fills_nodes(void **state)
+{
+	enum { NR = 15 * 15 * 15 };
+	struct umm_notifier *n = calloc(NR, sizeof(*n));
+	pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+	struct umm_itree tree = {0};
+
+	assert_non_null(n);
+	for (unsigned i = 0; i < NR; i++) {
+		n[i].start = i;
+		n[i].end = i + 1;
+		assert_int_equal(umm_itree_lock_for_one(&tree, NULL, &lock), 0);
+		umm_itree_insert(&tree, &n[i]);
+		pthread_mutex_unlock(&lock);
+	}
+	assert_int_equal(check_tree(&tree), NR);
+	assert_int_equal(tree.levels, 3);
+	for (unsigned i = 0; i < NR; i++)
+		if (i % 100)
+			umm_itree_remove(&tree, &n[i]);
+	assert_int_equal(check_tree(&tree), (NR + 99) / 100);
+	assert_in_range(tree.levels, 1, 2);
+	/* Much memory is not kept, a little is. */
+	assert_null(umm_itree_unused(&tree, true));
+	for (unsigned i = 0; i < NR; i += 100)
+		umm_itree_remove(&tree, &n[i]);
+	assert_true(tree.bytes > 65536);
+	umm_itree_free(NULL, umm_itree_unused(&tree, false));
+	assert_int_equal(allocated, 0);
+	assert_int_equal(umm_itree_lock_for_one(&tree, NULL, &lock), 0);
+	pthread_mutex_unlock(&lock);
+	assert_null(umm_itree_unused(&tree, false));
+	umm_itree_free(NULL, umm_itree_unused(&tree, true));
+	assert_int_equal(allocated, 0);
+	free(n);
 }
 
 static bool count_one(struct umm_notifier *n, const struct umm_change *change, uint64_t seq)
@@ -161,8 +274,9 @@ static void a_million(void **state)
 
 		assert_int_equal(umm_notifier_insert(&n[at], space, at * 16 * PAGE, 16 * PAGE, &plain_ops), 0);
 	}
-	/* What keeps a search short: an AVL tree is at most 1.44 log2(n) high. */
-	assert_in_range(space->nots.root->height, 20, 28);
+	assert_int_equal(check_tree(&space->nots.tree), NR);
+	/* What keeps a search short. */
+	assert_in_range(space->nots.tree.levels, 6, 8);
 	for (unsigned i = 0; i < 100000; i++) {
 		uint64_t page = rnd(&seed) % (NR * 16ull);
 		struct umm_change change = {
@@ -175,7 +289,40 @@ static void a_million(void **state)
 	}
 	for (uint64_t i = 0; i < NR; i++)
 		umm_notifier_remove(&n[i * 6007 % NR]);
-	assert_null(space->nots.root);
+	assert_null(space->nots.tree.root);
+	assert_int_equal(allocated, 0);
+	free(n);
+}
+
+static void without_memory(void **state)
+{
+	enum { NR = 1000 };
+	struct umm_space *space = *state;
+	struct umm_notifier *n = calloc(NR, sizeof(*n)), *refused;
+	struct umm_change c = {.event = UMM_EVENT_UNMAP, .end = PAGE, .blockable = true};
+	unsigned nr = 0;
+	int rc;
+
+	assert_non_null(n);
+	allocate_most = 16384;
+	while (!(rc = umm_notifier_insert(&n[nr], space, 0, PAGE, &plain_ops)) && nr < NR - 1)
+		nr++;
+	refused = &n[nr];
+	assert_int_equal(rc, -ENOMEM);
+	assert_true(nr > 15);
+	/* It is nowhere: nobody tells it, and there is nothing to remove. */
+	refused->seq = 4711;
+	assert_int_equal(umm_invalidate_begin(space, &c), 0);
+	umm_invalidate_end(space, &c);
+	assert_int_equal(refused->seq, 4711);
+	umm_notifier_remove(refused);
+	assert_int_equal(check_tree(&space->nots.tree), (int)nr);
+	for (unsigned i = 0; i < nr; i++)
+		assert_true(umm_read_retry(&n[i], 1));
+	allocate_most = SIZE_MAX;
+	assert_int_equal(umm_notifier_insert(refused, space, 0, PAGE, &plain_ops), 0);
+	for (unsigned i = 0; i <= nr; i++)
+		umm_notifier_remove(&n[i]);
 	free(n);
 }
 
@@ -258,7 +405,7 @@ static void bad_ranges_are_refused(void **state)
 	assert_int_equal(umm_notifier_insert(&n, space, 2 * PAGE, -PAGE, &plain_ops), -EINVAL);
 	assert_int_equal(umm_notifier_insert(&n, space, 1ull << 63, PAGE, &plain_ops), -EINVAL);
 	assert_int_equal(umm_notifier_insert(&n, space, PAGE, PAGE, NULL), -EINVAL);
-	assert_null(space->nots.root);
+	assert_null(space->nots.tree.root);
 	/* The whole user half is a range. */
 	assert_int_equal(umm_notifier_insert(&n, space, 0, 1ull << 47, &plain_ops), 0);
 	umm_notifier_remove(&n);
@@ -676,7 +823,9 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(tree_is_like_a_list),
+		cmocka_unit_test(what_comes_in_order_fills_nodes),
 		ON_SPACE(a_million),
+		ON_SPACE(without_memory),
 		ON_SPACE(bad_ranges_are_refused),
 		ON_SPACE(only_who_overlaps_is_told),
 		ON_SPACE(an_invalidation_makes_readers_retry),
