@@ -390,11 +390,12 @@ int hmm_mm_manage(struct hmm_mm *mm, uint64_t start, uint64_t end);
  * @mm: an engine.
  * @start, @end: bytes, page-aligned.
  *
- * A page that its device cannot give back is lost: whoever touches it gets SIGBUS.
+ * What the engine does not manage there is left alone.  A page that its device
+ * cannot give back is lost: whoever touches it gets SIGBUS.
  *
  * Context: Thread-safe.  Not in callbacks.
  * Return: 0, or
- *	-EINVAL	unaligned or backward, or a part is not mapped
+ *	-EINVAL	unaligned or backward
  *	-ENOMEM	no memory; then it is managed still
  */
 int hmm_mm_unmanage(struct hmm_mm *mm, uint64_t start, uint64_t end);

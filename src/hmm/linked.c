@@ -800,26 +800,6 @@ int hmm_mm_uniform(struct hmm_mm *mm, uint64_t start, uint64_t end)
 	return rc;
 }
 
-int hmm_mm_unmanage(struct hmm_mm *mm, uint64_t start, uint64_t end)
-{
-	sigset_t old;
-	int rc;
-
-	if (!range_is_good(start, end))
-		return -EINVAL;
-	signals_block(&old);
-	rc = hmm_hands_off(mm, start, end);
-	if (!rc && atomic_load(&mm->space->ctl->no_fork_events))
-		rc = (int)sys3(SYS_madvise, start, end - start, MADV_DOFORK);
-	if (!rc) {
-		pthread_mutex_lock(&mm->lock);
-		hmm_iset_del(&mm->foreign, start, end); /* it may be taken again */
-		pthread_mutex_unlock(&mm->lock);
-	}
-	signals_restore(&old);
-	return rc;
-}
-
 /* ---------------------------------------------------------------- migration */
 
 /* Holes and unreadable memory are refused; before that, all is managed that can be. */
@@ -1360,6 +1340,48 @@ int hmm_migrate_to_system(struct hmm_mm *mm, struct hmm_device *dev, uint64_t st
 	pthread_mutex_lock(&mm->out_lock);
 	rc = bring_from(mm, start, end, tiers, moved);
 	pthread_mutex_unlock(&mm->out_lock);
+	signals_restore(&old);
+	return rc;
+}
+
+static int unmanage_piece(struct hmm_mm *mm, uint64_t start, uint64_t end)
+{
+	int rc = hmm_hands_off(mm, start, end);
+
+	if (!rc && atomic_load(&mm->space->ctl->no_fork_events))
+		rc = (int)sys3(SYS_madvise, start, end - start, MADV_DOFORK);
+	if (!rc) {
+		pthread_mutex_lock(&mm->lock);
+		hmm_iset_del(&mm->foreign, start, end); /* it may be taken again */
+		pthread_mutex_unlock(&mm->lock);
+		/* Nor does anything tell of what a record says is a coherent device's; now nothing new comes there. */
+		pthread_mutex_lock(&mm->out_lock);
+		rc = bring_from(mm, start, end, (1u << HMM_TIERS_MAX) - 1, NULL);
+		pthread_mutex_unlock(&mm->out_lock);
+	}
+	return rc;
+}
+
+/* The kernel lets go of whatever is registered, by whomever: only what is ours is given to it. */
+int hmm_mm_unmanage(struct hmm_mm *mm, uint64_t start, uint64_t end)
+{
+	sigset_t old;
+	int rc = 0;
+
+	if (!range_is_good(start, end))
+		return -EINVAL;
+	signals_block(&old);
+	for (uint64_t a = start, z; a < end && !rc; a = z) {
+		const struct hmm_interval *in;
+
+		pthread_mutex_lock(&mm->lock);
+		in = hmm_iset_next(&mm->registered, a);
+		z = in && in->end < end ? in->end : end;
+		a = !in ? end : in->start > a ? in->start : a;
+		pthread_mutex_unlock(&mm->lock);
+		if (a < end)
+			rc = unmanage_piece(mm, a, z);
+	}
 	signals_restore(&old);
 	return rc;
 }

@@ -168,18 +168,32 @@ static void *serve(void *arg)
 	return NULL;
 }
 
+static int server_register(const struct server *s, char *p, size_t len)
+{
+	struct uffdio_register reg = {.range = {(uintptr_t)p, len}, .mode = UFFDIO_REGISTER_MODE_MISSING};
+
+	return ioctl(s->uffd, UFFDIO_REGISTER, &reg) ? -errno : 0;
+}
+
+static void server_begin(struct server *s, char *base)
+{
+	struct uffdio_api api = {.api = UFFD_API};
+	pthread_t t;
+
+	*s = (struct server){.uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC), .base = base};
+	CHECK(s->uffd >= 0 && !ioctl(s->uffd, UFFDIO_API, &api));
+	CHECK_EQ(pthread_create(&t, NULL, serve, s), 0);
+}
+
 static void served_by_the_program(const struct variant *v)
 {
 	int fd = dev_open(v->dev);
 	char *p = anon(), *buf = anon();
-	struct server s = {.uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC), .base = p};
-	struct uffdio_api api = {.api = UFFD_API};
-	struct uffdio_register reg = {.range = {(uintptr_t)p, SIZE}, .mode = UFFDIO_REGISTER_MODE_MISSING};
+	struct server s;
 	struct command c;
-	pthread_t t;
 
-	CHECK(s.uffd >= 0 && !ioctl(s.uffd, UFFDIO_API, &api) && !ioctl(s.uffd, UFFDIO_REGISTER, &reg));
-	CHECK_EQ(pthread_create(&t, NULL, serve, &s), 0);
+	server_begin(&s, p);
+	CHECK_EQ(server_register(&s, p, SIZE), 0);
 	CHECK_EQ(dev_cmd(fd, READ_UNLOCKED, p, buf, NPAGES / 2, &c), 0);
 	CHECK_EQ(c.faults, 1);
 	CHECK_EQ(atomic_load(&s.served), NPAGES / 2);
@@ -187,9 +201,50 @@ static void served_by_the_program(const struct variant *v)
 		CHECK_NUMBERED(buf + i * PAGE, PAGE, i);
 	/* It is the program's: it does not go, and is served as before. */
 	CHECK_EQ(dev_cmd(fd, MIGRATE_TO_DEV, p, buf, NPAGES, &c), -EBUSY);
+	CHECK_EQ(c.cpages, 999);
+	CHECK_EQ(dev_cmd(fd, EXCLUSIVE, p, buf, NPAGES / 2, &c), -EBUSY);
+	CHECK_EQ(c.cpages, 999);
 	for (unsigned i = 0; i < NPAGES; i++)
 		CHECK_NUMBERED(p + i * PAGE, PAGE, i);
 	CHECK_EQ(atomic_load(&s.served), NPAGES);
+	/* Given up, it goes. */
+	CHECK_EQ(ioctl(s.uffd, UFFDIO_UNREGISTER, &(struct uffdio_range){(uintptr_t)p, SIZE}), 0);
+	CHECK_EQ(dev_cmd(fd, MIGRATE_TO_DEV, p, buf, NPAGES, &c), 0);
+	for (unsigned i = 0; i < NPAGES; i++)
+		CHECK_NUMBERED(p + i * PAGE, PAGE, i);
+}
+
+/* What the device has, or has read, may become the program's own. */
+static void registered_by_the_program_later(const struct variant *v)
+{
+	int fd = dev_open(v->dev);
+	char *p = anon(), *buf = anon();
+	struct server s, late;
+	struct command c;
+
+	server_begin(&s, p);
+	server_begin(&late, p);
+	for (unsigned i = 0; i < NPAGES; i++)
+		number(p + i * PAGE, PAGE, i + 7);
+	CHECK_EQ(dev_cmd(fd, MIGRATE_TO_DEV, p, buf, NPAGES, &c), 0);
+	CHECK_EQ(server_register(&s, p, SIZE / 2), 0);
+	/* The rest is on the device still. */
+	CHECK_EQ(dev_cmd(fd, SNAPSHOT, p, buf, NPAGES, &c), 0);
+	for (unsigned i = 0; i < NPAGES; i++)
+		CHECK_EQ(buf[i],
+			 i < NPAGES / 2 ? P_WRITE : (v->coherent ? P_COHERENT_LOCAL : P_PRIVATE_LOCAL) | P_WRITE);
+	for (unsigned i = 0; i < NPAGES; i++)
+		CHECK_NUMBERED(p + i * PAGE, PAGE, i + 7);
+	CHECK_EQ(atomic_load(&s.served), 0);
+	CHECK_EQ(dev_cmd(fd, MIGRATE_TO_DEV, p, buf, NPAGES, &c), -EBUSY);
+	/* What one of the program's has, another one cannot have, and does not take away. */
+	CHECK_EQ(server_register(&late, p, SIZE), -EBUSY);
+	CHECK_EQ(madvise(p, SIZE / 2, MADV_DONTNEED), 0);
+	for (unsigned i = 0; i < NPAGES / 2; i++)
+		CHECK_NUMBERED(p + i * PAGE, PAGE, i);
+	CHECK_EQ(atomic_load(&s.served), NPAGES / 2);
+	CHECK_EQ(atomic_load(&late.served), 0);
+	CHECK_NUMBERED(p + SIZE / 2, PAGE, NPAGES / 2 + 7);
 }
 
 static void write_ten_buffers(const struct variant *v)
@@ -705,6 +760,7 @@ static const struct test tests[] = {
 	T(write_ten_buffers),
 	T(the_zero_page_is_replaced),
 	T(served_by_the_program),
+	T(registered_by_the_program_later),
 	T(read_then_write),
 	T(protection),
 	T(fork_private),

@@ -14,6 +14,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -399,6 +400,16 @@ static int command_do(struct dmirror *dm, unsigned nr, struct command *c)
 	}
 }
 
+/* What the program wants to serve itself is the system's again: a mapping has one userfaultfd. */
+static bool let_go(const void *arg)
+{
+	struct dmirror_host *host = __atomic_load_n(&S.host, __ATOMIC_ACQUIRE);
+	struct uffdio_register r;
+
+	return host && S.pid == getpid() && copy_user(&r, (uintptr_t)arg, sizeof(r), false) &&
+	       !hmm_mm_unmanage(dmirror_host_mm(host), r.range.start, r.range.start + r.range.len);
+}
+
 API int ioctl(int fd, unsigned long req, ...)
 {
 	struct device *d = IS_COMMAND(req) ? device_get(fd) : NULL;
@@ -410,8 +421,13 @@ API int ioctl(int fd, unsigned long req, ...)
 	va_start(ap, req);
 	arg = va_arg(ap, void *);
 	va_end(ap);
-	if (!d)
-		return (int)result(sys3(SYS_ioctl, fd, req, arg));
+	if (!d) {
+		long ret = sys3(SYS_ioctl, fd, req, arg);
+
+		if (ret == -EBUSY && req == UFFDIO_REGISTER && let_go(arg))
+			ret = sys3(SYS_ioctl, fd, req, arg);
+		return (int)result(ret);
+	}
 	rc = -EFAULT;
 	if (copy_user(&c, (uintptr_t)arg, sizeof(c), false)) {
 		rc = command_do(d->dm, _IOC_NR(req), &c);

@@ -12,6 +12,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -869,7 +870,45 @@ static void letting_go(void **state)
 	assert_filled(f->mem, SIZE, 13, 0);
 	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev[0]->dev, f->addr, f->addr + SIZE, NULL, &moved), 0);
 	assert_int_equal(moved, NR);
+	/* Nor is it on record as a coherent device's: nobody would tell of what happens to it. */
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->coherent, f->addr, f->addr + SIZE, NULL, &moved), 0);
+	assert_int_equal(on(f, &f->coherent), NR);
+	assert_int_equal(hmm_mm_unmanage(f->mm, f->addr, f->addr + SIZE / 2), 0);
+	assert_int_equal(on(f, &f->coherent), NR / 2);
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev[0]->dev, f->addr, f->addr + SIZE, NULL, &moved), 0);
+	assert_int_equal(moved, NR);
 	/* teardown closes with pages away */
+}
+
+/* What another descriptor has, and what is watched only, stays so. */
+static void only_what_is_managed_is_let_go(void **state)
+{
+	struct fixture *f = *state;
+	int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+	struct uffdio_api api = {.api = UFFD_API};
+	char *p = mmap(NULL, 3 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint64_t a = (uintptr_t)p;
+	struct uffdio_register reg = {.range = {a + PAGE, PAGE}, .mode = UFFDIO_REGISTER_MODE_MISSING};
+
+	assert_true(uffd >= 0 && !ioctl(uffd, UFFDIO_API, &api));
+	/* Three mappings. */
+	assert_int_equal(mprotect(p, PAGE, PROT_READ), 0);
+	assert_int_equal(mprotect(p + 2 * PAGE, PAGE, PROT_READ), 0);
+	assert_int_equal(ioctl(uffd, UFFDIO_REGISTER, &reg), 0);
+	assert_int_equal(hmm_mm_manage(f->mm, a, a + PAGE), 0);
+	assert_int_equal(hmm_mm_manage(f->mm, a + 2 * PAGE, a + 3 * PAGE), 0);
+	assert_int_equal(hmm_mm_manage(f->mm, a, a + 3 * PAGE), -EBUSY);
+	assert_int_equal(hmm_mm_unmanage(f->mm, a, a + 3 * PAGE), 0);
+	/* The kernel says whose they are. */
+	assert_int_equal(hmm_mm_manage(f->mm, a + PAGE, a + 2 * PAGE), -EBUSY);
+	reg.range.start = a;
+	assert_int_equal(ioctl(uffd, UFFDIO_REGISTER, &reg), 0);
+	reg.range.start = a + 2 * PAGE;
+	assert_int_equal(ioctl(uffd, UFFDIO_REGISTER, &reg), 0);
+	assert_int_equal(hmm_mm_unmanage(f->mm, a, a + 3 * PAGE), 0);
+	assert_int_equal(hmm_mm_manage(f->mm, a, a + PAGE), -EBUSY);
+	close(uffd);
+	munmap(p, 3 * PAGE);
 }
 
 #define BLOCKS 500u
@@ -1031,6 +1070,7 @@ int main(int argc, char **argv)
 		T(threads_write_while_a_huge_page_moves),
 		T(threads_write_while_pages_move),
 		T(letting_go),
+		T(only_what_is_managed_is_let_go),
 		T(what_another_engine_is_about_to_let_go_of),
 		T(a_watched_mapping_that_moves_is_not_managed),
 		T(a_device_that_is_removed_holds_nothing),
