@@ -6,6 +6,7 @@ exports.py api LIBRARY HEADER...   the library exports just the functions that t
 exports.py hooks LIBRARY           the preload library exports just hooks of libc's functions
 exports.py libhooks LIBRARY        the same of libhmm-hooks, and its one call
 exports.py alone ARCHIVE           nothing in the archive is left undefined: it needs no libc
+exports.py below ARCHIVE PART      what is of PART in the archive needs nothing that only the rest of it has
 """
 
 import re
@@ -53,6 +54,25 @@ def difference(what, have, want):
     return have != want
 
 
+def needed_of_others(path, part):
+    """Objects are named for their folder and file."""
+    defined, undefined = {True: set(), False: set()}, set()
+    inside = False
+    for f in nm(path):
+        if f[-1].endswith(":"):
+            inside = f[-1].split("/")[-1].startswith(part + "_")
+        elif f[0] == "U":
+            undefined.update(f[-1:] if inside else [])
+        else:
+            defined[inside].update(f[-1:] if f[1] in "TBDRVWC" else [])
+    if not undefined or not defined[False]:
+        print(f"{path}: has nothing of {part}, or nothing else")
+        return True
+    for name in sorted((undefined - defined[True]) & defined[False]):
+        print(f"{path}: {part} needs {name}")
+    return bool((undefined - defined[True]) & defined[False])
+
+
 def main(argv):
     mode, path, rest = argv[1], argv[2], argv[3:]
     if mode == "api":
@@ -65,6 +85,8 @@ def main(argv):
         return difference(path, exported(path), HOOKS)
     if mode == "libhooks":
         return difference(path, exported(path), LIBHOOKS)
+    if mode == "below":
+        return needed_of_others(path, rest[0])
     symbols = nm(path)
     defined = {f[-1] for f in symbols if len(f) == 3 and f[1] in "TtBbDdRr"}
     undefined = {f[-1] for f in symbols if len(f) == 2 and f[0] == "U"}

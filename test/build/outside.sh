@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: MIT
 #
 # A driver outside the tree: the reference driver's files and a program that uses
-# it, and a program with hooks, with nothing but what "make install" has installed.
+# it, the drivers that doc/drivers.md shows, and a program with hooks, with nothing
+# but what "make install" has installed.
 #
 #   outside.sh BUILD SOURCE MESON
 set -eu
@@ -43,6 +44,17 @@ rc=0
 [ $rc = 3 ] || { echo "without hooks it says $rc"; exit 1; }
 
 "$tmp/main"
+
+# As the document says.
+cp -r "$source/examples/driver" "$tmp/examples"
+for name in mirror map memory; do
+	# shellcheck disable=SC2046
+	cc -std=gnu11 -D_GNU_SOURCE -Wall -Wextra -Wno-unused-parameter -Wno-missing-field-initializers -Werror -O1 \
+		-o "$tmp/$name" "$tmp/examples/$name.c" $(pkg-config --cflags --libs libhmm)
+	rc=0
+	"$tmp/$name" || rc=$?
+	[ $rc = 0 ] || [ $rc = 77 ] || { echo "$name says $rc"; exit 1; }
+done
 
 # An example of OpenCL, where it is built.
 if [ -n "$(find "$tmp/root" -name libhmm-opencl.pc)" ]; then

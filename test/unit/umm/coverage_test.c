@@ -36,6 +36,12 @@
 #define PAGE 4096ul
 #define HUGE (2ul << 20)
 
+#ifndef MADV_DONTNEED_LOCKED
+#define MADV_DONTNEED_LOCKED 24
+#endif
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL 102
+#endif
 #ifndef MREMAP_DONTUNMAP
 #define MREMAP_DONTUNMAP 4
 #endif
@@ -165,6 +171,8 @@ static long r_shrink(char *p, size_t len, char *spare)
 	}
 
 ADVICE(dontneed, MADV_DONTNEED)
+ADVICE(dontneed_locked, MADV_DONTNEED_LOCKED)
+ADVICE(guard, MADV_GUARD_INSTALL)
 ADVICE(free, MADV_FREE)
 ADVICE(remove, MADV_REMOVE)
 ADVICE(pageout, MADV_PAGEOUT)
@@ -259,6 +267,8 @@ static const struct call calls[] = {
 	{"mremap onto it", UMM_EVENT_UNMAP, UMM_EVENT_UNMAP, c_onto, r_onto, not_hugetlb},
 	{"mremap smaller", UMM_EVENT_REMAP, UMM_EVENT_UNMAP, c_shrink, r_shrink, not_hugetlb},
 	{"madvise MADV_DONTNEED", UMM_EVENT_CLEAR, UMM_EVENT_CLEAR, c_dontneed, r_dontneed, all},
+	{"madvise MADV_DONTNEED_LOCKED", UMM_EVENT_CLEAR, UMM_EVENT_CLEAR, c_dontneed_locked, r_dontneed_locked, all},
+	{"madvise MADV_GUARD_INSTALL", UMM_EVENT_CLEAR, -1, c_guard, r_guard, not_hugetlb},
 	{"process_madvise MADV_DONTNEED", UMM_EVENT_CLEAR, UMM_EVENT_CLEAR, c_process, r_process, all},
 	{"madvise MADV_FREE", UMM_EVENT_CLEAR, UMM_EVENT_CLEAR, c_free, r_free, anon},
 	{"madvise MADV_REMOVE", UMM_EVENT_CLEAR, UMM_EVENT_CLEAR, c_remove, r_remove, shared},
@@ -465,6 +475,9 @@ static void system_v(void **state)
 	/* Raw the kernel tells nothing of it, watched or not. */
 	assert_int_equal(umm_space_watch(space, (uintptr_t)q, len), 0);
 	atomic_store(&seen.told[UMM_EVENT_UNMAP], 0);
+	assert_int_equal(syscall(SYS_shmat, other, q, SHM_REMAP), (long)q);
+	assert_int_equal(atomic_load(&seen.told[UMM_EVENT_UNMAP]), 0);
+	assert_int_equal(umm_space_watch(space, (uintptr_t)q, len), 0);
 	assert_int_equal(syscall(SYS_shmdt, q), 0);
 	assert_int_equal(atomic_load(&seen.told[UMM_EVENT_UNMAP]), 0);
 	/* Nothing attached there. */
