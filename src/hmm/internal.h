@@ -577,21 +577,4 @@ void hmm_budget_charge(struct hmm_mm *mm, uint64_t pages);
 /** Measure now.  Returns bytes that the tree costs. */
 uint64_t hmm_budget_measure(struct hmm *h);
 
-/*
- * Whoever holds what a thread that serves faults may wait for blocks signals: a
- * handler that touched a page would wait for the thread that it has interrupted.
- */
-static inline void signals_block(sigset_t *old)
-{
-	sigset_t all;
-
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, old);
-}
-
-static inline void signals_restore(const sigset_t *old)
-{
-	pthread_sigmask(SIG_SETMASK, old, NULL);
-}
-
 #endif

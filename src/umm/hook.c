@@ -26,10 +26,9 @@ static const struct umm_change fork_change = {.event = UMM_EVENT_FORK, .end = 1u
 
 static void block(struct umm_hook *h)
 {
-	sigset_t all, old;
+	sigset_t old;
 
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
+	signals_block(&old);
 	memcpy(h->reserved, &old, sizeof(old));
 }
 
@@ -38,7 +37,7 @@ static void unblock(const struct umm_hook *h)
 	sigset_t old;
 
 	memcpy(&old, h->reserved, sizeof(old));
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	signals_restore(&old);
 }
 
 void umm_hook_begin(struct umm_hook *h)

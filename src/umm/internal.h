@@ -22,6 +22,7 @@
 #include "umm/ctl.h"
 #include "umm/inside.h"
 #include "umm/notifier_internal.h"
+#include "umm/signals.h"
 
 /** A page fault as it came from the userfaultfd. */
 struct umm_fault {

@@ -42,6 +42,8 @@
 
 #include "umm/itree.h"
 #include "umm/notifier_internal.h"
+#include "umm/signals.h"
+#include "umm/sys.h"
 
 /* Above every user address on the machines there are (five-level page tables). */
 #define USER_END ((uint64_t)1 << 56)
@@ -54,10 +56,17 @@ struct umm_notifier_call {
 
 void umm_notifiers_init(struct umm_notifiers *nots)
 {
-	*nots = (struct umm_notifiers){.seq = 2};
+	*nots = (struct umm_notifiers){0};
+	atomic_init(&nots->seq, 2);
 	/* With default attributes neither can fail. */
 	pthread_mutex_init(&nots->lock, NULL);
 	pthread_cond_init(&nots->changed, NULL);
+}
+
+/* Little-endian, as the machines are on which this is built. */
+static _Atomic uint32_t *seq_word(struct umm_notifiers *nots)
+{
+	return (_Atomic uint32_t *)&nots->seq;
 }
 
 static void end_locked(struct umm_notifiers *nots)
@@ -66,7 +75,8 @@ static void end_locked(struct umm_notifiers *nots)
 	if (--nots->active || !(nots->seq & 1))
 		return;
 	nots->seq++;
-	pthread_cond_broadcast(&nots->changed);
+	if (atomic_load(&nots->sleepers))
+		sys_futex_wake(seq_word(nots), INT32_MAX);
 }
 
 static int begin(struct umm_notifiers *nots, const struct umm_change *change)
@@ -158,6 +168,7 @@ int umm_notifier_insert(struct umm_notifier *n, struct umm_space *space, uint64_
 {
 	uint64_t unaligned = (uint64_t)sysconf(_SC_PAGESIZE) - 1;
 	struct umm_notifiers *nots;
+	sigset_t old;
 	int rc;
 
 	if (!n || !space || !ops || !ops->invalidate)
@@ -167,9 +178,10 @@ int umm_notifier_insert(struct umm_notifier *n, struct umm_space *space, uint64_
 
 	nots = umm_space_notifiers(space);
 	*n = (struct umm_notifier){.start = start, .end = start + len, .ops = ops};
+	signals_block(&old);
 	rc = umm_itree_lock_for_one(&nots->tree, space, &nots->lock);
 	if (rc)
-		return rc;
+		goto out;
 	n->space = space;
 	if (nots->active) {
 		/* What runs may concern n and will not tell it. */
@@ -181,7 +193,9 @@ int umm_notifier_insert(struct umm_notifier *n, struct umm_space *space, uint64_
 	umm_itree_insert(&nots->tree, n);
 	nots->changes++;
 	pthread_mutex_unlock(&nots->lock);
-	return 0;
+out:
+	signals_restore(&old);
+	return rc;
 }
 
 void umm_notifier_remove(struct umm_notifier *n)
@@ -189,37 +203,55 @@ void umm_notifier_remove(struct umm_notifier *n)
 	struct umm_space *space = n->space;
 	struct umm_itree_chunk *unused;
 	struct umm_notifiers *nots;
+	sigset_t old;
 
 	if (!space)
 		return;
 	nots = umm_space_notifiers(space);
+	signals_block(&old);
 	pthread_mutex_lock(&nots->lock);
 	detach(nots, n);
 	unused = umm_itree_unused(&nots->tree, false);
 	pthread_mutex_unlock(&nots->lock);
 	umm_itree_free(space, unused);
+	signals_restore(&old);
+}
+
+/* How long it is until @ns of CLOCK_MONOTONIC; false: no time. */
+static bool time_until(uint64_t ns, struct timespec *left)
+{
+	uint64_t now;
+
+	clock_gettime(CLOCK_MONOTONIC, left);
+	now = (uint64_t)left->tv_sec * 1000000000u + (uint64_t)left->tv_nsec;
+	if (now >= ns)
+		return false;
+	*left = (struct timespec){(time_t)((ns - now) / 1000000000u), (long)((ns - now) % 1000000000u)};
+	return true;
 }
 
 int umm_read_begin_until(struct umm_notifier *n, uint64_t deadline_ns, uint64_t *seqp)
 {
-	const struct timespec until = {(time_t)(deadline_ns / 1000000000u), (long)(deadline_ns % 1000000000u)};
+	/* What n carries was the space's before: who sees the one sees no older one of the other. */
+	uint64_t seq = *seqp = __atomic_load_n(&n->seq, __ATOMIC_ACQUIRE);
 	struct umm_notifiers *nots;
-	uint64_t seq;
 	int rc = 0;
 
-	*seqp = __atomic_load_n(&n->seq, __ATOMIC_RELAXED);
 	if (!n->space)
 		return 0;
 	nots = umm_space_notifiers(n->space);
-	pthread_mutex_lock(&nots->lock);
-	*seqp = seq = __atomic_load_n(&n->seq, __ATOMIC_RELAXED);
-	while (seq == nots->seq && !rc) {
-		if (!deadline_ns)
-			pthread_cond_wait(&nots->changed, &nots->lock);
-		else if (pthread_cond_clockwait(&nots->changed, &nots->lock, CLOCK_MONOTONIC, &until))
-			rc = seq == nots->seq ? -ETIME : 0;
+	if (seq != atomic_load(&nots->seq))
+		return 0;
+	atomic_fetch_add(&nots->sleepers, 1);
+	while (!rc && seq == atomic_load(&nots->seq)) {
+		struct timespec left;
+
+		if (deadline_ns && !time_until(deadline_ns, &left))
+			rc = -ETIME;
+		else
+			sys_futex_wait(seq_word(nots), (uint32_t)seq, deadline_ns ? &left : NULL);
 	}
-	pthread_mutex_unlock(&nots->lock);
+	atomic_fetch_sub(&nots->sleepers, 1);
 	return rc;
 }
 
@@ -238,17 +270,18 @@ bool umm_read_retry(const struct umm_notifier *n, uint64_t seq)
 
 void umm_notifier_set_seq(struct umm_notifier *n, uint64_t seq)
 {
-	__atomic_store_n(&n->seq, seq, __ATOMIC_RELAXED);
+	__atomic_store_n(&n->seq, seq, __ATOMIC_RELEASE);
 }
 
 void umm_notifiers_destroy(struct umm_space *space)
 {
 	struct umm_notifiers *nots = umm_space_notifiers(space);
 	const struct umm_change all = {.event = UMM_EVENT_RELEASE, .end = USER_END, .blockable = true};
-
 	struct umm_itree_way way;
 	struct umm_notifier *n;
+	sigset_t old;
 
+	signals_block(&old);
 	begin(nots, &all);
 	pthread_mutex_lock(&nots->lock);
 	while ((n = umm_itree_first(&nots->tree, all.start, all.end, &way))) {
@@ -262,6 +295,7 @@ void umm_notifiers_destroy(struct umm_space *space)
 	}
 	end_locked(nots);
 	pthread_mutex_unlock(&nots->lock);
+	signals_restore(&old);
 	umm_itree_free(space, umm_itree_unused(&nots->tree, true));
 	pthread_cond_destroy(&nots->changed);
 	pthread_mutex_destroy(&nots->lock);

@@ -4,6 +4,7 @@
 #define UMM_NOTIFIER_INTERNAL_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "umm.h"
 #include "umm/itree.h"
@@ -11,11 +12,13 @@
 struct umm_notifier_call;
 
 struct umm_notifiers {
-	pthread_mutex_t lock;            /* all below; taken last, never held across a callback */
-	pthread_cond_t changed;          /* seq moved on, or a callback that is being waited for has returned */
+	pthread_mutex_t lock;   /* all below; taken last, with signals blocked, never held across a callback */
+	pthread_cond_t changed; /* a callback that is being waited for has returned */
 	struct umm_itree tree;
-	uint64_t changes;                /* of the tree, ever */
-	uint64_t seq;                    /* odd while an invalidation that found somebody runs */
+	uint64_t changes; /* of the tree, ever */
+	/* Odd while an invalidation that found somebody runs; changed under the lock, read also without it. */
+	_Atomic uint64_t seq;
+	_Atomic uint32_t sleepers;       /* on seq's lower half */
 	uint64_t active;                 /* invalidations begun and not ended */
 	struct umm_notifier_call *calls; /* callbacks that run now */
 	unsigned removing;               /* threads that wait for a callback to return */

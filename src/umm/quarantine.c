@@ -232,8 +232,10 @@ void umm_quarantine_populate_begin(struct umm_space *s)
 void umm_quarantine_populate_end(struct umm_space *s, uint64_t start, uint64_t end)
 {
 	struct umm_quarantine *q = &s->quarantine;
+	sigset_t old;
 
 	if (atomic_load(&q->n)) {
+		signals_block(&old);
 		pthread_mutex_lock(&q->lock);
 		for (unsigned i = 0; i < q->n; i++) {
 			struct umm_quarantine_range *r = &q->range[i];
@@ -243,6 +245,7 @@ void umm_quarantine_populate_end(struct umm_space *s, uint64_t start, uint64_t e
 				r->sign = last;
 		}
 		pthread_mutex_unlock(&q->lock);
+		signals_restore(&old);
 	}
 	atomic_fetch_sub(&q->populating, 1);
 }
@@ -288,9 +291,11 @@ bool umm_quarantined(struct umm_space *s, uint64_t start, uint64_t end)
 {
 	struct umm_quarantine *q = &s->quarantine;
 	bool found = false;
+	sigset_t old;
 
 	if (!atomic_load(&q->n))
 		return false;
+	signals_block(&old);
 	pthread_mutex_lock(&q->lock);
 	uint64_t now = now_ns();
 	unsigned n = 0;
@@ -304,5 +309,6 @@ bool umm_quarantined(struct umm_space *s, uint64_t start, uint64_t end)
 	}
 	atomic_store(&q->n, n);
 	pthread_mutex_unlock(&q->lock);
+	signals_restore(&old);
 	return found;
 }

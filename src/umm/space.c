@@ -339,10 +339,14 @@ static uint64_t now_ns(void)
 /* Who reads events holds the event lock until they are applied. */
 static void wait_applied(struct umm_space *space)
 {
+	sigset_t old;
+
 	if (umm_space_in_sync(space))
 		return;
+	signals_block(&old);
 	umm_evlock_shared(&space->ctl->evlock);
 	umm_evlock_unshared(&space->ctl->evlock);
+	signals_restore(&old);
 }
 
 /*
@@ -353,11 +357,15 @@ static void wait_applied(struct umm_space *space)
  */
 int umm_space_sync_until(struct umm_space *space, uint64_t deadline_ns)
 {
+	sigset_t old;
+
 	wait_applied(space);
 	while (space->uffd >= 0 && umm_uffd_is_changing(space->uffd)) {
 		if (deadline_ns != UINT64_MAX && now_ns() >= deadline_ns)
 			return -ETIME;
+		signals_block(&old);
 		umm_space_drain(space);
+		signals_restore(&old);
 		sched_yield(); /* who changes must run before the kernel says that it is over */
 	}
 	wait_applied(space);
