@@ -3,6 +3,9 @@
  * A handler does not know what it has interrupted, and may unmap memory or drop
  * contents: both are told of, by hooks.  So whatever a hook takes is held by nobody who
  * can be interrupted by a handler: else this does not end.
+ *
+ * The signal comes at the worst moments: whenever this thread has got a mutex of the
+ * library's, or is in a callback.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -24,7 +27,7 @@
 
 #define PAGE 4096ul
 #define NR 16u
-#define HANDLED 3000ul /* of these, in each kind of call */
+#define ROUNDS 300u
 
 #define CHECK(cond)                                                        \
 	do {                                                               \
@@ -37,9 +40,36 @@
 static struct {
 	struct umm_space *space;
 	char *range, *dropped, *other;
+	pthread_t self;
 	atomic_ulong handled, told;
+	unsigned long raised[2]; /* with the notifiers' lock, and that of the quarantine */
 	atomic_bool stop;
+	bool armed;
 } W;
+
+int __real_pthread_mutex_lock(pthread_mutex_t *m);
+int __wrap_pthread_mutex_lock(pthread_mutex_t *m);
+
+static void strike(void)
+{
+	/* Not again in the handler, nor before the one that is due has come. */
+	if (!W.armed || !pthread_equal(pthread_self(), W.self))
+		return;
+	W.armed = false;
+	raise(SIGUSR1);
+}
+
+int __wrap_pthread_mutex_lock(pthread_mutex_t *m)
+{
+	int rc = __real_pthread_mutex_lock(m);
+
+	if (W.armed && pthread_equal(pthread_self(), W.self)) {
+		W.raised[0] += m == &W.space->notifiers.lock;
+		W.raised[1] += m == &W.space->quarantine.lock;
+		strike();
+	}
+	return rc;
+}
 
 static char *map(size_t npages)
 {
@@ -56,8 +86,8 @@ static void handler(int sig)
 	char *p = map(1);
 
 	CHECK(!munmap(p, PAGE));
-	if (atomic_fetch_add(&W.handled, 1) % 8 == 0)
-		CHECK(!madvise(W.dropped, NR * PAGE, MADV_DONTNEED));
+	CHECK(!madvise(W.dropped, NR * PAGE, MADV_DONTNEED));
+	atomic_fetch_add(&W.handled, 1);
 	errno = err;
 }
 
@@ -65,6 +95,7 @@ static bool tell(struct umm_notifier *n, const struct umm_change *change, uint64
 {
 	umm_notifier_set_seq(n, seq);
 	atomic_fetch_add(&W.told, 1);
+	strike();
 	return true;
 }
 
@@ -75,6 +106,7 @@ static void notifiers(void)
 	struct umm_notifier n;
 
 	CHECK(!umm_notifier_insert(&n, W.space, (uintptr_t)W.range, NR * PAGE, &ops));
+	W.armed = true;
 	umm_notifier_remove(&n);
 }
 
@@ -117,15 +149,6 @@ static void *dropper(void *arg)
 	return NULL;
 }
 
-static void *sender(void *arg)
-{
-	pthread_t to = *(pthread_t *)arg;
-
-	while (!atomic_load(&W.stop))
-		pthread_kill(to, SIGUSR1);
-	return NULL;
-}
-
 static char *watched(void)
 {
 	char *p = map(NR);
@@ -138,7 +161,7 @@ int main(void)
 {
 	static void (*const kind[])(void) = {notifiers, reading, changing, draining};
 	struct sigaction act = {.sa_handler = handler, .sa_flags = SA_RESTART};
-	pthread_t self = pthread_self(), t[2];
+	pthread_t t;
 	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
 
 	if (fd < 0) {
@@ -153,16 +176,20 @@ int main(void)
 	CHECK(!umm_notifier_insert(&everywhere, W.space, 0, 1ull << 47, &ops));
 	umm_hooks_set(W.space);
 	CHECK(!sigaction(SIGUSR1, &act, NULL));
-	CHECK(!pthread_create(&t[0], NULL, sender, &self));
-	CHECK(!pthread_create(&t[1], NULL, dropper, NULL));
-	for (unsigned k = 0; k < sizeof(kind) / sizeof(kind[0]); k++)
-		for (unsigned long from = atomic_load(&W.handled); atomic_load(&W.handled) < from + HANDLED;)
+	W.self = pthread_self();
+	CHECK(!pthread_create(&t, NULL, dropper, NULL));
+	for (unsigned i = 0; i < ROUNDS; i++) {
+		for (unsigned k = 0; k < sizeof(kind) / sizeof(kind[0]); k++) {
+			W.armed = true;
 			kind[k]();
+			W.armed = false;
+		}
+	}
 	atomic_store(&W.stop, true);
-	for (unsigned i = 0; i < 2; i++)
-		pthread_join(t[i], NULL);
-	CHECK(atomic_load(&W.told) > 0);
-	printf("%lu handled\n", atomic_load(&W.handled));
+	pthread_join(t, NULL);
+	CHECK(atomic_load(&W.told) > 0 && W.raised[0] >= ROUNDS && W.raised[1] > 0);
+	printf("%lu handled, %lu with the notifiers' lock, %lu with the quarantine's\n", atomic_load(&W.handled),
+	       W.raised[0], W.raised[1]);
 	umm_hooks_set(NULL);
 	umm_notifier_remove(&everywhere);
 	umm_space_close(W.space);
