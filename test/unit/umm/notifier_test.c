@@ -806,6 +806,9 @@ static void threads_never_see_a_stale_entry(void **state)
 		assert_int_equal(pthread_create(&changer[i], NULL, dev_changer_main, (void *)i), 0);
 	for (unsigned i = 0; i < CHANGERS; i++)
 		pthread_join(changer[i], NULL);
+	/* On a busy machine it may be that readers never met a moment without a change; now they do. */
+	while (!atomic_load(&dev.installed))
+		sched_yield();
 	atomic_store(&dev.stop, true);
 	for (unsigned i = 0; i < READERS; i++)
 		pthread_join(reader[i], NULL);
