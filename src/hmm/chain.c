@@ -12,14 +12,16 @@
 /*
  * Compressed memory is part of the budget: left alone it would crowd out what
  * it is there to serve.  What is needed in any case comes off first; of the
- * rest half, if there is a tier behind it for what is coldest.
+ * rest half, if there is a tier behind it for what is coldest.  If there is none
+ * it takes three quarters: that is room for all that compresses twice and for
+ * copies of what has come back (clean.c).
  */
 static uint64_t lz4_share(uint64_t budget, bool last)
 {
 	uint64_t rest = budget > ENGINE_BYTES ? budget - ENGINE_BYTES : 0;
 
 	if (last)
-		return budget / 2;
+		return budget / 4 * 3;
 	return rest / 2 > LZ4_MIN ? rest / 2 : LZ4_MIN;
 }
 

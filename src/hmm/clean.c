@@ -13,9 +13,10 @@
  * Copies take room that other pages could have.  Who walks through more than
  * there is room for meets nothing of what it left behind anyway, and gains by
  * it; who goes about at random finds less there, and loses.  So only pages that
- * came as a part of a walk are kept.  There is a limit to them; they go first
- * where a device is full; and where they hardly ever prove to be clean only one
- * cluster in SAMPLE is kept, to see when that changes.
+ * came as a part of a walk are kept.  There is a limit to them, a high one where
+ * hardly a fault is anything else; they go first where a device is full; and where
+ * they hardly ever prove to be clean only one cluster in SAMPLE is kept, to see when
+ * that changes.
  *
  * An entry that is CLEAN has one reference to its handle.  When it becomes
  * PARKING its slot has it, and who empties the slot lets go of it, under the
@@ -26,19 +27,34 @@
 #define SCORE_MAX 256u
 #define SCORE_KEEPS 96u
 #define SAMPLE 16u
-#define SCAN 16u       /* pages at a time that make a walk */
-#define SHARE 8u       /* part of the budget that copies may take */
-#define ROOM_OF_16 13u /* sixteenths of a device's capacity up to which copies are kept */
-#define FULL_OF_16 14u /* and from which they go */
+#define SCAN 16u      /* pages at a time that make a walk; walks by steps come back, and are none */
+#define SHARE 8u      /* part of the budget that copies may take */
+#define WALK_SHARE 2u /* the same of who only walks, by mm->seq_score */
+#define WALKS 224u
+#define ROOM_OF_32 26u /* parts of a device's capacity up to which copies are kept */
+#define FULL_OF_32 28u /* and from which they go */
+/* The last one gives nothing to a next when it is nearly full; if a thirty-second of it has room for a batch or two: */
+#define LARGE (64ull << 20)
+#define LAST_ROOM_OF_32 30u
+#define LAST_FULL_OF_32 31u
+#define LOOSE_PART 12u /* of what is stored, and that many bytes, may be holes */
+#define LOOSE_BYTES (2ull << 20)
+#define TIGHTEN_BYTES (4ull << 20)
+#define TRIM_REST 64u
 #define SHED_PAGES 512u
 #define SHED_LEAVES 64u /* most to look at in one go */
+
+static _Atomic uint64_t *kept_at_most(struct hmm_mm *mm, unsigned tier)
+{
+	return atomic_load(&mm->seq_score) >= WALKS ? &mm->h->clean_walk[tier] : &mm->h->clean_max[tier];
+}
 
 bool hmm_clean_keeps(struct hmm_mm *mm, unsigned tier, unsigned cluster)
 {
 	struct hmm *h = mm->h;
 
 	if (cluster < SCAN || h->opt.linked || !h->chain.dev[tier]->ops->same ||
-	    atomic_load(&h->clean[tier]) >= atomic_load(&h->clean_max[tier]))
+	    atomic_load(&h->clean[tier]) >= atomic_load(kept_at_most(mm, tier)))
 		return false;
 	return atomic_load(&mm->clean_score) >= SCORE_KEEPS || !(atomic_fetch_add(&mm->clean_turn, 1) % SAMPLE);
 }
@@ -143,6 +159,27 @@ static void shed(struct hmm_mm *mm, unsigned tier, uint64_t pages)
 	}
 }
 
+/*
+ * What goes leaves holes, which only what comes fills again: when it has become
+ * less for good, they take room that pages could have.  A little at a time, and
+ * for a while not where nothing came of it.
+ */
+static void tighten(struct hmm *h, unsigned tier, const struct hmm_device_stats *st, uint64_t bytes)
+{
+	struct hmm_device *d = h->chain.dev[tier];
+	uint64_t fit = st->bytes_stored + st->bytes_stored / LOOSE_PART + LOOSE_BYTES;
+
+	if (!d->ops->trim)
+		return;
+	if (!bytes && st->bytes_ram > fit) {
+		bytes = st->bytes_ram - fit < TIGHTEN_BYTES ? st->bytes_ram - fit : TIGHTEN_BYTES;
+		if (atomic_load(&h->trim_rest[tier]) && atomic_fetch_sub(&h->trim_rest[tier], 1))
+			return;
+	}
+	if (bytes && !d->ops->trim(d, bytes))
+		atomic_store(&h->trim_rest[tier], TRIM_REST);
+}
+
 void hmm_clean_shed(struct hmm_mm *mm)
 {
 	struct hmm *h = mm->h;
@@ -159,16 +196,22 @@ void hmm_clean_shed(struct hmm_mm *mm)
 		if (each < 64)
 			each = 64;
 		if (st.bytes_capacity != UINT64_MAX) {
-			room = st.bytes_capacity / 16 * ROOM_OF_16;
+			bool last = t + 1 == h->chain.n && st.bytes_capacity >= LARGE;
+
+			room = st.bytes_capacity / 32 * (last ? LAST_ROOM_OF_32 : ROOM_OF_32);
 			room = (room > st.bytes_ram ? (room - st.bytes_ram) / each : 0) + atomic_load(&h->clean[t]);
-			full = st.bytes_capacity / 16 * FULL_OF_16;
+			full = st.bytes_capacity / 32 * (last ? LAST_FULL_OF_32 : FULL_OF_32);
 		}
 		most = h->opt.budget / SHARE / each;
 		atomic_store(&h->clean_max[t], most < room ? most : room);
-		if (st.bytes_ram > full && atomic_load(&h->clean[t])) {
+		most = h->opt.budget / WALK_SHARE / each;
+		atomic_store(&h->clean_walk[t], most < room ? most : room);
+		uint64_t kept = atomic_load(&h->clean[t]), limit = *kept_at_most(mm, t);
+
+		if (st.bytes_ram > full && kept)
 			shed(mm, t, (st.bytes_ram - full) / each + SHED_PAGES);
-			if (d->ops->trim)
-				d->ops->trim(d, st.bytes_ram - full);
-		}
+		else if (kept > limit)
+			shed(mm, t, kept - limit); /* it walks no more */
+		tighten(h, t, &st, kept && st.bytes_ram > full ? st.bytes_ram - full : 0);
 	}
 }

@@ -85,6 +85,7 @@ static unsigned stream_size(struct hmm_mm *mm, uint64_t page, unsigned *which, i
 		score += (256 - score) / 16;
 	} else if ((s = step_find(mm, page, &goes_on)) && goes_on) {
 		s->size = s->size * 2 < STEPS_AHEAD ? s->size * 2 : STEPS_AHEAD;
+		score -= score / 16; /* it comes back to what lies between: not a walk that meets nothing */
 		*step = s->step;
 	} else {
 		int32_t delta = s ? (int32_t)(page - s->last) : 0;
@@ -447,7 +448,7 @@ device:;
 		rc = poison(mm, leaf, i, r.status[0]);
 	} else if (same) {
 		unsigned n = good < same ? good : same, came = 0;
-		bool keep = hmm_clean_keeps(mm, hmm_entry_tier(r.e[0]), max);
+		bool keep = hmm_clean_keeps(mm, hmm_entry_tier(r.e[0]), step == 1 ? max : 1);
 		hmm_handle_t gone[HMM_PLACE_MAX];
 		uint64_t placed;
 

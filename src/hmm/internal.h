@@ -356,8 +356,10 @@ struct hmm {
 	uint64_t credit_at_ns; /* shares were measured, of all spaces; lock */
 	uint64_t credit_cost_ns;
 
-	_Atomic uint64_t clean[HMM_TIERS_MAX];     /* CLEAN pages of each tier */
-	_Atomic uint64_t clean_max[HMM_TIERS_MAX]; /* no more are kept */
+	_Atomic uint64_t clean[HMM_TIERS_MAX];      /* CLEAN pages of each tier */
+	_Atomic uint64_t clean_max[HMM_TIERS_MAX];  /* no more are kept, */
+	_Atomic uint64_t clean_walk[HMM_TIERS_MAX]; /* where nothing but walks is seen */
+	_Atomic uint32_t trim_rest[HMM_TIERS_MAX];  /* how often a tier with holes is still left as it is */
 
 	_Atomic uint64_t faults, pages_in, pages_out, zero_filled, poisoned, out_failed, dropped_clean;
 	_Atomic uint64_t registrations;

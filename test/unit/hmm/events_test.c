@@ -716,6 +716,41 @@ static void copies_are_let_go(void **state)
 	world_destroy(s.w);
 }
 
+/* Who does nothing but walk has more of them; when it does something else these go, but for what all may have. */
+static void more_copies_are_kept_of_who_walks(void **state)
+{
+	const char *why;
+	struct scene s = {.w = world_create("lz4", 1, &why)};
+	struct hmm_mm *mm;
+	struct hmm *h;
+
+	assert_non_null(s.w);
+	mm = s.w->mm;
+	h = s.w->h;
+	s.p = managed(s.w, N, 1);
+	become_clean(&s);
+	h->opt.budget = 0;
+	hmm_clean_shed(mm);
+	assert_int_equal(s.w->fake[0]->pages, 0);
+	atomic_store(&h->clean_walk[0], N);
+	assert_false(hmm_clean_keeps(mm, 0, HMM_PLACE_MAX));
+	atomic_store(&mm->seq_score, 256);
+	assert_true(hmm_clean_keeps(mm, 0, HMM_PLACE_MAX));
+	assert_false(hmm_clean_keeps(mm, 0, 1));
+	become_clean(&s);
+	/* Half of the budget is enough for all, an eighth is not. */
+	h->opt.budget = 4 * N * UMM_PAGE;
+	hmm_clean_shed(mm);
+	assert_int_equal(atomic_load(&h->clean[0]), N);
+	atomic_store(&mm->seq_score, 0);
+	hmm_clean_shed(mm);
+	assert_true(atomic_load(&h->clean[0]) < N);
+	assert_int_equal(s.w->fake[0]->pages, atomic_load(&h->clean[0]));
+	for (unsigned i = 0; i < N; i++)
+		assert_true(page_is(s.p + i * UMM_PAGE, 1, i));
+	world_destroy(s.w);
+}
+
 static struct scene *walked;
 
 static void walk_brings_back(struct hmm_mm *mm)
@@ -1483,6 +1518,7 @@ int main(void)
 		cmocka_unit_test(copies_are_let_go),
 		cmocka_unit_test(a_walker_may_bring_back),
 		cmocka_unit_test(copies_are_kept_where_it_pays),
+		cmocka_unit_test(more_copies_are_kept_of_who_walks),
 		CLEAN(changes_while_clean),
 		CLEAN(changes_while_parking),
 		CLEAN(changes_while_moved),
