@@ -420,7 +420,28 @@ static void room_made(struct hmm *h)
 	pthread_mutex_unlock(&h->wait_lock);
 }
 
-static void shrink(struct hmm *h, uint64_t total)
+/* The reclaimer's place. */
+struct place {
+	cpu_set_t all;
+	int not ; /* -1: anywhere */
+};
+
+/* It takes a CPU for milliseconds: not that of a program and of who serves its faults, if there is another. */
+static void make_way(struct hmm *h, struct place *p)
+{
+	int cpu = umm_monitor_cpu(h->monitor);
+	cpu_set_t set = p->all;
+
+	if (cpu == p->not )
+		return;
+	p->not = cpu;
+	if (cpu >= 0)
+		CPU_CLR((unsigned)cpu, &set);
+	if (CPU_COUNT(&set))
+		sched_setaffinity(0, sizeof(set), &set);
+}
+
+static void shrink(struct hmm *h, uint64_t total, struct place *place)
 {
 	unsigned futile = 0;
 
@@ -429,6 +450,7 @@ static void shrink(struct hmm *h, uint64_t total)
 		uint64_t failed = atomic_load(&h->out_failed);
 		/* Little at a time: each round who waits is told, and shares are weighed anew. */
 		uint64_t asked = over < 2 * UMM_BATCH_PAGES ? over : 2 * UMM_BATCH_PAGES;
+		make_way(h, place);
 		uint64_t went = hmm_reclaim(h, asked);
 
 		total = hmm_budget_measure(h);
@@ -522,7 +544,9 @@ static void *watch_main(void *arg)
 static void *reclaim_main(void *arg)
 {
 	struct hmm *h = arg;
+	struct place place = {.not = -1};
 
+	sched_getaffinity(0, sizeof(place.all), &place.all);
 	go_before_others();
 	while (!atomic_load(&h->stop)) {
 		struct timespec ts;
@@ -538,7 +562,7 @@ static void *reclaim_main(void *arg)
 			atomic_store(&h->full, false);
 		if (atomic_load(&h->resting) || atomic_load(&h->stop) || total <= high_at(h))
 			continue;
-		shrink(h, total);
+		shrink(h, total, &place);
 		if (!atomic_load(&h->full))
 			continue;
 		/* In vain: the sooner the next try, the less the program gets of the CPUs. */

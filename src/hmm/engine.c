@@ -73,7 +73,7 @@ int hmm_create(const struct hmm_options *opt, struct hmm **hp, char *err, size_t
 	rc = opt->linked
 		     ? 0
 		     : umm_monitor_create(opt->threads ? opt->threads : 2 * (unsigned)sysconf(_SC_NPROCESSORS_ONLN) + 2,
-					  &h->monitor);
+					  true, &h->monitor);
 	if (rc) {
 		snprintf(err, errlen, "cannot start the threads that serve faults: error %d", -rc);
 		goto fail;

@@ -598,6 +598,7 @@ static int called(void *priv, struct hmm_mm *mm, uint64_t addr)
 		goto refuse;
 	*b = (struct bell){m, addr, call};
 	umm_space_get(mm->space);
+	umm_monitor_rise();
 	if (!pthread_create(&t, NULL, answer, b)) {
 		pthread_detach(t);
 		return 0;

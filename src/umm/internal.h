@@ -199,8 +199,11 @@ int umm_uffd_wake(int uffd, uint64_t start, uint64_t len);
 bool umm_uffd_is_changing(int uffd);
 
 /* monitor.c */
-int umm_monitor_create(unsigned nthreads, struct umm_monitor **mp);
+/** @alone: in a process of ours, where threads may have the scheduling that suits them. */
+int umm_monitor_create(unsigned nthreads, bool alone, struct umm_monitor **mp);
 void umm_monitor_destroy(struct umm_monitor *m);
+/** The CPU that others of ours had better leave to who serves faults; -1: any will do. */
+int umm_monitor_cpu(struct umm_monitor *m);
 /** In a forked child, as umm_space_abandon(). */
 void umm_monitor_abandon(struct umm_monitor *m);
 int umm_monitor_add(struct umm_monitor *m, struct umm_space *space);
@@ -215,6 +218,8 @@ void umm_monitor_del(struct umm_space *space);
 void umm_space_drain(struct umm_space *space);
 /** Called by who serves a fault, before it sleeps: another thread takes over the waiting. */
 void umm_monitor_yield(void);
+/** Called by who may be serving a fault, before it makes a thread: that has its scheduling (follow.c) for ever. */
+void umm_monitor_rise(void);
 
 /** umm_space_sync(), until @deadline_ns (UINT64_MAX: none) at most: 0 or -ETIME. */
 int umm_space_sync_until(struct umm_space *space, uint64_t deadline_ns);

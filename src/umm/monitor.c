@@ -45,6 +45,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "umm/follow.h"
 #include "umm/internal.h"
 
 #define MONITOR_THREADS_MAX 16u
@@ -70,82 +71,15 @@ struct umm_monitor {
 	struct umm_space **spaces; /* each with a reference */
 	struct backlog *backlog;
 	pthread_mutex_t spare_lock;
-	int spare; /* given up when there is no other descriptor */
+	int spare;               /* given up when there is no other descriptor */
+	struct umm_guard *guard; /* NULL: nobody is humble */
 	unsigned nthreads;
 	pthread_t thread[MONITOR_THREADS_MAX];
 };
 
 /* What a monitor thread is doing, for umm_monitor_yield(). */
 static __thread struct umm_monitor *leading;
-
-/*
- * DOC: where a fault is served
- *
- * Waking a thread that sleeps on another CPU costs several times what the
- * fault itself does.  The faulting thread is about to sleep: the best place is
- * its own CPU.  The scheduler does not know that, so a thread that has served
- * one and the same faulting thread for a while asks now and then where that
- * one runs, and binds itself there; when faults come from several, it lets
- * the scheduler choose again.
- */
-#define FOLLOW_EVERY 64u
-
-struct follow {
-	uint32_t tid;
-	uint32_t count; /* faults of tid in a row */
-	int cpu;        /* bound to; -1: free */
-	cpu_set_t all;
-};
-
-static int cpu_of(uint32_t tid)
-{
-	char path[48], buf[512], *at;
-	int fd, cpu = -1;
-	ssize_t n;
-
-	if (!umm_same_pidns((pid_t)tid))
-		return -1;
-	snprintf(path, sizeof(path), "/proc/%u/stat", tid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return -1;
-	n = read(fd, buf, sizeof(buf) - 1);
-	close(fd);
-	if (n <= 0)
-		return -1;
-	buf[n] = 0;
-	/* Field 39; the second, the name, may hold anything but ends with the last parenthesis. */
-	at = strrchr(buf, ')');
-	for (unsigned field = 2; at && field < 39; field++)
-		at = strchr(at + 1, ' ');
-	if (at)
-		cpu = atoi(at + 1);
-	return cpu;
-}
-
-static void bind_to(struct follow *f, int cpu)
-{
-	cpu_set_t one;
-
-	if (cpu == f->cpu)
-		return;
-	f->cpu = cpu;
-	CPU_ZERO(&one);
-	if (cpu >= 0)
-		CPU_SET((unsigned)cpu, &one);
-	sched_setaffinity(0, sizeof(cpu_set_t), cpu >= 0 ? &one : &f->all);
-}
-
-static void follow(struct follow *f, uint32_t tid)
-{
-	if (tid != f->tid) {
-		f->tid = tid;
-		f->count = 0;
-		bind_to(f, -1);
-	} else if (tid && !(++f->count % FOLLOW_EVERY)) {
-		bind_to(f, cpu_of(tid));
-	}
-}
+static __thread struct umm_follow *following;
 
 static struct umm_space *space_by_key(struct umm_monitor *m, uint64_t key)
 {
@@ -396,12 +330,21 @@ static void lead_drop(void)
 	if (!m)
 		return;
 	leading = NULL;
+	/* What takes longer is nothing for who runs where nobody else does. */
+	if (following)
+		umm_follow_leave(following);
 	pthread_mutex_unlock(&m->leader);
 }
 
 void umm_monitor_yield(void)
 {
 	lead_drop();
+}
+
+void umm_monitor_rise(void)
+{
+	if (following)
+		umm_follow_leave(following);
 }
 
 /* Serve until nothing is left; a change under way is drained in between. */
@@ -454,11 +397,12 @@ static void *monitor_thread(void *arg)
 {
 	struct umm_monitor *m = arg;
 	struct umm_fault faults[READ_ROOM];
-	struct follow where = {.cpu = -1};
+	struct umm_follow where;
 	struct epoll_event ev;
 	sigset_t all;
 
-	sched_getaffinity(0, sizeof(where.all), &where.all);
+	umm_follow_init(&where, m->guard);
+	following = &where;
 	sigfillset(&all);
 	pthread_sigmask(SIG_BLOCK, &all, NULL);
 	for (;;) {
@@ -466,7 +410,9 @@ static void *monitor_thread(void *arg)
 			pthread_mutex_lock(&m->leader);
 			leading = m;
 		}
+		umm_follow_sleeps(&where);
 		int n = epoll_wait(m->epfd, &ev, 1, -1);
+		umm_follow_woken(&where);
 
 		if (atomic_load(&m->stop))
 			break;
@@ -486,18 +432,23 @@ static void *monitor_thread(void *arg)
 			continue;
 		bool more;
 		unsigned nf = space_read(s, faults, &more);
-		if (nf > 1 || more)
+		if (nf > 1 || more) {
+			umm_follow(&where, 0);
 			lead_drop();
+		}
+		uint32_t tid = nf == 1 ? faults[0].tid : 0;
 		serve(s, faults, nf);
 		if (nf)
-			follow(&where, nf == 1 ? faults[0].tid : 0);
+			umm_follow(&where, leading ? tid : 0);
 		umm_space_put(s);
 	}
 	lead_drop();
+	following = NULL;
+	umm_follow_end(&where);
 	return NULL;
 }
 
-int umm_monitor_create(unsigned nthreads, struct umm_monitor **mp)
+int umm_monitor_create(unsigned nthreads, bool alone, struct umm_monitor **mp)
 {
 	struct umm_monitor *m = calloc(1, sizeof(*m));
 	struct epoll_event ev = {.events = EPOLLIN, .data.u64 = KEY_STOP};
@@ -523,6 +474,8 @@ int umm_monitor_create(unsigned nthreads, struct umm_monitor **mp)
 		rc = -errno;
 		goto fail;
 	}
+	if (alone)
+		m->guard = umm_guard_start(m->epfd);
 	pthread_attr_init(&attr);
 	pthread_attr_setstacksize(&attr, UMM_THREAD_STACK);
 	for (rc = 0; !rc && m->nthreads < nthreads; m->nthreads += !rc)
@@ -557,6 +510,8 @@ void umm_monitor_destroy(struct umm_monitor *m)
 		kick(m);
 	for (unsigned i = 0; i < m->nthreads; i++)
 		join(m, m->thread[i]);
+	if (m->guard)
+		umm_guard_stop(m->guard);
 	for (unsigned i = 0; i < m->nspaces; i++)
 		umm_space_put(m->spaces[i]);
 	while (m->backlog) {
@@ -579,6 +534,11 @@ void umm_monitor_destroy(struct umm_monitor *m)
 	pthread_mutex_destroy(&m->table);
 	pthread_mutex_destroy(&m->leader);
 	free(m);
+}
+
+int umm_monitor_cpu(struct umm_monitor *m)
+{
+	return m->guard ? umm_guard_cpu(m->guard) : -1;
 }
 
 void umm_monitor_abandon(struct umm_monitor *m)

@@ -239,7 +239,7 @@ int umm_space_serve(struct umm_space *s)
 	if (!s->monitor) {
 		struct umm_monitor *m;
 
-		rc = umm_monitor_create(2, &m);
+		rc = umm_monitor_create(2, false, &m);
 		if (rc)
 			goto out;
 		rc = umm_monitor_add(m, s);

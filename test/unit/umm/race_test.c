@@ -265,7 +265,7 @@ int main(void)
 		atomic_store(&W.version[i], 1);
 	CHECK(!umm_space_adopt(getpid(), fd[0], -1, -1, W.ctl, &W.space));
 	W.space->ops = &space_ops;
-	CHECK(!umm_monitor_create(3, &m) && !umm_monitor_add(m, W.space));
+	CHECK(!umm_monitor_create(3, false, &m) && !umm_monitor_add(m, W.space));
 	for (unsigned i = 0; i <= DEVICES; i++) {
 		pthread_mutex_init(&dev[i].lock, NULL);
 		dev[i].seed = i + 1;

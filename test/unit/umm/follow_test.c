@@ -1,0 +1,231 @@
+/* SPDX-License-Identifier: MIT */
+/* Who serves faults runs where they happen, humbly, and is raised where it would not run. */
+#include <pthread.h>
+#include <sched.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+#include <sys/eventfd.h>
+#include <sys/syscall.h>
+
+#include "umm/follow.h"
+
+#define FAULTS 64u /* in a row, and it is followed */
+#define LOOKS 2000
+
+/* Stands for a thread that faults: on one CPU, and there all the time while it spins. */
+struct program {
+	pthread_t thread;
+	_Atomic uint32_t tid;
+	_Atomic bool spins, ends;
+	int cpu;
+};
+
+static cpu_set_t all;
+
+static void *program_main(void *arg)
+{
+	struct program *p = arg;
+	cpu_set_t one;
+
+	CPU_ZERO(&one);
+	CPU_SET((unsigned)p->cpu, &one);
+	sched_setaffinity(0, sizeof(one), &one);
+	atomic_store(&p->tid, (uint32_t)syscall(SYS_gettid));
+	while (!atomic_load(&p->ends))
+		if (!atomic_load(&p->spins))
+			usleep(500);
+	return NULL;
+}
+
+/* The last of the CPUs that we have. */
+static int last_cpu(void)
+{
+	int cpu = CPU_SETSIZE - 1;
+
+	while (!CPU_ISSET((unsigned)cpu, &all))
+		cpu--;
+	return cpu;
+}
+
+static void program_start(struct program *p, bool spins)
+{
+	*p = (struct program){.cpu = last_cpu(), .spins = spins};
+	assert_int_equal(pthread_create(&p->thread, NULL, program_main, p), 0);
+	while (!atomic_load(&p->tid))
+		usleep(100);
+}
+
+static void program_end(struct program *p)
+{
+	atomic_store(&p->ends, true);
+	pthread_join(p->thread, NULL);
+}
+
+static void serve(struct umm_follow *f, const struct program *p, unsigned faults)
+{
+	for (unsigned i = 0; i < faults; i++) {
+		umm_follow_woken(f);
+		umm_follow(f, p->tid);
+		umm_follow_sleeps(f);
+	}
+}
+
+static bool bound_to(int cpu)
+{
+	cpu_set_t now;
+
+	sched_getaffinity(0, sizeof(now), &now);
+	return CPU_ISSET((unsigned)cpu, &now) && CPU_COUNT(&now) == 1;
+}
+
+static bool is_free(void)
+{
+	cpu_set_t now;
+
+	sched_getaffinity(0, sizeof(now), &now);
+	return CPU_EQUAL(&now, &all) && sched_getscheduler(0) == SCHED_OTHER;
+}
+
+/* Until it is not humble any more. */
+static void await_raised(void)
+{
+	for (unsigned i = 0; i < LOOKS && sched_getscheduler(0) != SCHED_OTHER; i++)
+		usleep(1000);
+	assert_int_equal(sched_getscheduler(0), SCHED_OTHER);
+}
+
+struct scene {
+	int fd;
+	struct umm_guard *g;
+	struct umm_follow f;
+	struct program p;
+};
+
+static void scene_begin(struct scene *s, bool spins)
+{
+	s->fd = eventfd(0, EFD_CLOEXEC);
+	s->g = umm_guard_start(s->fd);
+	assert_non_null(s->g);
+	umm_follow_init(&s->f, s->g);
+	program_start(&s->p, spins);
+}
+
+static void scene_end(struct scene *s)
+{
+	umm_follow_leave(&s->f);
+	assert_true(is_free());
+	umm_follow_end(&s->f);
+	umm_guard_stop(s->g);
+	program_end(&s->p);
+	close(s->fd);
+}
+
+static void goes_where_the_program_is(void **state)
+{
+	struct scene s;
+
+	scene_begin(&s, false);
+	serve(&s.f, &s.p, FAULTS);
+	assert_true(is_free()); /* one is not a fault in a row */
+	assert_int_equal(umm_guard_cpu(s.g), -1);
+	umm_follow(&s.f, s.p.tid);
+	assert_true(bound_to(s.p.cpu));
+	assert_true(s.f.humble);
+	assert_int_equal(umm_guard_cpu(s.g), s.p.cpu);
+	assert_int_equal(sched_getscheduler(0), SCHED_IDLE);
+	/* Faults of several: anywhere, and as good as anybody. */
+	umm_follow(&s.f, 0);
+	assert_true(is_free());
+	assert_int_equal(umm_guard_cpu(s.g), -1);
+	scene_end(&s);
+}
+
+/* Its CPU is another's: it has the lead, and maybe locks. */
+static void is_raised_where_it_starves(void **state)
+{
+	struct scene s;
+
+	scene_begin(&s, true);
+	serve(&s.f, &s.p, FAULTS + 1);
+	umm_follow_woken(&s.f); /* and now it has something to do */
+	await_raised();
+	umm_follow_woken(&s.f);
+	assert_false(s.f.humble);
+	assert_true(bound_to(s.p.cpu));
+	assert_int_equal(umm_guard_cpu(s.g), -1);
+	scene_end(&s);
+}
+
+/* Who sleeps is raised, too, before the CPU is another's; and is humble again soon. */
+static void is_raised_while_nobody_faults(void **state)
+{
+	struct scene s;
+
+	scene_begin(&s, false);
+	serve(&s.f, &s.p, FAULTS + 1);
+	await_raised();
+	assert_int_equal(umm_guard_cpu(s.g), -1);
+	serve(&s.f, &s.p, FAULTS / 4);
+	assert_int_equal(umm_guard_cpu(s.g), s.p.cpu);
+	scene_end(&s);
+}
+
+/* The lead goes on to another thread: it need not learn all anew. */
+static void another_goes_on(void **state)
+{
+	struct umm_follow other;
+	struct scene s;
+
+	scene_begin(&s, false);
+	serve(&s.f, &s.p, FAULTS + 1);
+	umm_follow_leave(&s.f);
+	umm_follow_init(&other, s.g);
+	serve(&other, &s.p, FAULTS / 4);
+	assert_true(other.humble);
+	umm_follow_leave(&other);
+	umm_follow_end(&other);
+	scene_end(&s);
+}
+
+static void nobody_is_humble_without_a_guard(void **state)
+{
+	struct umm_follow f;
+	struct program p;
+
+	program_start(&p, false);
+	umm_follow_init(&f, NULL);
+	serve(&f, &p, 4 * FAULTS);
+	assert_true(bound_to(p.cpu));
+	assert_int_equal(sched_getscheduler(0), SCHED_OTHER);
+	umm_follow_leave(&f);
+	assert_true(is_free());
+	umm_follow_end(&f);
+	program_end(&p);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(goes_where_the_program_is),        cmocka_unit_test(is_raised_where_it_starves),
+		cmocka_unit_test(is_raised_while_nobody_faults),    cmocka_unit_test(another_goes_on),
+		cmocka_unit_test(nobody_is_humble_without_a_guard),
+	};
+	struct umm_guard *g;
+
+	sched_getaffinity(0, sizeof(all), &all);
+	g = umm_guard_start(-1);
+	if (!g) {
+		printf("SKIP: one CPU, or no right to come back from SCHED_IDLE\n");
+		return 77;
+	}
+	umm_guard_stop(g);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
