@@ -396,7 +396,8 @@ int hmm_mm_manage(struct hmm_mm *mm, uint64_t start, uint64_t end);
  * Context: Thread-safe.  Not in callbacks.
  * Return: 0, or
  *	-EINVAL	unaligned or backward
- *	-ENOMEM	no memory; then it is managed still
+ *	-ENOMEM	no memory: part of it may be managed still; what is on devices is
+ *		brought back by the next call
  */
 int hmm_mm_unmanage(struct hmm_mm *mm, uint64_t start, uint64_t end);
 

@@ -532,8 +532,12 @@ static void learn_pid(struct hmm_mm *mm, uint32_t tid)
 	pid_t pid;
 	int rc;
 
-	if (!mm->h->opt.lives_in || atomic_fetch_add(&mm->asked, 1) >= ASK_MAX)
-		return;
+	unsigned asked = atomic_load(&mm->asked);
+
+	do {
+		if (!mm->h->opt.lives_in || asked >= ASK_MAX)
+			return;
+	} while (!atomic_compare_exchange_weak(&mm->asked, &asked, asked + 1));
 	rc = mm->h->opt.lives_in(mm->h->opt.priv, mm, (pid_t)tid);
 	if (rc == -EAGAIN)
 		atomic_fetch_sub(&mm->asked, 1);

@@ -272,7 +272,7 @@ struct hmm_mm {
 	uint32_t stream_clock;
 	_Atomic uint32_t seq_score; /* 0..256: how sequential faults were of late */
 
-	/* by umm_fd_replace() only; -1: none */
+	/* -1: none; once others see the space changed by umm_fd_replace() only */
 	_Atomic int stat_fd, statm_fd, rollup_fd, smaps_fd;
 	_Atomic int window_fd; /* its memory counts too; -1: none */
 

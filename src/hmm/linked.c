@@ -1344,25 +1344,35 @@ int hmm_migrate_to_system(struct hmm_mm *mm, struct hmm_device *dev, uint64_t st
 	return rc;
 }
 
+static int bring_all(struct hmm_mm *mm, uint64_t start, uint64_t end)
+{
+	int rc;
+
+	pthread_mutex_lock(&mm->out_lock);
+	rc = bring_from(mm, start, end, (1u << HMM_TIERS_MAX) - 1, NULL);
+	pthread_mutex_unlock(&mm->out_lock);
+	return rc;
+}
+
 static int unmanage_piece(struct hmm_mm *mm, uint64_t start, uint64_t end)
 {
 	int rc = hmm_hands_off(mm, start, end);
 
 	if (!rc && atomic_load(&mm->space->ctl->no_fork_events))
 		rc = (int)sys3(SYS_madvise, start, end - start, MADV_DOFORK);
-	if (!rc) {
-		pthread_mutex_lock(&mm->lock);
+	pthread_mutex_lock(&mm->lock);
+	if (!hmm_iset_meets(&mm->registered, start, end))
 		hmm_iset_del(&mm->foreign, start, end); /* it may be taken again */
-		pthread_mutex_unlock(&mm->lock);
-		/* Nor does anything tell of what a record says is a coherent device's; now nothing new comes there. */
-		pthread_mutex_lock(&mm->out_lock);
-		rc = bring_from(mm, start, end, (1u << HMM_TIERS_MAX) - 1, NULL);
-		pthread_mutex_unlock(&mm->out_lock);
-	}
+	pthread_mutex_unlock(&mm->lock);
 	return rc;
 }
 
-/* The kernel lets go of whatever is registered, by whomever: only what is ours is given to it. */
+/*
+ * The kernel lets go of whatever is registered, by whomever: only what is ours is
+ * given to it.  What is on devices comes back first, also where an earlier call
+ * failed half-way; and once more afterwards, for nothing tells of what a record
+ * says is a coherent device's, and another thread may have moved something there.
+ */
 int hmm_mm_unmanage(struct hmm_mm *mm, uint64_t start, uint64_t end)
 {
 	sigset_t old;
@@ -1371,6 +1381,7 @@ int hmm_mm_unmanage(struct hmm_mm *mm, uint64_t start, uint64_t end)
 	if (!range_is_good(start, end))
 		return -EINVAL;
 	signals_block(&old);
+	rc = bring_all(mm, start, end);
 	for (uint64_t a = start, z; a < end && !rc; a = z) {
 		const struct hmm_interval *in;
 
@@ -1382,6 +1393,8 @@ int hmm_mm_unmanage(struct hmm_mm *mm, uint64_t start, uint64_t end)
 		if (a < end)
 			rc = unmanage_piece(mm, a, z);
 	}
+	if (!rc)
+		rc = bring_all(mm, start, end);
 	signals_restore(&old);
 	return rc;
 }

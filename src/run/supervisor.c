@@ -781,9 +781,9 @@ static bool page_is_marked(int pagemap, uint64_t addr)
 
 /*
  * Does who has this page map live in @mm?  A page of the arena is marked by the
- * space's descriptor, and unmarked: whose page map shows both lives there.  One
- * question at a time, or it might be another's answer.  1, 0, or -errno; -EAGAIN:
- * a change of the space is under way.
+ * space's descriptor, and unmarked: whose page map shows both lives there (a mark
+ * alone may have come from a parent).  One question at a time, or it might be
+ * another's answer.  1, 0, or -errno; -EAGAIN: a change of the space is under way.
  */
 static int lives_there(struct supervisor *s, struct hmm_mm *mm, int pagemap)
 {
@@ -914,7 +914,8 @@ static bool member_inherit(struct member *m)
 		}
 		if (m->pidfd >= 0)
 			epoll_ctl(m->sup->epfd, EPOLL_CTL_DEL, m->pidfd, NULL);
-		umm_fd_replace(&m->pidfd, pidfd);
+		if (umm_fd_replace(&m->pidfd, pidfd))
+			return false;
 		m->pid = m->mm->space->pid = heir;
 		watch_add(m->sup, m->pidfd, &m->w_pidfd); /* or else a tick sees its end */
 		return true;

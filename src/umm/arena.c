@@ -22,6 +22,7 @@
 #include <sys/mman.h>
 
 #include "umm/internal.h"
+#include "umm/signals.h"
 #include "umm/sys.h"
 
 #define CLASS_MIN 6u /* 64 bytes */
@@ -88,8 +89,10 @@ static unsigned class_of(size_t size)
 	return c;
 }
 
+/* Signals are blocked: threads that read events come here, too, and callbacks; a handler may wait for both. */
 static void *arena_alloc(struct umm_arena *a, size_t size)
 {
+	sigset_t old;
 	unsigned c = class_of(size);
 	uint64_t bytes = 1ull << c;
 	char *p = NULL;
@@ -97,6 +100,7 @@ static void *arena_alloc(struct umm_arena *a, size_t size)
 
 	if (bytes < size)
 		return NULL;
+	signals_block(&old);
 	pthread_mutex_lock(&a->lock);
 	if (a->freed[c]) {
 		p = a->freed[c];
@@ -113,6 +117,7 @@ static void *arena_alloc(struct umm_arena *a, size_t size)
 		}
 	}
 	pthread_mutex_unlock(&a->lock);
+	signals_restore(&old);
 	if (p && !fresh)
 		memset(p, 0, bytes < UMM_PAGE ? bytes : sizeof(void *));
 	return p;
@@ -121,14 +126,17 @@ static void *arena_alloc(struct umm_arena *a, size_t size)
 static void arena_release(struct umm_arena *a, void *p, size_t size)
 {
 	unsigned c = class_of(size);
+	sigset_t old;
 
 	/* It is given out as zeros.  Locked memory (mlockall) cannot be dropped. */
 	if (1ull << c >= UMM_PAGE && sys3(SYS_madvise, p, 1ull << c, MADV_DONTNEED))
 		memset(p, 0, 1ull << c);
+	signals_block(&old);
 	pthread_mutex_lock(&a->lock);
 	*(void **)p = a->freed[c];
 	a->freed[c] = p;
 	pthread_mutex_unlock(&a->lock);
+	signals_restore(&old);
 }
 
 void *(umm_alloc)(struct umm_space *space, size_t size)

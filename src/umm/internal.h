@@ -113,9 +113,9 @@ struct umm_space {
 /**
  * @fd, ours to give, in the place of what *@to has been; nothing happens when it
  * is -1.  Others may use *@to meanwhile: the number stays and its file changes, so
- * that nobody finds a closed one, or under its number what was opened next.
+ * that nobody finds a closed one, or under its number what was opened next.  0 or -errno: it is what it was.
  */
-void umm_fd_replace(_Atomic int *to, int fd);
+int umm_fd_replace(_Atomic int *to, int fd);
 /**
  * umm_space_adopt() - a space whose descriptors somebody else has opened.
  * @uffd, @pagemap_fd, @maps_fd: the space's from now on, also on error; @pagemap_fd and @maps_fd may be -1.

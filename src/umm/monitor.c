@@ -47,6 +47,7 @@
 
 #include "umm/follow.h"
 #include "umm/internal.h"
+#include "umm/signals.h"
 
 #define MONITOR_THREADS_MAX 16u
 #define READ_MAX 32u          /* messages at a time */
@@ -549,8 +550,10 @@ void umm_monitor_abandon(struct umm_monitor *m)
 
 int umm_monitor_add(struct umm_monitor *m, struct umm_space *s)
 {
+	sigset_t old;
 	int rc = 0;
 
+	signals_block(&old); /* a handler may wait for an event, and its reader for the table */
 	pthread_mutex_lock(&m->table);
 	if (m->nspaces == m->room) {
 		unsigned room = m->room ? 2 * m->room : 8;
@@ -574,6 +577,7 @@ int umm_monitor_add(struct umm_monitor *m, struct umm_space *s)
 	m->spaces[m->nspaces++] = s;
 out:
 	pthread_mutex_unlock(&m->table);
+	signals_restore(&old);
 	return rc;
 }
 
@@ -581,9 +585,11 @@ void umm_monitor_del(struct umm_space *s)
 {
 	struct umm_monitor *m = s->monitor;
 	bool found = false;
+	sigset_t old;
 
 	if (!m)
 		return;
+	signals_block(&old);
 	pthread_mutex_lock(&m->table);
 	for (unsigned i = 0; i < m->nspaces; i++) {
 		if (m->spaces[i] != s)
@@ -595,6 +601,7 @@ void umm_monitor_del(struct umm_space *s)
 	if (found)
 		epoll_ctl(m->epfd, EPOLL_CTL_DEL, s->uffd, NULL);
 	pthread_mutex_unlock(&m->table);
+	signals_restore(&old);
 	if (found)
 		umm_space_put(s);
 }

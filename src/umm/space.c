@@ -83,14 +83,17 @@ int umm_space_open_pid(pid_t pid, struct umm_space **spacep)
 	return space_open(pid, spacep);
 }
 
-void umm_fd_replace(_Atomic int *to, int fd)
+int umm_fd_replace(_Atomic int *to, int fd)
 {
-	int old = -1;
+	int old = -1, rc = 0;
 
 	if (fd < 0 || atomic_compare_exchange_strong(to, &old, fd))
-		return;
-	dup3(fd, old, O_CLOEXEC);
+		return 0;
+	while (!rc && dup3(fd, old, O_CLOEXEC) < 0)
+		if (errno != EINTR && errno != EBUSY) /* EBUSY: somebody opens something at this moment */
+			rc = -errno;
 	close(fd);
+	return rc;
 }
 
 int umm_space_adopt(pid_t pid, int uffd, int pagemap_fd, int maps_fd, struct umm_ctl *ctl, struct umm_space **spacep)

@@ -2,8 +2,8 @@
 /*
  * Fact: a page that is write-protected through a userfaultfd has bit 57 in the
  * page map of whoever lives in that space, and has it no more when that is undone;
- * a child by fork has the range registered with its own descriptor, and marks of
- * one space do not show in the other.  A range that the parent marked
+ * a child by fork has the range registered with its own descriptor, and marks that
+ * one space gets from then on do not show in the other.  A range that the parent marked
  * MADV_WIPEONFORK is empty in the child, and can be filled and marked there.
  */
 #include "probe.h"

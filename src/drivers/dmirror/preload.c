@@ -400,7 +400,7 @@ static int command_do(struct dmirror *dm, unsigned nr, struct command *c)
 	}
 }
 
-/* What the program wants to serve itself is the system's again: a mapping has one userfaultfd. */
+/* What we manage and the program wants to serve itself is the system's again: a mapping has one userfaultfd. */
 static bool let_go(const void *arg)
 {
 	struct dmirror_host *host = __atomic_load_n(&S.host, __ATOMIC_ACQUIRE);

@@ -541,7 +541,6 @@ static void hog(void)
 		;
 }
 
-/* What a raw child marks is heard of by nobody, and seen all the same when it forks, be it not running on yet. */
 static int forks_of_libc(void)
 {
 	for (unsigned k = 0; k < 12; k++) {
@@ -555,6 +554,7 @@ static int forks_of_libc(void)
 	return 0;
 }
 
+/* What a raw child marks is heard of by nobody, and seen all the same when it forks, be it not running on yet. */
 static int raw_mark(void)
 {
 	int bad = 0;

@@ -4,8 +4,9 @@
  * contents: both are told of, by hooks.  So whatever a hook takes is held by nobody who
  * can be interrupted by a handler: else this does not end.
  *
- * The signal comes at the worst moments: whenever this thread has got a mutex of the
- * library's, or is in a callback.
+ * The signal comes at the worst moments: when this thread has got the first mutex of the
+ * library's in a call, or is in a callback.  What the handler does may end in a callback,
+ * where memory can be had.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -87,6 +88,9 @@ static void handler(int sig)
 
 	CHECK(!munmap(p, PAGE));
 	CHECK(!madvise(W.dropped, NR * PAGE, MADV_DONTNEED));
+	p = umm_alloc(W.space, PAGE);
+	CHECK(p);
+	umm_free(W.space, p, PAGE);
 	atomic_fetch_add(&W.handled, 1);
 	errno = err;
 }
@@ -136,6 +140,30 @@ static void changing(void)
 	CHECK(!madvise(W.other, NR * PAGE, MADV_DONTNEED));
 }
 
+static char *watched(void)
+{
+	char *p = map(NR);
+
+	CHECK(!umm_space_watch(W.space, (uintptr_t)p, NR * PAGE));
+	return p;
+}
+
+static void allocating(void)
+{
+	char *p = umm_alloc(W.space, PAGE);
+
+	CHECK(p);
+	W.armed = true;
+	umm_free(W.space, p, PAGE);
+}
+
+static void watching(void)
+{
+	char *p = watched();
+
+	CHECK(!munmap(p, NR * PAGE));
+}
+
 static void draining(void)
 {
 	umm_space_sync(W.space);
@@ -149,17 +177,9 @@ static void *dropper(void *arg)
 	return NULL;
 }
 
-static char *watched(void)
-{
-	char *p = map(NR);
-
-	CHECK(!umm_space_watch(W.space, (uintptr_t)p, NR * PAGE));
-	return p;
-}
-
 int main(void)
 {
-	static void (*const kind[])(void) = {notifiers, reading, changing, draining};
+	static void (*const kind[])(void) = {notifiers, reading, changing, draining, allocating, watching};
 	struct sigaction act = {.sa_handler = handler, .sa_flags = SA_RESTART};
 	pthread_t t;
 	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
