@@ -499,6 +499,11 @@ static void child_cast_off(struct hmm_mm *mm, struct hmm_mm *child, int why)
 	pthread_mutex_unlock(&mm->lock);
 	if (!rc && child->keep_start)
 		umm_uffd_unregister(child->space->uffd, child->keep_start, child->keep_end - child->keep_start);
+	/* From here on nothing is told of.  Who was at it already waits until it has been read. */
+	while (!rc && umm_uffd_is_changing(child->space->uffd)) {
+		rc = lost_child_events(mm, child->space->uffd);
+		sched_yield();
+	}
 	if (rc)
 		child_doom(mm, child, "a forked child hangs at what was away");
 }

@@ -1,0 +1,323 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A linked engine, and forked children that change their mappings before they
+ * have been given what was away.  The wrapped call waits for such a change
+ * before it places anything in the child, so that each is in its way.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#include "hmm.h"
+#include "umm/internal.h"
+
+#define PAGE 4096ul
+#define N 64u
+#define MANY 40u /* moves of a child, more than are kept in mind */
+
+/* Shared with the child: it is about to change something yet, which is to be in the way of a page. */
+static _Atomic bool *busy;
+static unsigned met;
+
+int __real_umm_uffd_copy(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *copied);
+int __wrap_umm_uffd_copy(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *copied);
+int __wrap_umm_uffd_copy(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *copied)
+{
+	while (atomic_load(busy))
+		if (poll(&(struct pollfd){.fd = uffd, .events = POLLIN}, 1, 1) == 1) {
+			met++;
+			break;
+		}
+	return __real_umm_uffd_copy(uffd, dst, src, len, copied);
+}
+
+struct scene {
+	struct umm_space *space;
+	struct hmm_mm *mm;
+	struct hmm_device *dev;
+	char *p;         /* N pages that are away */
+	char *elsewhere; /* and room for as many */
+};
+
+static bool right(const char *p, unsigned from, unsigned to)
+{
+	for (unsigned i = from; i < to; i++)
+		for (unsigned k = 0; k < PAGE / 8; k++)
+			if (((const volatile uint64_t *)(p + i * PAGE))[k] != (i + 1) * 0x9e3779b97f4a7c15ull + k)
+				return false;
+	return true;
+}
+
+static bool zeros(const char *p, unsigned npages)
+{
+	for (unsigned k = 0; k < npages * PAGE / 8; k++)
+		if (((const volatile uint64_t *)p)[k])
+			return false;
+	return true;
+}
+
+static pid_t raw_fork(void)
+{
+	return (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+}
+
+static void begin(struct scene *s)
+{
+	char err[160];
+	uint64_t moved;
+
+	assert_int_equal(umm_space_open_self(&s->space), 0);
+	assert_int_equal(hmm_mm_open(s->space, &s->mm), 0);
+	assert_int_equal(hmm_device_open("lz4:4M,raw", &s->dev, err, sizeof(err)), 0);
+	assert_int_equal(hmm_mm_add_device(s->mm, s->dev), 0);
+	s->elsewhere = mmap(NULL, N * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	s->p = mmap(NULL, N * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	assert_true(s->p != MAP_FAILED && s->elsewhere != MAP_FAILED);
+	madvise(s->p, N * PAGE, MADV_NOHUGEPAGE);
+	for (unsigned i = 0; i < N; i++)
+		for (unsigned k = 0; k < PAGE / 8; k++)
+			((uint64_t *)(s->p + i * PAGE))[k] = (i + 1) * 0x9e3779b97f4a7c15ull + k;
+	assert_int_equal(
+		hmm_migrate_to_device(s->mm, s->dev, (uintptr_t)s->p, (uintptr_t)s->p + N * PAGE, NULL, &moved), 0);
+	assert_int_equal(moved, N);
+}
+
+/* Runs @child; its status. */
+static int run(struct scene *s, int (*child)(struct scene *s))
+{
+	int status = -1;
+
+	met = 0;
+	atomic_store(busy, true);
+	pid_t pid = raw_fork();
+	assert_true(pid >= 0);
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		_exit(child(s));
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_true(met > 0);
+	return status;
+}
+
+static void end(struct scene *s)
+{
+	assert_true(right(s->p, 0, N));
+	assert_int_equal(hmm_mm_close(s->mm), 0);
+	hmm_device_close(s->dev);
+	umm_space_close(s->space);
+	munmap(s->p, N * PAGE);
+	munmap(s->elsewhere, N * PAGE);
+}
+
+static void with(int (*child)(struct scene *s))
+{
+	struct scene s;
+
+	begin(&s);
+	assert_int_equal(run(&s, child), 0);
+	end(&s);
+}
+
+static int move(char *from, char *to, unsigned npages)
+{
+	return syscall(SYS_mremap, from, npages * PAGE, npages * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to) < 0;
+}
+
+static int moves(struct scene *s)
+{
+	if (move(s->p + N / 4 * PAGE, s->elsewhere, N / 4))
+		return 1;
+	atomic_store(busy, false);
+	if (!right(s->p, 0, N / 4) || !right(s->p, N / 2, N))
+		return 2;
+	return right(s->elsewhere - N / 4 * PAGE, N / 4, N / 2) ? 0 : 3;
+}
+
+static void a_child_that_moves_pages(void **state)
+{
+	with(moves);
+}
+
+static int moves_on(struct scene *s)
+{
+	if (move(s->p, s->elsewhere, N / 2) || move(s->elsewhere, s->elsewhere + N / 2 * PAGE, N / 2))
+		return 1;
+	atomic_store(busy, false);
+	return right(s->elsewhere + N / 2 * PAGE, 0, N / 2) && right(s->p, N / 2, N) ? 0 : 2;
+}
+
+static void a_child_that_moves_pages_twice(void **state)
+{
+	with(moves_on);
+}
+
+static int unmaps(struct scene *s)
+{
+	if (syscall(SYS_munmap, s->p, N / 2 * PAGE))
+		return 1;
+	atomic_store(busy, false);
+	return right(s->p, N / 2, N) ? 0 : 2;
+}
+
+static void a_child_that_unmaps_pages(void **state)
+{
+	with(unmaps);
+}
+
+static int drops(struct scene *s)
+{
+	if (syscall(SYS_madvise, s->p, N / 2 * PAGE, MADV_DONTNEED))
+		return 1;
+	atomic_store(busy, false);
+	/* What comes after the drop is another matter: doc/differences.md. */
+	return right(s->p, N / 2, N) ? 0 : 2;
+}
+
+static void a_child_that_drops_pages(void **state)
+{
+	with(drops);
+}
+
+static int forks(struct scene *s)
+{
+	int status = -1;
+	pid_t pid = raw_fork();
+
+	atomic_store(busy, false);
+	if (!pid)
+		_exit(right(s->p, 0, N) ? 0 : 1);
+	if (waitpid(pid, &status, 0) != pid)
+		return 2;
+	return right(s->p, 0, N) ? status != 0 : 3;
+}
+
+static void a_child_that_forks(void **state)
+{
+	with(forks);
+}
+
+/* The grandchild looks where its parent has moved things. */
+static int moves_and_forks(struct scene *s)
+{
+	int status = -1;
+
+	if (move(s->p, s->elsewhere, N))
+		return 1;
+	pid_t pid = raw_fork();
+	atomic_store(busy, false);
+	if (!pid)
+		_exit(right(s->elsewhere, 0, N) ? 0 : 1);
+	if (waitpid(pid, &status, 0) != pid)
+		return 2;
+	return right(s->elsewhere, 0, N) ? status != 0 : 3;
+}
+
+static void a_child_that_moves_pages_and_forks(void **state)
+{
+	with(moves_and_forks);
+}
+
+static int forks_on(struct scene *s, unsigned depth)
+{
+	int status = -1;
+	pid_t pid;
+
+	if (!depth) {
+		atomic_store(busy, false);
+		return !right(s->p, 0, N);
+	}
+	pid = raw_fork();
+	if (!pid)
+		_exit(forks_on(s, depth - 1));
+	return waitpid(pid, &status, 0) != pid || status;
+}
+
+static int descends(struct scene *s)
+{
+	return forks_on(s, 3) || !right(s->p, 0, N);
+}
+
+static void a_child_of_generations(void **state)
+{
+	with(descends);
+}
+
+/* -------------------------------------------------------- more than is followed */
+
+static int moves_for_ever(struct scene *s)
+{
+	for (unsigned i = 0; i < MANY; i++)
+		if (move(i % 2 ? s->elsewhere : s->p, i % 2 ? s->p : s->elsewhere, 1))
+			return 1;
+	atomic_store(busy, false);
+	/* Where its pages are is not known: it must not get here and find zeros. */
+	return zeros(s->p, 1) ? 2 : 0;
+}
+
+/* The process is ended by the engine, and says why. */
+static void a_child_that_moves_too_often(void **state)
+{
+	int line[2], status;
+	char said[512] = "";
+	size_t n = 0;
+	ssize_t got;
+
+	assert_int_equal(pipe(line), 0);
+	pid_t pid = fork();
+	assert_true(pid >= 0);
+	if (!pid) {
+		struct scene s;
+
+		setrlimit(RLIMIT_CORE, &(struct rlimit){0, 0});
+		signal(SIGABRT, SIG_DFL);
+		dup2(line[1], STDERR_FILENO);
+		begin(&s);
+		run(&s, moves_for_ever);
+		_exit(0);
+	}
+	close(line[1]);
+	while (n < sizeof(said) - 1 && (got = read(line[0], said + n, sizeof(said) - 1 - n)) > 0)
+		n += (size_t)got;
+	close(line[0]);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_true(WIFSIGNALED(status));
+	assert_int_equal(WTERMSIG(status), SIGABRT);
+	assert_non_null(strstr(said, "could not be given its pages"));
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_child_that_moves_pages),  cmocka_unit_test(a_child_that_moves_pages_twice),
+		cmocka_unit_test(a_child_that_unmaps_pages), cmocka_unit_test(a_child_that_drops_pages),
+		cmocka_unit_test(a_child_that_forks),        cmocka_unit_test(a_child_that_moves_pages_and_forks),
+		cmocka_unit_test(a_child_of_generations),    cmocka_unit_test(a_child_that_moves_too_often),
+	};
+	int uffd = umm_inside_uffd();
+
+	if (uffd < 0) {
+		printf("SKIP: no right to a userfaultfd\n");
+		return 77;
+	}
+	close(uffd);
+	busy = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	alarm(100); /* who hangs fails */
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
