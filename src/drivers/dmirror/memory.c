@@ -259,14 +259,16 @@ static const struct hmm_device_ops exclusive_ops = {
 	.close = memory_close,
 };
 
-/* Is @nr in a list such as "0-3,8"? */
-static bool listed(const char *name, int nr)
+/* Is @nr in a list such as "0-3,8"?  Where that cannot be read: @unknown. */
+static bool listed(const char *name, int nr, bool unknown)
 {
 	FILE *f = fopen(name, "re");
 	int first, last;
 	bool found = false;
 
-	while (f && !found && fscanf(f, "%d", &first) == 1) {
+	if (!f)
+		return unknown;
+	while (!found && fscanf(f, "%d", &first) == 1) {
 		last = first;
 		if (fscanf(f, "-%d", &last) < 0)
 			last = first;
@@ -274,16 +276,15 @@ static bool listed(const char *name, int nr)
 		if (fgetc(f) != ',')
 			break;
 	}
-	if (f)
-		fclose(f);
+	fclose(f);
 	return found;
 }
 
 int dmirror_memory_node(unsigned nth)
 {
 	for (int nr = 0; nr < DMIRROR_NODES; nr++)
-		if (listed("/sys/devices/system/node/has_memory", nr) &&
-		    !listed("/sys/devices/system/node/has_cpu", nr) && !nth--)
+		if (listed("/sys/devices/system/node/has_memory", nr, false) &&
+		    !listed("/sys/devices/system/node/has_cpu", nr, true) && !nth--)
 			return nr;
 	return -1;
 }

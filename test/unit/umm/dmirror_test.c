@@ -7,6 +7,7 @@
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -16,6 +17,7 @@
 
 #include "../../skip.h"
 #include "drivers/dmirror/dmirror.h"
+#include "drivers/dmirror/memory.h"
 
 #define PAGE 4096ul
 #define NR 1024u
@@ -32,6 +34,20 @@ struct fixture {
 	char *buf;     /* SIZE, every int its index */
 	uint64_t addr; /* of mem */
 };
+
+/* A list of nodes cannot be read. */
+static const char *unreadable;
+
+FILE *__real_fopen(const char *name, const char *mode);
+FILE *__wrap_fopen(const char *name, const char *mode);
+FILE *__wrap_fopen(const char *name, const char *mode)
+{
+	if (unreadable && strstr(name, unreadable)) {
+		errno = EMFILE;
+		return NULL;
+	}
+	return __real_fopen(name, mode);
+}
 
 static char *map(size_t size, int prot)
 {
@@ -134,6 +150,18 @@ static void read_records_what_may_be_written(void **state)
 	assert_int_equal(dmirror_write(f->dm, f->addr, f->buf, NR, &faults), 0);
 	assert_int_equal(faults, 0);
 	assert_memory_equal(f->buf, f->mem, SIZE);
+}
+
+/* Whose CPUs are not known is no device: ordinary memory would be moved about. */
+static void a_node_is_a_device_only_if_that_is_known(void **state)
+{
+	unreadable = "has_cpu";
+	int by_cpu = dmirror_memory_node(0);
+	unreadable = "has_memory";
+	int by_memory = dmirror_memory_node(0);
+	unreadable = NULL;
+	assert_int_equal(by_cpu, -1);
+	assert_int_equal(by_memory, -1);
 }
 
 static void a_write_needs_a_writable_entry(void **state)
@@ -590,6 +618,7 @@ int main(void)
 		TEST(read_untouched),
 		TEST(read_written_and_protected),
 		TEST(write_ten_buffers),
+		TEST(a_node_is_a_device_only_if_that_is_known),
 		TEST(read_records_what_may_be_written),
 		TEST(a_write_needs_a_writable_entry),
 		TEST(no_access_is_efault),
