@@ -6,6 +6,7 @@
 #   make            build/hmm, build/libhmm.so, build/libhmm-preload.so
 #   make test       all tests; the last line says how many passed
 #   make torture    for minutes, or HOURS=N: programs that check themselves
+#   make stress     stress-ng's memory stressors, each way of --vm once, on a quarter of their memory; PART=K/N of them
 #   make programs   real programs on all, half and a quarter of their memory, against themselves without hmm
 #   make demo       a real program on a third of the RAM it needs
 #   make bench      measurements; hmm run beside the kernel's swap takes minutes, or HMM_BENCH_LONG=1 (bench/run/bench.py)
@@ -16,10 +17,10 @@
 #   make asan       unit tests, built with AddressSanitizer and UndefinedBehaviorSanitizer
 #   make asan-run   tests of hmm run, its supervisor built with AddressSanitizer and UndefinedBehaviorSanitizer; TESTS=...
 #   make tsan-run   the same with ThreadSanitizer
-#   make coverage   which lines and branches the unit tests and fault injection reach
+#   make coverage   which lines and branches of the engine tests and fault injection reach; by file in coverage.txt
 #   make valgrind   unit tests that need no userfaultfd, under valgrind
 #   make fuzz-read  what is read from elsewhere, by libFuzzer, or SECONDS=N of it
-#   make inject     each call of the engine that can fail does, at many occurrences
+#   make inject     each call of the engine that can fail does, at many occurrences; PART=K/N of those of hmm run
 #   make install    PREFIX=/usr/local, DESTDIR=
 #   make format     clang-format over all C files
 #   make clean
@@ -32,7 +33,7 @@ DESTDIR ?=
 MESONFLAGS ?=
 
 .DEFAULT_GOAL := build
-.PHONY: build deps test torture programs demo bench kernel-suite fuzz model tsan asan asan-run tsan-run coverage inject valgrind install format clean
+.PHONY: build deps test torture stress programs demo bench kernel-suite fuzz model tsan asan asan-run tsan-run coverage inject valgrind install format clean
 
 deps:
 	@scripts/deps
@@ -65,6 +66,10 @@ test: build
 torture: build
 	@scripts/deps --for torture
 	@test/torture/torture.py '$(BUILD)' $(if $(HOURS),--minutes $$(($(HOURS) * 60)))
+
+stress: build
+	@scripts/deps --for torture
+	@test/torture/torture.py '$(BUILD)' stress --all $(PART)
 
 programs: build
 	@scripts/deps --for programs
@@ -116,19 +121,22 @@ asan: deps
 		meson test -C '$(BUILD)/asan' --no-rebuild --suite unit --timeout-multiplier 8
 
 asan-run tsan-run: build
-	@scripts/sanitized-run '$(BUILD)' $(@:-run=) $(TESTS)
+	@scripts/instrumented-run '$(BUILD)' $(@:-run=) $(TESTS)
 
-coverage: deps
+# The tests that run in a build of their own, and then those of hmm run, with a supervisor of that build.
+COVERAGE_SUITES = unit conform ofi examples inject
+coverage: build
 	@scripts/deps --for coverage
 	@[ -e '$(BUILD)/coverage/build.ninja' ] || \
 		meson setup -Db_coverage=true '$(BUILD)/coverage' >'$(BUILD)/coverage.log' || \
 		{ cat '$(BUILD)/coverage.log'; exit 1; }
 	@find '$(BUILD)/coverage' -name '*.gcda' -delete
-	@ninja -C '$(BUILD)/coverage' --quiet $$(scripts/suite-programs '$(BUILD)/coverage' unit inject)
-	@meson test -C '$(BUILD)/coverage' --no-rebuild --suite unit --timeout-multiplier 4 >'$(BUILD)/coverage.log'; \
-		tail -12 '$(BUILD)/coverage.log' | head -8
+	@ninja -C '$(BUILD)/coverage' --quiet hmm $$(scripts/suite-programs '$(BUILD)/coverage' $(COVERAGE_SUITES))
+	@meson test -C '$(BUILD)/coverage' --no-rebuild $(COVERAGE_SUITES:%=--suite %) --timeout-multiplier 4 \
+		>'$(BUILD)/coverage.log'; tail -12 '$(BUILD)/coverage.log' | head -8
+	@scripts/instrumented-run '$(BUILD)' coverage >'$(BUILD)/coverage.log'; tail -12 '$(BUILD)/coverage.log' | head -8
 	@gcovr -r . '$(BUILD)/coverage' --filter src/umm/ --filter src/hmm/ --filter src/drivers/ \
-		--gcov-ignore-parse-errors --print-summary
+		--gcov-ignore-parse-errors --txt '$(BUILD)/coverage.txt' --print-summary
 
 # Those whose faults nobody but valgrind itself would have to serve.
 VALGRIND_TESTS = hmm/hmm_iset_test hmm/hmm_residency_test drivers/driver_registry_test run/run_lines_test
@@ -152,7 +160,7 @@ fuzz-read: deps
 
 inject: build
 	@'$(BUILD)/test/inject/inject-linked' --full
-	@test/inject/run.py '$(BUILD)' --full
+	@test/inject/run.py '$(BUILD)' --full $(if $(PART),--part $(PART))
 
 install: build
 	@meson configure '$(BUILD)' --prefix '$(PREFIX)'
