@@ -27,6 +27,7 @@ static const struct {
 } errors[] = {
 	{"umm/monitor.c batch_read read", {EMFILE, EAGAIN}}, /* a fork's event needs a descriptor */
 	{"umm/monitor.c kick write", {EINTR}},               /* of an eventfd */
+	{"run/supervisor.c write_last write", {EINTR}},      /* of one as well */
 	{"ioctl UFFDIO_COPY", {ENOMEM, EAGAIN}},
 	{"ioctl UFFDIO_ZEROPAGE", {ENOMEM, EAGAIN}},
 	{"ioctl UFFDIO_MOVE", {ENOMEM, EBUSY, EAGAIN}},
@@ -121,15 +122,21 @@ int inject_hit(struct inject_site *site)
 	return atomic_load(&s->err);
 }
 
+/* Paths begin with the way there from wherever this was built. */
+static const char *file_of(const struct inject_site *site)
+{
+	const char *in_src = strstr(site->file, "src/"), *in_test = strstr(site->file, "test/");
+
+	return in_src ? in_src + 4 : in_test ? in_test : site->file;
+}
+
 static void enter(struct inject_shared *s, struct inject_site *site, unsigned nth)
 {
-	const char *file = strstr(site->file, "src/");
 	struct inject_entry *e;
 	char name[INJECT_NAME];
 	uint32_t i, n = atomic_load(&s->nsites);
 
-	snprintf(name, sizeof(name), nth ? "%s %s %s#%u" : "%s %s %s", file ? file + 4 : site->file, site->func,
-		 site->call, nth + 1);
+	snprintf(name, sizeof(name), nth ? "%s %s %s#%u" : "%s %s %s", file_of(site), site->func, site->call, nth + 1);
 	for (i = 0; i < n && strcmp(s->site[i].name, name); i++)
 		;
 	if (i == n) {

@@ -62,6 +62,7 @@
 
 #define PAGE 4096ul
 #define PAGES 24u
+#define HUGE_PAGES 512u
 #define WATCHDOG_MS 60000 /* HMM_INJECT_WATCHDOG_MS: another */
 #define JOBS_MAX 8u
 #define NOTES 96u
@@ -561,6 +562,62 @@ done:
 	right(p, PAGES, last);
 }
 
+static char *map_huge(unsigned seed)
+{
+	char *area = mmap(NULL, 2 * HUGE_PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *p = (char *)((addr(area) + HUGE_PAGES * PAGE - 1) & ~(HUGE_PAGES * PAGE - 1));
+
+	if (area == MAP_FAILED)
+		wrong("no memory for the test");
+	madvise(p, HUGE_PAGES * PAGE, MADV_HUGEPAGE);
+	fill(p, HUGE_PAGES, seed);
+	return p;
+}
+
+/* A huge page goes to one large page of the device, where the kernel gives any. */
+static void s_huge(void)
+{
+	char *p = map_huge(1), *buf = map(HUGE_PAGES, 0);
+	struct umm_space *space = NULL;
+	struct dmirror_host *host = NULL;
+	struct dmirror *dm = NULL;
+	uint64_t n = 0;
+
+	if (!OK(umm_space_open_self(&space)) || !OK(dmirror_host_open(space, &host)))
+		goto done;
+	if (OK(dmirror_open_nr(host, 0, &dm))) {
+		if (OK(dmirror_migrate_to_dev(dm, addr(p), buf, HUGE_PAGES, &n)))
+			right(buf, HUGE_PAGES, 1);
+		if (OK(dmirror_migrate_to_sys(dm, addr(p), HUGE_PAGES, &n)))
+			right(p, HUGE_PAGES, 1);
+	}
+done:
+	dmirror_close(dm);
+	if (!OK(dmirror_host_close(host)) && !OK(dmirror_host_close(host)))
+		return;
+	umm_space_close(space);
+	right(p, HUGE_PAGES, 1);
+}
+
+/* And comes back as one, from a device that keeps nothing of it. */
+static void s_huge_back(void)
+{
+	static struct hmm_device_ops ops;
+	char *p = map_huge(1);
+	struct world w;
+
+	if (begin(&w, "lz4:8M,raw")) {
+		ops = *w.dev->ops;
+		ops.caps &= ~(uint32_t)HMM_DEV_KEEPS;
+		w.dev->ops = &ops;
+		out_of(&w, p, HUGE_PAGES);
+		back_to(&w, p, HUGE_PAGES);
+		right(p, HUGE_PAGES, 1);
+	}
+	end(&w);
+	right(p, HUGE_PAGES, 1);
+}
+
 /* Memory for devices that map: a mirror, and one that pins. */
 static int t_map(struct hmm_device *dev, struct hmm_range *range, const struct hmm_map_run *run)
 {
@@ -734,7 +791,7 @@ static const struct scenario {
 	{"lz4 by /dev", s_lz4, "umm/inside.c umm_inside_uffd SYS_userfaultfd", EPERM},
 	{"lz4 untold", s_lz4, "umm/uffd.c umm_uffd_api ioctl UFFDIO_API", EPERM},
 	{"lost", s_lost},
-	{"lost for sure", s_lost, "../test/inject/linked.c t_copy_out device copy_out", EIO},
+	{"lost for sure", s_lost, "test/inject/linked.c t_copy_out device copy_out", EIO},
 	{"take untold", s_take, "umm/uffd.c umm_uffd_api ioctl UFFDIO_API", EPERM},
 	{"locked", s_locked},
 	{"file", s_file},
@@ -750,6 +807,8 @@ static const struct scenario {
 	{"fork while lost", s_fork_lost},
 	{"change", s_change},
 	{"dmirror", s_dmirror},
+	{"huge", s_huge},
+	{"huge, and back", s_huge_back},
 	{"map", s_map},
 	{"uring", s_uring},
 };
