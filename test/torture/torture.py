@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 """Torture: programs that know what their memory must hold, on much less RAM than they need.
 
-torture.py BUILD [--minutes N] [--seed S] [--short] [PART...]
+torture.py BUILD [--minutes N] [--seed S] [--short] [--all [K/N]] [PART...]
 
 random  random programs over the whole memory API (random.c), tiny budgets, all
         kinds of chains, kernel features masked
@@ -10,7 +10,7 @@ forks   ways to get a second process (test/run/life), several trees at a time
 held    one random program that needs more than its budget whatever is moved
 stress  stress-ng's memory stressors with --verify, on a quarter of their memory
 
---short is what `make test` runs.  What went wrong is told with the command that
+--short is what `make test` runs; --all runs each line of stress once, or the Kth of N parts of them.  What went wrong is told with the command that
 does it again, as far as it is the command that matters and not the moment.
 
 Last result of stress: `torture.py build stress --minutes 2.5 --seed 6`, 13 runs, 815,817 pages out, 0 failures; and each
@@ -58,12 +58,13 @@ STRESS = [(["--vm", "1", "--vm-bytes", "96M", "--vm-method", m, "--vm-ops", "300
 
 
 class Torture:
-    def __init__(self, build, seed, short):
+    def __init__(self, build, seed, short, every):
         self.hmm = Hmm(build)
         self.build = os.path.abspath(build)
         self.seed = seed
         self.rnd = random.Random(seed)
         self.short = short
+        self.all = every
         self.failures = 0
         self.runs = 0
         self.moved = 0
@@ -133,14 +134,28 @@ class Torture:
             self.wrong("stress-ng is not installed (packages.txt)")
             return
         todo = list(STRESS)
-        self.rnd.shuffle(todo)
+        if self.all:
+            k, n = map(int, self.all.split("/"))
+            todo, until = todo[k - 1::n], float("inf")
+        else:
+            self.rnd.shuffle(todo)
         for args, ram in todo:
-            # Its own limit counts where a number of operations takes long here; then all that was done is verified.
-            cmd = ["stress-ng", *args, "--verify", "--timeout", "20", "--oomable", "--temp-path", "/tmp",
-                   "--metrics-brief"]
-            self.judge(Run(self.hmm, cmd, ram=ram))
+            moved = self.stress(args, ram)
+            if self.all and not moved:
+                # It was through before it was too large: for as long as it may.
+                moved = self.stress([a for k, a in enumerate(args) if not a.endswith("-ops") and
+                                     not args[k - 1].endswith("-ops")], ram)
+            if self.all:
+                print(f"  {' '.join(args)}: {moved} pages out of {ram}", flush=True)
             if time.monotonic() > until:
                 return
+
+    def stress(self, args, ram):
+        # Its own limit counts where a number of operations takes long here; then all that was done is verified.
+        cmd = ["stress-ng", *args, "--verify", "--timeout", "20", "--oomable", "--temp-path", "/tmp", "--metrics-brief"]
+        moved = self.moved
+        self.judge(Run(self.hmm, cmd, ram=ram))
+        return self.moved - moved
 
     def main(self, parts, minutes):
         each = minutes * 60 / len(parts)
@@ -162,8 +177,9 @@ def main():
     p.add_argument("--minutes", type=float, default=6)
     p.add_argument("--seed", type=int, default=int(time.time()))
     p.add_argument("--short", action="store_true")
+    p.add_argument("--all", nargs="?", const="1/1", metavar="K/N")
     a = p.parse_intermixed_args()
-    t = Torture(a.build, a.seed, a.short)
+    t = Torture(a.build, a.seed, a.short, a.all)
     try:
         t.main(a.part or ["random", "forks", "held", "stress"], a.minutes)
     finally:
