@@ -293,6 +293,47 @@ static void without_room_nothing_goes(void **state)
 	assert_is(f->copies, 'a', 'a');
 }
 
+/* All of a page of the file, which its number is written all over. */
+static void assert_files(const char *page, unsigned nr)
+{
+	for (unsigned i = 0; i < PAGE; i++)
+		if ((unsigned char)page[i] != 1 + nr % 250)
+			fail_msg("page %u of the file, byte %u is %d", nr, i, page[i]);
+}
+
+/* What stands in for a file's mapping is unmapped and moved in parts: a page that is dropped is the right one's. */
+static void a_dropped_page_is_the_files_wherever_it_is(void **state)
+{
+	struct fixture *f = *state;
+	const unsigned moved = NR / 2 + 10, n = 20;
+	char page[PAGE], *to = mmap(NULL, n * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	for (unsigned i = 0; i < NR; i++) {
+		memset(page, (int)(1 + i % 250), PAGE);
+		assert_int_equal(pwrite(f->file, page, PAGE, i * PAGE), PAGE);
+	}
+	assert_is(f->copies, 'a', 'a');
+	assert_int_equal(to_device(f, f->copies), NR);
+	assert_is(f->copies, 'a', 'a');
+	assert_int_equal(syscall(SYS_munmap, f->copies + NR / 4 * PAGE, NR / 4 * PAGE), 0);
+	assert_int_equal(syscall(SYS_munmap, f->copies, PAGE), 0);
+	assert_ptr_equal((char *)syscall(SYS_mremap, f->copies + moved * PAGE, n * PAGE, n * PAGE,
+					 MREMAP_MAYMOVE | MREMAP_FIXED, to),
+			 to);
+	for (unsigned i = 0; i < NR; i++) {
+		char *at = f->copies + i * PAGE;
+
+		if (!i || (i >= NR / 4 && i < NR / 2))
+			continue;
+		if (i >= moved && i < moved + n)
+			at = to + (i - moved) * PAGE;
+		assert_int_equal(at[i], 'a');
+		assert_int_equal(syscall(SYS_madvise, at, PAGE, MADV_DONTNEED), 0);
+		assert_files(at, i);
+	}
+	munmap(to, n * PAGE);
+}
+
 #define T_(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
 
 int main(void)
@@ -300,7 +341,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		T_(a_pinned_readonly_page_stays),    T_(a_pinned_copy_of_a_files_page_stays),
 		T_(a_page_shared_since_a_fork_goes), T_(a_file_that_was_watched_stays_so),
-		T_(without_room_nothing_goes),
+		T_(without_room_nothing_goes),       T_(a_dropped_page_is_the_files_wherever_it_is),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
