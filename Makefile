@@ -154,7 +154,8 @@ fuzz-read: deps
 		>'$(BUILD)/fuzz-read.log' || { cat '$(BUILD)/fuzz-read.log'; exit 1; }
 	@ninja -C '$(BUILD)/fuzz-read' --quiet src/libhmmcore.a
 	@clang -g -O1 -D_GNU_SOURCE -DHMM_LIBFUZZER -fsanitize=fuzzer,address,undefined -Iinclude -Iuapi -Isrc \
-		test/fuzz/parse.c '$(BUILD)/fuzz-read/src/libhmmcore.a' -luring -llz4 -lxxhash -lpthread -o '$(BUILD)/fuzz-read/parse'
+		test/fuzz/parse.c '$(BUILD)/fuzz-read/src/libhmmcore.a' $$(pkg-config --libs liburing liblz4 libxxhash) \
+		$$(pkg-config --libs libsodium 2>/dev/null) -lpthread -o '$(BUILD)/fuzz-read/parse'
 	@mkdir -p '$(BUILD)/fuzz-read/corpus'
 	@'$(BUILD)/fuzz-read/parse' -max_len=2048 -max_total_time=$(SECONDS) -print_final_stats=1 '$(BUILD)/fuzz-read/corpus'
 

@@ -33,7 +33,9 @@ static struct umm_space *space_alloc(void)
 	if (!s)
 		return NULL;
 	s->refs = 1;
-	s->uffd = s->pagemap_fd = s->maps_fd = -1;
+	s->uffd = -1;
+	s->pagemap_fd = -1; /* apart: clang takes no chain of atomics */
+	s->maps_fd = -1;
 	pthread_mutex_init(&s->lock, NULL);
 	umm_notifiers_init(&s->notifiers);
 	/* Hooked calls may follow one another without end: the engine must get its turn. */
@@ -58,10 +60,10 @@ static int space_open(pid_t pid, struct umm_space **spacep)
 	rc = -ENOMEM;
 	if (s->self && !(s->arena = umm_arena_new()))
 		goto fail;
-	rc = s->pagemap_fd = proc_open(pid, "pagemap");
+	s->pagemap_fd = rc = proc_open(pid, "pagemap");
 	if (rc < 0)
 		goto fail;
-	rc = s->maps_fd = proc_open(pid, "maps");
+	s->maps_fd = rc = proc_open(pid, "maps");
 	if (rc < 0)
 		goto fail;
 	*spacep = s;
