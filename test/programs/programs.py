@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: MIT
 """Real programs, each alone and then on 100, 50 and 25 % of the private anonymous memory that it used alone.
 
-programs.py BUILD [--table FILE] [PROGRAM...]
+programs.py BUILD [--table FILE] [--share N]... [PROGRAM...]
 programs.py --session PROGRAM DIR	what runs under hmm, where that is more than one command
 
-What they print or leave must be the same.  The table says what each needed, and
+What they print or leave must be the same.  --share: only so many percent.  The table says what each needed, and
 how many times as long it took.  Times decide nothing.
 """
 import argparse
@@ -406,14 +406,14 @@ def refused(h, line):
     return {"verdict": "refused: statically linked", "times": {}}
 
 
-def one(h, name):
+def one(h, name, shares):
     with tempfile.TemporaryDirectory(prefix="hmmtest-") as d:
         line, result = PROGRAMS[name](d)
         if name in REFUSED:
             return refused(h, line)
         want, most, seconds = alone(line, result)
         row = {"verdict": "equal", "mib": most / MIB, "seconds": seconds, "times": {}}
-        for share in SHARES:
+        for share in shares:
             ram = most * share // 100
             if ram < LEAST:
                 continue
@@ -448,6 +448,7 @@ def main():
     p = argparse.ArgumentParser()
     p.add_argument("build")
     p.add_argument("--table", help="a file for the table")
+    p.add_argument("--share", type=int, action="append")
     p.add_argument("program", nargs="*")
     a = p.parse_intermixed_args()
     h, rows, bad = Hmm(a.build), {}, 0
@@ -456,7 +457,7 @@ def main():
             continue
         print(name, flush=True)
         try:
-            rows[name] = one(h, name)
+            rows[name] = one(h, name, a.share or SHARES)
         except Absent as e:
             rows[name] = {"verdict": f"not tried: {e}"}
         except Failed as e:
