@@ -13,9 +13,7 @@ stress  stress-ng's memory stressors with --verify, on a quarter of their memory
 --short is what `make test` runs; --all runs each line of stress once, or the Kth of N parts of them.  What went wrong is told with the command that
 does it again, as far as it is the command that matters and not the moment.
 
-Last result of stress: `torture.py build stress --minutes 2.5 --seed 6`, 13 runs, 815,817 pages out, 0 failures; and each
-that is no --vm-method once, 0 failures.  Of these madvise, brk, munmap, stack and remap moved no page: they say only that
-nothing is in their way.
+What it gave last is in doc/evidence.md.
 """
 import argparse
 import os
