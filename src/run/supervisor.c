@@ -53,6 +53,8 @@
 
 #define CTL_BYTES (ARENA_CTL + ARENA_WINDOW)
 #define TICK_NS 500000000l
+#define EARLY_NS 500000l
+#define EARLY_TRIES 10000u
 
 #ifndef MFD_NOEXEC_SEAL
 #define MFD_NOEXEC_SEAL 0x0008u
@@ -840,22 +842,33 @@ static void events_applied(struct hmm *h)
 	hmm_mms_put(list, (unsigned)n);
 }
 
-/* The forked space in which who has this page map lives; NULL: none. */
+/*
+ * The forked space in which who has this page map lives; NULL: none.
+ *
+ * One whose records are not complete may be it: the event is still being applied,
+ * and its parent, whose lock would tell, has ended and is not on the list.
+ */
 static struct member *find_orphan(struct supervisor *s, const struct wire_hello *hello, int pagemap)
 {
 	struct member *found = NULL;
 	struct umm_space *busy;
+	unsigned waits = 0;
+	bool early;
 
 	events_applied(s->h);
 	do {
 		busy = NULL;
+		early = false;
 		pthread_mutex_lock(&s->lock);
 		for (struct member *m = s->members; m && !found && !busy; m = m->next) {
 			int rc;
 
-			if (m->sock >= 0 || m->arena != hello->arena || !atomic_load(&m->mm->ready) ||
-			    atomic_load(&m->mm->doomed))
-				continue; /* ours is ready: its parent's event has been applied */
+			if (m->sock >= 0 || m->arena != hello->arena || atomic_load(&m->mm->doomed))
+				continue;
+			if (!atomic_load(&m->mm->ready)) {
+				early = true;
+				continue;
+			}
 			rc = lives_there(s, m->mm, pagemap);
 			if (rc > 0) {
 				found = m;
@@ -870,7 +883,10 @@ static struct member *find_orphan(struct supervisor *s, const struct wire_hello 
 			umm_space_drain(busy);
 			umm_space_put(busy);
 		}
-	} while (busy);
+		early &= !found && !busy && ++waits < EARLY_TRIES;
+		if (early)
+			nanosleep(&(struct timespec){.tv_nsec = EARLY_NS}, NULL);
+	} while (busy || early);
 	return found;
 }
 
