@@ -139,6 +139,7 @@ static void apply_event(struct umm_space *s, const struct uffd_msg *msg)
 		c.event = UMM_EVENT_FORK;
 		c.start = 0;
 		c.end = 1ull << 47;
+		umm_monitor_rise(); /* it takes a while, with a lock that all faults of the space wait for */
 		umm_invalidate_begin(s, &c);
 		umm_invalidate_end(s, &c);
 		if (s->ops && s->ops->forked)
