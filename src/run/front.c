@@ -236,6 +236,18 @@ static void die_as(int status)
 	raise(sig);
 }
 
+/*
+ * Of the stop that we saw nothing is left to be waited for.  Whoever lets us go on has
+ * mostly let the program go on, too, and it may have been stopped again since: that stop
+ * must not be undone by us, who come late.
+ */
+static bool stopped_anew(pid_t program)
+{
+	siginfo_t si = {0};
+
+	return !waitid(P_PID, (id_t)program, &si, WSTOPPED | WNOHANG | WNOWAIT) && si.si_pid == program;
+}
+
 static void pass_on(pid_t program, const siginfo_t *si)
 {
 	int sig = si->si_signo;
@@ -282,7 +294,8 @@ static int stand_in(pid_t program, pid_t supervisor, int sup_fd, const sigset_t 
 			if (WIFSTOPPED(status)) {
 				/* As the program, so we: whoever watches us sees it stopped. */
 				kill(getpid(), SIGSTOP);
-				kill(program, SIGCONT);
+				if (!stopped_anew(program))
+					kill(program, SIGCONT);
 				continue;
 			}
 			if (sigfd >= 0)
