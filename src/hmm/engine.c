@@ -12,15 +12,13 @@
 #include <unistd.h>
 
 #include "hmm/internal.h"
+#include "umm/clock.h"
 
 #define MARKS_TRIES 64u
 
 uint64_t hmm_now_ns(void)
 {
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
+	return umm_now_ns();
 }
 
 void hmm_deadline(struct timespec *ts, uint64_t ns)

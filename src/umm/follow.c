@@ -41,6 +41,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "umm/clock.h"
 #include "umm/internal.h"
 
 #define EVERY_MIN 64u
@@ -63,14 +64,6 @@ struct umm_guard {
 	pthread_t thread;
 	int epfd;
 };
-
-static uint64_t now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
-}
 
 static int set_policy(uint32_t tid, int policy)
 {
@@ -125,7 +118,7 @@ static void become_humble(struct umm_follow *f)
 	if (!g || f->humble)
 		return;
 	atomic_store(&g->known, f->tid);
-	if (now_ns() < atomic_load(&g->proud_until_ns) || atomic_load(&g->humble) || set_policy(0, SCHED_IDLE))
+	if (umm_now_ns() < atomic_load(&g->proud_until_ns) || atomic_load(&g->humble) || set_policy(0, SCHED_IDLE))
 		return;
 	atomic_fetch_or(&g->turns, 1);
 	atomic_store(&g->cpu, f->cpu);
@@ -231,7 +224,7 @@ static void raise_it(struct umm_guard *g, bool starved)
 
 	pthread_mutex_lock(&g->raising);
 	if (starved) {
-		atomic_store(&g->proud_until_ns, now_ns() + g->proud_ns);
+		atomic_store(&g->proud_until_ns, umm_now_ns() + g->proud_ns);
 		if (g->proud_ns < PROUD_NS_MAX)
 			g->proud_ns *= 2;
 	}

@@ -40,6 +40,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "umm/clock.h"
 #include "umm/itree.h"
 #include "umm/notifier_internal.h"
 #include "umm/signals.h"
@@ -220,10 +221,8 @@ void umm_notifier_remove(struct umm_notifier *n)
 /* How long it is until @ns of CLOCK_MONOTONIC; false: no time. */
 static bool time_until(uint64_t ns, struct timespec *left)
 {
-	uint64_t now;
+	uint64_t now = umm_now_ns();
 
-	clock_gettime(CLOCK_MONOTONIC, left);
-	now = (uint64_t)left->tv_sec * 1000000000u + (uint64_t)left->tv_nsec;
 	if (now >= ns)
 		return false;
 	*left = (struct timespec){(time_t)((ns - now) / 1000000000u), (long)((ns - now) % 1000000000u)};

@@ -48,6 +48,7 @@
  * unseen (where touches are not told to us): a grace period ends what no sign
  * does.  Who watches only must not wait for long, so that is shorter there.
  */
+#include "umm/clock.h"
 #include "umm/internal.h"
 
 #include <time.h>
@@ -56,14 +57,6 @@
 #define GRACE_NS 2000000000ull
 #define GRACE_WATCHED_NS 500000000ull
 #define NO_SIGN 0ull
-
-static uint64_t now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
-}
 
 /* The last page of [start, end) that is present or swapped.  0: there is none; -ENOENT: that cannot be told. */
 static int last_page(struct umm_space *s, uint64_t start, uint64_t end, uint64_t *page)
@@ -135,7 +128,7 @@ static bool is_over(struct umm_space *s, const struct umm_quarantine_range *r, u
 static void add(struct umm_space *s, struct umm_quarantine_range new, bool reader)
 {
 	struct umm_quarantine *q = &s->quarantine;
-	uint64_t now = now_ns();
+	uint64_t now = umm_now_ns();
 	unsigned n = 0;
 
 	new.until_ns = now + (s->self ? GRACE_WATCHED_NS : GRACE_NS);
@@ -297,7 +290,7 @@ bool umm_quarantined(struct umm_space *s, uint64_t start, uint64_t end)
 		return false;
 	signals_block(&old);
 	pthread_mutex_lock(&q->lock);
-	uint64_t now = now_ns();
+	uint64_t now = umm_now_ns();
 	unsigned n = 0;
 	for (unsigned i = 0; i < q->n; i++) {
 		bool meets = start < q->range[i].end && end > q->range[i].start;

@@ -10,6 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "umm/clock.h"
 #include "umm/internal.h"
 
 static int proc_open(pid_t pid, const char *what)
@@ -333,14 +334,6 @@ int umm_space_watch_around(struct umm_space *space, uint64_t start, uint64_t end
 	return first;
 }
 
-static uint64_t now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
-}
-
 /* Who reads events holds the event lock until they are applied. */
 static void wait_applied(struct umm_space *space)
 {
@@ -366,7 +359,7 @@ int umm_space_sync_until(struct umm_space *space, uint64_t deadline_ns)
 
 	wait_applied(space);
 	while (space->uffd >= 0 && umm_uffd_is_changing(space->uffd)) {
-		if (deadline_ns != UINT64_MAX && now_ns() >= deadline_ns)
+		if (deadline_ns != UINT64_MAX && umm_now_ns() >= deadline_ns)
 			return -ETIME;
 		signals_block(&old);
 		umm_space_drain(space);
