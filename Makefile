@@ -33,7 +33,7 @@ DESTDIR ?=
 MESONFLAGS ?=
 
 .DEFAULT_GOAL := build
-.PHONY: build deps test torture stress programs demo bench kernel-suite fuzz model tsan asan asan-run tsan-run coverage inject valgrind install format clean
+.PHONY: build deps test torture stress programs demo bench kernel-suite fuzz model tsan asan asan-run tsan-run coverage inject late valgrind install format clean
 
 deps:
 	@scripts/deps
@@ -162,6 +162,9 @@ fuzz-read: deps
 inject: build
 	@'$(BUILD)/test/inject/inject-linked' --full
 	@test/inject/run.py '$(BUILD)' --full $(if $(PART),--part $(PART))
+
+late: build
+	@test/inject/late.py '$(BUILD)' --all $(if $(PART),--part $(PART))
 
 install: build
 	@meson configure '$(BUILD)' --prefix '$(PREFIX)'

@@ -80,7 +80,6 @@ struct member {
 	pid_t agent;       /* as we see it */
 	int ctl_fd;
 	void *ctl_map;
-	uint64_t arena; /* where it lies in the space */
 	unsigned forks; /* that everything rests for; mm->out_lock */
 	bool fork_said, arm_said;
 	uint64_t tick;
@@ -337,7 +336,7 @@ static int inside_arm(void *priv)
 	struct arena a;
 	int rc;
 
-	arena_layout(&a, (char *)(uintptr_t)m->arena);
+	arena_layout(&a, (char *)(uintptr_t)m->mm->keep_start);
 	rc = umm_uffd_register(m->mm->space->uffd, (uintptr_t)a.staging, ARENA_STAGING + ARENA_BELLS,
 			       UFFDIO_REGISTER_MODE_MISSING);
 	if (!rc)
@@ -630,11 +629,13 @@ static void member_gone(void *priv)
 	free(m);
 }
 
-static int member_create(struct supervisor *s, int uffd, int pagemap, int maps, pid_t pid, struct member **mp)
+/* @arena: where it lies in the space; who looks for its own there knows it from the first moment. */
+static int member_create(struct supervisor *s, uint64_t arena, int uffd, int pagemap, int maps, struct member **mp)
 {
 	struct member *m = calloc(1, sizeof(*m));
 	struct umm_space *space;
 	struct umm_ctl *ctl;
+	struct arena a;
 	int rc;
 
 	if (!m) {
@@ -644,7 +645,6 @@ static int member_create(struct supervisor *s, int uffd, int pagemap, int maps, 
 	m->sup = s;
 	m->sock = m->pidfd = -1;
 	pthread_mutex_init(&m->advise_lock, NULL);
-	m->pid = pid;
 	m->ctl_fd = memfd_create("hmm-control", MFD_CLOEXEC | MFD_NOEXEC_SEAL);
 	/* The program has it, too: cut short by it, it would be our SIGBUS, and with us the end of all others. */
 	if (m->ctl_fd < 0 || ftruncate(m->ctl_fd, (off_t)CTL_BYTES) ||
@@ -659,7 +659,7 @@ static int member_create(struct supervisor *s, int uffd, int pagemap, int maps, 
 	}
 	ctl = m->ctl_map;
 	ctl->magic = UMM_CTL_MAGIC;
-	rc = umm_space_adopt(pid, uffd, pagemap, maps, ctl, &space);
+	rc = umm_space_adopt(0, uffd, pagemap, maps, ctl, &space);
 	if (rc) {
 		uffd = pagemap = maps = -1;
 		goto unmap;
@@ -672,6 +672,9 @@ static int member_create(struct supervisor *s, int uffd, int pagemap, int maps, 
 	m->mm->gone = member_gone;
 	m->mm->gone_priv = m;
 	m->mm->window_fd = m->ctl_fd;
+	arena_layout(&a, (char *)(uintptr_t)arena);
+	m->mm->keep_start = (uintptr_t)a.base;
+	m->mm->keep_end = (uintptr_t)a.base + a.len;
 	ctl->space_id = m->mm->id;
 	m->w_sock = (struct watch){W_SOCK, m};
 	m->w_pidfd = (struct watch){W_PIDFD, m};
@@ -724,9 +727,9 @@ static void member_end(struct member *m)
 static int forked(void *priv, struct hmm_mm *parent, int uffd, struct hmm_mm **child)
 {
 	struct supervisor *s = priv;
-	struct member *pm = member_of(s, parent), *m;
+	struct member *m;
 	int own = fcntl(uffd, F_DUPFD_CLOEXEC, 0);
-	int rc = own < 0 ? -errno : member_create(s, own, -1, -1, 0, &m);
+	int rc = own < 0 ? -errno : member_create(s, parent->keep_start, own, -1, -1, &m);
 
 	if (rc) {
 		/* Said first: the child may be dead of it before we run on. */
@@ -742,9 +745,6 @@ static int forked(void *priv, struct hmm_mm *parent, int uffd, struct hmm_mm **c
 		return rc;
 	}
 	close(uffd);
-	m->arena = pm ? pm->arena : 0;
-	m->mm->keep_start = parent->keep_start;
-	m->mm->keep_end = parent->keep_end;
 	m->mm->space->features = parent->space->features;
 	m->mm->space->gone = NULL;
 	atomic_store(&m->mm->armed, true);
@@ -822,31 +822,9 @@ static int task_lives_in(void *priv, struct hmm_mm *mm, pid_t tid)
 }
 
 /*
- * Fork has returned, so its event has been read; once its reader lets go of the
- * lock it has been applied.  Of whichever space: who forks in a process that came
- * by a raw clone, and has no agent, takes that one's parent for its own.
- */
-static void events_applied(struct hmm *h)
-{
-	struct hmm_mm **list;
-	int n = hmm_mms_get(h, &list);
-
-	if (n < 0)
-		return; /* who is not found is served all the same, and not moved from */
-	for (int i = 0; i < n; i++) {
-		struct umm_space *space = list[i]->space;
-
-		if (umm_evlock_shared_unless(&space->ctl->evlock, space->gone, space->priv))
-			umm_evlock_unshared(&space->ctl->evlock);
-	}
-	hmm_mms_put(list, (unsigned)n);
-}
-
-/*
  * The forked space in which who has this page map lives; NULL: none.
  *
- * One whose records are not complete may be it: the event is still being applied,
- * and its parent, whose lock would tell, has ended and is not on the list.
+ * One whose records are not complete may be it: who it is can be asked when they are.
  */
 static struct member *find_orphan(struct supervisor *s, const struct wire_hello *hello, int pagemap)
 {
@@ -855,7 +833,13 @@ static struct member *find_orphan(struct supervisor *s, const struct wire_hello 
 	unsigned waits = 0;
 	bool early;
 
-	events_applied(s->h);
+	/*
+	 * Fork has returned, so its event has been read, and when what was read has
+	 * been applied there is the member.  Of whichever space, also of one that has
+	 * ended since: who forks in a process that came by a raw clone, and has no
+	 * agent, takes that one's parent for its own.
+	 */
+	umm_monitor_settle(s->h->monitor);
 	do {
 		busy = NULL;
 		early = false;
@@ -863,7 +847,7 @@ static struct member *find_orphan(struct supervisor *s, const struct wire_hello 
 		for (struct member *m = s->members; m && !found && !busy; m = m->next) {
 			int rc;
 
-			if (m->sock >= 0 || m->arena != hello->arena || atomic_load(&m->mm->doomed))
+			if (m->sock >= 0 || m->mm->keep_start != hello->arena || atomic_load(&m->mm->doomed))
 				continue;
 			if (!atomic_load(&m->mm->ready)) {
 				early = true;
@@ -1019,7 +1003,6 @@ static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hell
 	struct ucred cred;
 	socklen_t len = sizeof(cred);
 	struct member *m = NULL;
-	struct arena a;
 	int rc, adopted = -1;
 	pid_t pid;
 
@@ -1051,15 +1034,11 @@ static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hell
 		rc = umm_uffd_api(fds[0], UMM_UFFD_BASE, UFFD_FEATURE_EVENT_FORK, &got);
 		if (rc)
 			return rc;
-		rc = member_create(s, fds[0], fds[1], fds[2], 0, &m);
+		rc = member_create(s, hello->arena, fds[0], fds[1], fds[2], &m);
 		fds[0] = fds[1] = fds[2] = -1;
 		if (rc)
 			return rc;
 		m->mm->space->features = got;
-		m->arena = hello->arena; /* an orphan's is the one that it has */
-		arena_layout(&a, (char *)(uintptr_t)hello->arena);
-		m->mm->keep_start = (uintptr_t)a.base;
-		m->mm->keep_end = (uintptr_t)a.base + a.len;
 		if (!(got & UFFD_FEATURE_EVENT_FORK))
 			atomic_store(&((struct umm_ctl *)m->ctl_map)->no_fork_events, 1);
 		rc = umm_monitor_add(s->h->monitor, m->mm->space);
@@ -1128,7 +1107,7 @@ static int restore_all(struct hmm *h, uint64_t *lost)
 
 		if (n < 0)
 			return n;
-		events_applied(h); /* the records of those on the list are complete */
+		umm_monitor_settle(h->monitor); /* the records of those on the list are complete */
 		again = false;
 		for (int i = 0; i < n; i++) {
 			struct hmm_mm *mm = list[i];
@@ -1497,7 +1476,7 @@ static bool space_is_dead(struct member *m)
 	uint64_t done;
 	static const char page[UMM_PAGE] __attribute__((aligned(4096)));
 
-	arena_layout(&a, (char *)(uintptr_t)m->arena);
+	arena_layout(&a, (char *)(uintptr_t)m->mm->keep_start);
 	return umm_uffd_copy(m->mm->space->uffd, (uintptr_t)a.ident, page, UMM_PAGE, &done) == -ESRCH;
 }
 

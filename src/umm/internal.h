@@ -216,6 +216,11 @@ void umm_monitor_del(struct umm_space *space);
 #define UMM_THREAD_STACK (2ul << 20)
 /** Read what is pending without blocking: events are applied, faults go to the monitor's threads. */
 void umm_space_drain(struct umm_space *space);
+/**
+ * What anybody had read when this was called has been applied when it returns; of spaces that have ended as well.
+ * Sleeps; not from within an event.
+ */
+void umm_monitor_settle(struct umm_monitor *m);
 /** Called by who serves a fault, before it sleeps: another thread takes over the waiting. */
 void umm_monitor_yield(void);
 /** Called by who may be serving a fault, before it makes a thread: that has its scheduling (follow.c) for ever. */

@@ -71,6 +71,9 @@ struct umm_monitor {
 	unsigned nspaces, room;
 	struct umm_space **spaces; /* each with a reference */
 	struct backlog *backlog;
+	_Atomic unsigned reading[2]; /* who reads and applies, by the turn in which they began */
+	_Atomic unsigned turn;
+	pthread_mutex_t settling;
 	pthread_mutex_t spare_lock;
 	int spare;               /* given up when there is no other descriptor */
 	struct umm_guard *guard; /* NULL: nobody is humble */
@@ -194,6 +197,37 @@ static unsigned batch_read(struct umm_space *s, struct batch *b)
 	return n;
 }
 
+/* For umm_monitor_settle(): returns what reading_end() is given. */
+static unsigned reading_begin(struct umm_monitor *m)
+{
+	unsigned turn;
+
+	if (!m)
+		return 0;
+	turn = atomic_load(&m->turn) & 1;
+	atomic_fetch_add(&m->reading[turn], 1);
+	return turn;
+}
+
+static void reading_end(struct umm_monitor *m, unsigned turn)
+{
+	if (m)
+		atomic_fetch_sub(&m->reading[turn], 1);
+}
+
+void umm_monitor_settle(struct umm_monitor *m)
+{
+	pthread_mutex_lock(&m->settling);
+	/* Twice: who saw a turn may be counted in it only when it is over. */
+	for (unsigned i = 0; i < 2; i++) {
+		unsigned old = atomic_fetch_add(&m->turn, 1) & 1;
+
+		while (atomic_load(&m->reading[old]))
+			nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
+	}
+	pthread_mutex_unlock(&m->settling);
+}
+
 static bool ends_or_moves(const struct uffd_msg *m, uint64_t start, uint64_t end)
 {
 	switch (m->event) {
@@ -243,8 +277,9 @@ static bool batch_overtaken(struct umm_space *s, struct batch *b, unsigned i)
 /* Read once.  Events are applied; faults go to @faults.  Returns how many, and whether there may be more. */
 static unsigned space_read(struct umm_space *s, struct umm_fault *faults, bool *more)
 {
+	struct umm_monitor *m = s->monitor;
 	struct batch b = {.n = 0};
-	unsigned nfaults = 0, turns = 0;
+	unsigned nfaults = 0, turns = 0, turn;
 
 	*more = false;
 	if (!umm_evlock_excl_unless(&s->ctl->evlock, s->gone, s->priv)) {
@@ -253,22 +288,24 @@ static unsigned space_read(struct umm_space *s, struct umm_fault *faults, bool *
 		umm_monitor_del(s);
 		return 0;
 	}
+	turn = reading_begin(m);
 	*more = batch_read(s, &b) == READ_MAX;
 	for (unsigned i = 0; i < b.n; i++) {
 		/* Each may have been overtaken in turn, but by no more than there are. */
 		while (is_early(s, &b.msg[i]) && turns++ < READ_ROOM && batch_overtaken(s, &b, i))
 			;
-		const struct uffd_msg *m = &b.msg[i];
-		if (m->event != UFFD_EVENT_PAGEFAULT) {
-			apply_event(s, m);
+		const struct uffd_msg *msg = &b.msg[i];
+		if (msg->event != UFFD_EVENT_PAGEFAULT) {
+			apply_event(s, msg);
 			continue;
 		}
 		faults[nfaults++] = (struct umm_fault){
-			.addr = m->arg.pagefault.address & ~(UMM_PAGE - 1),
-			.flags = (uint32_t)m->arg.pagefault.flags,
-			.tid = m->arg.pagefault.feat.ptid,
+			.addr = msg->arg.pagefault.address & ~(UMM_PAGE - 1),
+			.flags = (uint32_t)msg->arg.pagefault.flags,
+			.tid = msg->arg.pagefault.feat.ptid,
 		};
 	}
+	reading_end(m, turn);
 	umm_evlock_unexcl(&s->ctl->evlock);
 	return nfaults;
 }
@@ -466,6 +503,7 @@ int umm_monitor_create(unsigned nthreads, bool alone, struct umm_monitor **mp)
 	pthread_mutex_init(&m->leader, NULL);
 	pthread_mutex_init(&m->table, NULL);
 	pthread_mutex_init(&m->spare_lock, NULL);
+	pthread_mutex_init(&m->settling, NULL);
 	m->spare = open("/dev/null", O_RDONLY | O_CLOEXEC);
 	m->next_key = 1;
 	m->kick = -1;
@@ -532,6 +570,7 @@ void umm_monitor_destroy(struct umm_monitor *m)
 		close(m->epfd);
 	if (m->spare >= 0)
 		close(m->spare);
+	pthread_mutex_destroy(&m->settling);
 	pthread_mutex_destroy(&m->spare_lock);
 	pthread_mutex_destroy(&m->table);
 	pthread_mutex_destroy(&m->leader);

@@ -16,6 +16,7 @@ extern struct inject_site __start_hmm_sites[] __attribute__((visibility("hidden"
 extern struct inject_site __stop_hmm_sites[] __attribute__((visibility("hidden")));
 
 static struct inject_shared *shared;
+static uint32_t slow_us;
 
 /*
  * What a call fails with; the first is what the walk begins with.  By the site's name where it says FILE FUNCTION CALL,
@@ -110,6 +111,11 @@ int inject_hit(struct inject_site *site)
 	struct inject_shared *s = shared;
 	uint32_t n;
 
+	if (site->slow) {
+		struct timespec ts = {slow_us / 1000000, slow_us % 1000000 * 1000};
+
+		sys2(SYS_nanosleep, &ts, 0);
+	}
 	if (!s || !site->index)
 		return 0;
 	n = atomic_fetch_add(&s->site[site->index - 1].hits, 1) + 1;
@@ -130,20 +136,18 @@ static const char *file_of(const struct inject_site *site)
 	return in_src ? in_src + 4 : in_test ? in_test : site->file;
 }
 
-static void enter(struct inject_shared *s, struct inject_site *site, unsigned nth)
+static void enter(struct inject_shared *s, struct inject_site *site, const char *name)
 {
 	struct inject_entry *e;
-	char name[INJECT_NAME];
 	uint32_t i, n = atomic_load(&s->nsites);
 
-	snprintf(name, sizeof(name), nth ? "%s %s %s#%u" : "%s %s %s", file_of(site), site->func, site->call, nth + 1);
 	for (i = 0; i < n && strcmp(s->site[i].name, name); i++)
 		;
 	if (i == n) {
 		if (n == INJECT_SITES)
 			abort();
 		e = &s->site[n];
-		memcpy(e->name, name, sizeof(name));
+		strcpy(e->name, name);
 		for (unsigned k = 0;; k++) {
 			bool whole = strchr(errors[k].call, '/');
 
@@ -168,6 +172,13 @@ static unsigned number_of(const struct inject_site *site)
 	return n;
 }
 
+static void name_of(const struct inject_site *site, char name[INJECT_NAME])
+{
+	unsigned nth = number_of(site);
+
+	snprintf(name, INJECT_NAME, nth ? "%s %s %s#%u" : "%s %s %s", file_of(site), site->func, site->call, nth + 1);
+}
+
 void inject_use(struct inject_shared *s)
 {
 	uint32_t zero = 0;
@@ -177,19 +188,37 @@ void inject_use(struct inject_shared *s)
 		return;
 	for (; !atomic_compare_exchange_weak(&s->lock, &zero, 1); zero = 0)
 		sched_yield();
-	for (struct inject_site *site = __start_hmm_sites; site < __stop_hmm_sites; site++)
-		enter(s, site, number_of(site));
+	for (struct inject_site *site = __start_hmm_sites; site < __stop_hmm_sites; site++) {
+		char name[INJECT_NAME];
+
+		name_of(site, name);
+		enter(s, site, name);
+	}
 	atomic_store(&s->lock, 0);
 	shared = s;
+}
+
+/* "MICROSECONDS NAME" */
+static void slow_down(const char *what)
+{
+	char name[INJECT_NAME], *end;
+
+	slow_us = (uint32_t)strtoul(what, &end, 10);
+	for (struct inject_site *site = __start_hmm_sites; site < __stop_hmm_sites; site++) {
+		name_of(site, name);
+		site->slow = *end == ' ' && !strcmp(name, end + 1);
+	}
 }
 
 /* Before any other constructor: what the preload library does when it is loaded is among the sites. */
 __attribute__((constructor(101))) static void inject_init(void)
 {
-	const char *path = getenv("HMM_INJECT");
+	const char *path = getenv("HMM_INJECT"), *slow = getenv("HMM_INJECT_SLOW");
 	int fd = path ? open(path, O_RDWR | O_CLOEXEC) : -1;
 	void *p;
 
+	if (slow)
+		slow_down(slow);
 	if (fd < 0)
 		return;
 	p = mmap(NULL, sizeof(struct inject_shared), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);

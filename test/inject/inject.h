@@ -17,6 +17,11 @@
  * wait for one may end early as it is), the end of a task, numbers of tasks and of
  * users.
  *
+ * DOC: what comes late
+ *
+ * HMM_INJECT_SLOW="MICROSECONDS FILE FUNCTION CALL[#N]" makes everybody sleep who
+ * gets to that site: a race that needs somebody to be late there happens each time.
+ *
  * HMM_INJECT_INSIDE is for what knows no libc (the agent); HMM_INJECT_HOOKS for
  * what takes the place of calls that would be sites.
  *
@@ -76,9 +81,11 @@
 #include "hmm_uapi.h"
 #include "umm/sys.h"
 
+/* No larger than 32 bytes, or the compiler would place them with gaps in the section. */
 struct inject_site {
 	const char *file, *func, *call;
-	uint32_t line;
+	uint16_t line;
+	uint16_t slow;  /* whoever gets here sleeps first */
 	uint32_t index; /* in the table that processes share, plus one; 0: not entered */
 };
 
@@ -111,11 +118,11 @@ int inject_hit(struct inject_site *site) __attribute__((visibility("hidden")));
 /** inject_use() - this process's sites are entered in @shared from now on; NULL: none fails. */
 void inject_use(struct inject_shared *shared) __attribute__((visibility("hidden")));
 
-#define INJECT_AT(label)                                                                                     \
-	({                                                                                                   \
-		static struct inject_site site_                                                              \
-			__attribute__((section("hmm_sites"), used)) = {__FILE__, __func__, label, __LINE__}; \
-		inject_hit(&site_);                                                                          \
+#define INJECT_AT(label)                                                                        \
+	({                                                                                      \
+		static struct inject_site site_ __attribute__((section("hmm_sites"), used)) = { \
+			.file = __FILE__, .func = __func__, .call = label, .line = __LINE__};   \
+		inject_hit(&site_);                                                             \
 	})
 /* The call, or what it gives when it fails. */
 #define INJECT_RET(label, failed, ...)            \
