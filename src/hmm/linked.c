@@ -65,9 +65,8 @@
 #define STAGING_ALIGN (STAGING_ROOM - STAGING_BYTES)              /* a huge page */
 #define COLLECT_TRIES 8u
 #define NAP_NS 1000000l
-#define CHILD_REMAPS 32u
 #define SHARE_TRIES 10000u
-#define CHILD_DEPTH 4u
+#define CHILD_DEPTH 32u /* each some hundred bytes of whose stack it is */
 
 struct linked {
 	struct hmm *h;
@@ -313,19 +312,70 @@ static bool linked_holds(void *priv, uint64_t start, uint64_t end)
 
 /* --------------------------------------------------------------------- fork */
 
+struct child_remap {
+	uint64_t from, to, len;
+};
+
 struct child {
 	int uffd;
 	unsigned depth;
-	unsigned n;
-	struct {
-		uint64_t from, to, len;
-	} remap[CHILD_REMAPS];
+	unsigned n, room;
+	struct child_remap *remap;     /* in the order in which they happened */
 	struct hmm_iset absent, empty; /* as the parent sees it */
 	bool failed;
-	bool lost; /* contents are not to be had: what is away gets poison */
+	bool strayed; /* a move was not noted: where pages are in it is not known */
+	bool lost;    /* contents are not to be had: what is away gets poison */
 };
 
 static void child_fill(struct hmm_mm *mm, struct child *c);
+
+/* @n: as many as there are. */
+static bool child_remaps_move(struct hmm_mm *mm, struct child *c, unsigned n, unsigned room)
+{
+	struct child_remap *to = umm_alloc(mm->space, room * sizeof(*to));
+
+	if (!to)
+		return false;
+	for (unsigned i = 0; i < n; i++)
+		to[i] = c->remap[i];
+	c->remap = to;
+	c->room = room;
+	return true;
+}
+
+static void child_remaps_free(struct hmm_mm *mm, struct child *c)
+{
+	umm_free(mm->space, c->remap, c->room * sizeof(*c->remap));
+}
+
+static bool child_remap_add(struct hmm_mm *mm, struct child *c, const struct uffd_msg *msg)
+{
+	struct child old = *c;
+
+	if (c->n == c->room) {
+		if (!child_remaps_move(mm, c, c->n, c->room ? 2 * c->room : UMM_PAGE / sizeof(*c->remap)))
+			return false;
+		child_remaps_free(mm, &old);
+	}
+	c->remap[c->n++] = (struct child_remap){msg->arg.remap.from, msg->arg.remap.to, msg->arg.remap.len};
+	return true;
+}
+
+/* What the child had moved when it forked is moved there, too; what is after that is each one's own. */
+static void grandchild_fill(struct hmm_mm *mm, struct child *c, int uffd)
+{
+	struct child grand = *c;
+
+	grand.uffd = uffd;
+	if (++grand.depth > CHILD_DEPTH || (c->room && !child_remaps_move(mm, &grand, c->n, c->room))) {
+		c->failed = c->strayed = true;
+		return;
+	}
+	child_fill(mm, &grand);
+	c->failed |= grand.failed;
+	c->strayed |= grand.strayed;
+	child_remaps_free(mm, &grand);
+}
 
 /* The child runs already, and what it changes must be read before it can be filled. */
 static void child_events(struct hmm_mm *mm, struct child *c)
@@ -334,23 +384,11 @@ static void child_events(struct hmm_mm *mm, struct child *c)
 
 	while (read(c->uffd, &msg, sizeof(msg)) == sizeof(msg)) {
 		if (msg.event == UFFD_EVENT_REMAP) {
-			if (c->n == CHILD_REMAPS) {
-				c->failed = true;
-				continue;
-			}
-			c->remap[c->n].from = msg.arg.remap.from;
-			c->remap[c->n].to = msg.arg.remap.to;
-			c->remap[c->n++].len = msg.arg.remap.len;
+			if (!child_remap_add(mm, c, &msg))
+				c->failed = c->strayed = true;
 		} else if (msg.event == UFFD_EVENT_FORK) {
-			struct child grand = *c;
-
-			grand.uffd = (int)msg.arg.fork.ufd;
-			if (++grand.depth > CHILD_DEPTH)
-				c->failed = true;
-			else
-				child_fill(mm, &grand);
-			c->failed |= grand.failed;
-			close(grand.uffd);
+			grandchild_fill(mm, c, (int)msg.arg.fork.ufd);
+			close((int)msg.arg.fork.ufd);
 		}
 	}
 }
@@ -495,12 +533,13 @@ static int linked_forked(void *priv, struct hmm_mm *mm, int uffd, struct hmm_mm 
 				(int)mm->space->pid);
 			hmm_iset_clear(&c.absent);
 			hmm_iset_clear(&c.empty);
-			c.failed = c.n == CHILD_REMAPS; /* where pages are in it may not be known */
+			c.failed = c.strayed;
 			c.lost = true;
 			child_fill(mm, &c);
 		}
 		if (c.failed)
 			mm->h->opt.fatal(mm->h->opt.priv, mm, "a forked child could not be given its pages");
+		child_remaps_free(mm, &c);
 		hmm_iset_clear(&c.absent);
 		hmm_iset_clear(&c.empty);
 	}
