@@ -27,20 +27,40 @@ static uint64_t foreign_from(const struct hmm_mm *mm, uint64_t start)
 }
 
 /*
- * Event lock shared.  A mapping that was not registered goes and comes without
- * a word: between the look at it and its registration a part may have been
- * unmapped, and mapped again right after, not registered.  What is moved out of
- * such memory comes back as zeros.  So look again: only one mapping from @start
- * to @end can be registered all over, as a registered and another one do not
- * merge; and what changes from now on sends an event.
+ * Mappings side by side are registered by one call: each takes the lock that
+ * faults of the program wait for.  But not too many.
  */
-static int register_piece(struct hmm_mm *mm, uint64_t start, uint64_t end)
+#define RUN_MAPPINGS 128u
+
+struct run {
+	uint64_t start, end;
+	unsigned n;
+};
+
+/* Both ends: whatever has been registered and then went sends an event. */
+static int is_registered(int uffd, const struct umm_vma *v)
 {
+	int rc = umm_inside_registered(uffd, v->start);
+
+	return rc ? rc : umm_inside_registered(uffd, v->end - UMM_PAGE);
+}
+
+/*
+ * Event lock shared.  A mapping that was not registered goes and comes without
+ * a word: between the look at it and its registration it may have been unmapped,
+ * and another one mapped there right after, not registered.  What is moved out of
+ * such memory comes back as zeros.  So look again: a registered and another
+ * mapping do not merge, so each is registered all over or not at all (it may have
+ * become one with others that are); and what changes from now on sends an event.  @done: how many of them are.
+ */
+static int register_run(struct hmm_mm *mm, const struct run *run, unsigned *done)
+{
+	uint64_t start = run->start, end = run->end, limit, at = start;
 	int uffd = mm->space->uffd;
 	struct umm_vma now;
-	uint64_t limit;
 	int rc = 0;
 
+	*done = 0;
 	/* Handed over since the walk looked: hmm_hands_off() says so under the lock that we hold shared. */
 	pthread_mutex_lock(&mm->lock);
 	limit = foreign_from(mm, start);
@@ -49,7 +69,7 @@ static int register_piece(struct hmm_mm *mm, uint64_t start, uint64_t end)
 		return -EAGAIN;
 
 	/*
-	 * It may grow in the meantime, and registered in part it could not be
+	 * The last may grow in the meantime, and registered in part it could not be
 	 * moved by mremap(): up to the next mapping all that there is is meant,
 	 * or to what is somebody else's, which may be mapped by now.
 	 */
@@ -60,25 +80,32 @@ static int register_piece(struct hmm_mm *mm, uint64_t start, uint64_t end)
 		     : -EINVAL;
 	if (rc) /* something else has been mapped there */
 		rc = umm_uffd_register(uffd, start, end - start, UFFDIO_REGISTER_MODE_MISSING);
-	if (!rc && (umm_vma_next(mm->space, start, &now) || now.start != start || now.end < end))
-		rc = -EAGAIN; /* the next walk finds it as it is */
 	/*
-	 * A fork whose event nobody has read: the child was made before this was
-	 * registered, and does not have it so.  It gets its records from ours when
+	 * -EAGAIN is also a fork whose event nobody has read: the child was made before
+	 * this was registered, and does not have it so.  It gets its records from ours when
 	 * the event is read, which our lock puts off; ours must not say otherwise.
 	 */
-	if (!rc && umm_inside_registered(uffd, start))
-		rc = -EAGAIN;
-	if (!rc) {
-		hmm_overtaken_over(mm);
-		end = now.end;
+	while (!rc && at < end) {
+		rc = umm_vma_next(mm->space, at, &now) || now.start > at || !manageable(&now)
+			     ? -EAGAIN /* the next walk finds it as it is */
+			     : is_registered(uffd, &now);
+		if (!rc) {
+			at = now.end;
+			++*done;
+		} else if (rc == -ENOENT) {
+			rc = -EAGAIN;
+		}
 	}
+	if (*done)
+		hmm_overtaken_over(mm);
 	pthread_mutex_lock(&mm->lock);
-	if (!rc) {
-		rc = hmm_iset_add(&mm->registered, start, end);
-		atomic_fetch_add(&mm->h->registrations, 1);
-		atomic_fetch_add(&mm->registrations, 1);
-	} else if (rc == -EBUSY) {
+	if (*done) {
+		int full = hmm_iset_add(&mm->registered, start, at);
+
+		rc = full ? full : rc;
+		atomic_fetch_add(&mm->h->registrations, *done);
+		atomic_fetch_add(&mm->registrations, *done);
+	} else if (rc == -EBUSY && run->n == 1) {
 		hmm_iset_add(&mm->foreign, start, end);
 	}
 	pthread_mutex_unlock(&mm->lock);
@@ -107,26 +134,30 @@ static void foreign_age(struct hmm_mm *mm)
 	pthread_mutex_unlock(&mm->lock);
 }
 
+static bool is_unforked(const struct hmm_mm *mm)
+{
+	return atomic_load(&mm->space->ctl->no_fork_events) && mm->inside;
+}
+
 /*
  * Without FORK events a child would find zeros where pages are away: better it
  * finds no mapping.  So that comes first, and what it cannot be had for is not
  * managed; nor is anything that is new in the middle of a fork that has been
  * allowed (rest; the lock is held while that is arranged).
  */
-static int manage(struct hmm_mm *mm, const struct umm_vma *v)
+static int manage(struct hmm_mm *mm, const struct run *run, unsigned *done)
 {
-	bool unforked = atomic_load(&mm->space->ctl->no_fork_events) && mm->inside;
+	bool unforked = is_unforked(mm);
 	int rc = 0;
 
+	*done = 0;
 	if (unforked) {
 		pthread_mutex_lock(&mm->out_lock);
-		rc = atomic_load(&mm->rest)
-			     ? -EAGAIN
-			     : hmm_unforked_add(mm, v->start, v->end);
+		rc = atomic_load(&mm->rest) ? -EAGAIN : hmm_unforked_add(mm, run->start, run->end);
 	}
 	if (!rc) {
 		umm_evlock_shared(&mm->space->ctl->evlock);
-		rc = register_piece(mm, v->start, v->end);
+		rc = register_run(mm, run, done);
 		umm_evlock_unshared(&mm->space->ctl->evlock);
 	}
 	if (unforked)
@@ -134,8 +165,38 @@ static int manage(struct hmm_mm *mm, const struct umm_vma *v)
 	return rc;
 }
 
+/* Returns -ESRCH, or 0; @more is set where anything has become managed. */
+static int manage_all(struct hmm_mm *mm, struct run *run, bool *more)
+{
+	struct run one = *run;
+	struct umm_vma v;
+	unsigned done;
+	int rc;
+
+	if (!run->n)
+		return 0;
+	rc = manage(mm, run, &done);
+	*more |= done > 0;
+	/* One of them is in the way of all: each by itself. */
+	for (uint64_t at = run->start; run->n > 1 && rc && rc != -EAGAIN && rc != -ESRCH && at < run->end; at = v.end) {
+		if (umm_vma_next(mm->space, at, &v) || v.end > run->end)
+			break;
+		if (!manageable(&v))
+			continue;
+		one = (struct run){v.start, v.end, 1};
+		if (manage(mm, &one, &done) == -ESRCH)
+			rc = -ESRCH;
+		*more |= done > 0;
+	}
+	*run = (struct run){0};
+	return rc == -ESRCH ? rc : 0;
+}
+
 int hmm_discover(struct hmm_mm *mm, uint64_t least)
 {
+	struct run run = {0};
+	/* What is marked must be what was looked at. */
+	unsigned most = is_unforked(mm) ? 1 : RUN_MAPPINGS;
 	struct umm_vma v;
 	uint64_t at = 0;
 	bool more = false;
@@ -156,11 +217,15 @@ int hmm_discover(struct hmm_mm *mm, uint64_t least)
 		pthread_mutex_unlock(&mm->lock);
 		if (known)
 			continue;
-		int rc = manage(mm, &v);
-		if (rc == -ESRCH)
-			return rc;
-		more |= !rc;
+		if ((run.end != v.start || run.n == most) && manage_all(mm, &run, &more))
+			return -ESRCH;
+		if (!run.n)
+			run.start = v.start;
+		run.end = v.end;
+		run.n++;
 	}
+	if (manage_all(mm, &run, &more))
+		return -ESRCH;
 	/* Marks of what was there before, not registered, went without an event. */
 	if (more && atomic_load(&mm->space->ctl->marked) && !atomic_load(&mm->space->ctl->no_fork_events))
 		hmm_marks_read(mm);
@@ -204,14 +269,14 @@ int hmm_hands_off(struct hmm_mm *mm, uint64_t start, uint64_t end)
 	/*
 	 * The kernel lets go of whatever is registered there, be it by another
 	 * descriptor; and we may have registered what is not in the records yet
-	 * (register_piece()).
+	 * (register_run()).
 	 */
 	rc = theirs ? 0 : umm_uffd_unregister(mm->space->uffd, start, end - start);
 	if (rc)
 		goto unlock; /* part of it is unmapped, or somebody else's: it is what it was */
 	/* What could not be brought back keeps its poison; to us it is no more than any other page. */
 	hmm_residency_drop(mm, start, end);
-	/* Under the event lock: a walk that found it before must not take it back (register_piece()). */
+	/* Under the event lock: a walk that found it before must not take it back (register_run()). */
 	pthread_mutex_lock(&mm->lock);
 	rc = hmm_iset_del(&mm->registered, start, end);
 	if (!rc)

@@ -14,7 +14,9 @@ int __wrap_umm_uffd_register(int uffd, uint64_t start, uint64_t len, uint64_t mo
 
 static struct {
 	char *at;  /* PAGES pages; all else is somebody else's. */
-	bool swap; /* the first is unmapped before it is registered, and mapped anew after */
+	bool swap; /* one is unmapped before it is registered, and mapped anew after */
+	unsigned which;
+	unsigned calls;
 	bool fork; /* a child is made before it is registered, and nobody has heard of it yet */
 	int fail;  /* it is refused */
 	_Atomic pid_t child;
@@ -42,10 +44,11 @@ int __wrap_umm_uffd_register(int uffd, uint64_t start, uint64_t len, uint64_t mo
 		return __real_umm_uffd_register(uffd, start, len, mode);
 	if (start < first || start >= first + PAGES * UMM_PAGE)
 		return -EBUSY;
+	target.calls++;
 	if (target.fail)
 		return target.fail;
 	if (target.swap)
-		munmap(target.at, UMM_PAGE);
+		munmap(target.at + target.which * UMM_PAGE, UMM_PAGE);
 	if (target.fork) {
 		pthread_t thread;
 
@@ -58,7 +61,8 @@ int __wrap_umm_uffd_register(int uffd, uint64_t start, uint64_t len, uint64_t mo
 	}
 	rc = __real_umm_uffd_register(uffd, start, len, mode);
 	if (target.swap)
-		mmap(target.at, UMM_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+		mmap(target.at + target.which * UMM_PAGE, UMM_PAGE, PROT_READ | PROT_WRITE,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
 	return rc;
 }
 
@@ -96,6 +100,69 @@ static void only_what_is_registered_is_taken_to_be(void **state)
 	target.at = NULL;
 	munmap(area, 16 * UMM_PAGE);
 	world_destroy(w);
+}
+
+/* Three mappings side by side, of 1, 1 and 2 pages, and nothing around them: registered by one call. */
+static struct world *three(void)
+{
+	const char *why;
+	struct world *w = world_create("lz4", 0, &why);
+	char *area = mmap(NULL, 16 * UMM_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	assert_non_null(w);
+	w->space->maps_fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+	atomic_store(&w->mm->armed, true);
+	target.at = area + 6 * UMM_PAGE;
+	munmap(area, 6 * UMM_PAGE);
+	munmap(target.at + PAGES * UMM_PAGE, 6 * UMM_PAGE);
+	assert_int_equal(mprotect(target.at + UMM_PAGE, UMM_PAGE, PROT_READ), 0);
+	return w;
+}
+
+static void three_end(struct world *w)
+{
+	munmap(target.at, PAGES * UMM_PAGE);
+	target.at = NULL;
+	world_destroy(w);
+}
+
+static void one_of_several_is_mapped_anew(void **state)
+{
+	struct world *w = three();
+
+	target.swap = true;
+	target.which = 1;
+	target.calls = 0;
+	assert_int_equal(hmm_discover(w->mm, 0), 0);
+	assert_int_equal(target.calls, 1);
+	assert_true(is_registered(w, 0));
+	assert_false(is_registered(w, 1));
+	target.swap = false;
+	target.which = 0;
+	assert_int_equal(hmm_discover(w->mm, 0), 0);
+	for (unsigned i = 0; i < PAGES; i++)
+		assert_true(is_registered(w, i));
+	three_end(w);
+}
+
+static void one_of_several_is_somebody_elses(void **state)
+{
+	struct world *w = three();
+	int other = umm_inside_uffd();
+	uint64_t got;
+
+	assert_true(other >= 0);
+	assert_int_equal(umm_uffd_api(other, 0, 0, &got), 0);
+	assert_int_equal(__real_umm_uffd_register(other, (uintptr_t)target.at + UMM_PAGE, UMM_PAGE,
+						  UFFDIO_REGISTER_MODE_MISSING),
+			 0);
+	assert_int_equal(hmm_discover(w->mm, 0), 0);
+	assert_true(is_registered(w, 0));
+	assert_false(is_registered(w, 1));
+	assert_true(is_registered(w, 2));
+	assert_true(is_registered(w, 3));
+	close(other);
+	three_end(w);
 }
 
 /* A child that was made before a mapping was registered does not have it registered, whatever its parent has. */
@@ -333,6 +400,8 @@ int main(void)
 	struct world *w = world_create("lz4", 0, &why);
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(only_what_is_registered_is_taken_to_be),
+		cmocka_unit_test(one_of_several_is_mapped_anew),
+		cmocka_unit_test(one_of_several_is_somebody_elses),
 		cmocka_unit_test(what_a_child_was_born_without),
 		cmocka_unit_test(a_child_gets_what_could_not_be_registered),
 		cmocka_unit_test(a_child_gets_what_a_mapping_grew_by),
