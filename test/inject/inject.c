@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* The table of sites, and whether one is to fail; see inject.h. */
-#define HMM_INJECT_INSIDE /* none of ours is a site */
+#define HMM_INJECT_INSIDE
+#define HMM_INJECT_TABLE /* none of ours is a site */
 #include <fcntl.h>
 #include <sched.h>
 #include <stdbool.h>
@@ -15,8 +16,9 @@
 extern struct inject_site __start_hmm_sites[] __attribute__((visibility("hidden")));
 extern struct inject_site __stop_hmm_sites[] __attribute__((visibility("hidden")));
 
-static struct inject_shared *shared;
-static uint32_t slow_us;
+/* Not among what is zero: that is anonymous memory, which may be away when the agent comes by. */
+static struct inject_shared *shared __attribute__((section(".data")));
+static uint32_t slow_us __attribute__((section(".data")));
 
 /*
  * What a call fails with; the first is what the walk begins with.  By the site's name where it says FILE FUNCTION CALL,
@@ -40,6 +42,10 @@ static const struct {
 	{"ioctl PROCMAP_QUERY", {ENOTTY, EINTR, ENOMEM}},
 	{"ioctl USERFAULTFD_IOC_NEW", {EMFILE, ENOMEM}},
 	{"ioctl", {ENOMEM}},
+	{"atomic_", {0}}, /* late only, as these */
+	{"umm_evlock_", {0}},
+	{"pthread_mutex_", {0}},
+	{"pthread_rwlock_", {0}},
 	{"SYS_userfaultfd", {EPERM, EMFILE}},
 	{"SYS_madvise", {ENOMEM, EAGAIN}},
 	{"SYS_mmap", {ENOMEM}},

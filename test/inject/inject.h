@@ -12,8 +12,8 @@
  * is complete by itself: a call that is added to the engine is in it, and the
  * walk (walk.h) fails until something reaches it.
  *
- * Not sites, because no caller can do anything about them, or because they cannot
- * fail where they are used: locks, clocks, close(), UFFDIO_WAKE, futexes (every
+ * Not sites that fail, because no caller can do anything about them, or because they
+ * cannot fail where they are used: locks, clocks, close(), UFFDIO_WAKE, futexes (every
  * wait for one may end early as it is), the end of a task, numbers of tasks and of
  * users.
  *
@@ -21,6 +21,8 @@
  *
  * HMM_INJECT_SLOW="MICROSECONDS FILE FUNCTION CALL[#N]" makes everybody sleep who
  * gets to that site: a race that needs somebody to be late there happens each time.
+ * For this alone there are sites that cannot fail: where others are shut out, let in
+ * (who lets them in sleeps after), or told something.
  *
  * HMM_INJECT_INSIDE is for what knows no libc (the agent); HMM_INJECT_HOOKS for
  * what takes the place of calls that would be sites.
@@ -79,6 +81,8 @@
 #include "umm.h"
 #endif
 #include "hmm_uapi.h"
+#include "umm/ctl.h"
+#include "umm/evlock.h"
 #include "umm/sys.h"
 
 /* No larger than 32 bytes, or the compiler would place them with gaps in the section. */
@@ -90,7 +94,7 @@ struct inject_site {
 };
 
 #define INJECT_NAME 112u
-#define INJECT_SITES 2048u
+#define INJECT_SITES 4096u
 #define INJECT_ERRORS 3u
 
 /* What the processes of a run and who walks over the sites share. */
@@ -134,6 +138,45 @@ void inject_use(struct inject_shared *shared) __attribute__((visibility("hidden"
 #define INJECT_NULL(name, ...) INJECT_RET(#name, (errno = inject_, NULL), (name)(__VA_ARGS__))
 #define INJECT_ERRNO(name, ...) INJECT_RET(#name, inject_, (name)(__VA_ARGS__))
 #define INJECT_MINUS(name, ...) INJECT_RET(#name, -inject_, (name)(__VA_ARGS__))
+
+#ifndef HMM_INJECT_TABLE /* which has no sites of its own */
+
+/* What cannot fail, and can only come late: before it, or after it. */
+#define INJECT_LATE(label, ...)         \
+	({                              \
+		(void)INJECT_AT(label); \
+		__VA_ARGS__;            \
+	})
+#define INJECT_LATE_AFTER(label, ...)                       \
+	({                                                  \
+		__typeof__(__VA_ARGS__) ret_ = __VA_ARGS__; \
+		(void)INJECT_AT(label);                     \
+		ret_;                                       \
+	})
+#define INJECT_LATE_AFTER_VOID(label, ...) \
+	({                                 \
+		__VA_ARGS__;               \
+		(void)INJECT_AT(label);    \
+	})
+
+#undef atomic_store
+#define atomic_store(at, ...) INJECT_LATE("atomic_store " #at, atomic_store_explicit(at, __VA_ARGS__, __ATOMIC_SEQ_CST))
+#undef atomic_exchange
+#define atomic_exchange(at, ...) \
+	INJECT_LATE("atomic_exchange " #at, atomic_exchange_explicit(at, __VA_ARGS__, __ATOMIC_SEQ_CST))
+#define umm_evlock_shared(l) INJECT_LATE("umm_evlock_shared", (umm_evlock_shared)(l))
+#define umm_evlock_shared_unless(...) INJECT_LATE("umm_evlock_shared_unless", (umm_evlock_shared_unless)(__VA_ARGS__))
+#define umm_evlock_unshared(l) INJECT_LATE_AFTER_VOID("umm_evlock_unshared", (umm_evlock_unshared)(l))
+#define umm_evlock_excl(l) INJECT_LATE("umm_evlock_excl", (umm_evlock_excl)(l))
+#define umm_evlock_excl_unless(...) INJECT_LATE("umm_evlock_excl_unless", (umm_evlock_excl_unless)(__VA_ARGS__))
+#define umm_evlock_unexcl(l) INJECT_LATE_AFTER_VOID("umm_evlock_unexcl", (umm_evlock_unexcl)(l))
+#ifndef HMM_INJECT_INSIDE
+#define pthread_mutex_lock(l) INJECT_LATE("pthread_mutex_lock " #l, (pthread_mutex_lock)(l))
+#define pthread_mutex_unlock(l) INJECT_LATE_AFTER("pthread_mutex_unlock " #l, (pthread_mutex_unlock)(l))
+#define pthread_rwlock_rdlock(l) INJECT_LATE("pthread_rwlock_rdlock " #l, (pthread_rwlock_rdlock)(l))
+#define pthread_rwlock_wrlock(l) INJECT_LATE("pthread_rwlock_wrlock " #l, (pthread_rwlock_wrlock)(l))
+#define pthread_rwlock_unlock(l) INJECT_LATE_AFTER("pthread_rwlock_unlock " #l, (pthread_rwlock_unlock)(l))
+#endif
 
 /* Raw system calls: sys0() is for what cannot fail. */
 #undef sys1
@@ -242,6 +285,7 @@ void inject_use(struct inject_shared *shared) __attribute__((visibility("hidden"
 #define io_uring_submit_and_wait(...) INJECT_MINUS(io_uring_submit_and_wait, __VA_ARGS__)
 #define io_uring_register_buffers_sparse(...) INJECT_MINUS(io_uring_register_buffers_sparse, __VA_ARGS__)
 #define io_uring_register_buffers_update_tag(...) INJECT_MINUS(io_uring_register_buffers_update_tag, __VA_ARGS__)
+#endif
 #endif
 
 #endif

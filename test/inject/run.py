@@ -28,7 +28,7 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "run"))
 import hmmtest  # noqa: E402
 
-NAME, SITES, ERRORS = 112, 2048, 3
+NAME, SITES, ERRORS = 112, 4096, 3
 HEAD = 40  # lock nsites target nth count err fired always always_err always_from
 ENTRY = 4 + 4 * ERRORS + NAME
 WATCHDOG = int(os.environ.get("HMM_INJECT_WATCHDOG_MS", "60000")) / 1000
@@ -242,7 +242,7 @@ def main():
     for t in threads:
         t.join()
     bad = state["bad"]
-    known = [n for n in plans[0].sites() if n.startswith(OURS)]
+    known = [n for n, s in plans[0].sites().items() if n.startswith(OURS) and s[2]]
     for name in known if not only and parts == 1 else []:
         why = [w for p, w in UNREACHED.items() if fnmatch.fnmatchcase(name, p)]
         if name not in reached and not why:
