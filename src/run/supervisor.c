@@ -17,6 +17,7 @@
  *			space ends
  *   an agent dies	and its program has not ended: the program is killed
  *   the front dies	all programs are killed
+ *   all have ended	it ends, too, if nobody is on the way (coming.c)
  *
  * Members are this thread's alone, but for what forked() adds from a monitor
  * thread: the list has a lock.
@@ -48,11 +49,13 @@
 #include <dirent.h>
 
 #include "hmm/internal.h"
+#include "run/coming.h"
 #include "run/lines.h"
 #include "run/stats.h"
 
 #define CTL_BYTES (ARENA_CTL + ARENA_WINDOW)
 #define TICK_NS 500000000l
+#define COMING_NS 5000000000ull
 #define EARLY_NS 500000l
 #define EARLY_TRIES 10000u
 
@@ -117,6 +120,7 @@ struct supervisor {
 	unsigned nguests;
 	bool ending;        /* the front's word has come, figures and lines are being written */
 	bool program_ended; /* and this is over */
+	uint64_t gone_ns;   /* since when nobody is known; 0: somebody is */
 	bool killing;
 };
 
@@ -1006,13 +1010,18 @@ static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hell
 	int rc, adopted = -1;
 	pid_t pid;
 
-	if (!is_token(s, hello->token) || !is_userfaultfd(fds[0]) || s->killing)
+	if (!is_token(s, hello->token) || !is_userfaultfd(fds[0]))
 		return -EACCES;
 	if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &cred, &len))
 		return -errno;
 	pid = program_of(cred.pid, fds[3]);
 	if (pid < -1)
 		return pid;
+	if (s->killing) {
+		/* It was on its way when all others were killed. */
+		syscall(SYS_pidfd_send_signal, fds[3], SIGKILL, NULL, 0);
+		return -EACCES;
+	}
 	take_proc_fd(&cred, "pagemap", &fds[1]);
 	take_proc_fd(&cred, "maps", &fds[2]);
 	/* What ran under this pid before has become the program that says hello. */
@@ -1392,12 +1401,24 @@ static void *write_last(void *arg)
 	return NULL;
 }
 
+/*
+ * Nobody is known, and nobody is on the way.  Who was not entered (a static program,
+ * say) is seen there, too, and never comes: so not for ever.
+ */
 static bool all_gone(struct supervisor *s)
 {
+	uint64_t now = hmm_now_ns();
+
 	pthread_mutex_lock(&s->lock);
 	bool none = !s->members;
 	pthread_mutex_unlock(&s->lock);
-	return none;
+	if (!none) {
+		s->gone_ns = 0;
+		return false;
+	}
+	if (!s->gone_ns)
+		s->gone_ns = now;
+	return now - s->gone_ns > COMING_NS || !coming_any(s->name, s->token);
 }
 
 /* Programs that have ended and whose end has not been seen yet. */

@@ -183,6 +183,29 @@ def daemon(h):
         check(word == "right\n", f"the daemon says {word!r}")
 
 
+LEAVE = {
+    "fork": ["python3", "-c", "import os, sys\nif os.fork():\n    os._exit(0)\nopen(sys.argv[1]).read()"],
+    "spawn": ["python3", "-c", "import os, sys\nos.posix_spawnp('cat', ['cat', sys.argv[1]], os.environ)\nos._exit(0)"],
+    "shell": ["sh", "-c", 'cat "$0" & exit 0'],
+}
+
+
+def left_at_once(h):
+    """Whoever ends right after it has started somebody has had nothing moved: its child is served all the same."""
+    for how, cmd in LEAVE.items():
+        with tempfile.TemporaryDirectory(prefix="hmmtest-") as d:
+            gate = os.path.join(d, "gate")
+            os.mkfifo(gate)
+            r = h.start([*cmd, gate], ram="48M")
+            r.wait(orphans=False)
+            check(r.rc == 0, f"{how}: status {r.rc}: {r.err()}")
+            r.until(lambda: any(ask(h, p).returncode == 0 for p in descendants() if comm(p).startswith(("python3", "cat"))),
+                    f"{how}: the child is not served")
+            with open(gate, "w"):
+                pass
+            r.wait()
+
+
 # ------------------------------------------------------------------- figures
 
 STATS = {"budget_bytes", "total_bytes", "resident_bytes", "peak_bytes", "away_pages", "away_bytes", "store_ram_bytes",
@@ -560,6 +583,6 @@ def user_forks(h):
 
 
 if __name__ == "__main__":
-    main_of(status, signals, streams, environment, job_control, daemon, stat_running, restore_litter, stat_many,
+    main_of(status, signals, streams, environment, job_control, daemon, left_at_once, stat_running, restore_litter, stat_many,
             elsewhere, figures, slow_figures, restore_lost, nested, shell_script, long_preload, bad_input, user_refused, user_served, user_forks,
             user_secrets)

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 """Whoever holds what is away dies: the program must die too, soon, and must not have seen a wrong byte.
 
-kill.py BUILD [supervisor|agent|front|early|devices]
+kill.py BUILD [supervisor|agent|front|front_forking|early|devices]
 """
 import os
 import random
@@ -70,6 +70,17 @@ def front(h):
     several(h, "front", 1)
 
 
+def front_forking(h):
+    """Whoever has just been forked or started goes with the others, also when nobody has heard of it yet."""
+    for how in ("os.fork()", "os.posix_spawn(sys.executable, ['python3', '-c', 'import time; time.sleep(60)'], os.environ)"):
+        r = h.start([sys.executable, "-c", f"import os, sys, time\n{how}\ntime.sleep(60)"], ram="48M")
+        mine = lambda: [p for p in descendants() if comm(p).startswith("python3") and alive(p)]  # noqa: E731
+        r.until(lambda: len(mine()) == 2, "it does not get going")
+        os.kill(r.pid, signal.SIGKILL)
+        r.until(lambda: not mine(), f"{how}: somebody lives on after the front was killed", 30)
+        r.wait()
+
+
 def agent(h):
     several(h, "agent", 0)
 
@@ -111,4 +122,4 @@ def devices(h):
 
 
 if __name__ == "__main__":
-    main_of(supervisor, agent, front, early, devices)
+    main_of(supervisor, agent, front, front_forking, early, devices)

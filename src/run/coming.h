@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef RUN_COMING_H
+#define RUN_COMING_H
+
+#include <stdbool.h>
+
+/**
+ * coming_any() - is there a program of the tree that is no agent?
+ * @name:  of the supervisor's socket
+ * @token: that goes with it
+ *
+ * Of a tree of which nobody is known any more: somebody who has been forked or
+ * started, and has not signed on yet.  Or never will: who was not entered.
+ * Takes a walk over all processes.
+ */
+bool coming_any(const char *name, const char *token);
+
+#endif
