@@ -33,6 +33,8 @@
 #include "run/confine.h"
 #include "umm/inside.h"
 
+#define LOOKS 100u /* at threads that end while they are looked at */
+
 struct agent_fds {
 	int sock, pidfd, pagemap, maps, ctl;
 	int pid; /* of the program that it came with */
@@ -269,14 +271,16 @@ static bool lives_here(int dir, int tid, void *arg)
 	return sys5(SYS_kcmp, *(int *)arg, tid, KCMP_VM, 0, 0) == 0;
 }
 
-static bool kill_if_here(int dir, int pid, void *arg)
+#define TASKS_PATH 32
+
+/* @pid's threads, below @proc, which ends with a slash or is empty. */
+static void tasks_path(char path[TASKS_PATH], const char *proc, int pid)
 {
-	char path[24];
 	unsigned n = 0;
 	int digits[12], k = 0;
 
-	if (pid == *(int *)arg)
-		return false;
+	for (const char *c = proc; *c; c++)
+		path[n++] = *c;
 	for (int p = pid; p; p /= 10)
 		digits[k++] = p % 10;
 	while (k)
@@ -284,6 +288,15 @@ static bool kill_if_here(int dir, int pid, void *arg)
 	for (const char *c = "/task"; *c; c++)
 		path[n++] = *c;
 	path[n] = 0;
+}
+
+static bool kill_if_here(int dir, int pid, void *arg)
+{
+	char path[TASKS_PATH];
+
+	if (pid == *(int *)arg)
+		return false;
+	tasks_path(path, "", pid);
 	/* Any of its threads: the first may have ended already. */
 	if (each_number(dir, path, lives_here, arg))
 		sys2(SYS_kill, pid, SIGKILL);
@@ -313,14 +326,41 @@ static void supervisor_died(struct agent_fds *f)
 	}
 }
 
+struct threads {
+	int me, first;
+	unsigned others;
+};
+
+static bool thread_is_here(int dir, int tid, void *arg)
+{
+	struct threads *t = arg;
+
+	t->others += tid != t->first;
+	return lives_here(dir, tid, &t->me);
+}
+
 /*
  * With us goes the last userfaultfd, and what is away would be zeros: whatever
  * made the supervisor think that all have left, the program that we came with
- * has not.
+ * has not.  Its first thread may have ended, and others may end while we look at
+ * them, each when it has made the next.
  */
 static bool program_is_here(struct agent_fds *f)
 {
-	return !program_is_gone(f) && lives_here(-1, f->pid, &(int){(int)sys0(SYS_getpid)});
+	struct threads t = {.me = (int)sys0(SYS_getpid), .first = f->pid};
+	char path[TASKS_PATH];
+
+	if (lives_here(-1, f->pid, &t.me))
+		return !program_is_gone(f);
+	tasks_path(path, "/proc/", f->pid);
+	for (unsigned i = 0; i < LOOKS && !program_is_gone(f); i++) {
+		t.others = 0;
+		if (each_number(AT_FDCWD, path, thread_is_here, &t))
+			return true;
+		if (!t.others)
+			break;
+	}
+	return false;
 }
 
 static bool supervisor_is_gone(void *arg)

@@ -56,6 +56,7 @@
 #define CTL_BYTES (ARENA_CTL + ARENA_WINDOW)
 #define TICK_NS 500000000l
 #define COMING_NS 5000000000ull
+#define LOOKS 16u /* at threads that end while they are looked at */
 #define EARLY_NS 500000l
 #define EARLY_TRIES 10000u
 
@@ -161,6 +162,27 @@ static bool same_memory(pid_t agent, pid_t tid)
 	return !syscall(SYS_kcmp, agent, tid, KCMP_VM, 0, 0) && has_memory(tid);
 }
 
+/* @ended: one that was met had no memory any more; it may have made another first. */
+static bool thread_lives_in(pid_t agent, pid_t pid, const char *tasks, bool *ended)
+{
+	DIR *d = opendir(tasks);
+	struct dirent *e;
+	bool found = false;
+
+	*ended = false;
+	while (d && !found && (e = readdir(d))) {
+		pid_t tid = (pid_t)atoi(e->d_name);
+
+		if (tid <= 0 || tid == pid)
+			continue;
+		found = same_memory(agent, tid);
+		*ended |= !found && !has_memory(tid);
+	}
+	if (d)
+		closedir(d);
+	return found;
+}
+
 /*
  * A process lives in the agent's address space if any thread of it does: the
  * first one may have ended (pthread_exit in main), and has no memory any more.
@@ -169,34 +191,32 @@ static bool lives_in(pid_t agent, pid_t pid)
 {
 	char path[64];
 	struct stat st;
-	struct dirent *e;
-	bool found = false;
-	DIR *d;
+	bool ended = true;
 
 	if (same_memory(agent, pid))
 		return true;
+	if (has_memory(pid))
+		return false; /* and all of its threads have the same */
 	snprintf(path, sizeof(path), "/proc/%d/task", (int)pid);
 	if (stat(path, &st) || st.st_nlink <= 3) /* a thread is a directory: ".", "..", and one */
 		return false;
-	d = opendir(path);
-	while (d && !found && (e = readdir(d))) {
-		pid_t tid = (pid_t)atoi(e->d_name);
-
-		found = tid > 0 && tid != pid && same_memory(agent, tid);
-	}
-	if (d)
-		closedir(d);
-	return found;
+	for (unsigned i = 0; i < LOOKS && ended; i++)
+		if (thread_lives_in(agent, pid, path, &ended))
+			return true;
+	return false;
 }
 
 /*
- * Does another image run under the program's pid?  An agent that has died, too,
- * is no longer in the program's space; that is on_agent()'s to deal with.
+ * Does another image run under the program's pid?  Who calls exec becomes its
+ * process's first thread, with a memory of its own.  A first thread that has ended
+ * has none, and says nothing of the others, of whom the one that lives may never be
+ * met.  An agent that has died, too, is no longer in the program's space; that is
+ * on_agent()'s to deal with.
  */
 static bool program_left(const struct member *m)
 {
 	return m->agent > 0 && m->pid > 0 && syscall(SYS_kcmp, m->agent, m->pid, KCMP_VM, 0, 0) > 0 &&
-	       !lives_in(m->agent, m->pid) && has_memory(m->agent);
+	       has_memory(m->pid) && has_memory(m->agent);
 }
 
 /* Every process that lives in the agent's address space, but the agent: @each; returns how many. */
@@ -927,20 +947,22 @@ static bool member_inherit(struct member *m)
 	return false;
 }
 
-static void exec_happened(struct supervisor *s, pid_t pid, struct hmm_mm *except)
+static void exec_happened(struct supervisor *s, pid_t pid)
 {
 	struct member *old;
 
 	/* A pid names one program: whoever had it before has become this one. */
 	for (;;) {
 		pthread_mutex_lock(&s->lock);
-		for (old = s->members; old && (old->pid != pid || old->mm == except || old->sock < 0); old = old->next)
+		for (old = s->members; old && (old->pid != pid || old->sock < 0); old = old->next)
 			;
 		pthread_mutex_unlock(&s->lock);
 		if (!old)
 			return;
 		if (!member_inherit(old))
 			member_end(old);
+		else if (old->pid == pid)
+			return; /* it lives there as before */
 	}
 }
 
@@ -1026,7 +1048,7 @@ static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hell
 	take_proc_fd(&cred, "maps", &fds[2]);
 	/* What ran under this pid before has become the program that says hello. */
 	if (pid > 0 && !hello->parent)
-		exec_happened(s, pid, NULL);
+		exec_happened(s, pid);
 	if (hello->parent)
 		m = find_orphan(s, hello, fds[1]);
 	if (m) {
@@ -1542,8 +1564,7 @@ static void on_tick(struct supervisor *s)
 		if (s->killing)
 			member_kill(m);
 		if (m->agent > 0 && m->pid > 0 && !pidfd_ended(m->pidfd))
-			exec_happened(s, m->pid,
-				      NULL); /* another image, which could not be entered, runs under its pid */
+			exec_happened(s, m->pid); /* another image, which could not be entered, runs under its pid */
 		else if (m->sock >= 0 && pidfd_ended(m->pidfd))
 			on_program_end(m);
 		else if (space_is_dead(m))

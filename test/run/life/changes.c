@@ -262,6 +262,36 @@ static void *goes_on(void *arg)
 	exit(after());
 }
 
+/*
+ * The first thread has ended, and each other one ends as soon as it has made the
+ * next: whoever looks at all threads one after the other meets none that lives.
+ */
+#define LINKS 20000u
+
+static void *hands_on(void *arg)
+{
+	uintptr_t left = (uintptr_t)arg;
+	pthread_t t;
+
+	pthread_detach(pthread_self());
+	if (!left)
+		exit(after());
+	errno = pthread_create(&t, NULL, hands_on, (void *)(left - 1));
+	if (errno)
+		exit(failed("pthread_create"));
+	return NULL;
+}
+
+static int handed_on(void)
+{
+	pthread_t t;
+
+	errno = pthread_create(&t, NULL, hands_on, (void *)(uintptr_t)LINKS);
+	if (errno)
+		return failed("pthread_create");
+	pthread_exit(NULL);
+}
+
 static int main_thread_exits(void)
 {
 	static pthread_t self;
@@ -532,6 +562,7 @@ int main(int argc, char **argv)
 		{"sleepers", sleepers},
 		{"raw-exit", raw_exit},
 		{"main-thread-exits", main_thread_exits},
+		{"handed-on", handed_on},
 		{"close-all", close_all},
 		{"daemonize", daemonize},
 		{"drop-user", drop_user},
