@@ -21,6 +21,7 @@
 #   make valgrind   unit tests that need no userfaultfd, under valgrind
 #   make fuzz-read  what is read from elsewhere, by libFuzzer, or SECONDS=N of it
 #   make inject     each call of the engine that can fail does, at many occurrences; PART=K/N of those of hmm run
+#   make late       who gets to a site comes late, one site after the other, in tests of hmm run; hours, or PART=K/N of it
 #   make install    PREFIX=/usr/local, DESTDIR=
 #   make format     clang-format over all C files
 #   make clean

@@ -40,7 +40,7 @@ WAITS = {
 
 ADDS = 4.0  # seconds that all sleeps of a run may take; those of several threads pass at the same time
 LEAST = 50  # microseconds: what sleeping takes anyway
-HANGS = 100  # seconds; a watchdog
+HANGS = 100  # seconds, and some times what a run takes by itself; a watchdog
 
 
 def program_of(build, test):
@@ -52,7 +52,7 @@ def program_of(build, test):
     return [os.path.join(build, "test/run", what), *args], False
 
 
-def once(build, plan, program, driver=False, site=None, us=0):
+def once(build, plan, program, driver=False, site=None, us=0, hangs=2 * HANGS):
     """None: all is right; or what is wrong.  The table of sites, with how often each was reached, is in @plan."""
     plan.clear()
     env = dict(os.environ, HMM_INJECT=plan.file.name)
@@ -63,12 +63,12 @@ def once(build, plan, program, driver=False, site=None, us=0):
     h.exe = exe
     try:
         if driver:
-            p = subprocess.run(program, env=dict(env, HMM_TEST_HMM=exe), capture_output=True, text=True, timeout=2 * HANGS,
+            p = subprocess.run(program, env=dict(env, HMM_TEST_HMM=exe), capture_output=True, text=True, timeout=hangs,
                                check=False)
             if p.returncode:
                 return p.stdout + p.stderr
         else:
-            h.run(program, timeout=HANGS, env=env).expect(0, stdout=HEIRS.get(program[-1]))
+            h.run(program, timeout=hangs, env=env).expect(0, stdout=HEIRS.get(program[-1]))
     except (hmmtest.Failed, subprocess.TimeoutExpired) as e:
         return str(e)
     finally:
@@ -100,7 +100,7 @@ def sweep(o):
             if us < LEAST:
                 short += 1
                 continue
-            why = once(o.build, Plan(), program, driver, site, us)
+            why = once(o.build, Plan(), program, driver, site, us, HANGS + 5 * took)
             done += 1
             count += 1
             if o.verbose:
