@@ -69,6 +69,7 @@ static const struct inject_known inject_chance[] = {
 	{"umm/maps.c next_by_text *", "the mapping comes and goes"},
 	{"umm/inside.c run_one SYS_madvise", "a page is shared"},
 	{"hmm/linked.c child_events read", "the child changes while it is filled"},
+	{"hmm/linked.c child_remaps_move umm_alloc", "the child moves mappings while it is filled"},
 	{"hmm/take.c take_readonly SYS_mremap#2", "memory changes while it is taken"},
 	{"hmm/take.c move_all SYS_madvise", "a page is shared"},
 	{"hmm/take.c hold SYS_mprotect#2",
