@@ -34,7 +34,7 @@ DESTDIR ?=
 MESONFLAGS ?=
 
 .DEFAULT_GOAL := build
-.PHONY: build deps test torture stress programs demo bench kernel-suite fuzz model tsan asan asan-run tsan-run coverage inject late valgrind install format clean
+.PHONY: build deps test torture stress programs demo bench bench-scale kernel-suite fuzz model tsan asan asan-run tsan-run coverage inject late valgrind install format clean
 
 deps:
 	@scripts/deps
@@ -83,6 +83,10 @@ bench: build
 	@scripts/deps --for bench
 	@meson setup --reconfigure '$(BUILD)' >/dev/null && ninja -C '$(BUILD)' --quiet
 	@meson test -C '$(BUILD)' --no-rebuild --benchmark --verbose
+
+bench-scale: build
+	@scripts/deps --for bench
+	@bench/run/scale.py '$(BUILD)' '$(BUILD)/bench-scale'
 
 kernel-suite: build
 	@scripts/kernel-suite '$(BUILD)' $(KERNEL_SOURCE)

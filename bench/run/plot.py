@@ -67,6 +67,14 @@ def latencies(point, title, path):
             "set yrange [1e-4:1]\n" + "\n".join(plots) + "\nunset multiplot\n")
 
 
+def by_size(points, path):
+    rows = [(p["mib"], p["us_a_page"], 100 * (p["engine_bytes"] + p["device_bytes"]) / p["away_bytes"]) for p in points]
+    gnuplot(block("d", rows) + f"set terminal svg size 800,500\nset output '{path}'\nset xlabel 'MiB, half of them local'\n"
+            "set logscale x 2\nset yrange [0:*]\nset ylabel 'CPU us a page moved'\nset ytics nomirror\n"
+            "set y2label 'kept beside what is stored, % of what is away'\nset y2tics\nset y2range [0:*]\n"
+            "plot $d using 1:2 with linespoints title 'CPU', $d using 1:3 axes x1y2 with linespoints title 'kept'\n")
+
+
 def all(out, path):
     if not shutil.which("gnuplot"):
         print("no plots: gnuplot (Debian package gnuplot-nox) is not there")
