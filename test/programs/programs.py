@@ -170,15 +170,25 @@ def s_postgresql(d):
                               stderr=subprocess.DEVNULL).stdout
 
     def start():
-        do("pg_ctl", "-D", data, "-w", "-t", "600", "-l", os.path.join(d, "log"), "-o",
-           f"-k {d} -c listen_addresses= -c max_wal_size=64MB -c work_mem=64MB", "start")
+        """Its parent is us: one that was killed is gone once we have waited for it."""
+        with open(os.path.join(d, "log"), "a") as log:
+            p = subprocess.Popen([*nobody, "postgres", "-D", data, "-k", d, "-c", "listen_addresses=", "-c",
+                                  "max_wal_size=64MB", "-c", "work_mem=64MB"], env=env, cwd=d, stdout=log, stderr=log)
+        while subprocess.run([PG_BIN + "/pg_isready", "-q", "-h", d], env=env).returncode:
+            if p.poll() is not None:
+                return None
+            time.sleep(0.1)
+        return p
 
     def ask(sql):
         return do("psql", "-h", d, "-At", "-c", sql, "postgres", out=subprocess.PIPE).strip()
 
     shutil.rmtree(data, ignore_errors=True)
     do("initdb", "-D", data, "-N", "-A", "trust")
-    start()
+    p = start()
+    if not p:
+        with open(os.path.join(d, "log")) as f:
+            raise Failed(f"PostgreSQL does not start: {f.read()[-500:]}")
     do("pgbench", "-h", d, "-i", "-q", "-s", "4", "postgres")
     for k in range(2):
         do("pgbench", "-h", d, "-c", "4", "-j", "2", "-t", "400", "-n", "postgres")
@@ -190,18 +200,15 @@ def s_postgresql(d):
         if k:
             break
         # As if the power had gone: what was committed is there.
-        with open(os.path.join(data, "postmaster.pid")) as f:
-            os.kill(int(f.readline()), signal.SIGKILL)
-        # Its children are not gone yet, and it says so.
-        for tries in range(100):
-            try:
-                start()
-                break
-            except subprocess.CalledProcessError:
-                if tries == 99:
-                    raise
-                time.sleep(1)
-    do("pg_ctl", "-D", data, "-w", "-t", "600", "-m", "fast", "stop")
+        p.kill()
+        p.wait()
+        p = start()
+        while not p:  # its children are not gone yet, and it says so
+            time.sleep(0.1)
+            p = start()
+    p.send_signal(signal.SIGINT)  # a fast shutdown
+    if p.wait():
+        raise Failed(f"PostgreSQL ended with {p.returncode}")
 
 
 def compiler(d, cc):
