@@ -109,6 +109,13 @@ static const struct {
 	{"getrandom", {EINTR}},
 	{"sched_", {EINVAL}},
 	{"io_uring_submit", {EAGAIN, EINTR, EBUSY}},
+	{"fi_eq_sread", {EAGAIN, EIO}},
+	{"fi_cq_sread", {EAGAIN, EIO}},
+	{"fi_send", {EIO, EAGAIN}},
+	{"fi_recv", {EIO, EAGAIN}},
+	{"fi_inject", {EIO, EAGAIN}},
+	{"fi_listen", {EADDRINUSE}},
+	{"fi_connect", {ECONNREFUSED}},
 	{"", {ENOMEM}},
 };
 

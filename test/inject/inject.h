@@ -285,6 +285,26 @@ void inject_use(struct inject_shared *shared) __attribute__((visibility("hidden"
 #define io_uring_submit_and_wait(...) INJECT_MINUS(io_uring_submit_and_wait, __VA_ARGS__)
 #define io_uring_register_buffers_sparse(...) INJECT_MINUS(io_uring_register_buffers_sparse, __VA_ARGS__)
 #define io_uring_register_buffers_update_tag(...) INJECT_MINUS(io_uring_register_buffers_update_tag, __VA_ARGS__)
+
+/* What is asked with nothing to wait for, fi_eq_read() and fi_cq_read(), is asked again whatever it says. */
+#define fi_domain(...) INJECT_MINUS(fi_domain, __VA_ARGS__)
+#define fi_endpoint(...) INJECT_MINUS(fi_endpoint, __VA_ARGS__)
+#define fi_passive_ep(...) INJECT_MINUS(fi_passive_ep, __VA_ARGS__)
+#define fi_eq_open(...) INJECT_MINUS(fi_eq_open, __VA_ARGS__)
+#define fi_cq_open(...) INJECT_MINUS(fi_cq_open, __VA_ARGS__)
+#define fi_ep_bind(...) INJECT_MINUS(fi_ep_bind, __VA_ARGS__)
+#define fi_pep_bind(...) INJECT_MINUS(fi_pep_bind, __VA_ARGS__)
+#define fi_enable(...) INJECT_MINUS(fi_enable, __VA_ARGS__)
+#define fi_getname(...) INJECT_MINUS(fi_getname, __VA_ARGS__)
+#define fi_listen(...) INJECT_MINUS(fi_listen, __VA_ARGS__)
+#define fi_connect(...) INJECT_MINUS(fi_connect, __VA_ARGS__)
+#define fi_accept(...) INJECT_MINUS(fi_accept, __VA_ARGS__)
+#define fi_mr_reg(...) INJECT_MINUS(fi_mr_reg, __VA_ARGS__)
+#define fi_send(...) INJECT_MINUS(fi_send, __VA_ARGS__)
+#define fi_recv(...) INJECT_MINUS(fi_recv, __VA_ARGS__)
+#define fi_inject(...) INJECT_MINUS(fi_inject, __VA_ARGS__)
+#define fi_eq_sread(...) INJECT_MINUS(fi_eq_sread, __VA_ARGS__)
+#define fi_cq_sread(...) INJECT_MINUS(fi_cq_sread, __VA_ARGS__)
 #endif
 #endif
 

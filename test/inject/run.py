@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""run.py BUILD [-v] [--full] [--site NAME] [--part K/N]: the walk of linked.c for `hmm run`.
+"""run.py BUILD [-v] [--full] [--site PATTERN] [--part K/N]: the walk of linked.c for `hmm run`.
 
 A program that checks itself (victim.c) runs on half of its memory, once as it
 is, and then once for each site that was reached, by the command, the supervisor,
@@ -36,11 +36,10 @@ PASSING = {"EAGAIN", "EINTR", "EBUSY", "EMFILE"}
 
 # Whoever is not hmm run's alone is walked over by inject-linked; here with --full.
 OURS = ("run/", "umm/inside.c", "hmm/budget.c", "hmm/reclaim.c", "hmm/demote.c", "hmm/engine.c", "hmm/discover.c",
-        "hmm/fault.c", "cli/", "umm/hooks.c")
+        "hmm/fault.c", "cli/", "umm/hooks.c", "drivers/ofi/")
 
 # Not reached by the victim, or only where something else fails, and why; fnmatch patterns.
 UNREACHED = {
-    "cli/serve.c *": "open: the walk has no server",
     "run/stat.c ours stat": "open: asked only where another user's socket is called as ours are",
     "cli/doctor.c *": "hmm doctor is another command",
     "cli/kernel_bugs.c *": "hmm doctor is another command",
@@ -51,15 +50,24 @@ UNREACHED = {
     "run/agent.c supervisor_died *": "deaths are test/run/life/kill.py's",
     "run/agent.c kill_if_here *": "deaths are test/run/life/kill.py's",
     "hmm/engine.c lost_child_events read": "a child that cannot be served, and changes its mappings meanwhile",
+    "drivers/ofi/absent.c *": "where libfabric is missing when it is built",
+    "drivers/ofi/ep.c ofi_mr_reg *": "of a provider that wants its own memory registered; and test/ofi",
+    "drivers/ofi/ep.c post_inject *": "memory that peers reach by themselves; test/ofi",
     "run/lines.c write_all poll": "standard error takes no more; test/unit/run/lines_test.c",
 }
 
 
 # What is run, by name: arguments of hmm run, and a site that fails throughout: with which error, from when on.
+# With {port} in it, pages are kept at a server; SERVED: it is the server, and nobody else, whose calls fail.
+SERVED = "server"
 SCENARIOS = {
     "victim": (["--ram", "20M", "--to", "lz4:2M,file:/tmp", "--stats", "{stats}", "--", "{dir}/inject-victim"], None),
     "forks untold": (["--ram", "20M", "--to", "lz4:2M,file:/tmp", "--stats", "{stats}", "--", "{dir}/inject-victim",
                       "no-raw"], ("umm/uffd.c umm_uffd_api ioctl UFFDIO_API", 1, 2)),
+    "peer": (["--ram", "20M", "--to", "lz4:2M,ofi://127.0.0.1:{port},key={key}", "--stats", "{stats}", "--",
+              "{dir}/inject-victim"], None),
+    SERVED: (["--ram", "20M", "--to", "lz4:2M,ofi://127.0.0.1:{port},key={key}", "--stats", "{stats}", "--",
+              "{dir}/inject-victim"], None),
     "script": (["--ram", "50%", "--stats", "{name}", "-v", "--", "{script}"], None),
 }
 
@@ -70,6 +78,9 @@ class Plan:
     def __init__(self):
         self.file = tempfile.NamedTemporaryFile(prefix="hmm-inject-")
         self.file.truncate(HEAD + SITES * ENTRY)
+        self.key = tempfile.NamedTemporaryFile(prefix="hmm-inject-")
+        self.key.write(os.urandom(32))
+        self.key.flush()
         self.script = tempfile.NamedTemporaryFile(prefix="hmm-inject-", mode="w", delete=False)
         self.script.write("echo right\n")
         self.script.close()
@@ -113,6 +124,36 @@ def left_over(mark):
     return out
 
 
+class Server:
+    """hmm serve, for one run."""
+
+    def __init__(self, hmm, key, env):
+        self.said = tempfile.TemporaryFile()
+        line = [hmm, "serve", "--listen", "ofi://127.0.0.1:0", "--memory", "64M", "--key", key]
+        self.child = subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=self.said, cwd="/tmp")
+        hangs = threading.Timer(WATCHDOG, self.child.kill)
+        hangs.start()
+        line = self.child.stdout.readline().decode()
+        hangs.cancel()
+        self.port = line.strip().rpartition(":")[2] if line.startswith("hmm serve: listening on ") else None
+
+    def end(self):
+        """(whether it ended as it should, what it said); it is told to."""
+        self.child.terminate()
+        try:
+            rc = self.child.wait(WATCHDOG)
+        except subprocess.TimeoutExpired:
+            hmmtest.dump([self.child.pid])
+            self.child.kill()
+            self.child.wait()
+            rc = "it never ended"
+        self.child.stdout.close()
+        self.said.seek(0)
+        said = self.said.read().decode(errors="replace")
+        refused = rc == 125 and not self.port and re.search(r"^hmm serve: .", said, re.M)
+        return rc == 0 or refused, f"\nserver: status {rc}: {said}"
+
+
 def run(build, plan, scenario, name=None, nth=1, count=1, err=0):
     """(how it ended or None, text, fired, hits of the site)"""
     args, always = SCENARIOS[scenario]
@@ -124,12 +165,23 @@ def run(build, plan, scenario, name=None, nth=1, count=1, err=0):
     if name:
         for i, value in ((3, nth), (4, count), (5, err), (2, sites[name][0])):
             plan.put(i, value)
-    env = dict(os.environ, HMM_INJECT=plan.file.name)
-    mark = ("HMM_INJECT=" + plan.file.name).encode()
+    failing = {"HMM_INJECT": plan.file.name}
+    env = dict(os.environ, HMM_INJECT_RUN=plan.file.name, **(failing if scenario != SERVED else {}))
+    mark = ("HMM_INJECT_RUN=" + plan.file.name).encode()
     at = os.path.join(build, "test/inject")
+    server = port = None
+    if any("{port}" in a for a in args):
+        server = Server(f"{at}/hmm", plan.key.name, dict(os.environ, **failing) if scenario == SERVED else None)
+        port = server.port
+        if not port:
+            ok, said = server.end()
+            fired, hits = plan.get(6), plan.sites()[name][1] if name else 0
+            plan.put(2, 0)
+            return "hmm serve refused" if ok else None, said, fired, hits, {}
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as lines:
         stats_path = plan.file.name + ".stats"
-        args = [a.format(dir=at, stats=stats_path, name=os.path.basename(stats_path), script=plan.script.name) for a in args]
+        args = [a.format(dir=at, stats=stats_path, name=os.path.basename(stats_path), script=plan.script.name,
+                         port=port, key=plan.key.name) for a in args]
         p = subprocess.Popen([f"{at}/hmm", "run"] + args, env=env, stdout=out, stderr=lines, cwd="/tmp")
         hung = False
         try:
@@ -152,6 +204,7 @@ def run(build, plan, scenario, name=None, nth=1, count=1, err=0):
         out.seek(0)
         lines.seek(0)
         text, said = out.read().decode(errors="replace"), lines.read().decode(errors="replace")
+    served, server_said = server.end() if server else (True, "")
     fired = plan.get(6)
     hits = plan.sites()[name][1] if name else 0
     plan.put(2, 0)
@@ -163,17 +216,19 @@ def run(build, plan, scenario, name=None, nth=1, count=1, err=0):
         stats = {}
     if hung:
         text += "\nit never ended"
+    elif not served:
+        text += "\nthe server did not end as it should"
     elif status == 0 and text == "right\n":
         end = "right"
     elif status == 3 and text.startswith("refused: "):
         end = text.strip()
     elif status in (125, 126, 127) and re.search(r"^hmm( run)?: .", said, re.M):
         end = "hmm run refused"
-    elif status == -signal.SIGBUS and " is lost" in said:
+    elif status == -signal.SIGBUS and re.search(r"^hmm: .* (is|are) lost", said, re.M):
         end = "SIGBUS"
     elif status == -signal.SIGKILL and re.search(r"^hmm( run)?: .*(kill|died)", said, re.M):
         end = "killed"
-    return end, f"status {status}: {text.strip()}\n{said}", fired, hits, stats
+    return end, f"status {status}: {text.strip()}\n{said}{server_said}", fired, hits, stats
 
 
 def main():
@@ -183,7 +238,7 @@ def main():
     if os.geteuid():
         hmmtest.skip("not all sites are reached without root")
     part, parts = map(int, args[args.index("--part") + 1].split("/")) if "--part" in args else (1, 1)
-    plans = [Plan() for _ in range(min(4, os.cpu_count() or 1) if not only else 1)]
+    plans = [Plan() for _ in range(min(4, os.cpu_count() or 1) if not only or "*" in only else 1)]
     plain, base = {}, {}
     for scenario, (_, always) in SCENARIOS.items():
         for plan in plans:
@@ -197,7 +252,9 @@ def main():
     cases, seen = [], set()
     for scenario, (_, always) in SCENARIOS.items():
         for name, (_, hits, errs) in base[scenario].items():
-            if not hits or not errs or (only and only != name) or not (full or only or name.startswith(OURS)):
+            if only and not fnmatch.fnmatchcase(name, only):
+                continue
+            if not hits or not errs or not (full or only or name.startswith(OURS)):
                 continue
             if (name in seen and not full) or (always and always[0] == name):
                 continue

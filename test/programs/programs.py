@@ -2,14 +2,18 @@
 # SPDX-License-Identifier: MIT
 """Real programs, each alone and then on 100, 50 and 25 % of the private anonymous memory that it used alone.
 
-programs.py BUILD [--table FILE] [--share N]... [PROGRAM...]
+programs.py BUILD [--table FILE] [--share N]... [--limit SECONDS] [--zram] [PROGRAM...]
 programs.py --session PROGRAM DIR	what runs under hmm, where that is more than one command
 
 What they print or leave must be the same.  --share: only so many percent.  The table says what each needed, and
-how many times as long it took.  Times decide nothing.
+how many times as long it took.  Times decide nothing, but that a run which takes longer than --limit is ended, and
+said to be not through; whether its pages went on moving is said, too.  With --table, what the file has of programs
+and shares that are not run stays, so that the table can be made piece by piece.  --zram: below 100 %, each also in a
+cgroup of that size with the kernel's own swap to zram, after a stroke; what was swapped out is not counted there.
 """
 import argparse
 import hashlib
+import json
 import os
 import random
 import shlex
@@ -22,15 +26,16 @@ import tempfile
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path[:0] = [os.path.join(HERE, "..", "run"), os.path.join(HERE, "..", "run", "load")]
+sys.path[:0] = [os.path.join(HERE, *at) for at in (("..", "run"), ("..", "run", "load"), ("..", "..", "bench", "run"))]
 import apps  # noqa: E402
+import rivals  # noqa: E402
 from hmmtest import Failed, Hmm, descendants, kill_all, reap  # noqa: E402
 from native import Peak  # noqa: E402
 
 MIB = 1 << 20
 LEAST = 20 * MIB  # below it hmm has nothing to live on
 SHARES = (100, 50, 25)
-TIMEOUT = 3600
+LIMIT = 300
 ROOT = os.path.realpath(os.path.join(HERE, "..", ".."))
 
 
@@ -189,9 +194,9 @@ def s_postgresql(d):
     if not p:
         with open(os.path.join(d, "log")) as f:
             raise Failed(f"PostgreSQL does not start: {f.read()[-500:]}")
-    do("pgbench", "-h", d, "-i", "-q", "-s", "4", "postgres")
+    do("pgbench", "-h", d, "-i", "-q", "-s", "2", "postgres")
     for k in range(2):
-        do("pgbench", "-h", d, "-c", "4", "-j", "2", "-t", "400", "-n", "postgres")
+        do("pgbench", "-h", d, "-c", "4", "-j", "2", "-t", "150", "-n", "postgres")
         print(ask("select (select sum(abalance) from pgbench_accounts) = (select sum(delta) from pgbench_history), "
                   "(select sum(bbalance) from pgbench_branches) = (select sum(delta) from pgbench_history), "
                   "(select count(*) from pgbench_history)"))
@@ -247,9 +252,9 @@ public class Work {
 			t.add(new Thread(() -> {
 				Random r = new Random(me);
 				TreeMap<Long, String> m = new TreeMap<>();
-				for (int i = 0; i < 400000; i++) {
-					m.put((long) r.nextInt(60000), "value" + i * 31L);
-					if (i % 50000 == 0)
+				for (int i = 0; i < 40000; i++) {
+					m.put((long) r.nextInt(20000), "value" + i * 31L);
+					if (i % 10000 == 0)
 						sum[me] = sum[me] * 31 + m.toString().hashCode();
 				}
 				for (Map.Entry<Long, String> e : m.entrySet())
@@ -258,7 +263,7 @@ public class Work {
 		}
 		for (Thread x : t) x.start();
 		Random r = new Random(9);
-		for (int i = 0; i < 200000; i++) {
+		for (int i = 0; i < 60000; i++) {
 			byte[] b = new byte[200 + r.nextInt(1200)];
 			r.nextBytes(b);
 			kept.put(r.nextInt(30000), b);
@@ -305,32 +310,33 @@ def p_node(d):
 
 def p_git(d):
     git, repo, r = need("git", "git"), os.path.join(d, "repo"), random.Random(5)
-    lines = words(3, 5).split("\n")
+    lines = words(5, 5).split("\n")
     stream = []
-    for c in range(400):
-        stream.append(f"commit refs/heads/main\ncommitter A <a@b> {1600000000 + c * 60} +0000\ndata 1\nc\n")
-        for _ in range(4):
-            at = r.randrange(len(lines) - 600)
-            text = "\n".join(lines[at:at + 200 + r.randrange(400)]) + "\n"
-            stream.append(f"M 644 inline file{r.randrange(150)}\ndata {len(text)}\n{text}\n")
+    for c in range(36):
+        for _ in range(50):
+            lines[r.randrange(len(lines))] = f"change {c}"
+        at = c % 12 * 3000
+        text = "\n".join(lines[at:at + 26000]) + "\n"
+        stream.append(f"commit refs/heads/main\ncommitter A <a@b> {1600000000 + c * 60} +0000\ndata 1\nc\n"
+                      f"M 644 inline file{c % 12}\ndata {len(text)}\n{text}\n")
     subprocess.run([git, "init", "-q", "--bare", "-b", "main", repo + ".orig"], check=True)
     subprocess.run([git, "-C", repo + ".orig", "fast-import", "--quiet"], input="".join(stream), text=True, check=True)
     # One thread: the search for deltas by more than one gives other packs each time.
-    script = (f"rm -rf {repo}; cp -r {repo}.orig {repo}; cd {repo}; git -c pack.threads=1 repack -adfq --depth=50 "
-              "--window=200; git gc -q --prune=now; git fsck --full --strict; "
+    script = (f"rm -rf {repo}; cp -r {repo}.orig {repo}; cd {repo}; git -c pack.threads=1 repack -adfq --depth=20 "
+              "--window=10; git gc -q --prune=now; git fsck --full --strict; "
               "git rev-list --objects --all | sort | sha256sum; git cat-file --batch-all-objects --batch | sha256sum")
     return ["sh", "-ec", script], str
 
 
 def p_xz(d):
-    f = write(os.path.join(d, "in"), words(24, 1))
-    return ["sh", "-ec", f"{need('xz', 'xz-utils')} -7 -T1 -k -c {f} >{f}.xz; sha256sum <{f}.xz; "
+    f = write(os.path.join(d, "in"), words(32, 1))
+    return ["sh", "-ec", f"{need('xz', 'xz-utils')} -1 -T4 --block-size=8MiB -k -c {f} >{f}.xz; sha256sum <{f}.xz; "
             f"xz -dc {f}.xz | cmp - {f}"], str
 
 
 def p_zstd(d):
     f = write(os.path.join(d, "in"), words(40, 2))
-    return ["sh", "-ec", f"{need('zstd', 'zstd')} -q -16 --long=27 -T2 -c {f} >{f}.zst; sha256sum <{f}.zst; "
+    return ["sh", "-ec", f"{need('zstd', 'zstd')} -q -6 --long=27 -T1 -c {f} >{f}.zst; sha256sum <{f}.zst; "
             f"zstd -q --long=27 -dc {f}.zst | cmp - {f}"], str
 
 
@@ -413,39 +419,102 @@ def refused(h, line):
     return {"verdict": "refused: statically linked", "times": {}}
 
 
-def one(h, name, shares):
+def pages_in(h, pid):
+    r = subprocess.run([h.exe, "stat", str(pid), "--json"], capture_output=True, text=True, timeout=60)
+    return json.loads(r.stdout)["pages_in"] if not r.returncode else 0
+
+
+def through(h, line, ram, limit):
+    """What came of it, and None; or None, and how many pages a second still came back when it took too long."""
+    r, end = h.start(line, ram=f"{ram >> 10}K"), time.monotonic() + limit
+    while r.child.poll() is None and time.monotonic() < end:
+        time.sleep(0.01)
+    if r.child.poll() is not None:
+        return r.wait(), None
+    before = pages_in(h, r.pid)
+    time.sleep(2)
+    rate = (pages_in(h, r.pid) - before) // 2
+    kill_all([r.pid, *descendants()])
+    reap()
+    return None, rate
+
+
+def swapped(line, result, want, ram, limit):
+    """How long it takes where the kernel swaps to zram; None: longer than @limit."""
+    def run(cmd, group, watch):
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            start = time.monotonic()
+            p = subprocess.Popen(cmd, stdin=subprocess.DEVNULL, stdout=out, stderr=err, preexec_fn=group.join)
+            try:
+                p.wait(limit)
+            except subprocess.TimeoutExpired:
+                return None
+            took = time.monotonic() - start
+            out.seek(0)
+            if p.returncode or result(out.read().decode(errors="replace")) != want:
+                raise Failed(f"with zram it ended with {p.returncode}, or differs")
+            return took
+
+    u = rivals.Undo()
+    try:
+        return rivals.Zram(u, rivals.Group(u, "hmm-programs"), 3).measure(line, ram, run)
+    finally:
+        u.back_to(0)
+        u.close()
+        reap()
+
+
+def one(h, name, shares, limit, zram):
     with tempfile.TemporaryDirectory(prefix="hmmtest-") as d:
         line, result = PROGRAMS[name](d)
         if name in REFUSED:
             return refused(h, line)
         want, most, seconds = alone(line, result)
         row = {"verdict": "equal", "mib": most / MIB, "seconds": seconds, "times": {}}
+        print(f"  alone: {most / MIB:.0f} MiB, {seconds:.1f} s", flush=True)
         for share in shares:
             ram = most * share // 100
             if ram < LEAST:
+                row["times"][share] = "too small"
                 continue
+            beside = ""
+            if zram and share < 100:
+                other = swapped(line, result, want, ram, limit)
+                beside = f" / {other / seconds:.2f}" if other else f" / > {limit / seconds:.0f}"
             start = time.monotonic()
-            r = h.run(line, timeout=TIMEOUT, ram=f"{ram >> 10}K")
+            r, rate = through(h, line, ram, limit)
             took = time.monotonic() - start
+            if not r:
+                row["times"][share] = f"> {limit / seconds:.0f}{beside}"
+                print(f"  {share} %: not through after {limit} s, {rate} pages/s come back{beside}", flush=True)
+                continue
             s = r.stats()
             if r.rc:
                 raise Failed(f"ended with {r.rc} at {share} %: {r.err()[-1000:]}\n{r.out()[-1000:]}")
             got = result(r.out())
             if got != want:
                 raise Failed(f"at {share} % it gives\n{str(got)[-1000:]}\nnot\n{str(want)[-1000:]}")
-            row["times"][share] = took / seconds
+            row["times"][share] = f"{took / seconds:.2f}{beside}"
             row["out"] = s["pages_out"]
-            print(f"  {share} %: {took / seconds:.2f} times, {s['pages_out']} pages out, {s['pages_in']} in", flush=True)
+            print(f"  {share} %: {row['times'][share]} times, {s['pages_out']} pages out, {s['pages_in']} in", flush=True)
         return row
 
 
-def table(rows):
+def table(rows, path):
+    """The lines of it; what @path has already, and was not tried now, stays."""
+    cells = {}
+    if path and os.path.exists(path):
+        with open(path) as f:
+            cells = {c[0]: c[1:] for c in ([x.strip() for x in line.strip("| \n").split("|")] for line in f)}
+    for name, r in rows.items():
+        new = [f"{r['mib']:.0f}", f"{r['seconds']:.1f}"] if "mib" in r else ["-", "-"]
+        new += [r.get("times", {}).get(share, "-") for share in SHARES] + [str(r.get("out", "-")), r["verdict"]]
+        cells[name] = [n if n != "-" else o for n, o in zip(new, cells.get(name, new))]
     yield "| program | MiB | alone, s | 100 % | 50 % | 25 % | pages out at the last | |"
     yield "|---|---|---|---|---|---|---|---|"
-    for name, r in rows.items():
-        times = [f"{r['times'][s]:.2f}" if s in r.get("times", {}) else "-" for s in SHARES]
-        first = [f"{r['mib']:.0f}", f"{r['seconds']:.1f}"] if "mib" in r else ["-", "-"]
-        yield f"| {name} | {' | '.join(first + times)} | {r.get('out', '-')} | {r['verdict']} |"
+    for name in PROGRAMS:
+        if name in cells:
+            yield f"| {name} | {' | '.join(cells[name])} |"
 
 
 def main():
@@ -456,6 +525,8 @@ def main():
     p.add_argument("build")
     p.add_argument("--table", help="a file for the table")
     p.add_argument("--share", type=int, action="append")
+    p.add_argument("--limit", type=int, default=LIMIT, help="seconds for a run under hmm")
+    p.add_argument("--zram", action="store_true", help="beside the kernel's swap")
     p.add_argument("program", nargs="*")
     a = p.parse_intermixed_args()
     h, rows, bad = Hmm(a.build), {}, 0
@@ -464,7 +535,7 @@ def main():
             continue
         print(name, flush=True)
         try:
-            rows[name] = one(h, name, a.share or SHARES)
+            rows[name] = one(h, name, a.share or SHARES, a.limit, a.zram)
         except Absent as e:
             rows[name] = {"verdict": f"not tried: {e}"}
         except Failed as e:
@@ -476,7 +547,7 @@ def main():
             reap()
         if rows[name]["verdict"] != "equal":
             print(" ", rows[name]["verdict"])
-    lines = list(table(rows))
+    lines = list(table(rows, a.table))
     print("\n".join(lines))
     if a.table:
         write(a.table, "\n".join(lines) + "\n")

@@ -20,7 +20,7 @@ int tier_secret_load(struct tier_secret *secret, const char *path, char *err, si
 {
 	uint8_t buf[KEY_FILE_MAX + 1];
 	struct stat st;
-	ssize_t n = 0, got;
+	ssize_t n = 0, got = 0;
 	int fd, rc = 0;
 
 	if (sodium_init() < 0)
@@ -38,7 +38,9 @@ int tier_secret_load(struct tier_secret *secret, const char *path, char *err, si
 	} else {
 		while ((size_t)n < sizeof(buf) && (got = read(fd, buf + n, sizeof(buf) - (size_t)n)) > 0)
 			n += got;
-		if ((size_t)n < KEY_FILE_MIN || (size_t)n > KEY_FILE_MAX)
+		if (got < 0)
+			rc = drv_fail(-errno, err, errlen, "ofi: key file %s: %s", path, strerror(errno));
+		else if ((size_t)n < KEY_FILE_MIN || (size_t)n > KEY_FILE_MAX)
 			rc = drv_fail(-EINVAL, err, errlen,
 				      "ofi: key file %s: a key has %u to %u bytes; make one with: "
 				      "(umask 077; head -c 32 /dev/urandom >FILE)",

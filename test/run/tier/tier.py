@@ -136,6 +136,7 @@ def refused(h):
     s = Server(h)
     s.end()
     for spec, line in ((s.spec, "nobody listens there"), (f"{s.spec},key=/nosuch", "key file /nosuch"),
+                       (f"{s.spec},key=/", "key file /: Is a directory"),
                        ("ofi://0.0.0.1:1", "only with a key"), ("ofi://127.0.0.1", "say ofi://HOST:PORT")):
         h.run(["true"], to=spec).expect(rc=125, min_out=0, stderr=line)
     for more, line in ((["--listen", "ofi://0.0.0.0:0", "--memory", "1M"], "give a key"),
