@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Programs that are on their way.
+ * Programs of the tree that nobody knows of: on their way, or left.
  *
  * DOC: who has not signed on yet
  *
@@ -17,6 +17,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,7 +27,8 @@
 #include "run/wire.h"
 
 #define NEEDLE (sizeof(WIRE_ENV) + WIRE_NAME_MAX + WIRE_TOKEN + 3)
-#define LOOKS 5u /* at who is being loaded, a millisecond from one to the next */
+#define LOOKS 5u   /* at who is being loaded, a millisecond from one to the next */
+#define KILLS 100u /* new ones may be made meanwhile */
 
 enum what { OTHER, OURS, BEING_LOADED };
 
@@ -74,29 +76,54 @@ static enum what look_at(int dir, const char *pid, const char *needle)
 	return OTHER;
 }
 
+static enum what walk(const char *needle, bool kill_them)
+{
+	enum what found = OTHER;
+	DIR *d = opendir("/proc");
+	struct dirent *e;
+
+	while (d && (kill_them || found != OURS) && (e = readdir(d))) {
+		enum what is =
+			e->d_name[0] >= '1' && e->d_name[0] <= '9' ? look_at(dirfd(d), e->d_name, needle) : OTHER;
+
+		if (is == OURS && kill_them && kill(atoi(e->d_name), SIGKILL))
+			continue;
+		if (is == OURS || (is == BEING_LOADED && found == OTHER))
+			found = is;
+	}
+	if (d)
+		closedir(d);
+	return found;
+}
+
+static void needle_make(char needle[NEEDLE], const char *name, const char *token)
+{
+	snprintf(needle, NEEDLE, "%s=%s %.*s ", WIRE_ENV, name, WIRE_TOKEN, token);
+}
+
 bool coming_any(const char *name, const char *token)
 {
 	enum what found = BEING_LOADED;
 	char needle[NEEDLE];
 
-	snprintf(needle, sizeof(needle), "%s=%s %.*s ", WIRE_ENV, name, WIRE_TOKEN, token);
+	needle_make(needle, name, token);
 	for (unsigned i = 0; i < LOOKS && found == BEING_LOADED; i++) {
-		struct dirent *e;
-		DIR *d;
-
 		if (i)
 			nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
-		found = OTHER;
-		d = opendir("/proc");
-		while (d && found != OURS && (e = readdir(d))) {
-			enum what is = e->d_name[0] >= '1' && e->d_name[0] <= '9' ? look_at(dirfd(d), e->d_name, needle)
-										  : OTHER;
-
-			if (is != OTHER)
-				found = is;
-		}
-		if (d)
-			closedir(d);
+		found = walk(needle, false);
 	}
 	return found == OURS;
+}
+
+void coming_kill(const char *name, const char *token)
+{
+	enum what found = BEING_LOADED;
+	char needle[NEEDLE];
+
+	needle_make(needle, name, token);
+	for (unsigned i = 0; i < KILLS && found != OTHER; i++) {
+		if (i)
+			nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+		found = walk(needle, true);
+	}
 }

@@ -14,5 +14,13 @@
  * Takes a walk over all processes.
  */
 bool coming_any(const char *name, const char *token);
+/**
+ * coming_kill() - kill all programs of a tree whose supervisor has died
+ *
+ * Parameters as above.  Who has an agent is killed by it.  A child by a raw clone
+ * has none, and its userfaultfd went with the supervisor: what was away it now finds
+ * empty.
+ */
+void coming_kill(const char *name, const char *token);
 
 #endif

@@ -32,6 +32,7 @@
 #include "cli/cli.h"
 #include "hmm.h"
 #include "hmm/size.h"
+#include "run/coming.h"
 #include "run/image.h"
 #include "run/ram.h"
 #include "run/run.h"
@@ -426,9 +427,13 @@ int hmm_run_main(int argc, char **argv)
 	status = stand_in(program, supervisor, sup_fd, &watched);
 	char left = 0;
 	if (send(sup_fd, &byte, 1, MSG_NOSIGNAL) == 1) {
-		if (recv(sup_fd, &left, 1, 0) == 1 && left == RUN_ALL_GONE)
+		if (recv(sup_fd, &left, 1, 0) != 1)
+			coming_kill(ready.name, ready.token);
+		else if (left == RUN_ALL_GONE)
 			waitpid(supervisor, NULL, 0);
-	} else if (errno != EPIPE) {
+	} else if (errno == EPIPE) {
+		coming_kill(ready.name, ready.token);
+	} else {
 		/* It sees that we are gone, and takes it for the worst. */
 		fail(0, "the supervisor cannot be told that the program has ended; what it left running is killed",
 		     strerror(errno));
