@@ -12,7 +12,8 @@
  * they may have happened after the events).  It keeps the lead while it serves
  * a single quick fault, because handing over costs a wake-up; it gives it away
  * when there is more to do, or when who serves the fault is about to sleep
- * (umm_monitor_yield).
+ * (umm_monitor_yield).  With two CPUs it keeps the lead for more: who took over
+ * would run where the program does, or who moves pages out for it.
  *
  * A fault whose placing meets EAGAIN has a change under way: pending events
  * are read and applied, and the fault is served again *from its look-up*.
@@ -53,6 +54,8 @@
 #define READ_MAX 32u          /* messages at a time */
 #define READ_ROOM 64u         /* and those that are read because one of them came too early */
 #define LATE_NS 1000000000ull /* a change is told of: who made it needs to run for a moment */
+#define FEW_CPUS 2
+#define KEEP_OF_FEW 16u /* faults, up to which the lead is kept with so many CPUs */
 #define KEY_STOP 0
 
 struct backlog {
@@ -77,6 +80,7 @@ struct umm_monitor {
 	pthread_mutex_t spare_lock;
 	int spare;               /* given up when there is no other descriptor */
 	struct umm_guard *guard; /* NULL: nobody is humble */
+	unsigned keep;           /* faults at a time for which the lead is not given away */
 	unsigned nthreads;
 	pthread_t thread[MONITOR_THREADS_MAX];
 };
@@ -471,10 +475,10 @@ static void *monitor_thread(void *arg)
 			continue;
 		bool more;
 		unsigned nf = space_read(s, faults, &more);
-		if (nf > 1 || more) {
+		if (nf > 1)
 			umm_follow(&where, 0);
+		if (nf > m->keep || more)
 			lead_drop();
-		}
 		uint32_t tid = nf == 1 ? faults[0].tid : 0;
 		serve(s, faults, nf);
 		if (nf)
@@ -492,6 +496,7 @@ int umm_monitor_create(unsigned nthreads, bool alone, struct umm_monitor **mp)
 	struct umm_monitor *m = calloc(1, sizeof(*m));
 	struct epoll_event ev = {.events = EPOLLIN, .data.u64 = KEY_STOP};
 	pthread_attr_t attr;
+	cpu_set_t cpus;
 	int rc;
 
 	if (!m)
@@ -514,6 +519,7 @@ int umm_monitor_create(unsigned nthreads, bool alone, struct umm_monitor **mp)
 		rc = -errno;
 		goto fail;
 	}
+	m->keep = !sched_getaffinity(0, sizeof(cpus), &cpus) && CPU_COUNT(&cpus) <= FEW_CPUS ? KEEP_OF_FEW : 1;
 	if (alone)
 		m->guard = umm_guard_start(m->epfd);
 	pthread_attr_init(&attr);
