@@ -371,7 +371,35 @@ static bool supervisor_is_gone(void *arg)
 	return sys3(SYS_poll, &p, 1, 0) == 1 && (p.revents & (POLLHUP | POLLERR));
 }
 
-static void serve(struct agent_fds *f, struct umm_inside *in)
+#define CPUS_MAX 1024u
+
+struct cpus {
+	uint64_t all[CPUS_MAX / 64]; /* where we may be */
+	long len;                    /* of all, in bytes; not positive: it is not known */
+	uint64_t but;                /* number of the one that we keep off, and one; 0: none */
+};
+
+static void cpus_init(struct cpus *c)
+{
+	zero(c, sizeof(*c));
+	c->len = sys3(SYS_sched_getaffinity, 0, sizeof(c->all), c->all);
+}
+
+static void keep_off(struct cpus *c, uint64_t but)
+{
+	uint64_t rest[CPUS_MAX / 64];
+
+	if (but == c->but || but > CPUS_MAX || c->len <= 0)
+		return;
+	c->but = but;
+	copy(rest, c->all, sizeof(rest));
+	if (but)
+		rest[(but - 1) / 64] &= ~(1ull << (but - 1) % 64);
+	/* If nothing is left the kernel refuses. */
+	sys3(SYS_sched_setaffinity, 0, c->len, rest);
+}
+
+static void serve(struct agent_fds *f, struct umm_inside *in, struct cpus *cpus)
 {
 	struct pollfd p[2] = {{.fd = f->sock, .events = POLLIN}, {.fd = f->pidfd, .events = POLLIN}};
 
@@ -405,6 +433,7 @@ static void serve(struct agent_fds *f, struct umm_inside *in)
 			sys_futex_wake(&in->ctl->acked, INT32_MAX);
 		}
 		if (m.op == WIRE_GO) {
+			keep_off(cpus, m.start);
 			umm_inside_move(in, m.arg);
 			sys_futex_wake(&in->ctl->batch[m.arg % UMM_BATCHES].done, 1);
 		}
@@ -443,6 +472,7 @@ static int agent_main(void *arg)
 	struct agent *a = arg;
 	struct agent_fds f;
 	struct umm_inside in;
+	struct cpus cpus;
 
 	zero(&f, sizeof(f));
 	zero(&in, sizeof(in));
@@ -452,6 +482,7 @@ static int agent_main(void *arg)
 	sys3(SYS_close_range, 0, ~0u, 0);
 	sys0(SYS_setsid);
 	lift_limits();
+	cpus_init(&cpus);
 	sys2(SYS_prctl, PR_SET_NAME, "hmm-agent");
 	sys1(SYS_chdir, "/");
 	int rc = sign_on(a, &f, &in);
@@ -465,7 +496,7 @@ static int agent_main(void *arg)
 	}
 	atomic_store(&a->state, AGENT_READY);
 	sys_futex_wake(&a->state, 1);
-	serve(&f, &in);
+	serve(&f, &in, &cpus);
 	return 0;
 }
 

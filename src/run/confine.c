@@ -56,9 +56,14 @@ static const struct sock_filter filter[] = {
 	LOAD_ARG(2),
 	LET(O_RDONLY | O_DIRECTORY | O_CLOEXEC),
 	REFUSE,
-	IF_NOT(SYS_kill, 3),
+	IF_NOT(SYS_kill, 4),
 	LOAD_ARG(1),
 	LET(SIGKILL),
+	REFUSE,
+	/* where it runs itself */
+	IF_NOT(SYS_sched_setaffinity, 3),
+	LOAD_ARG(0),
+	LET(0),
 	REFUSE,
 };
 

@@ -293,7 +293,8 @@ static void fatal(void *priv, struct hmm_mm *mm, const char *why)
 static int inside_go(void *priv, unsigned b)
 {
 	struct member *m = priv;
-	struct wire_msg msg = {.op = WIRE_GO, .arg = b};
+	/* It would keep a program and who serves its faults from going on, as the reclaimer would (budget.c). */
+	struct wire_msg msg = {.op = WIRE_GO, .arg = b, .start = (uint64_t)(umm_monitor_cpu(m->sup->h->monitor) + 1)};
 
 	if (send(m->sock, &msg, sizeof(msg), MSG_NOSIGNAL) == sizeof(msg))
 		return 0;

@@ -71,7 +71,7 @@ struct wire_welcome {
 
 /* Supervisor to agent, one byte of operation and an argument. */
 enum wire_op {
-	WIRE_GO = 1, /* carry out batch arg */
+	WIRE_GO = 1, /* carry out batch arg; start: on any CPU but start - 1, if there is another; 0: on any */
 	WIRE_BYE,    /* the program is gone, or has left this address space: so do you */
 	WIRE_ADVISE, /* madvise(start, len, arg) */
 };

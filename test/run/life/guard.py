@@ -46,6 +46,21 @@ def confined(h):
     check(ppid(agent) != r.program(), "the agent is the program's child")
 
 
+def keeps_off(h):
+    """The agent leaves the CPU to a program that faults there, and to who serves it: for either it would be in the way."""
+    cpus = os.sched_getaffinity(0)
+    if len(cpus) < 2:
+        skip("there is one CPU")
+    if os.geteuid():
+        skip("without the right to come back from SCHED_IDLE nobody is followed closely")
+    r = h.start([os.path.join(h.build, "test/run/load/rw"), "rand", "1", "128", "4", "1000"], ram="80M", to="lz4")
+    r.until(r.agents, "no agent")
+    agent = r.agents()[0]
+    r.until(lambda: os.sched_getaffinity(agent) < cpus, "the agent goes anywhere")
+    os.kill(r.program(), signal.SIGKILL)
+    r.wait()
+
+
 def exec_quiet(h):
     """An image that was exec'd hears of no child: ps says when it gets a SIGCHLD."""
     for _ in range(20):
@@ -273,5 +288,5 @@ def limits_lifted(h):
             check(soft(r.program(), name) != soft(r.agents()[0], name), f"{name} is the agent's")
 
 
-main_of(control_sealed, other_users_supervisor, strangers, wrong_words, confined, exec_quiet, no_zombies, end_of_file,
-        kcmp_denied, old_kernel, static_image, small_stack, small_files, limits_lifted)
+main_of(control_sealed, other_users_supervisor, strangers, wrong_words, confined, keeps_off, exec_quiet, no_zombies,
+        end_of_file, kcmp_denied, old_kernel, static_image, small_stack, small_files, limits_lifted)
