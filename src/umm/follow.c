@@ -17,7 +17,9 @@
  * its CPU is the one that we run on: the scheduler looks for an idle one, and
  * moves it there, away from us.  It does not if all that its CPU runs are threads
  * of SCHED_IDLE, for these count as nobody.  So who follows is one.  It then runs
- * at once when the other one sleeps, and makes room when that goes on.
+ * at once when the other one sleeps, and makes room when that goes on.  So when it
+ * has placed a page, and looks again, the next fault is there.  If it is not, some
+ * times in a row, the other one runs elsewhere: it is asked where.
  *
  * It also runs not at all where somebody else wants the CPU, and has the lead, and
  * maybe locks.  So there is a guard.  It looks every GUARD_NS while there is a
@@ -47,6 +49,7 @@
 #define EVERY_MIN 64u
 #define EVERY_KNOWN 4u /* of who was followed last, whoever did */
 #define EVERY_MAX 256u
+#define ALONE 3u
 #define GUARD_NS 3000000l
 #define PROUD_NS_MIN 5000000ull
 #define PROUD_NS_MAX 1000000000ull
@@ -153,6 +156,7 @@ void umm_follow(struct umm_follow *f, uint32_t tid)
 	if (++f->count < f->every)
 		return;
 	f->count = 0;
+	f->alone = 0;
 	cpu = cpu_of(tid);
 	if (cpu != f->cpu || f->every < EVERY_MIN)
 		f->every = EVERY_MIN;
@@ -193,6 +197,20 @@ void umm_follow_woken(struct umm_follow *f)
 void umm_follow_sleeps(struct umm_follow *f)
 {
 	umm_follow_woken(f); /* from odd to even */
+}
+
+void umm_follow_found(struct umm_follow *f, unsigned faults)
+{
+	if (faults)
+		f->alone = 0;
+	else if (f->humble && ++f->alone == ALONE)
+		f->count = f->every; /* ask where it runs, the next time */
+}
+
+void umm_follow_turn(struct umm_follow *f)
+{
+	umm_follow_sleeps(f);
+	umm_follow_woken(f);
 }
 
 void umm_follow_init(struct umm_follow *f, struct umm_guard *g)

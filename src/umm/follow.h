@@ -14,6 +14,7 @@ struct umm_follow {
 	uint32_t tid;   /* who faulted last */
 	uint32_t count; /* its faults in a row, since it was asked where it runs */
 	uint32_t every; /* how many make it worth asking */
+	uint32_t alone; /* how often in a row it looked again and found none */
 	int cpu;        /* bound to; -1: free */
 	bool humble;    /* runs only where nobody else wants to */
 	uint32_t self;
@@ -39,6 +40,10 @@ void umm_follow_end(struct umm_follow *f);
 /** umm_follow_woken(), umm_follow_sleeps() - it has something to do; it is about to wait for something. */
 void umm_follow_woken(struct umm_follow *f);
 void umm_follow_sleeps(struct umm_follow *f);
+/** umm_follow_turn() - both: there was something to do all along. */
+void umm_follow_turn(struct umm_follow *f);
+/** umm_follow_found() - how many faults there were when it looked again, without having slept. */
+void umm_follow_found(struct umm_follow *f, unsigned faults);
 /** umm_follow() - a fault of @tid has been served; 0: there are several. */
 void umm_follow(struct umm_follow *f, uint32_t tid);
 /** umm_follow_leave() - it no longer serves who it followed, or may have to wait. */

@@ -15,6 +15,10 @@
  * (umm_monitor_yield).  With two CPUs it keeps the lead for more: who took over
  * would run where the program does, or who moves pages out for it.
  *
+ * Where the next fault is likely to be there by the time that one has been served
+ * the space is read again at once, a number of times; epoll says when that was
+ * in vain, or enough.
+ *
  * A fault whose placing meets EAGAIN has a change under way: pending events
  * are read and applied, and the fault is served again *from its look-up*.
  *
@@ -56,6 +60,7 @@
 #define LATE_NS 1000000000ull /* a change is told of: who made it needs to run for a moment */
 #define FEW_CPUS 2
 #define KEEP_OF_FEW 16u /* faults, up to which the lead is kept with so many CPUs */
+#define TURNS 64u       /* in a row for one space, while others may wait */
 #define KEY_STOP 0
 
 struct backlog {
@@ -440,8 +445,10 @@ static void *monitor_thread(void *arg)
 {
 	struct umm_monitor *m = arg;
 	struct umm_fault faults[READ_ROOM];
+	struct umm_space *next = NULL; /* to be read without being told to, with a reference */
 	struct umm_follow where;
 	struct epoll_event ev;
+	unsigned turns = 0;
 	sigset_t all;
 
 	umm_follow_init(&where, m->guard);
@@ -453,28 +460,39 @@ static void *monitor_thread(void *arg)
 			pthread_mutex_lock(&m->leader);
 			leading = m;
 		}
-		umm_follow_sleeps(&where);
-		int n = epoll_wait(m->epfd, &ev, 1, -1);
-		umm_follow_woken(&where);
+		struct umm_space *s = next;
+		bool at_once = s;
 
-		if (atomic_load(&m->stop))
-			break;
-		if (n <= 0)
-			continue;
-		if (ev.data.u64 == KEY_STOP) {
-			uint64_t count;
+		next = NULL;
+		if (at_once) {
+			umm_follow_turn(&where);
+		} else {
+			umm_follow_sleeps(&where);
+			int n = epoll_wait(m->epfd, &ev, 1, -1);
+			umm_follow_woken(&where);
 
-			if (read(m->kick, &count, sizeof(count)) < 0 && errno != EAGAIN)
+			if (atomic_load(&m->stop))
+				break;
+			if (n <= 0)
 				continue;
-			lead_drop();
-			serve_backlog(m);
-			continue;
+			if (ev.data.u64 == KEY_STOP) {
+				uint64_t count;
+
+				if (read(m->kick, &count, sizeof(count)) < 0 && errno != EAGAIN)
+					continue;
+				lead_drop();
+				serve_backlog(m);
+				continue;
+			}
+			s = space_by_key(m, ev.data.u64);
+			if (!s)
+				continue;
+			turns = 0;
 		}
-		struct umm_space *s = space_by_key(m, ev.data.u64);
-		if (!s)
-			continue;
 		bool more;
 		unsigned nf = space_read(s, faults, &more);
+		if (at_once)
+			umm_follow_found(&where, nf);
 		if (nf > 1)
 			umm_follow(&where, 0);
 		if (nf > m->keep || more)
@@ -483,7 +501,12 @@ static void *monitor_thread(void *arg)
 		serve(s, faults, nf);
 		if (nf)
 			umm_follow(&where, leading ? tid : 0);
-		umm_space_put(s);
+		/* Who was woken runs before a humble thread does, and may have faulted by now; so may others of many.
+		 */
+		if (leading && nf && (nf > 1 || where.humble) && ++turns < TURNS)
+			next = s;
+		else
+			umm_space_put(s);
 	}
 	lead_drop();
 	following = NULL;

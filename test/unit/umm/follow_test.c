@@ -25,6 +25,7 @@ struct program {
 	pthread_t thread;
 	_Atomic uint32_t tid;
 	_Atomic bool spins, ends;
+	_Atomic int on; /* the CPU that it ran on last */
 	int cpu;
 };
 
@@ -39,9 +40,11 @@ static void *program_main(void *arg)
 	CPU_SET((unsigned)p->cpu, &one);
 	sched_setaffinity(0, sizeof(one), &one);
 	atomic_store(&p->tid, (uint32_t)syscall(SYS_gettid));
-	while (!atomic_load(&p->ends))
+	while (!atomic_load(&p->ends)) {
+		atomic_store(&p->on, sched_getcpu());
 		if (!atomic_load(&p->spins))
 			usleep(500);
+	}
 	return NULL;
 }
 
@@ -61,6 +64,15 @@ static void program_start(struct program *p, bool spins)
 	assert_int_equal(pthread_create(&p->thread, NULL, program_main, p), 0);
 	while (!atomic_load(&p->tid))
 		usleep(100);
+}
+
+static void program_goes_to(struct program *p, int cpu)
+{
+	cpu_set_t one;
+
+	CPU_ZERO(&one);
+	CPU_SET((unsigned)cpu, &one);
+	sched_setaffinity((pid_t)atomic_load(&p->tid), sizeof(one), &one);
 }
 
 static void program_end(struct program *p)
@@ -148,6 +160,31 @@ static void goes_where_the_program_is(void **state)
 	scene_end(&s);
 }
 
+/* Whom it follows is elsewhere now: it looks again and finds nothing, and asks sooner than it would. */
+static void asks_again_when_it_finds_nothing(void **state)
+{
+	struct scene s;
+	int cpu;
+
+	scene_begin(&s, false);
+	serve(&s.f, &s.p, FAULTS + 1);
+	assert_true(s.f.humble);
+	for (cpu = 0; !CPU_ISSET((unsigned)cpu, &all) || cpu == s.p.cpu;)
+		cpu++;
+	program_goes_to(&s.p, cpu);
+	while (atomic_load(&s.p.on) != cpu) {
+		umm_follow_turn(&s.f); /* else it is raised, and asks for that */
+		usleep(200);
+	}
+	for (unsigned i = 0; i < FAULTS / 8; i++) {
+		umm_follow_turn(&s.f);
+		umm_follow_found(&s.f, 0);
+		umm_follow(&s.f, s.p.tid);
+	}
+	assert_true(bound_to(cpu));
+	scene_end(&s);
+}
+
 /* Its CPU is another's: it has the lead, and maybe locks. */
 static void is_raised_where_it_starves(void **state)
 {
@@ -216,7 +253,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(goes_where_the_program_is),        cmocka_unit_test(is_raised_where_it_starves),
 		cmocka_unit_test(is_raised_while_nobody_faults),    cmocka_unit_test(another_goes_on),
-		cmocka_unit_test(nobody_is_humble_without_a_guard),
+		cmocka_unit_test(nobody_is_humble_without_a_guard), cmocka_unit_test(asks_again_when_it_finds_nothing),
 	};
 	struct umm_guard *g;
 
