@@ -37,8 +37,8 @@
 #define LARGE (64ull << 20)
 #define LAST_ROOM_OF_32 30u
 #define LAST_FULL_OF_32 31u
-#define LOOSE_PART 12u /* of what is stored, and that many bytes, may be holes */
-#define LOOSE_BYTES (2ull << 20)
+#define LOOSE_PART 24u /* of what is stored, and that many bytes, may be holes */
+#define LOOSE_BYTES (1ull << 20)
 #define TIGHTEN_BYTES (4ull << 20)
 #define TRIM_REST 64u
 #define SHED_PAGES 512u
