@@ -19,7 +19,8 @@
  * of SCHED_IDLE, for these count as nobody.  So who follows is one.  It then runs
  * at once when the other one sleeps, and makes room when that goes on.  So when it
  * has placed a page, and looks again, the next fault is there.  If it is not, some
- * times in a row, the other one runs elsewhere: it is asked where.
+ * times in a row, the other one runs elsewhere: it is asked where.  For the former
+ * it is humble where there is one CPU only, too.
  *
  * It also runs not at all where somebody else wants the CPU, and has the lead, and
  * maybe locks.  So there is a guard.  It looks every GUARD_NS while there is a
@@ -297,11 +298,8 @@ struct umm_guard *umm_guard_start(int epfd)
 	pthread_attr_t attr;
 	pthread_t trial;
 	bool may = false;
-	cpu_set_t cpus;
 	int rc;
 
-	if (sched_getaffinity(0, sizeof(cpus), &cpus) || CPU_COUNT(&cpus) < 2)
-		return NULL;
 	pthread_attr_init(&attr);
 	pthread_attr_setstacksize(&attr, UMM_THREAD_STACK);
 	rc = pthread_create(&trial, &attr, try_policy, &may);

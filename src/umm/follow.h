@@ -26,8 +26,8 @@ struct umm_follow {
  * umm_guard_start() - see to it that humble threads get to run.
  * @epfd: what they sleep on.
  *
- * Returns NULL where threads cannot be humble: with one CPU; without the right to be anything else
- * again; without memory.
+ * Returns NULL where threads cannot be humble: without the right to be anything else again; without
+ * memory.
  */
 struct umm_guard *umm_guard_start(int epfd);
 /** umm_guard_stop() - all that followed have called umm_follow_end(). */

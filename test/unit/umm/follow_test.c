@@ -166,6 +166,8 @@ static void asks_again_when_it_finds_nothing(void **state)
 	struct scene s;
 	int cpu;
 
+	if (CPU_COUNT(&all) < 2)
+		skip(); /* there is nowhere to go */
 	scene_begin(&s, false);
 	serve(&s.f, &s.p, FAULTS + 1);
 	assert_true(s.f.humble);
@@ -260,7 +262,7 @@ int main(void)
 	sched_getaffinity(0, sizeof(all), &all);
 	g = umm_guard_start(-1);
 	if (!g) {
-		printf("SKIP: one CPU, or no right to come back from SCHED_IDLE\n");
+		printf("SKIP: no right to come back from SCHED_IDLE\n");
 		return 77;
 	}
 	umm_guard_stop(g);
