@@ -117,20 +117,29 @@ static void bind_to(struct umm_follow *f, int cpu)
 static void become_humble(struct umm_follow *f)
 {
 	struct umm_guard *g = f->guard;
-	uint32_t none = 0;
+	uint32_t none = 0, me = f->self;
 
 	if (!g || f->humble)
 		return;
 	atomic_store(&g->known, f->tid);
-	if (umm_now_ns() < atomic_load(&g->proud_until_ns) || atomic_load(&g->humble) || set_policy(0, SCHED_IDLE))
+	if (umm_now_ns() < atomic_load(&g->proud_until_ns) || atomic_load(&g->humble))
 		return;
 	atomic_fetch_or(&g->turns, 1);
 	atomic_store(&g->cpu, f->cpu);
-	f->humble = atomic_compare_exchange_strong(&g->humble, &none, f->self);
-	if (f->humble)
-		sys_futex_wake(&g->humble, 1);
-	else
+	/* The guard knows first: where others want the CPU it is from the next line on that nothing else happens. */
+	if (!atomic_compare_exchange_strong(&g->humble, &none, f->self))
+		return;
+	sys_futex_wake(&g->humble, 1);
+	f->humble = !set_policy(0, SCHED_IDLE);
+	if (!f->humble) {
+		atomic_compare_exchange_strong(&g->humble, &me, 0);
+		return;
+	}
+	/* Raised before it was humble, when it did not get so far for a while. */
+	if (atomic_load(&g->humble) != f->self) {
+		f->humble = false;
 		set_policy(0, SCHED_OTHER);
+	}
 }
 
 static void become_proud(struct umm_follow *f)
