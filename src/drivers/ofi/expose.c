@@ -144,7 +144,7 @@ static const struct hmm_device_ops soft_ops = {
 
 /* ------------------------------------------------------------------- copies */
 
-/* Bytes from @start on that the table has mapped. */
+/* How far from @start on the table has it mapped; at most to @end. */
 static uint64_t mapped_to(struct hmm_range *range, uint64_t start, uint64_t end, bool write)
 {
 	uint64_t at = page_down(start);
@@ -153,6 +153,8 @@ static uint64_t mapped_to(struct hmm_range *range, uint64_t start, uint64_t end,
 		return end;
 	while (at < end && hmm_range_mapped(range, at, at + PAGE, write))
 		at += PAGE;
+	if (at > end) /* the last page is not asked for as a whole */
+		at = end;
 	return at > start ? at : start;
 }
 
