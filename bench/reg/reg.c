@@ -131,30 +131,35 @@ int main(void)
 		.name = "none", .caps = HMM_DEV_MAP | HMM_DEV_PINNED, .map = no_map, .unmap = no_unmap};
 	const struct hmm_reg_params params = {.flags = HMM_REG_HOOKED};
 	struct hmm_device dev = {.ops = &ops};
-	struct hmm_reg_cache *c;
+	const struct hmm_reg_params asking = {.flags = HMM_REG_HOOKED | HMM_REG_SYNC};
+	struct hmm_reg_cache *c, *asks;
 	struct umm_space *space;
-	struct result ours = {0}, ucs = {0};
+	struct result ours = {0}, sync = {0}, ucs = {0};
 	char *mem = mmap(NULL, BUFFERS * STRIDE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
-	if (mem == MAP_FAILED || umm_space_open_self(&space) || hmm_reg_cache_open(space, NULL, &dev, &params, &c))
+	if (mem == MAP_FAILED || umm_space_open_self(&space) || hmm_reg_cache_open(space, NULL, &dev, &params, &c) ||
+	    hmm_reg_cache_open(space, NULL, &dev, &asking, &asks))
 		return 1;
 #ifdef HAVE_UCS
 	ucs_rcache_t *u = ucs_open();
 #endif
 	for (unsigned i = 0; i < ROUNDS; i++) {
 		round_hmm(c, mem, &ours);
+		round_hmm(asks, mem, &sync);
 #ifdef HAVE_UCS
 		if (u)
 			round_ucs(u, mem, &ucs);
 #endif
 	}
 	printf("registration cache, hit among %u buffers: get %.1f ns, put %.1f ns\n", BUFFERS, ours.get, ours.put);
+	printf("with HMM_REG_SYNC, which asks the kernel:      get %.1f ns, put %.1f ns\n", sync.get, sync.put);
 	if (ucs.get)
 		printf("UCX's ucs_rcache in the same run:         get %.1f ns, put %.1f ns; ratio of both together "
 		       "%.2f\n",
 		       ucs.get, ucs.put, (ours.get + ours.put) / (ucs.get + ucs.put));
 	else
 		printf("UCX's ucs_rcache was not there to be measured beside it\n");
+	hmm_reg_cache_close(asks);
 	hmm_reg_cache_close(c);
 	umm_space_close(space);
 	return 0;
