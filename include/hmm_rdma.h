@@ -97,7 +97,9 @@ int hmm_rdma_open(struct umm_space *space, struct hmm_mm *mm, const struct hmm_r
  * hmm_rdma_close() - part with all peers, and end
  * @r: NULL is fine.  What is exposed still is not any more.
  *
- * Context: No other call on @r may run.  Not in callbacks.  Waits for what is under way.
+ * Transfers that are under way are cut short; their peers find the connection ended.
+ *
+ * Context: No other call on @r may run.  Not in callbacks.  Waits for copies that run.
  */
 void hmm_rdma_close(struct hmm_rdma *r);
 

@@ -23,6 +23,7 @@
 #define NPAGES 256u
 #define FORKS_EVERY 40u
 #define FUZZES 300u
+#define LARGE (512u * (size_t)RDMA_CHUNK)
 
 static unsigned operations(void)
 {
@@ -225,6 +226,11 @@ static int owner_main(int fd, const char *what)
 	owner_open(&o, fd);
 	if (quiet)
 		owner_edges(&o);
+	if (!strcmp(what, "large")) {
+		quiet = true;
+		o.c->write_at = (uintptr_t)map(NULL, LARGE);
+		CHECK(!hmm_rdma_expose(o.rdma, (void *)(uintptr_t)o.c->write_at, LARGE, HMM_RDMA_READ, &o.c->write));
+	}
 	o.c->ready = 1;
 	for (unsigned i = 1; !o.c->stop; i++) {
 		if (quiet) {
@@ -587,6 +593,47 @@ static int dies(const char *self)
 	return 0;
 }
 
+/* Who takes what it has asked for very slowly does not keep up who closes. */
+static int slow(const char *self)
+{
+	struct rdma_request q = {.magic = RDMA_MAGIC, .op = RDMA_OP_READ, .len = LARGE, .patience_ns = UINT64_MAX};
+	char host[HMM_RDMA_ADDR_MAX], *buf = malloc(RDMA_CHUNK);
+	unsigned taken = 0, all = LARGE / RDMA_CHUNK;
+	struct ofi_net net;
+	struct ofi_ep ep;
+	struct common *c;
+	size_t len;
+	pid_t pid;
+
+	c = owner_start(self, "large", &pid);
+	if (c->ready < 0) {
+		waitpid(pid, NULL, 0);
+		printf("SKIP: the owner has no network\n");
+		return 77;
+	}
+	q.token = c->write;
+	q.addr = c->write_at;
+	snprintf(host, sizeof(host), "%s", c->addr);
+	*strrchr(host, ':') = '\0';
+	CHECK(!ofi_net_open(&net, "tcp", host, strrchr(c->addr, ':') + 1, 0, NULL, 0));
+	CHECK(!ofi_connect(&net, &ep, in_s(20)));
+	CHECK(!ofi_send(&ep, &q, sizeof(q), NULL, in_s(20)));
+	while (taken < all && !ofi_recv(&ep, buf, RDMA_CHUNK, NULL, &len, in_s(20))) {
+		CHECK(len == RDMA_CHUNK);
+		if (++taken == 8)
+			c->stop = 1;
+		if (taken > 8)
+			usleep(20000);
+	}
+	CHECK(taken >= 8 && taken < all / 2);
+	owner_ends(c, pid);
+	ofi_ep_close(&ep);
+	ofi_net_close(&net);
+	free(buf);
+	printf("%u of %u chunks were taken\n", taken, all);
+	return 0;
+}
+
 int main(int argc, char *argv[])
 {
 	if (argc == 4 && !strcmp(argv[1], "owner"))
@@ -600,6 +647,8 @@ int main(int argc, char *argv[])
 		return fuzz("/proc/self/exe");
 	if (!strcmp(argv[1], "rights"))
 		return rights("/proc/self/exe");
+	if (!strcmp(argv[1], "slow"))
+		return slow("/proc/self/exe");
 	CHECK(!strcmp(argv[1], "dies"));
 	return dies("/proc/self/exe");
 }

@@ -10,7 +10,8 @@
  *
  * A request that makes no sense ends the connection; one that has no right, or
  * meets memory that is not there, is answered.  A peer that takes no data for
- * RDMA_PATIENCE_NS has gone.
+ * RDMA_PATIENCE_NS has gone.  Who closes waits for no more than a chunk: a peer
+ * that takes one now and then would keep it up for as long as it likes.
  *
  * While chunks are on their way the next one is copied: there are several buffers.
  */
@@ -28,7 +29,7 @@
 
 #define PEERS_MOST 64u
 #define ACCEPT_NS 5000000000ull
-#define SLICE_NS 200000000ull /* how long close waits for who waits */
+#define SLICE_NS 100000000ull /* how long close waits for who waits */
 
 /* What the provider reads from and writes to. */
 struct buffers {
@@ -92,6 +93,20 @@ static void count(struct peer *p, int rc, _Atomic uint64_t *bytes, uint64_t n)
 		*bytes += n;
 }
 
+/* Until @op has ended, with patience; -ESHUTDOWN when all is to be closed. */
+static int await(struct peer *p, struct ofi_op *op)
+{
+	const uint64_t until = patience();
+	int rc;
+
+	do {
+		if (p->r->stop)
+			return -ESHUTDOWN;
+		rc = ofi_wait(&p->ep, op, earlier(until, ofi_now_ns() + SLICE_NS));
+	} while (rc == -ETIME && !op->done && ofi_now_ns() < until);
+	return rc;
+}
+
 static int await_request(struct peer *p)
 {
 	return ofi_post_recv(&p->ep, &p->buf->request, sizeof(p->buf->request), desc(p), &p->next_request, patience());
@@ -113,7 +128,7 @@ static int serve_read(struct peer *p, const struct rdma_request *q, uint64_t try
 	for (unsigned i = 0; at < q->len && !rc; i = (i + 1) % RDMA_WINDOW) {
 		size_t n = rdma_chunk(q->len - at);
 
-		rc = ofi_wait(&p->ep, &p->chunk[i], patience());
+		rc = await(p, &p->chunk[i]);
 		if (!rc && !result)
 			result = exposed_copy(p->r->exposed, &q->token, q->addr + at, p->buf->chunk[i], n, false,
 					      earlier(try_until, patience()));
@@ -130,7 +145,7 @@ static int serve_read(struct peer *p, const struct rdma_request *q, uint64_t try
 
 static int post_chunk(struct peer *p, unsigned i, uint64_t left)
 {
-	int rc = ofi_wait(&p->ep, &p->chunk[i], patience());
+	int rc = await(p, &p->chunk[i]);
 
 	return rc ? rc : ofi_post_recv(&p->ep, p->buf->chunk[i], rdma_chunk(left), desc(p), &p->chunk[i], patience());
 }
@@ -146,7 +161,7 @@ static int serve_write(struct peer *p, const struct rdma_request *q, uint64_t tr
 		if (at + n < q->len)
 			rc = post_chunk(p, (i + 1) % RDMA_WINDOW, q->len - at - n);
 		if (!rc)
-			rc = ofi_wait(&p->ep, &p->chunk[i], patience());
+			rc = await(p, &p->chunk[i]);
 		if (!rc && p->chunk[i].len != n)
 			rc = -EPROTO;
 		/* What follows an error has to be taken, too. */
