@@ -13,17 +13,20 @@
  *	PREFETCH	request ->	<- reply
  *
  * A chunk is RDMA_CHUNK bytes, or the rest.  What a reader gets for a small READ is
- * one message, and so it has one message each way, as in fi_read().
+ * one message, and so it has one message each way, as in fi_read().  Each chunk costs a
+ * system call or more at either end, and where they share a processor a switch from one
+ * to the other: two large ones take less time than four small ones (doc/performance.md).
+ * Both ends have to agree on its size: who changes that changes RDMA_MAGIC.
  */
 #ifndef HMM_OFI_RDMA_H
 #define HMM_OFI_RDMA_H
 
 #include "hmm_rdma.h"
 
-#define RDMA_MAGIC 0x316d6472u
-#define RDMA_CHUNK 262144u
-#define RDMA_WINDOW 4u                  /* chunks under way, on either side */
-#define RDMA_POLLS_MOST 131072u         /* bytes: what is longer is not waited for by looking */
+#define RDMA_MAGIC 0x326d6472u
+#define RDMA_CHUNK 524288u
+#define RDMA_WINDOW 2u                  /* chunks under way, on either side */
+#define RDMA_POLLS_MOST 1048576u        /* bytes: what is longer is not waited for by looking */
 #define RDMA_PATIENCE_NS 10000000000ull /* the owner's, for one chunk */
 
 enum rdma_op { RDMA_OP_READ, RDMA_OP_WRITE, RDMA_OP_PREFETCH };
