@@ -79,6 +79,21 @@ static inline hmm_handle_t drv_same_encode(uint64_t word)
 	return DRV_SAME | (uint64_t)kind << DRV_SAME_KIND_SHIFT | value;
 }
 
+/** drv_same_split() - handles of what needs no more than that; numbers of the other pages, and how many these are. */
+static inline unsigned drv_same_split(const void *const src[], hmm_handle_t handle[], uint16_t index[], unsigned n)
+{
+	unsigned m = 0;
+
+	for (unsigned i = 0; i < n; i++) {
+		uint64_t word;
+
+		handle[i] = drv_same_page(src[i], &word) ? drv_same_encode(word) : HMM_HANDLE_NONE;
+		if (handle[i] == HMM_HANDLE_NONE)
+			index[m++] = (uint16_t)i;
+	}
+	return m;
+}
+
 static inline bool drv_same_handle(hmm_handle_t handle)
 {
 	return handle & DRV_SAME;

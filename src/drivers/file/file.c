@@ -12,6 +12,7 @@
  * Locks: grow is held across fallocate(); that of the slots, which put takes,
  * nests inside it and is never held across a system call.
  */
+#include "drivers/counts.h"
 #include "drivers/driver.h"
 #include "drivers/file/file.h"
 #include "drivers/same.h"
@@ -95,19 +96,10 @@ static int file_copy_in(struct hmm_device *dev, const void *const src[], hmm_han
 	struct hmm_file *d = to_file(dev);
 	uint16_t index[HMM_BATCH_MAX];
 	uint64_t slot[HMM_BATCH_MAX], failed[HMM_BATCH_MAX];
-	unsigned m = 0, got, nr_failed = 0, same = 0;
+	unsigned m = drv_same_split(src, handle, index, n), got, nr_failed = 0, same = n - m;
 	struct file_xfer *x;
 	int rc = 0;
 
-	for (unsigned i = 0; i < n; i++) {
-		uint64_t word;
-
-		handle[i] = drv_same_page(src[i], &word) ? drv_same_encode(word) : HMM_HANDLE_NONE;
-		if (handle[i] == HMM_HANDLE_NONE)
-			index[m++] = (uint16_t)i;
-		else
-			same++;
-	}
 	got = m ? take(d, slot, m) : 0;
 	if (!got)
 		goto done;
@@ -190,9 +182,7 @@ static int file_copy_out(struct hmm_device *dev, const hmm_handle_t handle[], vo
 	void *buffer[HMM_BATCH_MAX];
 	int result[HMM_BATCH_MAX];
 	struct file_xfer *x;
-	uint64_t errors = 0;
 	unsigned m = 0;
-	int rc = 0;
 
 	for (unsigned i = 0; i < n; i++) {
 		status[i] = 0;
@@ -234,17 +224,7 @@ static int file_copy_out(struct hmm_device *dev, const hmm_handle_t handle[], vo
 	}
 	file_io_put(&d->io, x);
 done:
-	for (unsigned i = 0; i < n; i++) {
-		if (status[i]) {
-			errors++;
-			if (!rc)
-				rc = status[i];
-		}
-	}
-	atomic_fetch_add_explicit(&d->copied_out, n - errors, memory_order_relaxed);
-	if (errors)
-		atomic_fetch_add_explicit(&d->errors, errors, memory_order_relaxed);
-	return rc;
+	return drv_count_out(status, n, &d->copied_out, &d->errors);
 }
 
 static void file_get(struct hmm_device *dev, const hmm_handle_t handle[], unsigned n)
@@ -253,17 +233,10 @@ static void file_get(struct hmm_device *dev, const hmm_handle_t handle[], unsign
 	int64_t same = 0;
 
 	for (unsigned i = 0; i < n; i++) {
-		_Atomic uint32_t *refs;
-		uint32_t old;
-
-		if (drv_same_handle(handle[i])) {
+		if (drv_same_handle(handle[i]))
 			same++;
-			continue;
-		}
-		refs = &file_slot(&d->slots, handle[i])->refs;
-		old = atomic_load_explicit(refs, memory_order_relaxed);
-		while (old != UINT32_MAX && !atomic_compare_exchange_weak(refs, &old, old + 1))
-			;
+		else
+			drv_ref_get(&file_slot(&d->slots, handle[i])->refs);
 	}
 	if (same)
 		atomic_fetch_add_explicit(&d->same_refs, same, memory_order_relaxed);
@@ -277,18 +250,11 @@ static void file_put(struct hmm_device *dev, const hmm_handle_t handle[], unsign
 	int64_t same = 0;
 
 	for (unsigned i = 0; i < n; i++) {
-		_Atomic uint32_t *refs;
-		uint32_t old;
-
 		if (drv_same_handle(handle[i])) {
 			same++;
 			continue;
 		}
-		refs = &file_slot(&d->slots, handle[i])->refs;
-		old = atomic_load_explicit(refs, memory_order_relaxed);
-		while (old && old != UINT32_MAX && !atomic_compare_exchange_weak(refs, &old, old - 1))
-			;
-		if (old != 1)
+		if (!drv_ref_put(&file_slot(&d->slots, handle[i])->refs))
 			continue;
 		gone[nr_gone++] = handle[i];
 		if (nr_gone == HMM_BATCH_MAX) {
@@ -318,18 +284,11 @@ static size_t file_trim(struct hmm_device *dev, size_t bytes)
 	return file_io_trim(&to_file(dev)->io);
 }
 
-static uint64_t positive(_Atomic int64_t *counter)
-{
-	int64_t n = atomic_load_explicit(counter, memory_order_relaxed);
-
-	return n > 0 ? (uint64_t)n : 0;
-}
-
 static void file_stats(struct hmm_device *dev, struct hmm_device_stats *st)
 {
 	struct hmm_file *d = to_file(dev);
-	uint64_t pages = positive(&d->pages);
-	uint64_t same = positive(&d->same_refs);
+	uint64_t pages = drv_positive(&d->pages);
+	uint64_t same = drv_positive(&d->same_refs);
 	uint64_t ram = atomic_load_explicit(&d->ram.bytes, memory_order_relaxed);
 
 	if (d->backing.ram)

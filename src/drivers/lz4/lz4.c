@@ -12,6 +12,7 @@
  * Compression and decompression run with no lock held: in a work area of the
  * call's own, and straight from a pinned object.
  */
+#include "drivers/counts.h"
 #include "drivers/driver.h"
 #include "drivers/lz4/lz4.h"
 #include "drivers/same.h"
@@ -326,26 +327,19 @@ static size_t lz4_trim(struct hmm_device *dev, size_t bytes)
 	return given + lz4_store_compact(&d->store, bytes);
 }
 
-static uint64_t positive(_Atomic int64_t *counter)
-{
-	int64_t n = atomic_load_explicit(counter, memory_order_relaxed);
-
-	return n > 0 ? (uint64_t)n : 0;
-}
-
 static void lz4_stats(struct hmm_device *dev, struct hmm_device_stats *st)
 {
 	struct hmm_lz4 *d = to_lz4(dev);
-	uint64_t same_refs = positive(&d->same_refs);
+	uint64_t same_refs = drv_positive(&d->same_refs);
 
 	*st = (struct hmm_device_stats){
 		/* Pages that are nothing but a handle count once per reference: nothing tells them apart. */
-		.pages = same_refs + positive(&d->objects),
-		.bytes_stored = positive(&d->bytes_stored),
+		.pages = same_refs + drv_positive(&d->objects),
+		.bytes_stored = drv_positive(&d->bytes_stored),
 		.bytes_ram = atomic_load_explicit(&d->ram.bytes, memory_order_relaxed),
 		.bytes_capacity = d->capacity,
-		.pages_same = same_refs + positive(&d->objects_same),
-		.pages_raw = positive(&d->objects_raw),
+		.pages_same = same_refs + drv_positive(&d->objects_same),
+		.pages_raw = drv_positive(&d->objects_raw),
 		.copied_in = atomic_load_explicit(&d->copied_in, memory_order_relaxed),
 		.copied_out = atomic_load_explicit(&d->copied_out, memory_order_relaxed),
 		.errors = atomic_load_explicit(&d->errors, memory_order_relaxed),

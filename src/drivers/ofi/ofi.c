@@ -40,6 +40,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "drivers/counts.h"
 #include "drivers/driver.h"
 #include "drivers/ofi/internal.h"
 #include "drivers/same.h"
@@ -204,19 +205,11 @@ static int ofi_copy_in(struct hmm_device *dev, const void *const src[], hmm_hand
 	uint16_t index[HMM_BATCH_MAX];
 	struct tier_lane *lane = NULL;
 	unsigned m = 0, got = 0, same = 0;
-	int rc = atomic_load(&d->lost) ? -ENOTCONN : 0;
 
-	for (unsigned i = 0; i < n; i++) {
-		uint64_t word;
-
-		handle[i] = !rc && drv_same_page(src[i], &word) ? drv_same_encode(word) : HMM_HANDLE_NONE;
-		if (handle[i] == HMM_HANDLE_NONE)
-			index[m++] = (uint16_t)i;
-		else
-			same++;
-	}
-	if (rc)
+	if (atomic_load(&d->lost))
 		goto fail;
+	m = drv_same_split(src, handle, index, n);
+	same = n - m;
 	if (!m)
 		goto done;
 	if (atomic_load(&d->no_room) > 0) {
@@ -224,14 +217,12 @@ static int ofi_copy_in(struct hmm_device *dev, const void *const src[], hmm_hand
 		goto done;
 	}
 	lane = lane_get(d, false);
-	if (!lane) {
-		rc = -ENOTCONN;
+	if (!lane)
 		goto fail;
-	}
 	while (got < m) {
 		unsigned want = m - got < TIER_PAGES ? m - got : TIER_PAGES;
+		int rc = put_some(d, lane, src, index + got, want, handle);
 
-		rc = put_some(d, lane, src, index + got, want, handle);
 		if (rc < 0)
 			goto fail; /* the lane is not used again */
 		got += (unsigned)rc;
@@ -294,7 +285,6 @@ static int ofi_copy_out(struct hmm_device *dev, const hmm_handle_t handle[], voi
 	struct hmm_ofi *d = to_ofi(dev);
 	uint16_t index[HMM_BATCH_MAX];
 	struct tier_lane *lane;
-	uint64_t errors = 0;
 	unsigned m = 0;
 	int rc = 0;
 
@@ -333,18 +323,7 @@ static int ofi_copy_out(struct hmm_device *dev, const hmm_handle_t handle[], voi
 	}
 	if (lane && rc != -ENOTCONN)
 		lane_put(d, lane);
-	rc = 0;
-	for (unsigned i = 0; i < n; i++) {
-		if (status[i]) {
-			errors++;
-			if (!rc)
-				rc = status[i];
-		}
-	}
-	atomic_fetch_add_explicit(&d->copied_out, n - errors, memory_order_relaxed);
-	if (errors)
-		atomic_fetch_add_explicit(&d->errors, errors, memory_order_relaxed);
-	return rc;
+	return drv_count_out(status, n, &d->copied_out, &d->errors);
 }
 
 static void ofi_get(struct hmm_device *dev, const hmm_handle_t handle[], unsigned n)
@@ -353,17 +332,10 @@ static void ofi_get(struct hmm_device *dev, const hmm_handle_t handle[], unsigne
 	int64_t same = 0;
 
 	for (unsigned i = 0; i < n; i++) {
-		_Atomic uint32_t *refs;
-		uint32_t old;
-
-		if (drv_same_handle(handle[i])) {
+		if (drv_same_handle(handle[i]))
 			same++;
-			continue;
-		}
-		refs = &slot_of(d, handle[i])->refs;
-		old = atomic_load_explicit(refs, memory_order_relaxed);
-		while (old != UINT32_MAX && !atomic_compare_exchange_weak(refs, &old, old + 1))
-			;
+		else
+			drv_ref_get(&slot_of(d, handle[i])->refs);
 	}
 	count(&d->same_refs, same);
 }
@@ -374,19 +346,11 @@ static void ofi_put(struct hmm_device *dev, const hmm_handle_t handle[], unsigne
 	int64_t same = 0, pages = 0;
 
 	for (unsigned i = 0; i < n; i++) {
-		_Atomic uint32_t *refs;
 		uint64_t slot = handle[i];
-		uint32_t old;
 
-		if (drv_same_handle(handle[i])) {
+		if (drv_same_handle(slot)) {
 			same++;
-			continue;
-		}
-		refs = &slot_of(d, slot)->refs;
-		old = atomic_load_explicit(refs, memory_order_relaxed);
-		while (old && old != UINT32_MAX && !atomic_compare_exchange_weak(refs, &old, old - 1))
-			;
-		if (old == 1) {
+		} else if (drv_ref_put(&slot_of(d, slot)->refs)) {
 			slots_free(d, &slot, 1, true);
 			pages++;
 		}
@@ -418,17 +382,10 @@ static bool ofi_shared(struct hmm_device *dev, hmm_handle_t handle)
 	       atomic_load_explicit(&slot_of(to_ofi(dev), handle)->refs, memory_order_relaxed) > 1;
 }
 
-static uint64_t positive(_Atomic int64_t *counter)
-{
-	int64_t n = atomic_load_explicit(counter, memory_order_relaxed);
-
-	return n > 0 ? (uint64_t)n : 0;
-}
-
 static void ofi_stats(struct hmm_device *dev, struct hmm_device_stats *st)
 {
 	struct hmm_ofi *d = to_ofi(dev);
-	uint64_t pages = positive(&d->pages), same = positive(&d->same_refs);
+	uint64_t pages = drv_positive(&d->pages), same = drv_positive(&d->same_refs);
 
 	*st = (struct hmm_device_stats){
 		.pages = pages + same,
