@@ -181,6 +181,7 @@ static int transfer(struct hmm_uring *u, int fd, char *buf, size_t len, int64_t 
 	if (rc) {
 		if (j->reg)
 			hmm_reg_put(u->cache, j->reg);
+		j->reg = NULL;
 		return rc;
 	}
 	u->free = j->next;
@@ -316,6 +317,9 @@ void hmm_uring_close(struct hmm_uring *u)
 		if (rc && rc != -EINTR && rc != -EAGAIN)
 			break; /* the ring ends with all that is under way */
 	}
+	for (unsigned i = 0; i < u->depth; i++)
+		if (u->jobs[i].reg)
+			hmm_reg_put(u->cache, u->jobs[i].reg);
 	hmm_reg_cache_close(u->cache);
 	io_uring_queue_exit(&u->ring);
 	pthread_mutex_destroy(&u->slots.lock);

@@ -8,6 +8,7 @@
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -339,6 +340,43 @@ static void right_beside_who_maps(void **state)
 	pthread_join(t, NULL);
 }
 
+/* Closes what the kernel calls a ring, as close_range() would.  How many there were. */
+static unsigned close_rings(void)
+{
+	unsigned n = 0;
+
+	for (int fd = 3; fd < 256; fd++) {
+		char path[32], what[64] = "";
+
+		snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+		if (readlink(path, what, sizeof(what) - 1) > 0 && strstr(what, "[io_uring]")) {
+			close(fd);
+			n++;
+		}
+	}
+	return n;
+}
+
+/* A program may close what it does not know: nothing of a transfer that never ends is left behind. */
+static void its_descriptor_closed(void **state)
+{
+	struct fixture *f = *state;
+	struct hmm_uring_done done;
+	int fd[2];
+
+	assert_int_equal(pipe(fd), 0);
+	assert_int_equal(hmm_uring_read(f->u, fd[0], f->mem, LEN, -1, f), 0);
+	assert_int_equal(close_rings(), 1);
+	assert_true(hmm_uring_wait(f->u, &done) < 0);
+	hmm_uring_close(f->u);
+	f->u = NULL;
+	/* Of this a registration that is left would be told. */
+	assert_int_equal(mprotect(f->mem, LEN, PROT_NONE), 0);
+	assert_int_equal(mprotect(f->mem, LEN, PROT_READ | PROT_WRITE), 0);
+	close(fd[0]);
+	close(fd[1]);
+}
+
 #define T_(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
 
 int main(void)
@@ -351,6 +389,7 @@ int main(void)
 		T_(lost_before_the_kernel_came_to_it),
 		cmocka_unit_test_setup_teardown(few_slots, setup_small, teardown),
 		T_(registered_over_a_fork),
+		T_(its_descriptor_closed),
 		T_(right_beside_who_maps),
 	};
 
