@@ -135,6 +135,7 @@ static void disturb(struct owner *o)
 
 static void owner_open(struct owner *o, int fd)
 {
+	const struct hmm_rdma_params params = {.provider = provider()};
 	char err[200] = "";
 	int rc;
 
@@ -151,7 +152,7 @@ static void owner_open(struct owner *o, int fd)
 		CHECK(!hmm_mm_add_device(o->mm, o->away));
 	}
 	umm_hooks_set(o->space);
-	rc = hmm_rdma_open(o->space, o->mm, NULL, &o->rdma, err, sizeof(err));
+	rc = hmm_rdma_open(o->space, o->mm, &params, &o->rdma, err, sizeof(err));
 	if (rc) {
 		printf("SKIP: %s\n", err);
 		o->c->ready = -1;
@@ -506,7 +507,7 @@ static int fuzz(const char *self)
 			memcpy(junk, &q, sizeof(q));
 		snprintf(host, sizeof(host), "%s", c->addr);
 		*strrchr(host, ':') = '\0';
-		CHECK(!ofi_net_open(&net, "tcp", host, strrchr(c->addr, ':') + 1, 0, NULL, 0));
+		CHECK(!ofi_net_open(&net, provider(), host, strrchr(c->addr, ':') + 1, 0, NULL, 0));
 		CHECK(!ofi_connect(&net, &ep, in_s(20)));
 		CHECK(!ofi_post_recv(&ep, answer, sizeof(answer), NULL, &op, in_s(5)));
 		if (!ofi_send(&ep, junk, len, NULL, in_s(5)) && rand_r(&seed) % 2)
@@ -615,7 +616,7 @@ static int slow(const char *self)
 	q.addr = c->write_at;
 	snprintf(host, sizeof(host), "%s", c->addr);
 	*strrchr(host, ':') = '\0';
-	CHECK(!ofi_net_open(&net, "tcp", host, strrchr(c->addr, ':') + 1, 0, NULL, 0));
+	CHECK(!ofi_net_open(&net, provider(), host, strrchr(c->addr, ':') + 1, 0, NULL, 0));
 	CHECK(!ofi_connect(&net, &ep, in_s(20)));
 	CHECK(!ofi_send(&ep, &q, sizeof(q), NULL, in_s(20)));
 	while (taken < all && !ofi_recv(&ep, buf, RDMA_CHUNK, NULL, &len, in_s(20))) {

@@ -108,7 +108,8 @@ int ofi_net_open(struct ofi_net *net, const char *provider, const char *host, co
 	if (rc) {
 		net->info = NULL;
 		return drv_fail(rc == -FI_ENOMEM ? -ENOMEM : -EHOSTUNREACH, err, errlen,
-				"ofi: provider %s has no way to %s:%s", provider, host, port);
+				"ofi: provider %s has no way to %s:%s by a connection (FI_EP_MSG in fi_info)", provider,
+				host, port);
 	}
 	rc = net->lib.fabric(net->info->fabric_attr, &net->fabric, NULL);
 	if (rc) {

@@ -254,11 +254,17 @@ static void test_refused(void **state)
 
 static void test_no_way(void **state)
 {
+	const char *const unfit[] = {"shm", "udp", "udp;ofi_rxd", "tcp;ofi_rxm"};
 	char err[200] = "";
 	struct ofi_net mine;
 
 	assert_int_equal(ofi_net_open(&mine, "nosuch", "127.0.0.1", "1", 0, err, sizeof(err)), -EHOSTUNREACH);
 	assert_non_null(strstr(err, "provider nosuch"));
+	/* Those that have no connections are refused, and not tried. */
+	for (unsigned i = 0; i < sizeof(unfit) / sizeof(unfit[0]); i++) {
+		assert_int_equal(ofi_net_open(&mine, unfit[i], "127.0.0.1", "1", 0, err, sizeof(err)), -EHOSTUNREACH);
+		assert_non_null(strstr(err, unfit[i]));
+	}
 }
 
 int main(void)
