@@ -127,7 +127,7 @@ int hmm_reg_get(struct hmm_reg_cache *cache, const void *addr, size_t len, unsig
 
 /**
  * hmm_reg_put() - the device is done with it
- * @cache: where it is from.
+ * @cache: where it is from; in a forked child nothing happens.
  * @reg: of hmm_reg_get(); not to be looked at any more.
  *
  * It stays registered while there is room.

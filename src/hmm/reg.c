@@ -496,6 +496,8 @@ void hmm_reg_put(struct hmm_reg_cache *c, struct hmm_reg *reg)
 {
 	struct entry *e = (struct entry *)reg;
 
+	if (!c->space) /* a forked child does not even have the entry */
+		return;
 	if (atomic_fetch_sub(&e->refs, 1) == (RETIRED | 1)) {
 		e->older = NULL;
 		finish(c, e);
