@@ -779,10 +779,11 @@ static void test_bad_members(void **state)
 	tier_server_stop(srv);
 }
 
-/* A session that another has not begun cannot be joined. */
+/* A session that another has not begun cannot be joined, nor another's by a number of one's own. */
 static void test_foreign_session(void **state)
 {
 	struct tier_server *srv = serve(64 * MIB, NULL, 0);
+	struct hmm_device *theirs = open_dev(srv, "");
 	struct tier_attach attach = {.session = {1, 2, 3}};
 	struct tier_secret none = {0};
 	struct tier_addr addr;
@@ -792,6 +793,7 @@ static void test_foreign_session(void **state)
 	snprintf(arg, sizeof(arg), "//%s", tier_server_addr(srv));
 	assert_int_equal(tier_addr_parse(arg, &addr, NULL, 0), 0);
 	assert_int_equal(tier_lane_open(&lane, &addr, &none, &attach, NULL, 0), -EPROTO);
+	hmm_device_close(theirs);
 	tier_server_stop(srv);
 }
 
@@ -819,6 +821,8 @@ enum lie {
 	STOPS,     /* it serves, and then says nothing any more */
 	REPEATS,   /* its second answer is its first one, once more */
 	OLD_REPLY, /* it answers with what was right before */
+	TOOK_MORE, /* than it was given */
+	FREED,     /* where pages were put */
 };
 
 struct liar {
@@ -871,6 +875,10 @@ static void *lie_main(void *arg)
 		}
 		if (asked.op == TIER_GET && l->lie == OLD_REPLY && atomic_fetch_add(&l->turn, 1))
 			h.slot[0] ^= 1; /* the right seal on the answer to another question */
+		if (asked.op == TIER_PUT && l->lie == TOOK_MORE)
+			h.n = TIER_PAGES;
+		if (asked.op == TIER_PUT && l->lie == FREED)
+			h.op = TIER_FREE;
 		sent = tier_frame_seal(&keys, &h, out);
 		for (unsigned i = 0; i < h.n && asked.op == TIER_GET; i++, sent += HMM_PAGE_SIZE)
 			memcpy(out + sent, stored[asked.slot[i]], HMM_PAGE_SIZE);
@@ -956,6 +964,26 @@ static void test_answer_to_something_else(void **state)
 	lies(OLD_REPLY);
 }
 
+/* What goes with an answer to another question is lost, and nothing is noted beyond what was sent. */
+static void test_answer_to_what_was_put(void **state)
+{
+	for (enum lie lie = TOOK_MORE; lie <= FREED; lie++) {
+		struct hmm_device *dev;
+		struct liar l;
+		char spec[120], err[400];
+		hmm_handle_t h;
+
+		liar_start(&l, lie, TIER_LANES);
+		snprintf(spec, sizeof(spec), "ofi://%s,timeout=20", l.at);
+		if (hmm_device_open(spec, &dev, err, sizeof(err)))
+			fail_msg("%s", err);
+		assert_int_equal(put_in(dev, TEXT, 1, &h), -EIO);
+		assert_int_equal(put_in(dev, TEXT, 2, &h), -EIO);
+		hmm_device_close(dev);
+		liar_stop(&l, TIER_LANES);
+	}
+}
+
 static int setup(void **state)
 {
 	struct ofi_lib lib;
@@ -1005,6 +1033,7 @@ int main(void)
 		cmocka_unit_test(test_server_stops),
 		cmocka_unit_test(test_server_repeats),
 		cmocka_unit_test(test_answer_to_something_else),
+		cmocka_unit_test(test_answer_to_what_was_put),
 	};
 
 	return cmocka_run_group_tests(tests, setup, teardown);
