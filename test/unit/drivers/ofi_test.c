@@ -797,6 +797,33 @@ static void test_foreign_session(void **state)
 	tier_server_stop(srv);
 }
 
+/* Those who connect and prove nothing are so many and no more; when they have gone there is room again. */
+static void test_many_strangers(void **state)
+{
+	struct tier_server *srv = serve(64 * MIB, NULL, 0);
+	static struct ofi_net net[70];
+	static struct ofi_ep ep[70];
+	struct hmm_device *dev;
+	char spec[100];
+
+	for (unsigned i = 0; i < 70; i++) {
+		const char *port = strrchr(tier_server_addr(srv), ':') + 1;
+
+		assert_int_equal(ofi_net_open(&net[i], "tcp", "127.0.0.1", port, 0, NULL, 0), 0);
+		if (ofi_connect(&net[i], &ep[i], ofi_now_ns() + 20 * SECOND))
+			ep[i] = (struct ofi_ep){0};
+	}
+	until(was_said("too many connections"));
+	for (unsigned i = 0; i < 70; i++) {
+		ofi_ep_close(&ep[i]);
+		ofi_net_close(&net[i]);
+	}
+	snprintf(spec, sizeof(spec), "ofi://%s", tier_server_addr(srv));
+	until(!hmm_device_open(spec, &dev, NULL, 0));
+	hmm_device_close(dev);
+	tier_server_stop(srv);
+}
+
 /* A client that is there and says nothing does not hold its memory for ever; who asks now and then does. */
 static void test_silent_client(void **state)
 {
@@ -1028,6 +1055,7 @@ int main(void)
 		cmocka_unit_test(test_strangers),
 		cmocka_unit_test(test_bad_members),
 		cmocka_unit_test(test_foreign_session),
+		cmocka_unit_test(test_many_strangers),
 		cmocka_unit_test(test_silent_client),
 		cmocka_unit_test(test_silent_server),
 		cmocka_unit_test(test_server_stops),
