@@ -598,6 +598,8 @@ int hmm_device_write(struct hmm_mm *mm, struct hmm_device *dev, uint64_t addr, c
  *
  * Memory is watched from here on, whole mappings of it, where it can be.  The
  * CPU's next write to each page is slower, by a fault that nobody serves but the kernel.
+ * So what is written to as a whole, again and again, is not watched for a while, and
+ * counts as written to.
  *
  * Context: Thread-safe.  Not in callbacks, nor under a lock that they take.
  * Return: 0, or
@@ -605,6 +607,29 @@ int hmm_device_write(struct hmm_mm *mm, struct hmm_device *dev, uint64_t addr, c
  *	-ENOMEM	no memory
  */
 int hmm_written(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t stamp[], uint64_t *now);
+
+/** Address space of one number of hmm_written_since(), bytes; a multiple of it is where the next begins. */
+#define HMM_WRITTEN_BLOCK ((uint64_t)2 << 20)
+
+/**
+ * hmm_written_since() - hmm_written() where little is expected
+ * @mm: an engine.
+ * @start, @end: bytes, page-aligned.
+ * @since: one per HMM_WRITTEN_BLOCK that [start, end) meets.  In: a number of an earlier call, below which
+ *	no copy is that the caller has of pages there; out: the highest number of any page of the block.
+ *	NULL: all stamps are wanted.
+ * @stamp: out, one per page, as of hmm_written(); only of the blocks whose number is higher than what was given.
+ * @now: out: the number of this call.
+ *
+ * Most of the time nothing was written to.  Then no page is looked at, and @stamp is left as it was.
+ *
+ * Context: Thread-safe.  Not in callbacks, nor under a lock that they take.
+ * Return: 0, or
+ *	-EINVAL	unaligned, backward, or beyond HMM_ADDR_END
+ *	-ENOMEM	no memory
+ */
+int hmm_written_since(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t since[], uint64_t stamp[],
+		      uint64_t *now);
 
 /* ------------------------------------------------------- mapping for devices */
 

@@ -126,7 +126,14 @@ struct hmm_leaf {
 	uint64_t base;   /* address of its first page */
 	uint32_t held;   /* entries that are not SYSTEM */
 	bool whole;      /* all on one device, where they went as a huge page; nothing came to their place since */
-	uint64_t *stamp; /* a page each, of hmm_written(); NULL: not asked for yet.  mm->lock */
+	/* Of hmm_written(); mm->lock. */
+	uint64_t *stamp;      /* a page each; NULL: not asked for yet */
+	uint64_t latest;      /* no stamp is higher */
+	uint64_t asked;       /* the call that "found" is of */
+	uint16_t found;       /* pages that it found written to */
+	bool watched;         /* all pages have been protected since they were written to last */
+	uint8_t full;         /* calls in a row that found all of them written to, though they were watched */
+	uint8_t taken, spell; /* calls to come that take it for granted; how many the next time */
 	hmm_entry_t e[HMM_LEAF_PAGES];
 };
 

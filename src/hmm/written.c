@@ -10,6 +10,16 @@
  * with the number of the call before which it copied.  Protecting comes first and
  * copying later, so a write in between is found by the next call.
  *
+ * DOC: what is written to all the time
+ *
+ * That a page is watched costs the CPU a fault when it writes to it next: more than
+ * it costs to copy the page.  So where the whole of a leaf was written to between
+ * calls, and again, it is not watched for some calls, each of which takes it for
+ * granted that all has been written to: what is not sure counts as written.  Then
+ * it is watched once more, and if that finds the same, longer.  Whoever writes once
+ * and launches often is not taken for one of these: two calls in a row must find
+ * all of it written to.
+ *
  * Devices that are coherent keep account of writes by the same bit, from a fork
  * on (linked.c): what it says is noted for them before it is taken.
  */
@@ -17,6 +27,10 @@
 #include <string.h>
 
 #include "hmm/internal.h"
+
+#define FULL_ENOUGH 2u /* calls in a row that found all of a leaf written to: it will be so again */
+#define SPELL_FIRST 4u /* calls that take it for granted */
+#define SPELL_MOST 16u
 
 /* mm->lock held.  NULL: no memory. */
 static uint64_t *stamps_of(struct hmm_mm *mm, uint64_t addr)
@@ -28,15 +42,27 @@ static uint64_t *stamps_of(struct hmm_mm *mm, uint64_t addr)
 	return leaf ? leaf->stamp : NULL;
 }
 
+static uint64_t leaf_end(uint64_t addr)
+{
+	return (addr | ((1ull << HMM_LEAF_SHIFT) - 1)) + 1;
+}
+
+/* Those of [start, end) were written to, as call @now says. */
 static int stamp_set(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t now)
 {
 	for (uint64_t at = start; at < end;) {
-		uint64_t *s = stamps_of(mm, at), z = (at | ((1ull << HMM_LEAF_SHIFT) - 1)) + 1;
+		uint64_t *s = stamps_of(mm, at), z = leaf_end(at);
+		struct hmm_leaf *leaf = hmm_leaf_find(mm, at);
 
 		if (!s)
 			return -ENOMEM;
-		for (; at < end && at < z; at += UMM_PAGE)
+		if (leaf->asked != now)
+			leaf->found = 0;
+		leaf->asked = leaf->latest = now;
+		for (; at < end && at < z; at += UMM_PAGE) {
 			s[hmm_leaf_index(at)] = now;
+			leaf->found++;
+		}
 	}
 	return 0;
 }
@@ -48,10 +74,12 @@ void hmm_written_moved(struct hmm_mm *mm, uint64_t start, uint64_t end)
 
 	for (uint64_t at = start; at < end;) {
 		struct hmm_leaf *leaf = hmm_leaf_find(mm, at);
-		uint64_t z = (at | ((1ull << HMM_LEAF_SHIFT) - 1)) + 1;
+		uint64_t z = leaf_end(at);
 
-		for (z = z < end ? z : end; at < z && leaf && leaf->stamp; at += UMM_PAGE)
+		for (z = z < end ? z : end; at < z && leaf && leaf->stamp; at += UMM_PAGE) {
 			leaf->stamp[hmm_leaf_index(at)] = now;
+			leaf->latest = now;
+		}
 		at = z;
 	}
 }
@@ -71,8 +99,69 @@ static void watch(struct hmm_mm *mm, uint64_t start, uint64_t end)
 			umm_space_watch(mm->space, v.start, v.end - v.start);
 }
 
-/* Of one mapping.  -EPERM: it is not watched. */
-static int take_mapping(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t now)
+/* Is every page of the leaf that begins at @base there, and written to? */
+static bool all_written(struct hmm_mm *mm, uint64_t base)
+{
+	uint64_t end = leaf_end(base), at = base, walked;
+	struct umm_page_run runs[8];
+	int n = umm_page_scan_written(mm->space, base, end, runs, 8, &walked);
+
+	for (int i = 0; i < n && runs[i].start == at; i++)
+		at = runs[i].end;
+	return at == end;
+}
+
+/* Is there anything to ask goes_unwatched() about? */
+static bool may_go_unwatched(struct hmm_mm *mm, uint64_t at)
+{
+	const struct hmm_leaf *leaf = hmm_leaf_find(mm, at);
+
+	return leaf && leaf->stamp && (leaf->taken || (leaf->watched && leaf->full >= FULL_ENOUGH - 1));
+}
+
+/* Is the leaf that begins at @at written to as a whole, without a look at each page; or all the time, as it seems? */
+static bool goes_unwatched(struct hmm_mm *mm, uint64_t at, uint64_t end)
+{
+	struct hmm_leaf *leaf =
+		leaf_end(at) - at == 1ull << HMM_LEAF_SHIFT && leaf_end(at) <= end ? hmm_leaf_find(mm, at) : NULL;
+
+	if (!leaf || !leaf->stamp)
+		return false;
+	if (leaf->taken) {
+		leaf->taken--;
+		return true;
+	}
+	if (!leaf->watched || leaf->full < FULL_ENOUGH - 1 || !all_written(mm, at))
+		return false;
+	leaf->watched = false;
+	leaf->spell = leaf->spell ? (leaf->spell * 2 < SPELL_MOST ? leaf->spell * 2 : SPELL_MOST) : SPELL_FIRST;
+	leaf->taken = leaf->spell;
+	return true;
+}
+
+/* All of the leaves of [start, end) has just been asked about. */
+static void look_back(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t now)
+{
+	for (uint64_t at = start; at < end; at = leaf_end(at)) {
+		struct hmm_leaf *leaf = hmm_leaf_find(mm, at);
+		bool whole = leaf_end(at) - at == 1ull << HMM_LEAF_SHIFT && leaf_end(at) <= end;
+
+		if (!leaf)
+			continue;
+		if (!whole || !leaf->watched) {
+			leaf->watched = whole;
+			continue;
+		}
+		if (leaf->asked == now && leaf->found == HMM_LEAF_PAGES) {
+			leaf->full = leaf->full < FULL_ENOUGH ? leaf->full + 1 : leaf->full;
+		} else {
+			leaf->full = leaf->spell = 0;
+		}
+	}
+}
+
+/* Of one mapping, or a part of it.  -EPERM: it is not watched. */
+static int take_watched(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t now)
 {
 	uint64_t walked = start;
 	int rc = 0;
@@ -85,6 +174,31 @@ static int take_mapping(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_
 			return n < 0 ? n : -EPERM;
 		for (int i = 0; i < n && !rc; i++)
 			rc = stamp_set(mm, runs[i].start, runs[i].end, now);
+	}
+	if (!rc)
+		look_back(mm, start, end, now);
+	return rc;
+}
+
+static int take_mapping(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t now)
+{
+	int rc = 0;
+
+	for (uint64_t at = start, z; at < end && !rc; at = z) {
+		uint64_t free = at;
+
+		while (free < end && goes_unwatched(mm, free, end))
+			free = leaf_end(free);
+		if (free > at) {
+			z = free;
+			rc = stamp_set(mm, at, z, now);
+			continue;
+		}
+		/* This one is to be looked at, and what follows up to where the next is not. */
+		for (z = leaf_end(at); z < end && !may_go_unwatched(mm, z);)
+			z = leaf_end(z);
+		z = z < end ? z : end;
+		rc = take_watched(mm, at, z, now);
 	}
 	return rc;
 }
@@ -113,23 +227,33 @@ static int take_written(struct hmm_mm *mm, uint64_t start, uint64_t end, bool wa
 	return rc;
 }
 
-/* With no lock: nobody waits for whoever @stamp is away from, and what is written meanwhile are higher numbers. */
-static int give_stamps(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t stamp[])
+/*
+ * With no lock: nobody waits for whoever @stamp is away from, and what is written
+ * meanwhile are higher numbers.
+ */
+static int give_stamps(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t since[], uint64_t stamp[])
 {
 	for (uint64_t at = start, z; at < end; at = z) {
 		struct hmm_leaf *leaf = hmm_leaf_find(mm, at);
 		const uint64_t *s = leaf ? leaf->stamp : NULL;
+		uint64_t latest;
 
-		z = (at | ((1ull << HMM_LEAF_SHIFT) - 1)) + 1;
+		z = leaf_end(at);
 		z = z < end ? z : end;
 		if (!s)
 			return -ENOMEM;
-		memcpy(stamp + (at - start) / UMM_PAGE, s + hmm_leaf_index(at), (z - at) / UMM_PAGE * sizeof(*s));
+		latest = __atomic_load_n(&leaf->latest, __ATOMIC_ACQUIRE);
+		if (!since || latest > *since)
+			memcpy(stamp + (at - start) / UMM_PAGE, s + hmm_leaf_index(at),
+			       (z - at) / UMM_PAGE * sizeof(*s));
+		if (since)
+			*since++ = latest;
 	}
 	return 0;
 }
 
-int hmm_written(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t stamp[], uint64_t *now)
+int hmm_written_since(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t since[], uint64_t stamp[],
+		      uint64_t *now)
 {
 	bool watched = false;
 	sigset_t old;
@@ -144,7 +268,7 @@ int hmm_written(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t stamp[
 		hmm_coherent_settle(mm, start, end);
 		*now = ++mm->written;
 		rc = take_written(mm, start, end, watched, *now);
-		for (uint64_t at = start; at < end && !rc; at = (at | ((1ull << HMM_LEAF_SHIFT) - 1)) + 1)
+		for (uint64_t at = start; at < end && !rc; at = leaf_end(at))
 			rc = stamps_of(mm, at) ? 0 : -ENOMEM;
 		pthread_mutex_unlock(&mm->lock);
 		umm_evlock_unshared(&mm->space->ctl->evlock);
@@ -154,7 +278,12 @@ int hmm_written(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t stamp[
 		watched = true;
 	}
 	if (!rc)
-		rc = give_stamps(mm, start, end, stamp);
+		rc = give_stamps(mm, start, end, since, stamp);
 	signals_restore(&old);
 	return rc;
+}
+
+int hmm_written(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t stamp[], uint64_t *now)
+{
+	return hmm_written_since(mm, start, end, NULL, stamp, now);
 }

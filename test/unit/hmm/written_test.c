@@ -226,6 +226,99 @@ static void touches_that_walk_bring_neighbours_along(void **state)
 	assert_in_range(f->dev->copied_out, 1, 32);
 }
 
+#define BLOCKS (NR * PAGE / HMM_WRITTEN_BLOCK + 2)
+
+static void where_nothing_is_written_no_page_is_looked_at(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t since[BLOCKS] = {0}, before[BLOCKS], now, first;
+	unsigned block = (unsigned)((f->addr + 700 * PAGE) / HMM_WRITTEN_BLOCK - f->addr / HMM_WRITTEN_BLOCK);
+
+	fill(f);
+	memset(f->stamp, 0xff, sizeof(f->stamp));
+	assert_int_equal(hmm_written_since(f->mm, f->addr, f->end, since, f->stamp, &first), 0);
+	for (unsigned i = 0; i < NR; i++)
+		assert_int_equal(f->stamp[i], first);
+	memcpy(before, since, sizeof(since));
+	memset(f->stamp, 0xff, sizeof(f->stamp));
+	assert_int_equal(hmm_written_since(f->mm, f->addr, f->end, since, f->stamp, &now), 0);
+	assert_memory_equal(before, since, sizeof(since));
+	for (unsigned i = 0; i < NR; i++)
+		assert_int_equal(f->stamp[i], UINT64_MAX);
+	f->mem[700 * PAGE] = 1;
+	assert_int_equal(hmm_written_since(f->mm, f->addr, f->end, since, f->stamp, &now), 0);
+	for (unsigned i = 0; i < NR; i++) {
+		unsigned b = (unsigned)((f->addr + i * PAGE) / HMM_WRITTEN_BLOCK - f->addr / HMM_WRITTEN_BLOCK);
+
+		assert_int_equal(f->stamp[i], i == 700 ? now : b == block ? first : UINT64_MAX);
+	}
+	assert_int_equal(since[block], now);
+	/* Another that has older copies is told of it still. */
+	memcpy(since, before, sizeof(since));
+	assert_int_equal(hmm_written_since(f->mm, f->addr, f->end, since, f->stamp, &now), 0);
+	assert_true(since[block] > before[block] && since[block] < now);
+	/* What mremap() has taken there is written. */
+	memcpy(before, since, sizeof(since));
+	assert_ptr_equal(mremap(f->mem, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, f->mem + 701 * PAGE),
+			 f->mem + 701 * PAGE);
+	assert_int_equal(hmm_written_since(f->mm, f->addr, f->end, since, f->stamp, &now), 0);
+	assert_true(since[block] > before[block] && f->stamp[701] == since[block]);
+}
+
+/* Pages of the first block that is wholly in the memory, and those of all others, that the next call finds. */
+static uint64_t ask_block(struct fixture *f, uint64_t since, unsigned *in, unsigned *others)
+{
+	unsigned at = (unsigned)((HMM_WRITTEN_BLOCK - f->addr % HMM_WRITTEN_BLOCK) % HMM_WRITTEN_BLOCK / PAGE);
+	uint64_t now;
+
+	assert_int_equal(hmm_written(f->mm, f->addr, f->end, f->stamp, &now), 0);
+	*in = *others = 0;
+	for (unsigned i = 0; i < NR; i++)
+		if (f->stamp[i] > since)
+			++*(i >= at && i < at + 512 ? in : others);
+	return now;
+}
+
+static void what_is_written_all_the_time_is_not_watched(void **state)
+{
+	struct fixture *f = *state;
+	unsigned at = (unsigned)((HMM_WRITTEN_BLOCK - f->addr % HMM_WRITTEN_BLOCK) % HMM_WRITTEN_BLOCK / PAGE);
+	unsigned in, others, spell = 0;
+	uint64_t a = 0;
+
+	/* Once is not all the time. */
+	fill(f);
+	a = ask_block(f, a, &in, &others);
+	fill(f);
+	a = ask_block(f, a, &in, &others);
+	assert_int_equal(in, 512);
+	a = ask_block(f, a, &in, &others);
+	assert_int_equal(in, 0);
+	/* Nor is all but one page. */
+	for (unsigned k = 0; k < 3; k++) {
+		memset(f->mem + (at + 1) * PAGE, 1, 511 * PAGE);
+		a = ask_block(f, a, &in, &others);
+		assert_int_equal(in, 511);
+	}
+	fill(f);
+	a = ask_block(f, a, &in, &others);
+	fill(f);
+	a = ask_block(f, a, &in, &others);
+	assert_int_equal(in, 512);
+	/* For some calls it is taken for granted, then it is watched again; nothing of the rest is concerned. */
+	while (a = ask_block(f, a, &in, &others), in) {
+		assert_int_equal(in, 512);
+		assert_true(++spell < 20);
+	}
+	assert_in_range(spell, 3, 19);
+	f->mem[(at + 7) * PAGE]++;
+	a = ask_block(f, a, &in, &others);
+	assert_int_equal(in, 1);
+	assert_true(f->stamp[at + 7] == a);
+	ask_block(f, a, &in, &others);
+	assert_int_equal(in + others, 0);
+}
+
 static void bad_arguments(void **state)
 {
 	struct fixture *f = *state;
@@ -240,9 +333,14 @@ int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
-		T(each_who_asks_learns_of_all_writes),       T(what_is_dropped_or_replaced_is_written),
-		T(what_mremap_takes_there_is_written),       T(what_a_device_gave_back_is_as_it_gave_it),
-		T(touches_that_walk_bring_neighbours_along), T(bad_arguments),
+		T(each_who_asks_learns_of_all_writes),
+		T(what_is_dropped_or_replaced_is_written),
+		T(what_mremap_takes_there_is_written),
+		T(what_a_device_gave_back_is_as_it_gave_it),
+		T(touches_that_walk_bring_neighbours_along),
+		T(bad_arguments),
+		T(where_nothing_is_written_no_page_is_looked_at),
+		T(what_is_written_all_the_time_is_not_watched),
 	};
 
 	if (argc > 1)
