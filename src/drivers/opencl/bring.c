@@ -123,7 +123,7 @@ static void forget_copies(struct hmm_cl *cl, const struct region *r, uint64_t ad
 		struct region *o = cl->region[id];
 
 		if (o && o != r && addr >= o->addr && addr < o->addr + o->npages * PAGE)
-			o->slot[(addr - o->addr) / PAGE].copy = 0;
+			slot_has(o, (addr - o->addr) / PAGE, 0);
 	}
 }
 
@@ -136,18 +136,19 @@ static int put_into_slots(struct hmm_cl *cl, struct region *r, struct hmm_migrat
 
 	cl_lock(cl, &old);
 	for (unsigned k = 0; k < m->npages; k++) {
-		struct slot *s = &r->slot[(m->addr[k] - r->addr) / PAGE];
+		uint64_t i = (m->addr[k] - r->addr) / PAGE;
+		struct slot *s = &r->slot[i];
 
 		if (s->refs)
 			continue; /* somebody has just read what was here before */
 		s->refs = 1;
 		s->copied = 0;
-		s->copy = 0;
+		slot_has(r, i, 0);
 		s->flags &= (uint8_t)~SLOT_GONE;
 		r->live++;
 		cl->moves++;
 		cl->st.pages_here++;
-		m->handle[k] = handle_of(r, (m->addr[k] - r->addr) / PAGE);
+		m->handle[k] = handle_of(r, i);
 		forget_copies(cl, r, m->addr[k]);
 	}
 	cl_unlock(cl, &old);
@@ -232,12 +233,16 @@ static int move(struct hmm_cl *cl, struct region *r, uint64_t start, uint64_t en
 	return 0;
 }
 
-/* Bytes of the program's, whatever is away of them; a bad address is an error, not a signal. */
+/*
+ * Bytes of the program's, whatever is away of them; a bad address is an error, not a
+ * signal.  The kernel looks up page by page what is the other process's, here @dst,
+ * huge pages at once, and reads the rest as it comes.
+ */
 static int fetch(uint64_t addr, char *dst, size_t n)
 {
 	for (size_t done = 0; done < n;) {
-		struct iovec to = {dst + done, n - done}, from = {(void *)(uintptr_t)(addr + done), n - done};
-		ssize_t got = process_vm_readv(getpid(), &to, 1, &from, 1, 0);
+		struct iovec from = {(void *)(uintptr_t)(addr + done), n - done}, to = {dst + done, n - done};
+		ssize_t got = process_vm_writev(getpid(), &from, 1, &to, 1, 0);
 
 		if (got <= 0)
 			return got < 0 && errno == ENOMEM ? -ENOMEM : -EFAULT;
@@ -321,19 +326,17 @@ static int stamps_for(struct hmm_cl *cl, uint64_t n)
 	return cl->stamp ? 0 : -ENOMEM;
 }
 
-/* Slots [i, z), which are without their pages, get what is in these. */
-static int refresh(struct hmm_cl *cl, struct region *r, uint64_t i, uint64_t z)
+/* Slots [i, z) of one block, with the stamps of their pages. */
+static int refresh_block(struct hmm_cl *cl, struct region *r, uint64_t i, uint64_t z, const uint64_t *stamp,
+			 uint64_t now)
 {
-	uint64_t a, b, now;
+	uint64_t a, b, lowest = UINT64_MAX;
+	unsigned block = block_of(r, i);
 	sigset_t old;
-	int rc = stamps_for(cl, z - i);
 
-	if (!rc)
-		rc = hmm_written(cl->mm, r->addr + i * PAGE, r->addr + z * PAGE, cl->stamp, &now);
-	if (rc)
-		return rc;
-	atomic_store(&cl->now, now);
-	for (uint64_t at = i; next_stale(cl, r, at, z, cl->stamp + (at - i), &a, &b), a < z; at = b) {
+	for (uint64_t at = i; next_stale(cl, r, at, z, stamp + (at - i), &a, &b), a < z; at = b) {
+		int rc;
+
 		wait_for_slots(cl, r, a, b - a);
 		rc = copy_slots(cl, r, a, b);
 		if (rc)
@@ -342,6 +345,51 @@ static int refresh(struct hmm_cl *cl, struct region *r, uint64_t i, uint64_t z)
 		for (uint64_t k = a; k < b; k++)
 			r->slot[k].copy = now;
 		cl_unlock(cl, &old);
+	}
+	cl_lock(cl, &old);
+	while (i && block_of(r, i - 1) == block)
+		i--;
+	for (; i < r->npages && block_of(r, i) == block; i++)
+		lowest = r->slot[i].copy < lowest ? r->slot[i].copy : lowest;
+	r->since[block] = lowest;
+	cl_unlock(cl, &old);
+	return 0;
+}
+
+/* Slots [i, z), which are without their pages, get what is in these. */
+static int refresh(struct hmm_cl *cl, struct region *r, uint64_t i, uint64_t z)
+{
+	unsigned first = block_of(r, i), n = block_of(r, z - 1) - first + 1;
+	int rc = stamps_for(cl, z - i + 2 * n);
+	uint64_t *latest = cl->stamp + (z - i), *since = latest + n, now;
+	sigset_t old;
+
+again:
+	if (rc)
+		return rc;
+	cl_lock(cl, &old);
+	memcpy(since, r->since + first, n * sizeof(*since));
+	cl_unlock(cl, &old);
+	memcpy(latest, since, n * sizeof(*latest));
+	rc = hmm_written_since(cl->mm, r->addr + i * PAGE, r->addr + z * PAGE, latest, cl->stamp, &now);
+	if (rc)
+		return rc;
+	atomic_store(&cl->now, now);
+	for (uint64_t at = i, to; at < z; at = to) {
+		uint64_t end = ((r->addr + at * PAGE) / HMM_WRITTEN_BLOCK + 1) * HMM_WRITTEN_BLOCK;
+		unsigned block = block_of(r, at);
+		bool dropped;
+
+		to = (end - r->addr) / PAGE < z ? (end - r->addr) / PAGE : z;
+		cl_lock(cl, &old);
+		dropped = r->since[block] < since[block - first];
+		cl_unlock(cl, &old);
+		if (dropped) /* a copy that was good when we asked */
+			goto again;
+		if (latest[block - first] > since[block - first])
+			rc = refresh_block(cl, r, at, to, cl->stamp + (at - i), now);
+		if (rc)
+			return rc;
 	}
 	return 0;
 }
@@ -357,7 +405,7 @@ static int make_piece(struct hmm_cl *cl, struct launch *l, struct region *r, uin
 	cl_lock(cl, &old);
 	for (uint64_t k = i; k < z; k++) {
 		r->slot[k].flags |= SLOT_PIECE;
-		r->slot[k].copy = 0;
+		slot_has(r, k, 0);
 	}
 	cl_unlock(cl, &old);
 	return add_piece(cl, l, r, a > start ? a : start, b < end ? b : end);

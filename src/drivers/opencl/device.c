@@ -176,7 +176,7 @@ static void device_put(struct hmm_device *dev, const hmm_handle_t handle[], unsi
 		if (--s->refs)
 			continue;
 		/* It went home as it is here; if it went elsewhere, what is there now counts as written to. */
-		s->copy = s->copied && !(s->flags & SLOT_GONE) ? atomic_load(&cl->now) : 0;
+		slot_has(r, handle[i] & INDEX_MASK, s->copied && !(s->flags & SLOT_GONE) ? atomic_load(&cl->now) : 0);
 		s->copied = 0;
 		r->live--;
 		cl->moves++;
@@ -221,7 +221,7 @@ static void regions_changed(struct hmm_cl *cl, const struct umm_change *why)
 		a = why->start > r->addr ? (why->start - r->addr) / PAGE : 0;
 		z = (why->end < r->addr + r->npages * PAGE ? why->end - r->addr : r->npages * PAGE) / PAGE;
 		for (; a < z; a++) {
-			r->slot[a].copy = 0;
+			slot_has(r, a, 0);
 			if (why->event != UMM_EVENT_MIGRATE && r->slot[a].refs)
 				r->slot[a].flags |= SLOT_GONE;
 		}

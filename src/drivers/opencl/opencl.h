@@ -65,6 +65,8 @@ struct region {
 	bool wanted;    /* by the launch that is being prepared; gate */
 	bool stray, dead;
 	struct slot *slot;
+	uint64_t *since; /* of each HMM_WRITTEN_BLOCK that it meets: no slot's copy is of an earlier stamp; lock */
+	unsigned nblocks;
 };
 
 struct use {
@@ -128,9 +130,9 @@ struct hmm_cl {
 	pthread_mutex_t gate;
 	uint64_t clock;
 	struct hmm_migrate *m;
-	uint64_t *stamp; /* of hmm_written(), nstamps of them */
+	uint64_t *stamp; /* of hmm_written_since(), nstamps of them, and one more for each block */
 	uint64_t nstamps;
-	_Atomic uint64_t now; /* of the last hmm_written() */
+	_Atomic uint64_t now; /* of the last hmm_written_since() */
 	char *stage;          /* STAGE_PAGES pages that cannot be away, for copies through the runtime */
 	char line[160];
 	struct svm *svm;
@@ -196,6 +198,21 @@ static inline uint64_t page_down(uint64_t addr)
 static inline uint64_t page_up(uint64_t addr)
 {
 	return page_down(addr + PAGE - 1);
+}
+
+/* Which of the region's blocks slot @i is in. */
+static inline unsigned block_of(const struct region *r, uint64_t i)
+{
+	return (unsigned)((r->addr + i * PAGE) / HMM_WRITTEN_BLOCK - r->addr / HMM_WRITTEN_BLOCK);
+}
+
+/* Lock held.  Slot @i has what its page had at stamp @copy; 0: it has not. */
+static inline void slot_has(struct region *r, uint64_t i, uint64_t copy)
+{
+	uint64_t *since = &r->since[block_of(r, i)];
+
+	r->slot[i].copy = copy;
+	*since = copy < *since ? copy : *since;
 }
 
 /* A handler that touched a page would wait for the thread that it has interrupted. */

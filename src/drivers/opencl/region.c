@@ -2,13 +2,16 @@
 /* Pieces of the device's memory: see opencl.h. */
 #include <errno.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #include "drivers/opencl/opencl.h"
 
 #define NAP_NS 50000l
 #define COLOUR 1280u
-#define NAPS 200000u /* ten seconds: somebody who reads a page takes no longer */
+#define HUGE_BYTES ((uintptr_t)2 << 20)
+#define HEAP_MOST ((size_t)32 << 20) /* malloc maps what is larger by itself, always */
+#define NAPS 200000u                 /* ten seconds: somebody who reads a page takes no longer */
 
 static void nap(void)
 {
@@ -30,6 +33,13 @@ static void piece_free(struct hmm_cl *cl, struct region *r)
 		clReleaseMemObject(r->mem);
 }
 
+static void record_free(struct hmm_cl *cl, struct region *r)
+{
+	umm_free(cl->space, r->since, r->nblocks * sizeof(*r->since));
+	umm_free(cl->space, r->slot, r->npages * sizeof(*r->slot));
+	umm_free(cl->space, r, sizeof(*r));
+}
+
 /* Nobody uses it any more, and it has no page. */
 static void region_free(struct hmm_cl *cl, struct region *r)
 {
@@ -41,8 +51,7 @@ static void region_free(struct hmm_cl *cl, struct region *r)
 	cl->st.bytes_held -= r->bytes;
 	cl_unlock(cl, &old);
 	piece_free(cl, r);
-	umm_free(cl->space, r->slot, r->npages * sizeof(*r->slot));
-	umm_free(cl->space, r, sizeof(*r));
+	record_free(cl, r);
 }
 
 static bool is_idle(struct hmm_cl *cl, struct region *r)
@@ -162,6 +171,20 @@ static size_t colour(const struct hmm_cl *cl, unsigned id)
 	return COLOUR % cl->align ? 0 : (size_t)id * COLOUR % PAGE;
 }
 
+/*
+ * Memory of this machine is used by the kernel and by who copies through huge pages
+ * where there are any: a walk through it is faster by a tenth and more.  Not where
+ * it may be part of malloc's heap, which would keep them when we are gone.
+ */
+static void want_huge(char *start, size_t bytes)
+{
+	uintptr_t a = ((uintptr_t)start + HUGE_BYTES - 1) & ~(HUGE_BYTES - 1);
+	uintptr_t z = ((uintptr_t)start + bytes) & ~(HUGE_BYTES - 1);
+
+	if (bytes > HEAP_MOST && z > a)
+		madvise((void *)a, z - a, MADV_HUGEPAGE);
+}
+
 static cl_int piece_alloc(struct hmm_cl *cl, struct region *r)
 {
 	cl_int rc = CL_SUCCESS;
@@ -170,7 +193,9 @@ static cl_int piece_alloc(struct hmm_cl *cl, struct region *r)
 		r->svm = clSVMAlloc(cl->context, CL_MEM_READ_WRITE | CL_MEM_SVM_FINE_GRAIN_BUFFER, r->pad + r->bytes,
 				    (cl_uint)cl->align);
 		r->base = r->svm ? (char *)r->svm + r->pad : NULL;
-		if (!r->svm)
+		if (r->svm)
+			want_huge(r->svm, r->pad + r->bytes);
+		else
 			rc = CL_MEM_OBJECT_ALLOCATION_FAILURE;
 	} else {
 		r->mem = clCreateBuffer(cl->context, CL_MEM_READ_WRITE, r->pad + r->bytes, NULL, &rc);
@@ -216,8 +241,10 @@ static int region_new(struct hmm_cl *cl, uint64_t start, uint64_t end, uint64_t 
 	r->pad = colour(cl, id) + (cl->reach ? 0 : (size_t)(-(at - start) % cl->align));
 	r->bytes = r->npages * PAGE;
 	r->slot = umm_alloc(cl->space, r->npages * sizeof(*r->slot));
+	r->nblocks = block_of(r, r->npages - 1) + 1;
+	r->since = umm_alloc(cl->space, r->nblocks * sizeof(*r->since));
 	rc = -ENOMEM;
-	if (!r->slot)
+	if (!r->slot || !r->since)
 		goto fail;
 	rc = cl_fail(cl, -ENOSPC, "%llu MiB do not fit into the %llu MiB of the device: use less at a time",
 		     (unsigned long long)(r->bytes >> 20),
@@ -250,8 +277,7 @@ static int region_new(struct hmm_cl *cl, uint64_t start, uint64_t end, uint64_t 
 fail_piece:
 	piece_free(cl, r);
 fail:
-	umm_free(cl->space, r->slot, r->npages * sizeof(*r->slot));
-	umm_free(cl->space, r, sizeof(*r));
+	record_free(cl, r);
 	return rc;
 }
 
