@@ -11,7 +11,13 @@
  * meanwhile gets that page in the usual way (fault.c), and so do all when the block
  * is refused: a mapping that has become read-only, say.
  *
- * A device with HMM_DEV_MARKED has no such place: the markers are small ones.
+ * A device with HMM_DEV_MARKED has no such place: the markers are small ones.  One with
+ * HMM_DEV_KEEPS wants to be told what the CPU has written to, and what was moved counts
+ * as that: its pages come as one where touches walk through them (fault.c), which is
+ * worth more than the copies, and one by one when they are asked for.
+ *
+ * What nobody has touched yet goes as a huge page, too, of zeros, which is put there
+ * first: else the kernel would ask us for its pages one by one.
  */
 #include "hmm/internal.h"
 
@@ -36,7 +42,7 @@ void hmm_block_went(struct hmm_mm *mm, uint64_t base, unsigned tier, const void 
 	struct hmm_leaf *leaf;
 	uint64_t walked, at = (uintptr_t)staged;
 
-	if (mm->h->chain.dev[tier]->ops->caps & (HMM_DEV_MARKED | HMM_DEV_KEEPS))
+	if (mm->h->chain.dev[tier]->ops->caps & HMM_DEV_MARKED)
 		return;
 	if (umm_page_scan(mm->space, at, at + BLOCK_BYTES, &run, 1, &walked) != 1 || run.start != at ||
 	    run.end != at + BLOCK_BYTES || !(run.flags & UMM_PAGE_HUGE))
@@ -120,4 +126,29 @@ unsigned hmm_block_back(struct hmm_mm *mm, uint64_t base, unsigned tiers, char *
 	if (n < HMM_LEAF_PAGES)
 		sys3(SYS_madvise, block, BLOCK_BYTES, MADV_DONTNEED);
 	return n;
+}
+
+void hmm_block_zero(struct hmm_mm *mm, uint64_t base, char *block)
+{
+	struct hmm_leaf *leaf;
+	uint64_t bytes = 0;
+	bool here = true;
+
+	if (sys3(SYS_madvise, block, BLOCK_BYTES, MADV_POPULATE_WRITE))
+		return;
+	umm_evlock_shared(&mm->space->ctl->evlock);
+	leaf = hmm_leaf_get(mm, base);
+	if (leaf) {
+		pthread_mutex_lock(&leaf->lock);
+		for (unsigned i = 0; i < HMM_LEAF_PAGES; i++)
+			here &= hmm_entry_state(leaf->e[i]) == HMM_SYSTEM;
+		if (here)
+			umm_uffd_move(mm->space->uffd, base, block, BLOCK_BYTES, &bytes);
+		if (bytes)
+			umm_quarantine_filled(mm->space, base, base + bytes);
+		pthread_mutex_unlock(&leaf->lock);
+	}
+	umm_evlock_unshared(&mm->space->ctl->evlock);
+	if (bytes < BLOCK_BYTES)
+		sys3(SYS_madvise, block, BLOCK_BYTES, MADV_DONTNEED);
 }

@@ -59,11 +59,12 @@ static struct hmm_stream *step_find(struct hmm_mm *mm, uint64_t page, bool *goes
 /*
  * How many pages to bring in from @page on, each @step from the one before: more
  * while the faults walk on, page by page or by what has been the distance of late.
+ * @block: as many as there are in a leaf, if they can be had at once.
  */
-static unsigned stream_size(struct hmm_mm *mm, uint64_t page, unsigned *which, int *step)
+static unsigned stream_size(struct hmm_mm *mm, uint64_t page, unsigned *which, int *step, bool *block)
 {
 	struct hmm_stream *old = &mm->stream[0], *s = NULL;
-	bool goes_on;
+	bool goes_on, goes;
 	unsigned size;
 
 	*step = 1;
@@ -71,7 +72,7 @@ static unsigned stream_size(struct hmm_mm *mm, uint64_t page, unsigned *which, i
 	for (unsigned i = 0; i < HMM_STREAMS; i++) {
 		struct hmm_stream *c = &mm->stream[i];
 
-		if (c->size && page >= c->next && page - c->next < 4) {
+		if (c->size && page >= c->next && (page - c->next < 4 || page - c->next + 1 == c->ahead)) {
 			s = c;
 			break;
 		}
@@ -79,8 +80,10 @@ static unsigned stream_size(struct hmm_mm *mm, uint64_t page, unsigned *which, i
 			old = c;
 	}
 	uint32_t score = atomic_load(&mm->seq_score);
+	goes = s;
 	if (s) {
 		s->size = s->size * 2 < HMM_PLACE_MAX ? s->size * 2 : HMM_PLACE_MAX;
+		s->walked += page - s->next;
 		s->delta = s->step = 0;
 		score += (256 - score) / 16;
 	} else if ((s = step_find(mm, page, &goes_on)) && goes_on) {
@@ -102,7 +105,13 @@ static unsigned stream_size(struct hmm_mm *mm, uint64_t page, unsigned *which, i
 		}
 	}
 	atomic_store(&mm->seq_score, score);
+	if (!goes)
+		s->walked = 0;
+	s->walked++;
+	/* Who has walked as far as that is taken to walk on as far. */
+	*block = mm->h->opt.block && *step == 1 && s->walked > HMM_LEAF_PAGES && page % HMM_LEAF_PAGES == 0;
 	size = s->size;
+	s->ahead = *step != 1 ? 0 : *block ? HMM_LEAF_PAGES : size;
 	s->next = page + 1;
 	s->last = page;
 	s->used = ++mm->stream_clock;
@@ -117,6 +126,7 @@ static void stream_advance(struct hmm_mm *mm, unsigned which, uint64_t page, uin
 
 	pthread_mutex_lock(&mm->stream_lock);
 	if (s->next == page + 1) {
+		s->walked += placed - 1;
 		s->last = page + (placed - 1) * (uint64_t)step;
 		if (step == 1)
 			s->next = page + placed;
@@ -590,7 +600,7 @@ void hmm_device_sleeps(void)
 int hmm_fault(void *priv, const struct umm_fault *f)
 {
 	struct hmm_mm *mm = priv;
-	bool write = f->flags & UFFD_PAGEFAULT_FLAG_WRITE, system;
+	bool write = f->flags & UFFD_PAGEFAULT_FLAG_WRITE, system, block;
 	unsigned which = 0, n;
 	uint64_t placed = 0;
 	int rc, step;
@@ -607,7 +617,7 @@ int hmm_fault(void *priv, const struct umm_fault *f)
 	if (fault_of_inside(mm, f, &rc))
 		return rc == -EAGAIN ? rc : 0;
 	hmm_overtaken_age(mm);
-	n = stream_size(mm, f->addr >> UMM_PAGE_SHIFT, &which, &step);
+	n = stream_size(mm, f->addr >> UMM_PAGE_SHIFT, &which, &step, &block);
 	if (mm->h->opt.linked && step != 1) { /* a driver is asked for what was touched, or what follows it */
 		step = 1;
 		n = 1;
@@ -616,6 +626,13 @@ int hmm_fault(void *priv, const struct umm_fault *f)
 	atomic_fetch_add(&mm->faults, !f->again);
 	atomic_fetch_add(&mm->h->faults, !f->again);
 	hmm_budget_charge(mm, n);
+	if (block) {
+		placed = mm->h->opt.block(mm, f->addr);
+		if (placed) {
+			stream_advance(mm, which, f->addr >> UMM_PAGE_SHIFT, placed, step);
+			return 0;
+		}
+	}
 	rc = bring_back(mm, f->addr, n, step, write ? TOUCHED_FOR_WRITING : TOUCHED, &system);
 	if (rc > 0)
 		placed = (uint64_t)rc;

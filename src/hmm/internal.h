@@ -123,9 +123,9 @@ static inline uint64_t hmm_entry_payload(hmm_entry_t e)
 
 struct hmm_leaf {
 	pthread_mutex_t lock;
-	uint64_t base;   /* address of its first page */
-	uint32_t held;   /* entries that are not SYSTEM */
-	bool whole;      /* all on one device, where they went as a huge page; nothing came to their place since */
+	uint64_t base; /* address of its first page */
+	uint32_t held; /* entries that are not SYSTEM */
+	bool whole;    /* all on one device, where they went as a huge page; nothing came to their place since */
 	/* Of hmm_written(); mm->lock. */
 	uint64_t *stamp;      /* a page each; NULL: not asked for yet */
 	uint64_t latest;      /* no stamp is higher */
@@ -188,6 +188,8 @@ struct hmm_stream {
 	int32_t step;  /* the same when it was so twice: what it is expected to go on by */
 	uint32_t size; /* pages brought in last time */
 	uint32_t used;
+	uint32_t ahead;  /* pages that are being brought in: who asks for the next one may be faster than who brings */
+	uint64_t walked; /* pages in a row that it was given */
 };
 
 #define HMM_OVERTAKEN 256u
@@ -322,6 +324,8 @@ struct hmm_options {
 	void *priv;
 	unsigned threads; /* that serve faults; 0: two a CPU, and two */
 	bool linked;      /* spaces bring their own monitor; no chain, no budget (linked.c) */
+	/** Bring back the block of @addr at once; linked only.  Pages that came, or 0. */
+	unsigned (*block)(struct hmm_mm *mm, uint64_t addr);
 };
 
 struct hmm {
@@ -432,6 +436,9 @@ void hmm_block_went(struct hmm_mm *mm, uint64_t base, unsigned tier, const void 
  * Returns how many came: others are still where they were.
  */
 unsigned hmm_block_back(struct hmm_mm *mm, uint64_t base, unsigned tiers, char *block);
+
+/** hmm_block_zero() - put a huge page of zeros where nothing is, if it goes; @block as above, filled with zeros */
+void hmm_block_zero(struct hmm_mm *mm, uint64_t base, char *block);
 
 void hmm_account_in(struct hmm_mm *mm, uint64_t n);
 

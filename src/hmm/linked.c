@@ -63,6 +63,8 @@
 #define STAGING_BYTES (UMM_BATCHES * UMM_BATCH_PAGES * UMM_PAGE)
 #define STAGING_ROOM (STAGING_BYTES + UMM_BATCH_PAGES * UMM_PAGE) /* aligned to a batch */
 #define STAGING_ALIGN (STAGING_ROOM - STAGING_BYTES)              /* a huge page */
+#define WALK_BLOCKS 4u /* who is woken may be at the next one before who has woken it is done */
+#define BLOCK_ROOM ((2 + WALK_BLOCKS) * STAGING_ALIGN)
 #define COLLECT_TRIES 8u
 #define NAP_NS 1000000l
 #define SHARE_TRIES 10000u
@@ -76,9 +78,10 @@ struct linked {
 	struct umm_space_ops ops;
 	struct hmm_iset coherent[HMM_TIERS_MAX]; /* mm->lock */
 	struct hmm_take take;
-	char *block_room, *block; /* one huge page, for those that come back as one; out_lock */
-	struct hmm_iset shared;   /* of these, write-protected since a fork; mm->lock */
-	_Atomic unsigned serving; /* faults at this moment: each may hold references to a device's pages */
+	char *block_room, *block;         /* one huge page, for those that come back as one; out_lock */
+	atomic_flag walking[WALK_BLOCKS]; /* the same, right behind, for walks; each is one fault's at a time */
+	struct hmm_iset shared;           /* of these, write-protected since a fork; mm->lock */
+	_Atomic unsigned serving;         /* faults at this moment: each may hold references to a device's pages */
 };
 
 _Static_assert(sizeof(sigset_t) <= sizeof(((struct hmm_migrate *)0)->reserved), "room for the signal mask");
@@ -283,6 +286,23 @@ static void linked_change(void *priv, const struct umm_change *c)
 static int linked_uniform(void *priv, uint64_t start, uint64_t end)
 {
 	return hmm_mm_uniform(priv, start, end);
+}
+
+/* Nobody waits for a block: the pages come in the usual way then. */
+static unsigned linked_block(struct hmm_mm *mm, uint64_t addr)
+{
+	struct linked *l = linked_of(mm);
+	unsigned i = 0, came, tiers = 0;
+
+	for (unsigned t = 0; t < l->h->chain.n; t++)
+		tiers |= l->h->chain.dev[t]->ops->caps & HMM_DEV_AHEAD ? 1u << t : 0;
+	while (i < WALK_BLOCKS && tiers && atomic_flag_test_and_set(&l->walking[i]))
+		i++;
+	if (i == WALK_BLOCKS || !tiers)
+		return 0;
+	came = hmm_block_back(mm, addr, tiers, l->block + (1 + i) * STAGING_ALIGN);
+	atomic_flag_clear(&l->walking[i]);
+	return came;
 }
 
 static int linked_fault(void *priv, const struct umm_fault *f)
@@ -577,8 +597,11 @@ static void linked_gone(void *priv)
 
 int hmm_mm_open(struct umm_space *space, struct hmm_mm **mmp)
 {
-	const struct hmm_options opt = {
-		.linked = true, .say = linked_say, .fatal = linked_fatal, .forked = linked_forked};
+	const struct hmm_options opt = {.linked = true,
+					.say = linked_say,
+					.fatal = linked_fatal,
+					.forked = linked_forked,
+					.block = linked_block};
 	struct linked *l;
 	char err[8], *window = NULL, *staging = NULL;
 	int rc;
@@ -599,12 +622,12 @@ int hmm_mm_open(struct umm_space *space, struct hmm_mm **mmp)
 	l->in = (struct umm_inside){.uffd = space->uffd, .ctl = space->ctl};
 	staging = umm_alloc(space, STAGING_ROOM);
 	window = umm_alloc(space, STAGING_BYTES);
-	l->block_room = umm_alloc(space, 2 * STAGING_ALIGN);
+	l->block_room = umm_alloc(space, BLOCK_ROOM);
 	rc = -ENOMEM;
 	if (!staging || !window || !l->block_room)
 		goto fail_h;
 	l->block = (char *)(((uintptr_t)l->block_room + STAGING_ALIGN - 1) & ~(uint64_t)(STAGING_ALIGN - 1));
-	sys3(SYS_madvise, l->block, STAGING_ALIGN, MADV_HUGEPAGE);
+	sys3(SYS_madvise, l->block, (1 + WALK_BLOCKS) * STAGING_ALIGN, MADV_HUGEPAGE);
 	/* So that huge pages go there as a whole. */
 	l->in.staging = (char *)(((uintptr_t)staging + STAGING_ROOM - STAGING_BYTES - 1) &
 				 ~(uint64_t)(STAGING_ROOM - STAGING_BYTES - 1));
@@ -648,7 +671,7 @@ int hmm_mm_open(struct umm_space *space, struct hmm_mm **mmp)
 fail_mm:
 	free(l->mm);
 fail_h:
-	umm_free(space, l->block_room, 2 * STAGING_ALIGN);
+	umm_free(space, l->block_room, BLOCK_ROOM);
 	umm_free(space, window, STAGING_BYTES);
 	umm_free(space, staging, STAGING_ROOM);
 	hmm_destroy(l->h);
@@ -905,6 +928,11 @@ static void populate_absent(struct hmm_mm *mm, uint64_t start, uint64_t end)
 						leaf = hmm_leaf_find(mm, at);
 					if (leaf && hmm_entry_state(leaf->e[hmm_leaf_index(at)]) != HMM_SYSTEM)
 						break;
+				}
+				if (at - first == STAGING_ALIGN && !(first % STAGING_ALIGN)) {
+					pthread_mutex_lock(&mm->out_lock);
+					hmm_block_zero(mm, first, linked_of(mm)->block);
+					pthread_mutex_unlock(&mm->out_lock);
 				}
 				if (at > first)
 					sys3(SYS_madvise, first, at - first, MADV_POPULATE_READ);
@@ -1320,6 +1348,12 @@ out:
 	return rc;
 }
 
+/* A look without lock at a leaf that is whole: as one its pages count as written to. */
+static bool keeps(struct hmm_mm *mm, const struct hmm_leaf *leaf)
+{
+	return mm->h->chain.dev[hmm_entry_tier(leaf->e[0])]->ops->caps & HMM_DEV_KEEPS;
+}
+
 /* Under out_lock, signals blocked.  @moved: pages that came; may be NULL. */
 static int bring_from(struct hmm_mm *mm, uint64_t start, uint64_t end, unsigned tiers, uint64_t *moved)
 {
@@ -1329,7 +1363,7 @@ static int bring_from(struct hmm_mm *mm, uint64_t start, uint64_t end, unsigned 
 	int rc;
 
 	for (uint64_t at = start; (leaf = hmm_leaf_next(mm, at, end)); at = leaf->base + STAGING_ALIGN)
-		if (leaf->whole && leaf->base >= start && leaf->base + STAGING_ALIGN <= end)
+		if (leaf->whole && leaf->base >= start && leaf->base + STAGING_ALIGN <= end && !keeps(mm, leaf))
 			came += hmm_block_back(mm, leaf->base, tiers, l->block);
 	rc = hmm_restore_from(mm, start, end, tiers, &came);
 

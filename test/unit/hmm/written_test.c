@@ -319,6 +319,92 @@ static void what_is_written_all_the_time_is_not_watched(void **state)
 	assert_int_equal(in + others, 0);
 }
 
+#define BIG 4u /* huge pages */
+
+/* Memory that the kernel is asked to have in huge pages; NULL: it has none. */
+static char *big(struct fixture *f, bool touched)
+{
+	char *p = mmap(NULL, (BIG + 2) * HMM_WRITTEN_BLOCK, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct umm_page_run run;
+	uint64_t walked;
+
+	assert_ptr_not_equal(p, MAP_FAILED);
+	p += HMM_WRITTEN_BLOCK - (uintptr_t)p % HMM_WRITTEN_BLOCK;
+	assert_int_equal(mprotect(p, BIG * HMM_WRITTEN_BLOCK, PROT_READ | PROT_WRITE), 0);
+	madvise(p, BIG * HMM_WRITTEN_BLOCK, MADV_HUGEPAGE);
+	if (touched)
+		for (unsigned i = 0; i < BIG * 512; i++)
+			p[i * PAGE] = (char)(i * 7 + 1);
+	if (!touched ||
+	    (umm_page_scan(f->space, (uintptr_t)p, (uintptr_t)p + BIG * HMM_WRITTEN_BLOCK, &run, 1, &walked) == 1 &&
+	     (run.flags & UMM_PAGE_HUGE) && run.end - run.start == BIG * HMM_WRITTEN_BLOCK))
+		return p;
+	print_message("SKIP: no huge pages\n");
+	return NULL;
+}
+
+static bool is_huge(struct fixture *f, const char *p)
+{
+	struct umm_page_run run;
+	uint64_t walked;
+
+	return umm_page_scan(f->space, (uintptr_t)p, (uintptr_t)p + HMM_WRITTEN_BLOCK, &run, 1, &walked) == 1 &&
+	       (run.flags & UMM_PAGE_HUGE);
+}
+
+static void who_walks_far_is_given_huge_pages(void **state)
+{
+	struct fixture *f = *state;
+	char *p = big(f, true);
+	uint64_t moved, a, b, stamp[512];
+
+	if (!p)
+		return;
+	a = (uintptr_t)p;
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev->dev, a, a + BIG * HMM_WRITTEN_BLOCK, NULL, &moved), 0);
+	assert_int_equal(moved, BIG * 512);
+	/* Not who has come but a little way when he comes to one. */
+	for (unsigned i = 512 + 300; i < 512 + 300 + 256; i++)
+		assert_int_equal(p[i * PAGE], (char)(i * 7 + 1));
+	assert_in_range(f->dev->copied_out, 256, 256 + 64);
+	assert_int_equal(munmap(p, BIG * HMM_WRITTEN_BLOCK), 0);
+	p = big(f, true);
+	a = (uintptr_t)p;
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev->dev, a, a + BIG * HMM_WRITTEN_BLOCK, NULL, &moved), 0);
+	assert_int_equal(moved, BIG * 512);
+	f->dev->out_calls = 0;
+	for (unsigned i = 0; i < BIG * 512; i++)
+		assert_int_equal(p[i * PAGE], (char)(i * 7 + 1));
+	assert_true(is_huge(f, p + 2 * HMM_WRITTEN_BLOCK) && is_huge(f, p + 3 * HMM_WRITTEN_BLOCK));
+	assert_in_range(f->dev->out_calls, 1, 24);
+	/* What came as one nobody has watched. */
+	a += 2 * HMM_WRITTEN_BLOCK;
+	assert_int_equal(hmm_written(f->mm, a, a + HMM_WRITTEN_BLOCK, stamp, &b), 0);
+	for (unsigned i = 0; i < 512; i++)
+		assert_int_equal(stamp[i], b);
+	munmap(p, BIG * HMM_WRITTEN_BLOCK);
+}
+
+static void what_nobody_touched_goes_as_huge_pages(void **state)
+{
+	struct fixture *f = *state;
+	char *p = big(f, true);
+	uint64_t moved, a;
+
+	if (!p)
+		return;
+	munmap(p, BIG * HMM_WRITTEN_BLOCK);
+	p = big(f, false);
+	a = (uintptr_t)p;
+	p[HMM_WRITTEN_BLOCK + 5 * PAGE] = 1; /* this one is there already */
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev->dev, a, a + BIG * HMM_WRITTEN_BLOCK, NULL, &moved), 0);
+	assert_int_equal(moved, BIG * 512);
+	for (unsigned i = 0; i < BIG * 512; i++)
+		assert_int_equal(p[i * PAGE], i == 512 + 5);
+	assert_true(is_huge(f, p + 2 * HMM_WRITTEN_BLOCK) && is_huge(f, p + 3 * HMM_WRITTEN_BLOCK));
+	munmap(p, BIG * HMM_WRITTEN_BLOCK);
+}
+
 static void bad_arguments(void **state)
 {
 	struct fixture *f = *state;
@@ -341,6 +427,8 @@ int main(int argc, char **argv)
 		T(bad_arguments),
 		T(where_nothing_is_written_no_page_is_looked_at),
 		T(what_is_written_all_the_time_is_not_watched),
+		T(who_walks_far_is_given_huge_pages),
+		T(what_nobody_touched_goes_as_huge_pages),
 	};
 
 	if (argc > 1)
