@@ -118,24 +118,40 @@ int hmm_cl_prefetch(struct hmm_cl *cl, const void *pointer, size_t length, unsig
 	return rc;
 }
 
+/* Pages before the memory, so that it can be in huge pages; one is nobody's in any case. */
+static size_t room_before(size_t len)
+{
+	return len >= HUGE_BYTES ? HUGE_BYTES : PAGE;
+}
+
 int hmm_cl_alloc(struct hmm_cl *cl, size_t size, void **pp)
 {
-	size_t len = page_up(size);
-	char *p;
+	size_t len = page_up(size), before = room_before(len), all = len + before + PAGE;
+	char *p, *at;
 
 	if (!size)
 		return -EINVAL;
-	if (len < size)
+	if (len < size || all < len)
 		return -ENOMEM;
 	/* A page on either side that nobody can use: the kernel would make one mapping of neighbours. */
-	p = mmap(NULL, len + 2 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	p = mmap(NULL, all, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (p == MAP_FAILED)
 		return -ENOMEM;
-	if (mprotect(p + PAGE, len, PROT_READ | PROT_WRITE)) {
-		munmap(p, len + 2 * PAGE);
+	at = p + PAGE;
+	if (before == HUGE_BYTES)
+		at = (char *)(((uintptr_t)at + HUGE_BYTES - 1) & ~(HUGE_BYTES - 1));
+	if (mprotect(at, len, PROT_READ | PROT_WRITE)) {
+		munmap(p, all);
 		return -ENOMEM;
 	}
-	*pp = p + PAGE;
+	/* What is too much goes: hmm_cl_free() is not told how much it is. */
+	if (at - PAGE > p)
+		munmap(p, (size_t)(at - PAGE - p));
+	if (at + len + PAGE < p + all)
+		munmap(at + len + PAGE, (size_t)(p + all - (at + len + PAGE)));
+	if (before == HUGE_BYTES)
+		madvise(at, len, MADV_HUGEPAGE);
+	*pp = at;
 	return 0;
 }
 

@@ -27,6 +27,8 @@
 
 #include "drivers/opencl/opencl.h"
 
+_Static_assert(HUGE_BYTES == HMM_BATCH_MAX * PAGE, "a batch is a huge page");
+
 #define TRIES 4u
 #define NAP_NS 20000l
 
@@ -200,12 +202,12 @@ static int move(struct hmm_cl *cl, struct region *r, uint64_t start, uint64_t en
 	uint64_t i = (start - r->addr) / PAGE, stop = (end - r->addr) / PAGE, z;
 
 	for (unsigned tries = 0; start < end && next_absent(cl, r, &i, &z, stop);) {
-		uint64_t a = r->addr + i * PAGE;
+		uint64_t a = r->addr + i * PAGE, batch = ((a / HUGE_BYTES + 1) * HUGE_BYTES - r->addr) / PAGE;
 		unsigned moved;
 		int rc;
 
-		if (z - i > HMM_BATCH_MAX)
-			z = i + HMM_BATCH_MAX;
+		/* As they lie in huge pages, which go as a whole. */
+		z = z < batch ? z : batch;
 		wait_for_slots(cl, r, i, z - i);
 		rc = fetch_home(cl, a, r->addr + z * PAGE);
 		if (rc)

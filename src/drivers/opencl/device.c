@@ -341,6 +341,7 @@ static void device_free(struct hmm_cl *cl)
 	pthread_mutex_destroy(&cl->lock);
 	pthread_mutex_destroy(&cl->gate);
 	umm_free(cl->space, cl->stage, STAGE_PAGES * PAGE);
+	umm_free(cl->space, cl->back, BACK_BYTES);
 	umm_free(cl->space, cl->m, sizeof(*cl->m));
 	umm_free(cl->space, cl->stamp, cl->nstamps * sizeof(*cl->stamp));
 	umm_free(cl->space, cl, sizeof(*cl));
@@ -389,8 +390,9 @@ int hmm_cl_open(struct umm_space *space, struct hmm_mm *mm, const struct hmm_cl_
 	pthread_cond_init(&cl->changed, NULL);
 	cl->m = umm_alloc(space, sizeof(*cl->m));
 	cl->stage = umm_alloc(space, STAGE_PAGES * PAGE);
+	cl->back = umm_alloc(space, BACK_BYTES);
 	rc = -ENOMEM;
-	if (!cl->m || !cl->stage)
+	if (!cl->m || !cl->stage || !cl->back)
 		goto fail;
 	rc = look_at(cl, &p);
 	if (rc)

@@ -52,7 +52,6 @@
 
 #define TRIES 1000u
 #define NAP_NS 20000l
-#define STEP ((size_t)256 << 10)
 
 /* --------------------------------------------------------------- who uses what */
 
@@ -159,7 +158,7 @@ static void copy_back(struct hmm_cl *cl, struct piece *p, char *buf)
 		struct iovec from, to;
 		bool stale;
 
-		n = p->len - done < STEP ? p->len - done : STEP;
+		n = p->len - done < BACK_BYTES ? p->len - done : BACK_BYTES;
 		if (!p->region->base && region_read(cl, p->region, offset + done, buf, n)) {
 			cl_lock(cl, &old);
 			cl->failed = true;
@@ -237,15 +236,13 @@ static struct launch *await(struct hmm_cl *cl, bool ran)
 void *launch_worker(void *arg)
 {
 	struct hmm_cl *cl = arg;
-	char *buf = umm_alloc(cl->space, STEP);
 	struct launch *l;
 	sigset_t all;
 
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, NULL);
 	while ((l = await(cl, true)))
-		launch_finish(cl, l, buf);
-	umm_free(cl->space, buf, STEP);
+		launch_finish(cl, l, cl->back);
 	return NULL;
 }
 
@@ -619,6 +616,7 @@ static int enqueue(struct hmm_cl *cl, struct plan *p, struct launch *l, const st
 	if (!rc)
 		rc = clEnqueueNDRangeKernel(cl->queue, k->kernel, w->dims, w->offset, w->global, w->local, w->nwait,
 					    w->nwait ? w->wait : NULL, &l->kernel_event);
+	l->begun = l->kernel_event;
 	svm_err = svm_after(cl, &l->kernel_event);
 	rc = rc ? rc : svm_err;
 	while (k->nsubs)
@@ -693,16 +691,17 @@ static int attempt(struct hmm_cl *cl, struct hmm_cl_kernel *k, struct launch *l,
 	if (!*held)
 		return rc ? rc : -EAGAIN;
 	rc = enqueue(cl, &p, l, w);
-	if (rc) {
+	if (!l->begun) {
 		kernel_ended(l, CL_INVALID_OPERATION);
 		return rc;
 	}
+	/* Also where what was to follow it could not be put there: it uses its pages until it has ended. */
 	cl_lock(cl, &old);
 	l->queued = true;
-	cl->st.launches++;
+	cl->st.launches += !rc;
 	pthread_cond_broadcast(&cl->changed);
 	cl_unlock(cl, &old);
-	return 0;
+	return rc;
 }
 
 int hmm_cl_launch(struct hmm_cl_kernel *k, unsigned dims, const size_t *offset, const size_t *global,

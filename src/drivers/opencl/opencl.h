@@ -32,12 +32,14 @@
 #include "hmm_cl.h"
 
 #define PAGE ((uint64_t)HMM_PAGE_SIZE)
+#define HUGE_BYTES ((uint64_t)2 << 20)
 #define REGIONS 4096u
 #define INDEX_BITS 26
 #define INDEX_MASK (((uint64_t)1 << INDEX_BITS) - 1)
 #define ARGS 64u
 #define ACCESS_ALL 4u /* the bit of HMM_CL_WRITE_ALL */
 #define STAGE_PAGES HMM_BATCH_MAX
+#define BACK_BYTES ((size_t)256 << 10)
 
 #define SLOT_PIECE 0x01u /* filled for the launch that is being prepared, and to be copied back */
 #define SLOT_GONE 0x02u  /* the page it has is not that of its address any more */
@@ -92,6 +94,7 @@ struct launch {
 	struct piece *piece;
 	unsigned npieces, room;
 	/* lock */
+	bool begun; /* the kernel is in the queue; gate */
 	bool queued;
 	bool ran;  /* the kernel has ended */
 	bool done; /* and what is to be copied back has been */
@@ -134,6 +137,7 @@ struct hmm_cl {
 	uint64_t nstamps;
 	_Atomic uint64_t now; /* of the last hmm_written_since() */
 	char *stage;          /* STAGE_PAGES pages that cannot be away, for copies through the runtime */
+	char *back;           /* BACK_BYTES, likewise; the worker's */
 	char line[160];
 	struct svm *svm;
 	struct advice *advice;
@@ -145,8 +149,6 @@ struct hmm_cl {
 	unsigned nregions;     /* none is at this number or above */
 	struct launch *active; /* the latest first */
 	uint64_t moves;        /* changes of what is in which slot: see launch.c */
-	uint64_t held;
-	bool lost; /* the device */
 	bool failed;
 	bool stop;
 	struct hmm_cl_stats st;

@@ -9,7 +9,6 @@
 
 #define NAP_NS 50000l
 #define COLOUR 1280u
-#define HUGE_BYTES ((uintptr_t)2 << 20)
 #define HEAP_MOST ((size_t)32 << 20) /* malloc maps what is larger by itself, always */
 #define NAPS 200000u                 /* ten seconds: somebody who reads a page takes no longer */
 
@@ -141,6 +140,7 @@ int region_release(struct hmm_cl *cl, uint64_t start, uint64_t end)
 static int evict(struct hmm_cl *cl)
 {
 	struct region *worst = NULL;
+	sigset_t old;
 	int rc;
 
 	for (unsigned id = 0; id < cl->nregions; id++) {
@@ -152,7 +152,9 @@ static int evict(struct hmm_cl *cl)
 	if (!worst)
 		return -ENOSPC;
 	rc = region_end(cl, worst);
+	cl_lock(cl, &old);
 	cl->st.evictions += !rc;
+	cl_unlock(cl, &old);
 	return rc;
 }
 
@@ -246,13 +248,13 @@ static int region_new(struct hmm_cl *cl, uint64_t start, uint64_t end, uint64_t 
 	rc = -ENOMEM;
 	if (!r->slot || !r->since)
 		goto fail;
-	rc = cl_fail(cl, -ENOSPC, "%llu MiB do not fit into the %llu MiB of the device: use less at a time",
-		     (unsigned long long)(r->bytes >> 20),
-		     (unsigned long long)((cl->limit < cl->most ? cl->limit : cl->most) >> 20));
+	rc = -ENOSPC;
 	if (r->bytes > cl->limit || r->bytes > cl->most || r->npages > INDEX_MASK)
-		goto fail;
+		goto no_room;
 	while (cl->st.bytes_held + r->bytes > cl->limit) {
 		rc = evict(cl);
+		if (rc == -ENOSPC)
+			goto no_room;
 		if (rc)
 			goto fail;
 	}
@@ -274,6 +276,11 @@ static int region_new(struct hmm_cl *cl, uint64_t start, uint64_t end, uint64_t 
 	cl_unlock(cl, &old);
 	*rp = r;
 	return 0;
+no_room:
+	cl_fail(cl, rc, "%llu MiB do not fit into the %llu MiB of the device: use less at a time",
+		(unsigned long long)(r->bytes >> 20),
+		(unsigned long long)((cl->limit < cl->most ? cl->limit : cl->most) >> 20));
+	goto fail;
 fail_piece:
 	piece_free(cl, r);
 fail:

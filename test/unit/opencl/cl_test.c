@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* Kernels on plain memory: what moves, what is copied, what comes back. */
+#include <fcntl.h>
+
 #include "world.h"
 
 #define N (64 * PAGE / 4) /* of uint32_t */
@@ -673,11 +675,24 @@ static void pointers_mean_the_same_on_both_sides(void **state)
 	hmm_cl_svm_free(w->cl, q);
 }
 
+/* Address space in use, of the first word of statm. */
+static long mapped_pages(void)
+{
+	char buf[64] = "";
+	int fd = open("/proc/self/statm", O_RDONLY);
+
+	assert_true(read(fd, buf, sizeof(buf) - 1) > 0);
+	close(fd);
+	return atol(buf);
+}
+
 static void memory_made_to_move(void **state)
 {
 	struct world *w = *state;
 	struct hmm_cl_kernel *k = kernel(w, "inc");
 	uint32_t by = 3, *a;
+	char line[160];
+	long before;
 	void *p;
 
 	assert_int_equal(hmm_cl_alloc(w->cl, 5 * PAGE - 8, &p), 0);
@@ -689,6 +704,17 @@ static void memory_made_to_move(void **state)
 	assert_int_equal(a[5 * PAGE / 4 - 1], 3);
 	hmm_cl_free(w->cl, p, 5 * PAGE - 8);
 	assert_int_equal(hmm_cl_alloc(w->cl, 0, &p), -EINVAL);
+	/* What went well has no line. */
+	hmm_cl_message(w->cl, line, sizeof(line));
+	assert_string_equal(line, "");
+	/* What is large is where it can be in huge pages, and leaves nothing behind. */
+	before = mapped_pages();
+	assert_int_equal(hmm_cl_alloc(w->cl, (5 << 20) + 1, &p), 0);
+	assert_int_equal((uintptr_t)p % (2 << 20), 0);
+	assert_int_equal(mapped_pages(), before + (5 << 20) / PAGE + 3);
+	memset(p, 1, (5 << 20) + 1);
+	hmm_cl_free(w->cl, p, (5 << 20) + 1);
+	assert_int_equal(mapped_pages(), before);
 	hmm_cl_kernel_close(k);
 }
 

@@ -8,7 +8,7 @@
 static struct fault {
 	int after, fails;
 	cl_int with;
-} alloc_f, ndrange_f, write_f, read_f, wait_f, finish_f, fill_f;
+} alloc_f, map_f, ndrange_f, write_f, read_f, wait_f, finish_f, fill_f;
 
 static bool fails(struct fault *f)
 {
@@ -115,6 +115,8 @@ cl_int __wrap_clEnqueueSVMMap(cl_command_queue q, cl_bool b, cl_map_flags f, voi
 cl_int __wrap_clEnqueueSVMMap(cl_command_queue q, cl_bool b, cl_map_flags f, void *p, size_t s, cl_uint n,
 			      const cl_event *w, cl_event *e)
 {
+	if (fails(&map_f))
+		return map_f.with;
 	mapped++;
 	return __real_clEnqueueSVMMap(q, b, f, p, s, n, w, e);
 }
@@ -132,7 +134,7 @@ static int setup_flags(void **state, unsigned flags)
 	struct world *w = calloc(1, sizeof(*w));
 	struct hmm_cl_params p = {.memory = 1 << 20, .flags = flags};
 
-	alloc_f = ndrange_f = write_f = read_f = wait_f = finish_f = fill_f = (struct fault){0};
+	alloc_f = map_f = ndrange_f = write_f = read_f = wait_f = finish_f = fill_f = (struct fault){0};
 	named = mapped = unmapped = 0;
 	*state = w;
 	return world_open(w, &p);
@@ -319,7 +321,7 @@ static void lose(void)
 {
 	const struct fault lost = {0, 1 << 30, CL_DEVICE_NOT_AVAILABLE};
 
-	alloc_f = ndrange_f = write_f = read_f = wait_f = finish_f = fill_f = lost;
+	alloc_f = map_f = ndrange_f = write_f = read_f = wait_f = finish_f = fill_f = lost;
 }
 
 static void a_device_that_is_lost(void **state)
@@ -384,6 +386,42 @@ static void shared_virtual_memory_is_named(struct world *w, bool coarse)
 	job_end(&j);
 }
 
+static void *completes(void *arg)
+{
+	struct timespec ts = {.tv_nsec = 50000000};
+
+	nanosleep(&ts, NULL);
+	clSetUserEventStatus(arg, CL_COMPLETE);
+	return NULL;
+}
+
+/* A launch that failed when its kernel was in the queue already: the kernel has its pages until it has ended. */
+static void a_kernel_without_what_follows_it(void **state)
+{
+	struct world *w = *state;
+	struct job j = job(w);
+	size_t n = N;
+	cl_event gate;
+	pthread_t t;
+	cl_int err;
+	void *p;
+
+	if (hmm_cl_svm_alloc(w->cl, PAGE, &p) == -EOPNOTSUPP)
+		skip();
+	gate = clCreateUserEvent(hmm_cl_context(w->cl), &err);
+	assert_int_equal(err, 0);
+	map_f = (struct fault){0, 1, CL_OUT_OF_RESOURCES};
+	assert_int_equal(hmm_cl_launch(j.k, 1, NULL, &n, NULL, 1, &gate, NULL), -ENOMEM);
+	assert_int_equal(pthread_create(&t, NULL, completes, gate), 0);
+	for (unsigned i = 0; i < N; i++)
+		assert_int_equal(j.b[i], i + 1);
+	pthread_join(t, NULL);
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+	clReleaseEvent(gate);
+	hmm_cl_svm_free(w->cl, p);
+	job_end(&j);
+}
+
 static void fine_grained_memory_is_named(void **state)
 {
 	shared_virtual_memory_is_named(*state, false);
@@ -404,6 +442,8 @@ int main(int argc, char **argv)
 		{"a_device_that_takes_nothing", a_device_that_takes_nothing, setup_copies, world_teardown, NULL},
 		{"a_device_that_is_lost", a_device_that_is_lost, setup_copies, world_teardown, NULL},
 		{"fine_grained_memory_is_named", fine_grained_memory_is_named, setup_reach, world_teardown, NULL},
+		{"a_kernel_without_what_follows_it", a_kernel_without_what_follows_it, setup_copies, world_teardown,
+		 NULL},
 		{"coarse_grained_memory_is_handed_over", coarse_grained_memory_is_handed_over, setup_copies,
 		 world_teardown, NULL},
 		{"a_device_that_gives_nothing_back", a_device_that_gives_nothing_back, setup_copies, world_teardown,
