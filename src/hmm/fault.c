@@ -65,7 +65,7 @@ static unsigned stream_size(struct hmm_mm *mm, uint64_t page, unsigned *which, i
 {
 	struct hmm_stream *old = &mm->stream[0], *s = NULL;
 	bool goes_on, goes;
-	unsigned size;
+	unsigned size, left;
 
 	*step = 1;
 	pthread_mutex_lock(&mm->stream_lock);
@@ -111,7 +111,8 @@ static unsigned stream_size(struct hmm_mm *mm, uint64_t page, unsigned *which, i
 	/* Who has walked as far as that is taken to walk on as far. */
 	*block = mm->h->opt.block && *step == 1 && s->walked > HMM_LEAF_PAGES && page % HMM_LEAF_PAGES == 0;
 	size = s->size;
-	s->ahead = *step != 1 ? 0 : *block ? HMM_LEAF_PAGES : size;
+	left = HMM_LEAF_PAGES - (unsigned)(page % HMM_LEAF_PAGES);
+	s->ahead = *step != 1 ? 0 : *block || size > left ? left : size;
 	s->next = page + 1;
 	s->last = page;
 	s->used = ++mm->stream_clock;

@@ -262,6 +262,7 @@ static void where_nothing_is_written_no_page_is_looked_at(void **state)
 	assert_ptr_equal(mremap(f->mem, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, f->mem + 701 * PAGE),
 			 f->mem + 701 * PAGE);
 	assert_int_equal(hmm_written_since(f->mm, f->addr, f->end, since, f->stamp, &now), 0);
+	block = (unsigned)((f->addr + 701 * PAGE) / HMM_WRITTEN_BLOCK - f->addr / HMM_WRITTEN_BLOCK);
 	assert_true(since[block] > before[block] && f->stamp[701] == since[block]);
 }
 
