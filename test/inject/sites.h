@@ -17,6 +17,7 @@ static const struct inject_known inject_silent[] = {
 	{"umm/follow.c bind_to *", "a hint to the scheduler"},
 	{"umm/follow.c cpu_of *", "a hint to the scheduler"},
 	{"umm/monitor.c monitor_thread sched_getaffinity", "a hint to the scheduler"},
+	{"umm/monitor.c umm_monitor_create sched_getaffinity", "a hint to the scheduler"},
 	{"umm/monitor.c umm_monitor_create open", "the spare descriptor"},
 	{"umm/space.c umm_same_pidns *", "a hint to the scheduler"},
 	{"umm/arena.c mark *", "what a child has of it, or a core, is wasted"},
