@@ -1062,15 +1062,16 @@ static void *shared_of(size_t size)
 
 static unsigned judge(bool verbose)
 {
-	unsigned reached = 0, bad = 0, silent = 0, n = atomic_load(&plan->nsites);
+	unsigned reached = 0, bad = 0, silent = 0, n = 0;
 
-	for (unsigned i = 0; i < n; i++) {
+	for (unsigned i = 0; i < atomic_load(&plan->nsites); i++) {
 		const char *name = plan->site[i].name;
 		bool was = atomic_load(&found->site[i].reached), noticed_once = atomic_load(&found->site[i].noticed);
 		if (!plan->site[i].err[0]) /* it cannot fail */
 			continue;
 		const char *why = reason_of(was ? inject_silent : inject_unreached, name);
 
+		n++;
 		reached += was;
 		if (reason_of(inject_chance, name))
 			continue;
