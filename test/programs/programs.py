@@ -218,18 +218,18 @@ def s_postgresql(d):
 
 def compiler(d, cc):
     need("meson", "meson")
-    src, build = os.path.join(d, "src"), os.path.join(d, "build")
+    src, build, products = os.path.join(d, "src"), os.path.join(d, "build"), ("libhmm-preload.so", "hmm")
     shutil.copytree(ROOT, src, symlinks=True, ignore=lambda at, names: [
         n for n in names if n.startswith(".") or (at == ROOT and n.startswith("build"))])
     subprocess.run(["meson", "setup", "-Dwerror=false", build, src], check=True, capture_output=True,
                    env=dict(os.environ, CC=cc))
 
     def result(out):
-        left = sha(os.path.realpath(os.path.join(build, "libhmm.so"))), sha(os.path.join(build, "libhmm-preload.so"))
+        left = [sha(os.path.join(build, name)) for name in products]
         subprocess.run(["ninja", "-C", build, "-t", "clean"], check=True, capture_output=True)
         return left
 
-    return ["ninja", "-C", build, "-j2", "libhmm.so", "libhmm-preload.so", "hmm"], result
+    return ["ninja", "-C", build, "-j2", *products], result
 
 
 def p_gcc(d):
