@@ -65,7 +65,7 @@ typedef uint64_t hmm_handle_t;
 #define HMM_DEV_AHEAD (1u << 11) /* neighbours of a page that is touched come along, while touches walk forward */
 #define HMM_DEV_KEEPS                                                                                          \
 	(1u << 12) /* what it gave back it may have still: pages that are touched for reading come back as not \
-		    * written to (hmm_written()) */
+		    * written to (hmm_written()), unless a whole block of 2 MiB comes at once */
 
 #define HMM_DEV_MARKED                                                                                              \
 	(1u << 13) /* what it has of private memory is marked so that /proc/PID/pagemap says "swapped"; a huge page \
@@ -615,10 +615,11 @@ int hmm_written(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t stamp[
  * hmm_written_since() - hmm_written() where little is expected
  * @mm: an engine.
  * @start, @end: bytes, page-aligned.
- * @since: one per HMM_WRITTEN_BLOCK that [start, end) meets.  In: a number of an earlier call, below which
- *	no copy is that the caller has of pages there; out: the highest number of any page of the block.
- *	NULL: all stamps are wanted.
- * @stamp: out, one per page, as of hmm_written(); only of the blocks whose number is higher than what was given.
+ * @since: one per HMM_WRITTEN_BLOCK that [start, end) meets.  In: a number that an earlier call had for its own, below
+ *	which no copy is that the caller has of pages there; 0: all stamps of the block are wanted; out: the highest
+ *	number of any page of the block, to compare with, and not to be given back.  NULL: all stamps are wanted.
+ * @stamp: out, one per page, as of hmm_written(); only of the blocks whose number is higher than what was given, or
+ *that were given 0.
  * @now: out: the number of this call.
  *
  * Most of the time nothing was written to.  Then no page is looked at, and @stamp is left as it was.

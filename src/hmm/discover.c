@@ -195,8 +195,7 @@ static int manage_all(struct hmm_mm *mm, struct run *run, bool *more)
 int hmm_discover(struct hmm_mm *mm, uint64_t least)
 {
 	struct run run = {0};
-	/* What is marked must be what was looked at. */
-	unsigned most = is_unforked(mm) ? 1 : RUN_MAPPINGS;
+	bool unforked = is_unforked(mm);
 	struct umm_vma v;
 	uint64_t at = 0;
 	bool more = false;
@@ -205,6 +204,7 @@ int hmm_discover(struct hmm_mm *mm, uint64_t least)
 		return 0; /* asked for by a hook, while a fork still runs that asked nobody */
 	foreign_age(mm);
 	while (!umm_vma_next(mm->space, at, &v)) {
+		unsigned most;
 		bool known;
 
 		at = v.end;
@@ -217,7 +217,10 @@ int hmm_discover(struct hmm_mm *mm, uint64_t least)
 		pthread_mutex_unlock(&mm->lock);
 		if (known)
 			continue;
-		if ((run.end != v.start || run.n == most) && manage_all(mm, &run, &more))
+		/* What is marked must be what was looked at; and by text each look takes a while, under the event lock.
+		 */
+		most = unforked || mm->space->maps_text ? 1 : RUN_MAPPINGS;
+		if ((run.end != v.start || run.n >= most) && manage_all(mm, &run, &more))
 			return -ESRCH;
 		if (!run.n)
 			run.start = v.start;

@@ -129,8 +129,10 @@ static void stream_advance(struct hmm_mm *mm, unsigned which, uint64_t page, uin
 	if (s->next == page + 1) {
 		s->walked += placed - 1;
 		s->last = page + (placed - 1) * (uint64_t)step;
-		if (step == 1)
+		if (step == 1) {
 			s->next = page + placed;
+			s->ahead = 0;
+		}
 	}
 	pthread_mutex_unlock(&mm->stream_lock);
 }

@@ -271,6 +271,9 @@ static void linked_change(void *priv, const struct umm_change *c)
 	}
 	if (c->event == UMM_EVENT_UNMAP || c->event == UMM_EVENT_CLEAR) {
 		hmm_iset_del(&l->shared, c->start, c->end);
+		/* Where a page table has gone with it not every kernel tells of a change (PAGEMAP_SCAN, 6.7 and newer).
+		 */
+		hmm_written_moved(mm, c->start, c->end);
 	} else if (c->event == UMM_EVENT_REMAP) {
 		hmm_iset_del(&l->shared, c->new_start, c->new_start + (c->end - c->start));
 		rc |= coherent_remap(&l->shared, c);
@@ -332,6 +335,10 @@ static bool linked_holds(void *priv, uint64_t start, uint64_t end)
 
 /* --------------------------------------------------------------------- fork */
 
+#define GONE UINT64_MAX
+
+/* A move of the child's, or (@to is GONE) what it has unmapped or dropped: nothing of the parent's goes there any more.
+ */
 struct child_remap {
 	uint64_t from, to, len;
 };
@@ -368,17 +375,18 @@ static void child_remaps_free(struct hmm_mm *mm, struct child *c)
 	umm_free(mm->space, c->remap, c->room * sizeof(*c->remap));
 }
 
-static bool child_remap_add(struct hmm_mm *mm, struct child *c, const struct uffd_msg *msg)
+static void child_remap_add(struct hmm_mm *mm, struct child *c, struct child_remap what)
 {
 	struct child old = *c;
 
 	if (c->n == c->room) {
-		if (!child_remaps_move(mm, c, c->n, c->room ? 2 * c->room : UMM_PAGE / sizeof(*c->remap)))
-			return false;
+		if (!child_remaps_move(mm, c, c->n, c->room ? 2 * c->room : UMM_PAGE / sizeof(*c->remap))) {
+			c->failed = c->strayed = true;
+			return;
+		}
 		child_remaps_free(mm, &old);
 	}
-	c->remap[c->n++] = (struct child_remap){msg->arg.remap.from, msg->arg.remap.to, msg->arg.remap.len};
-	return true;
+	c->remap[c->n++] = what;
 }
 
 /* What the child had moved when it forked is moved there, too; what is after that is each one's own. */
@@ -392,6 +400,14 @@ static void grandchild_fill(struct hmm_mm *mm, struct child *c, int uffd)
 		return;
 	}
 	child_fill(mm, &grand);
+	if (grand.failed && !grand.strayed && !grand.lost) {
+		/* As linked_forked() does with a child; the sets are the child's, and stay. */
+		c->failed = true;
+		grand.failed = false;
+		grand.lost = true;
+		grand.absent = grand.empty = (struct hmm_iset){.space = mm->space};
+		child_fill(mm, &grand);
+	}
 	c->failed |= grand.failed;
 	c->strayed |= grand.strayed;
 	child_remaps_free(mm, &grand);
@@ -404,8 +420,12 @@ static void child_events(struct hmm_mm *mm, struct child *c)
 
 	while (read(c->uffd, &msg, sizeof(msg)) == sizeof(msg)) {
 		if (msg.event == UFFD_EVENT_REMAP) {
-			if (!child_remap_add(mm, c, &msg))
-				c->failed = c->strayed = true;
+			child_remap_add(mm, c,
+					(struct child_remap){msg.arg.remap.from, msg.arg.remap.to, msg.arg.remap.len});
+		} else if (msg.event == UFFD_EVENT_UNMAP || msg.event == UFFD_EVENT_REMOVE) {
+			child_remap_add(mm, c,
+					(struct child_remap){msg.arg.remove.start, GONE,
+							     msg.arg.remove.end - msg.arg.remove.start});
 		} else if (msg.event == UFFD_EVENT_FORK) {
 			grandchild_fill(mm, c, (int)msg.arg.fork.ufd);
 			close((int)msg.arg.fork.ufd);
@@ -423,9 +443,13 @@ static void child_place(struct hmm_mm *mm, struct child *c, uint64_t addr, const
 	do {
 		uint64_t at = addr;
 
-		for (unsigned i = 0; i < c->n; i++)
-			if (at >= c->remap[i].from && at - c->remap[i].from < c->remap[i].len)
-				at = at - c->remap[i].from + c->remap[i].to;
+		for (unsigned i = 0; i < c->n; i++) {
+			if (at < c->remap[i].from || at - c->remap[i].from >= c->remap[i].len)
+				continue;
+			if (c->remap[i].to == GONE)
+				return;
+			at = at - c->remap[i].from + c->remap[i].to;
+		}
 		if (page) {
 			rc = umm_uffd_copy(c->uffd, at, page, UMM_PAGE, &done);
 		} else {

@@ -58,11 +58,12 @@ static int stamp_set(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t n
 			return -ENOMEM;
 		if (leaf->asked != now)
 			leaf->found = 0;
-		leaf->asked = leaf->latest = now;
+		leaf->asked = now;
 		for (; at < end && at < z; at += UMM_PAGE) {
 			s[hmm_leaf_index(at)] = now;
 			leaf->found++;
 		}
+		__atomic_store_n(&leaf->latest, now, __ATOMIC_RELEASE);
 	}
 	return 0;
 }
@@ -71,16 +72,15 @@ static int stamp_set(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t n
 void hmm_written_moved(struct hmm_mm *mm, uint64_t start, uint64_t end)
 {
 	uint64_t now = ++mm->written;
+	struct hmm_leaf *leaf;
 
-	for (uint64_t at = start; at < end;) {
-		struct hmm_leaf *leaf = hmm_leaf_find(mm, at);
-		uint64_t z = leaf_end(at);
-
-		for (z = z < end ? z : end; at < z && leaf && leaf->stamp; at += UMM_PAGE) {
+	for (uint64_t at = start, z; (leaf = hmm_leaf_next(mm, at, end)); at = z) {
+		z = leaf_end(leaf->base);
+		if (!leaf->stamp)
+			continue;
+		for (at = at > leaf->base ? at : leaf->base; at < z && at < end; at += UMM_PAGE)
 			leaf->stamp[hmm_leaf_index(at)] = now;
-			leaf->latest = now;
-		}
-		at = z;
+		__atomic_store_n(&leaf->latest, now, __ATOMIC_RELEASE);
 	}
 }
 
@@ -243,7 +243,7 @@ static int give_stamps(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t
 		if (!s)
 			return -ENOMEM;
 		latest = __atomic_load_n(&leaf->latest, __ATOMIC_ACQUIRE);
-		if (!since || latest > *since)
+		if (!since || !*since || latest > *since)
 			memcpy(stamp + (at - start) / UMM_PAGE, s + hmm_leaf_index(at),
 			       (z - at) / UMM_PAGE * sizeof(*s));
 		if (since)
@@ -267,9 +267,12 @@ int hmm_written_since(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t 
 		pthread_mutex_lock(&mm->lock);
 		hmm_coherent_settle(mm, start, end);
 		*now = ++mm->written;
-		rc = take_written(mm, start, end, watched, *now);
+		/* There is room before anything is taken: what could not be noted would never be told again. */
+		rc = 0;
 		for (uint64_t at = start; at < end && !rc; at = leaf_end(at))
 			rc = stamps_of(mm, at) ? 0 : -ENOMEM;
+		if (!rc)
+			rc = take_written(mm, start, end, watched, *now);
 		pthread_mutex_unlock(&mm->lock);
 		umm_evlock_unshared(&mm->space->ctl->evlock);
 		if (rc != -EPERM)

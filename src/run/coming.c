@@ -21,13 +21,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "run/wire.h"
 
 #define NEEDLE (sizeof(WIRE_ENV) + WIRE_NAME_MAX + WIRE_TOKEN + 3)
-#define LOOKS 5u   /* at who is being loaded, a millisecond from one to the next */
+#define LOOKS 20u  /* at who is being loaded, a millisecond from one to the next */
 #define KILLS 100u /* new ones may be made meanwhile */
 
 enum what { OTHER, OURS, BEING_LOADED };
@@ -70,8 +71,9 @@ static enum what look_at(int dir, const char *pid, const char *needle)
 			found = OTHER;
 		return found;
 	}
-	/* Kernel threads, and who has ended, have no memory. */
-	if (!all && !n && read_of(dir, pid, "statm", 0, small, sizeof(small) - 1) > 0 && small[0] != '0')
+	/* Kernel threads, and who has ended, have no memory; who was given no environment has arguments. */
+	if (!all && !n && read_of(dir, pid, "statm", 0, small, sizeof(small) - 1) > 0 && small[0] != '0' &&
+	    !read_of(dir, pid, "cmdline", 0, small, sizeof(small)))
 		return BEING_LOADED;
 	return OTHER;
 }
@@ -83,11 +85,18 @@ static enum what walk(const char *needle, bool kill_them)
 	struct dirent *e;
 
 	while (d && (kill_them || found != OURS) && (e = readdir(d))) {
-		enum what is =
-			e->d_name[0] >= '1' && e->d_name[0] <= '9' ? look_at(dirfd(d), e->d_name, needle) : OTHER;
+		enum what is;
+		int pidfd;
 
-		if (is == OURS && kill_them && kill(atoi(e->d_name), SIGKILL))
+		if (e->d_name[0] < '1' || e->d_name[0] > '9')
 			continue;
+		/* Opened first: the number may become another's. */
+		pidfd = kill_them ? (int)syscall(SYS_pidfd_open, atoi(e->d_name), 0) : -1;
+		is = look_at(dirfd(d), e->d_name, needle);
+		if (is == OURS && kill_them && syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0))
+			is = OTHER;
+		if (pidfd >= 0)
+			close(pidfd);
 		if (is == OURS || (is == BEING_LOADED && found == OTHER))
 			found = is;
 	}

@@ -15,11 +15,14 @@
  */
 bool coming_any(const char *name, const char *token);
 /**
- * coming_kill() - kill all programs of a tree whose supervisor has died
+ * coming_kill() - kill the programs of a tree whose supervisor has died
  *
  * Parameters as above.  Who has an agent is killed by it.  A child by a raw clone
  * has none, and its userfaultfd went with the supervisor: what was away it now finds
  * empty.
+ *
+ * Not found, here as above: who has written over its environment, who may not be
+ * looked at, and whose first thread has ended.
  */
 void coming_kill(const char *name, const char *token);
 

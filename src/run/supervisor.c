@@ -1784,6 +1784,8 @@ void supervisor_main(const struct run_options *opt, int front_fd, pid_t front)
 	if (send(front_fd, &ready, sizeof(ready), MSG_NOSIGNAL) != sizeof(ready) || ready.rc)
 		_exit(1);
 	loop(s);
+	if (s->killing)
+		coming_kill(s->name, s->token); /* who was not entered */
 	lines_flush(&s->lines);
 	_exit(0);
 }

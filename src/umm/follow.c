@@ -251,6 +251,12 @@ static void raise_it(struct umm_guard *g, bool starved)
 	uint32_t tid;
 
 	pthread_mutex_lock(&g->raising);
+	/* It is about to be humble and has not got there: raised now it would be so afterwards, and nobody look. */
+	tid = atomic_load(&g->humble);
+	if (tid && sched_getscheduler((pid_t)tid) != SCHED_IDLE) {
+		pthread_mutex_unlock(&g->raising);
+		return;
+	}
 	if (starved) {
 		atomic_store(&g->proud_until_ns, umm_now_ns() + g->proud_ns);
 		if (g->proud_ns < PROUD_NS_MAX)

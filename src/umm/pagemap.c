@@ -66,7 +66,7 @@ int umm_page_scan_states(struct umm_space *space, uint64_t start, uint64_t end, 
 int umm_page_scan_written(struct umm_space *space, uint64_t start, uint64_t end, struct umm_page_run *runs, unsigned nr,
 			  uint64_t *walk_end)
 {
-	/* What is absent is reported as written, too. */
+	/* What is absent is reported as written, too; not by every kernel where there is not even a page table. */
 	return scan(space, start, end, PAGE_IS_PRESENT | PAGE_IS_WRITTEN, 0, STATES | PAGE_IS_FILE, runs, nr, walk_end);
 }
 

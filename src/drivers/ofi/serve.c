@@ -139,7 +139,8 @@ static int serve_read(struct peer *p, const struct rdma_request *q, uint64_t try
 		if (!rc)
 			rc = ofi_post_send(&p->ep, p->buf->chunk[i], result ? 0 : n, desc(p), &p->chunk[i], patience());
 	}
-	count(p, result, &p->r->read, q->len);
+	if (!rc || result) /* else it was cut short */
+		count(p, result, &p->r->read, q->len);
 	return rc || !result ? rc : reply(p, result);
 }
 

@@ -246,6 +246,9 @@ static int fetch(uint64_t addr, char *dst, size_t n)
 		struct iovec from = {(void *)(uintptr_t)(addr + done), n - done}, to = {dst + done, n - done};
 		ssize_t got = process_vm_writev(getpid(), &from, 1, &to, 1, 0);
 
+		/* Memory of a runtime's that the kernel cannot look up (VM_PFNMAP). */
+		if (got < 0 && errno == EFAULT)
+			got = process_vm_readv(getpid(), &to, 1, &from, 1, 0);
 		if (got <= 0)
 			return got < 0 && errno == ENOMEM ? -ENOMEM : -EFAULT;
 		done += (size_t)got;
@@ -340,13 +343,19 @@ static int refresh_block(struct hmm_cl *cl, struct region *r, uint64_t i, uint64
 		int rc;
 
 		wait_for_slots(cl, r, a, b - a);
-		rc = copy_slots(cl, r, a, b);
-		if (rc)
-			return rc;
+		/* First: who tells us meanwhile that they are good no more has the last word. */
 		cl_lock(cl, &old);
 		for (uint64_t k = a; k < b; k++)
 			r->slot[k].copy = now;
 		cl_unlock(cl, &old);
+		rc = copy_slots(cl, r, a, b);
+		if (!rc)
+			continue;
+		cl_lock(cl, &old);
+		for (uint64_t k = a; k < b; k++)
+			slot_has(r, k, 0);
+		cl_unlock(cl, &old);
+		return rc;
 	}
 	cl_lock(cl, &old);
 	while (i && block_of(r, i - 1) == block)
@@ -388,7 +397,7 @@ again:
 		cl_unlock(cl, &old);
 		if (dropped) /* a copy that was good when we asked */
 			goto again;
-		if (latest[block - first] > since[block - first])
+		if (!since[block - first] || latest[block - first] > since[block - first])
 			rc = refresh_block(cl, r, at, to, cl->stamp + (at - i), now);
 		if (rc)
 			return rc;

@@ -126,6 +126,9 @@ static int device_copy_out(struct hmm_device *dev, const hmm_handle_t handle[], 
 	for (unsigned i = 0; i < n; i++) {
 		struct slot *s = &region_of(cl, handle[i])->slot[handle[i] & INDEX_MASK];
 
+		/* Now, and not when the last reference goes: by then it may have been written to where it went. */
+		if (!s->copied)
+			s->at = atomic_load(&cl->now);
 		if (s->copied < UINT8_MAX)
 			s->copied++;
 	}
@@ -176,7 +179,7 @@ static void device_put(struct hmm_device *dev, const hmm_handle_t handle[], unsi
 		if (--s->refs)
 			continue;
 		/* It went home as it is here; if it went elsewhere, what is there now counts as written to. */
-		slot_has(r, handle[i] & INDEX_MASK, s->copied && !(s->flags & SLOT_GONE) ? atomic_load(&cl->now) : 0);
+		slot_has(r, handle[i] & INDEX_MASK, s->copied && !(s->flags & SLOT_GONE) ? s->at : 0);
 		s->copied = 0;
 		r->live--;
 		cl->moves++;

@@ -616,7 +616,7 @@ static int enqueue(struct hmm_cl *cl, struct plan *p, struct launch *l, const st
 	if (!rc)
 		rc = clEnqueueNDRangeKernel(cl->queue, k->kernel, w->dims, w->offset, w->global, w->local, w->nwait,
 					    w->nwait ? w->wait : NULL, &l->kernel_event);
-	l->begun = l->kernel_event;
+	l->begun = !rc;
 	svm_err = svm_after(cl, &l->kernel_event);
 	rc = rc ? rc : svm_err;
 	while (k->nsubs)

@@ -50,6 +50,7 @@ struct slot {
 	uint8_t flags;  /* SLOT_* */
 	uint32_t gets;  /* references ever taken */
 	uint64_t copy;  /* not 0: it has what the page had at that stamp */
+	uint64_t at;    /* the stamp that is given to what was read first, since "copied" was 0 */
 };
 
 struct region {
@@ -133,7 +134,7 @@ struct hmm_cl {
 	pthread_mutex_t gate;
 	uint64_t clock;
 	struct hmm_migrate *m;
-	uint64_t *stamp; /* of hmm_written_since(), nstamps of them, and one more for each block */
+	uint64_t *stamp; /* of hmm_written_since(), and two more for each block; nstamps in all */
 	uint64_t nstamps;
 	_Atomic uint64_t now; /* of the last hmm_written_since() */
 	char *stage;          /* STAGE_PAGES pages that cannot be away, for copies through the runtime */

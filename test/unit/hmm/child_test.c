@@ -18,6 +18,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -33,11 +34,20 @@
 /* Shared with the child: it is about to change something yet, which is to be in the way of a page. */
 static _Atomic bool *busy;
 static unsigned met;
+static int own_uffd;
+static int child_uffd; /* what is filled first; 0: nothing yet */
+static bool no_memory_for_grandchildren;
 
 int __real_umm_uffd_copy(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *copied);
 int __wrap_umm_uffd_copy(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *copied);
 int __wrap_umm_uffd_copy(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *copied)
 {
+	if (uffd == own_uffd)
+		return __real_umm_uffd_copy(uffd, dst, src, len, copied);
+	if (!child_uffd)
+		child_uffd = uffd;
+	if (no_memory_for_grandchildren && uffd != child_uffd)
+		return -ENOMEM;
 	while (atomic_load(busy))
 		if (poll(&(struct pollfd){.fd = uffd, .events = POLLIN}, 1, 1) == 1) {
 			met++;
@@ -95,6 +105,8 @@ static int run(struct scene *s, int (*child)(struct scene *s))
 	int status = -1;
 
 	met = 0;
+	own_uffd = s->space->uffd;
+	child_uffd = 0;
 	atomic_store(busy, true);
 	pid_t pid = raw_fork();
 	assert_true(pid >= 0);
@@ -177,13 +189,67 @@ static int drops(struct scene *s)
 	if (syscall(SYS_madvise, s->p, N / 2 * PAGE, MADV_DONTNEED))
 		return 1;
 	atomic_store(busy, false);
-	/* What comes after the drop is another matter: doc/differences.md. */
 	return right(s->p, N / 2, N) ? 0 : 2;
 }
 
 static void a_child_that_drops_pages(void **state)
 {
 	with(drops);
+}
+
+/* What is dropped comes back as zeros, also where the child had not been given it yet. */
+static int drops_and_looks(struct scene *s)
+{
+	if (syscall(SYS_madvise, s->p, N / 2 * PAGE, MADV_DONTNEED))
+		return 1;
+	atomic_store(busy, false);
+	for (unsigned i = 0; i < N / 2 * PAGE / 8; i++)
+		if (((const volatile uint64_t *)s->p)[i])
+			return 2;
+	return right(s->p, N / 2, N) ? 0 : 3;
+}
+
+static void what_a_child_drops_is_gone(void **state)
+{
+	with(drops_and_looks);
+}
+
+/* Onto what is away, too. */
+static int moves_over(struct scene *s)
+{
+	if (move(s->p + N / 2 * PAGE, s->p, N / 2))
+		return 1;
+	atomic_store(busy, false);
+	return right(s->p - N / 2 * PAGE, N / 2, N) ? 0 : 2;
+}
+
+static void a_child_that_moves_pages_over_others(void **state)
+{
+	with(moves_over);
+}
+
+/* It gets SIGBUS: zeros it must not find. */
+static int forks_without_memory(struct scene *s)
+{
+	int status = -1;
+	pid_t pid = raw_fork();
+
+	atomic_store(busy, false);
+	if (!pid) {
+		signal(SIGBUS, SIG_DFL);
+		setrlimit(RLIMIT_CORE, &(struct rlimit){0, 0});
+		_exit(right(s->p, 0, N) ? 1 : 2);
+	}
+	if (waitpid(pid, &status, 0) != pid || !WIFSIGNALED(status) || WTERMSIG(status) != SIGBUS)
+		return 3;
+	return !right(s->p, 0, N);
+}
+
+static void a_grandchild_that_cannot_be_filled(void **state)
+{
+	no_memory_for_grandchildren = true;
+	with(forks_without_memory);
+	no_memory_for_grandchildren = false;
 }
 
 static int forks(struct scene *s)
@@ -300,6 +366,9 @@ int main(void)
 		cmocka_unit_test(a_child_that_moves_pages_twice),
 		cmocka_unit_test(a_child_that_unmaps_pages),
 		cmocka_unit_test(a_child_that_drops_pages),
+		cmocka_unit_test(what_a_child_drops_is_gone),
+		cmocka_unit_test(a_child_that_moves_pages_over_others),
+		cmocka_unit_test(a_grandchild_that_cannot_be_filled),
 		cmocka_unit_test(a_child_that_forks),
 		cmocka_unit_test(a_child_that_moves_pages_and_forks),
 		cmocka_unit_test(a_child_of_generations),

@@ -125,6 +125,49 @@ static void each_who_asks_learns_of_all_writes(void **state)
 	assert_int_equal(count, 1);
 }
 
+/* A block of 2 MiB, whose page table goes with it, one way or the other. */
+static void what_goes_as_a_whole_is_written(struct fixture *f, bool replaced)
+{
+	uint64_t stamp[512], now, before, a, since[2] = {0};
+	char *area = mmap(NULL, 6 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), *p;
+
+	assert_true(area != MAP_FAILED);
+	madvise(area, 6 << 20, MADV_HUGEPAGE);
+	p = (char *)(((uintptr_t)area + (4 << 20) - 1) & ~((2ul << 20) - 1));
+	a = (uintptr_t)p;
+	/* Never touched: what was not asked about before is asked for, whatever it is. */
+	memset(stamp, 0xff, sizeof(stamp));
+	assert_int_equal(hmm_written_since(f->mm, a, a + (2 << 20), since, stamp, &now), 0);
+	for (unsigned i = 0; i < 512; i++)
+		assert_true(stamp[i] <= now);
+	memset(p, 1, 2 << 20);
+	assert_int_equal(hmm_written(f->mm, a, a + (2 << 20), stamp, &before), 0);
+	assert_int_equal(hmm_written(f->mm, a, a + (2 << 20), stamp, &now), 0);
+	for (unsigned i = 0; i < 512; i++)
+		assert_true(stamp[i] < now);
+	before = now;
+	if (replaced)
+		assert_ptr_equal(
+			mmap(area, 6 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0),
+			area);
+	else
+		assert_int_equal(madvise(area, 6 << 20, MADV_DONTNEED), 0);
+	assert_int_equal(hmm_written(f->mm, a, a + (2 << 20), stamp, &now), 0);
+	for (unsigned i = 0; i < 512; i++)
+		assert_true(stamp[i] > before);
+	munmap(area, 6 << 20);
+}
+
+static void what_is_replaced_as_a_whole_is_written(void **state)
+{
+	what_goes_as_a_whole_is_written(*state, true);
+}
+
+static void what_is_dropped_as_a_whole_is_written(void **state)
+{
+	what_goes_as_a_whole_is_written(*state, false);
+}
+
 static void what_is_dropped_or_replaced_is_written(void **state)
 {
 	struct fixture *f = *state;
@@ -422,6 +465,8 @@ int main(int argc, char **argv)
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 		T(each_who_asks_learns_of_all_writes),
 		T(what_is_dropped_or_replaced_is_written),
+		T(what_is_replaced_as_a_whole_is_written),
+		T(what_is_dropped_as_a_whole_is_written),
 		T(what_mremap_takes_there_is_written),
 		T(what_a_device_gave_back_is_as_it_gave_it),
 		T(touches_that_walk_bring_neighbours_along),

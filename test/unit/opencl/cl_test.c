@@ -749,6 +749,36 @@ static void what_is_overwritten_is_not_brought_along(void **state)
 	pages_free(a, 64);
 }
 
+/* Where the kernel has no page table it tells of no change either. */
+static void what_was_never_touched_is_zeros(void **state)
+{
+	struct world *w = *state;
+	struct hmm_cl_kernel *k = kernel(w, "fill"), *add = kernel(w, "add");
+	size_t bytes = 4 << 20, n = bytes / 4;
+	uint32_t from = 7, none = 0, *a, *b;
+	void *p, *q;
+
+	assert_int_equal(hmm_cl_alloc(w->cl, bytes, &p), 0);
+	assert_int_equal(hmm_cl_alloc(w->cl, bytes, &q), 0);
+	a = p;
+	b = q;
+	assert_int_equal(hmm_cl_arg(k, 0, a, bytes, HMM_CL_WRITE_ALL), 0);
+	assert_int_equal(hmm_cl_value(k, 1, &from, sizeof(from)), 0);
+	assert_int_equal(launch(k, n, NULL), 0);
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+	assert_int_equal(madvise(a, bytes, MADV_DONTNEED), 0);
+	assert_int_equal(hmm_cl_arg(add, 0, a, bytes, HMM_CL_READ), 0);
+	assert_int_equal(hmm_cl_arg(add, 1, b, bytes, HMM_CL_WRITE_ALL), 0);
+	assert_int_equal(hmm_cl_value(add, 2, &none, sizeof(none)), 0);
+	assert_int_equal(launch(add, n, NULL), 0);
+	for (size_t i = 0; i < n; i++)
+		assert_int_equal(b[i], 0);
+	hmm_cl_free(w->cl, p, bytes);
+	hmm_cl_free(w->cl, q, bytes);
+	hmm_cl_kernel_close(k);
+	hmm_cl_kernel_close(add);
+}
+
 static void bad_arguments(void **state)
 {
 	struct world *w = *state;
@@ -808,6 +838,7 @@ int main(int argc, char **argv)
 		T(pointers_mean_the_same_on_both_sides),
 		T(memory_made_to_move),
 		T(what_is_overwritten_is_not_brought_along),
+		T(what_was_never_touched_is_zeros),
 		T(bad_arguments),
 	};
 
