@@ -442,7 +442,7 @@ def through(h, line, ram, limit):
 
 
 def swapped(line, result, want, ram, limit):
-    """How long it takes where the kernel swaps to zram; None: longer than @limit."""
+    """How long it takes where the kernel swaps to zram; None: longer than @limit; 0: the kernel killed it."""
     def run(cmd, group, watch):
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             start = time.monotonic()
@@ -453,6 +453,8 @@ def swapped(line, result, want, ram, limit):
                 return None
             took = time.monotonic() - start
             out.seek(0)
+            if p.returncode == -signal.SIGKILL:
+                return 0
             if p.returncode or result(out.read().decode(errors="replace")) != want:
                 raise Failed(f"with zram it ended with {p.returncode}, or differs")
             return took
@@ -483,7 +485,7 @@ def one(h, name, shares, limit, zram):
             beside = ""
             if zram and share < 100:
                 other = swapped(line, result, want, ram, limit)
-                beside = f" / {other / seconds:.2f}" if other else f" / > {limit / seconds:.0f}"
+                beside = " / killed" if other == 0 else f" / {other / seconds:.2f}" if other else " / > limit"
             start = time.monotonic()
             r, rate = through(h, line, ram, limit)
             took = time.monotonic() - start
@@ -499,7 +501,7 @@ def one(h, name, shares, limit, zram):
                 raise Failed(f"at {share} % it gives\n{str(got)[-1000:]}\nnot\n{str(want)[-1000:]}")
             row["times"][share] = f"{took / seconds:.2f}{beside}"
             row["out"] = s["pages_out"]
-            print(f"  {share} %: {row['times'][share]} times, {s['pages_out']} pages out, {s['pages_in']} in", flush=True)
+            print(f"  {share} %: {row['times'][share]} times, {s['pages_out']} out, {s['pages_in']} in", flush=True)
         return row
 
 
