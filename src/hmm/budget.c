@@ -191,7 +191,7 @@ static uint64_t measure_mm(struct hmm_mm *mm, uint64_t *all_shared)
  */
 static void credit_renew(struct hmm *h)
 {
-	uint64_t start = hmm_now_ns();
+	uint64_t start = umm_now_ns();
 	struct hmm_mm **list;
 	int n;
 
@@ -217,7 +217,7 @@ static void credit_renew(struct hmm *h)
 	if (n >= 0)
 		hmm_mms_put(list, (unsigned)n);
 	pthread_mutex_lock(&h->lock);
-	h->credit_at_ns = hmm_now_ns();
+	h->credit_at_ns = umm_now_ns();
 	h->credit_cost_ns = h->credit_at_ns - start;
 	pthread_mutex_unlock(&h->lock);
 	atomic_store(&h->credit_due, false);
@@ -243,7 +243,7 @@ static void note_away(struct hmm *h, uint64_t away)
 /* By the shares as they are known. */
 static uint64_t measure(struct hmm *h)
 {
-	uint64_t now = hmm_now_ns(), sum = 0, away = 0, peak, faults = 0, shared = 0;
+	uint64_t now = umm_now_ns(), sum = 0, away = 0, peak, faults = 0, shared = 0;
 	bool forked = false;
 	unsigned spaces = 0;
 
@@ -311,7 +311,7 @@ void hmm_budget_charge(struct hmm_mm *mm, uint64_t pages)
 		pthread_mutex_lock(&h->wait_lock);
 		pthread_cond_timedwait(&h->room, &h->wait_lock, &ts);
 		pthread_mutex_unlock(&h->wait_lock);
-		now = hmm_now_ns();
+		now = umm_now_ns();
 		if (!until)
 			until = now + HOLD_MAX_NS;
 	}
@@ -321,7 +321,7 @@ void hmm_budget_charge(struct hmm_mm *mm, uint64_t pages)
 static bool arm(struct hmm_mm *mm)
 {
 	struct umm_ctl *ctl = mm->space->ctl;
-	uint64_t now = hmm_now_ns();
+	uint64_t now = umm_now_ns();
 
 	if (!mm->arming_ns) {
 		if (mm->inside->arm(mm->inside_priv))
@@ -377,7 +377,7 @@ static uint64_t cpu_ns(void)
 
 static void look_at_one(struct hmm_mm *mm)
 {
-	uint64_t now = hmm_now_ns(), cpu;
+	uint64_t now = umm_now_ns(), cpu;
 	bool slow;
 
 	if (!mm->inside || atomic_load(&mm->dead) || atomic_load(&mm->rest) ||
@@ -423,7 +423,7 @@ static void room_made(struct hmm *h)
 /* The reclaimer's place. */
 struct place {
 	cpu_set_t all;
-	int not ; /* -1: anywhere */
+	int off; /* -1: anywhere */
 };
 
 /* It takes a CPU for milliseconds: not that of a program and of who serves its faults, if there is another. */
@@ -432,9 +432,9 @@ static void make_way(struct hmm *h, struct place *p)
 	int cpu = umm_monitor_cpu(h->monitor);
 	cpu_set_t set = p->all;
 
-	if (cpu == p->not )
+	if (cpu == p->off)
 		return;
-	p->not = cpu;
+	p->off = cpu;
 	if (cpu >= 0)
 		CPU_CLR((unsigned)cpu, &set);
 	if (CPU_COUNT(&set))
@@ -544,7 +544,7 @@ static void *watch_main(void *arg)
 static void *reclaim_main(void *arg)
 {
 	struct hmm *h = arg;
-	struct place place = {.not = -1};
+	struct place place = {.off = -1};
 
 	sched_getaffinity(0, sizeof(place.all), &place.all);
 	go_before_others();

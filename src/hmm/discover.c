@@ -120,7 +120,7 @@ static int register_run(struct hmm_mm *mm, const struct run *run, unsigned *done
  */
 static void foreign_age(struct hmm_mm *mm)
 {
-	uint64_t now = hmm_now_ns();
+	uint64_t now = umm_now_ns();
 
 	pthread_mutex_lock(&mm->lock);
 	if (now - mm->foreign_aged_ns > HMM_FOREIGN_NS) {
@@ -165,11 +165,27 @@ static int manage(struct hmm_mm *mm, const struct run *run, unsigned *done)
 	return rc;
 }
 
-/* Returns -ESRCH, or 0; @more is set where anything has become managed. */
+/* One mapping is in the way of all: each by itself.  Returns -ESRCH, or 0. */
+static int manage_each(struct hmm_mm *mm, const struct run *run, bool *more)
+{
+	struct umm_vma v;
+	unsigned done;
+
+	for (uint64_t at = run->start; at < run->end; at = v.end) {
+		if (umm_vma_next(mm->space, at, &v) || v.end > run->end)
+			return 0;
+		if (!manageable(&v))
+			continue;
+		if (manage(mm, &(struct run){v.start, v.end, 1}, &done) == -ESRCH)
+			return -ESRCH;
+		*more |= done > 0;
+	}
+	return 0;
+}
+
+/* Returns -ESRCH, or 0; @more is set where anything has become managed.  @run is empty then. */
 static int manage_all(struct hmm_mm *mm, struct run *run, bool *more)
 {
-	struct run one = *run;
-	struct umm_vma v;
 	unsigned done;
 	int rc;
 
@@ -177,17 +193,8 @@ static int manage_all(struct hmm_mm *mm, struct run *run, bool *more)
 		return 0;
 	rc = manage(mm, run, &done);
 	*more |= done > 0;
-	/* One of them is in the way of all: each by itself. */
-	for (uint64_t at = run->start; run->n > 1 && rc && rc != -EAGAIN && rc != -ESRCH && at < run->end; at = v.end) {
-		if (umm_vma_next(mm->space, at, &v) || v.end > run->end)
-			break;
-		if (!manageable(&v))
-			continue;
-		one = (struct run){v.start, v.end, 1};
-		if (manage(mm, &one, &done) == -ESRCH)
-			rc = -ESRCH;
-		*more |= done > 0;
-	}
+	if (rc && rc != -EAGAIN && rc != -ESRCH && run->n > 1)
+		rc = manage_each(mm, run, more);
 	*run = (struct run){0};
 	return rc == -ESRCH ? rc : 0;
 }

@@ -12,14 +12,8 @@
 #include <unistd.h>
 
 #include "hmm/internal.h"
-#include "umm/clock.h"
 
 #define MARKS_TRIES 64u
-
-uint64_t hmm_now_ns(void)
-{
-	return umm_now_ns();
-}
 
 void hmm_deadline(struct timespec *ts, uint64_t ns)
 {
@@ -50,7 +44,7 @@ int hmm_create(const struct hmm_options *opt, struct hmm **hp, char *err, size_t
 	if (!h)
 		return -ENOMEM;
 	h->opt = *opt;
-	h->start_ns = hmm_now_ns();
+	h->start_ns = umm_now_ns();
 	/* Of those that take them one may not be kept waiting by whoever else wants a CPU (go_at_once() in budget.c).
 	 */
 	pthread_mutexattr_init(&lock_attr);

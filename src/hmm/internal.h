@@ -46,6 +46,7 @@
 #include <stdatomic.h>
 
 #include "hmm.h"
+#include "umm/clock.h"
 #include "umm/internal.h"
 #include "hmm/iset.h"
 
@@ -408,7 +409,6 @@ void hmm_mm_publish(struct hmm_mm *mm);
 /** The space has ended: its pages are let go.  The mm is freed with the space's last reference. */
 void hmm_mm_del(struct hmm_mm *mm);
 void hmm_say(struct hmm *h, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-uint64_t hmm_now_ns(void);
 /** @ts: the moment @ns from now, as a condition's timed wait wants it (CLOCK_MONOTONIC). */
 void hmm_deadline(struct timespec *ts, uint64_t ns);
 /** All spaces, as they are now, with a reference each.  Returns how many, or -ENOMEM; hmm_mms_put() ends it. */

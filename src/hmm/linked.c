@@ -811,7 +811,7 @@ static int manage_mapping(struct hmm_mm *mm, const struct umm_vma *v)
 		 * In a process that was forked a moment ago what its parent managed is
 		 * its parent's engine's yet, which fills it and lets go.
 		 */
-		if (rc != -EBUSY || hmm_now_ns() - mm->h->start_ns > FORKED_NS)
+		if (rc != -EBUSY || umm_now_ns() - mm->h->start_ns > FORKED_NS)
 			break;
 		umm_evlock_unshared(&mm->space->ctl->evlock);
 		nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);

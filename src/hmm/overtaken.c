@@ -195,11 +195,11 @@ static void keep_leaf(struct hmm_mm *mm, const struct hmm_leaf *leaf, uint64_t a
 	bool marked = is_empty_in_child(mm, a, z);
 
 	if (!k) {
-		mm->blind_ns = hmm_now_ns();
+		mm->blind_ns = umm_now_ns();
 		return;
 	}
 	k->base = leaf->base;
-	k->at_ns = hmm_now_ns();
+	k->at_ns = umm_now_ns();
 	k->nr = mm->novertaken;
 	for (; a < z; a += UMM_PAGE)
 		if (!marked || !is_empty_in_child(mm, a, a + UMM_PAGE))
@@ -237,7 +237,7 @@ void hmm_overtaken_moved(struct hmm_mm *mm, const struct umm_change *c)
 	kept_doubt(mm, c->start, c->end);
 	if (anything_away(mm, c->start, c->end))
 		*nth(mm, mm->novertaken++) = (struct hmm_overtaken){
-			.start = c->start, .end = c->end, .to = c->new_start, .at_ns = hmm_now_ns()};
+			.start = c->start, .end = c->end, .to = c->new_start, .at_ns = umm_now_ns()};
 }
 
 void hmm_overtaken_over(struct hmm_mm *mm)
@@ -256,7 +256,7 @@ void hmm_overtaken_over(struct hmm_mm *mm)
 static void too_old(struct hmm_mm *mm)
 {
 	struct hmm_kept **from = &mm->kept, *old;
-	uint64_t now = hmm_now_ns();
+	uint64_t now = umm_now_ns();
 
 	pthread_mutex_lock(&mm->lock);
 	while (*from && now - (*from)->at_ns <= LATE_NS)
@@ -288,7 +288,7 @@ void hmm_overtaken_free(struct hmm_mm *mm)
 bool hmm_overtaken_lately(struct hmm_mm *mm)
 {
 	return mm->kept || mm->blind_ns ||
-	       (mm->novertaken && hmm_now_ns() - nth(mm, mm->novertaken - 1)->at_ns <= LATE_NS);
+	       (mm->novertaken && umm_now_ns() - nth(mm, mm->novertaken - 1)->at_ns <= LATE_NS);
 }
 
 /* ------------------------------------------------------------ leading back */
@@ -348,7 +348,7 @@ uint64_t hmm_overtaken_where(struct hmm_mm *mm, const struct hmm_mm *child, uint
 
 static int lead_back(struct hmm_mm *mm, struct hmm_mm *child, struct again *g)
 {
-	uint64_t now = hmm_now_ns();
+	uint64_t now = umm_now_ns();
 	int rc = 0;
 
 	for (unsigned n = mm->novertaken, k = 0; n && k < HMM_OVERTAKEN && !rc; n--, k++) {
@@ -508,7 +508,7 @@ int hmm_overtaken_mend(struct hmm_mm *mm, struct hmm_mm *child)
 	struct again again = {0};
 	int rc = lead_back(mm, child, &again);
 
-	if (!rc && mm->blind_ns && hmm_now_ns() - mm->blind_ns <= LATE_NS)
+	if (!rc && mm->blind_ns && umm_now_ns() - mm->blind_ns <= LATE_NS)
 		rc = -ENOMEM;
 	for (struct hmm_kept *k = mm->kept; k && !rc; k = k->next)
 		for (unsigned i = 0; i < HMM_LEAF_PAGES && !rc; i++) {

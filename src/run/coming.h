@@ -15,11 +15,12 @@
  */
 bool coming_any(const char *name, const char *token);
 /**
- * coming_kill() - kill the programs of a tree whose supervisor has died
+ * coming_kill() - kill the programs of a tree that nobody else can kill
  *
- * Parameters as above.  Who has an agent is killed by it.  A child by a raw clone
- * has none, and its userfaultfd went with the supervisor: what was away it now finds
- * empty.
+ * Parameters as above.  By the front, when the supervisor has died: who has an agent
+ * is killed by it, but a child by a raw clone has none, and its userfaultfd went with
+ * the supervisor: what was away it now finds empty.  By the supervisor, when the front
+ * has died: who was not entered.
  *
  * Not found, here as above: who has written over its environment, who may not be
  * looked at, and whose first thread has ended.

@@ -13,7 +13,7 @@ struct sums {
 
 static double seconds(struct hmm *h)
 {
-	return (double)(hmm_now_ns() - h->start_ns) / 1e9;
+	return (double)(umm_now_ns() - h->start_ns) / 1e9;
 }
 
 static void sum_up(struct hmm *h, struct sums *s)

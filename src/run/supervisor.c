@@ -1430,7 +1430,7 @@ static void *write_last(void *arg)
  */
 static bool all_gone(struct supervisor *s)
 {
-	uint64_t now = hmm_now_ns();
+	uint64_t now = umm_now_ns();
 
 	pthread_mutex_lock(&s->lock);
 	bool none = !s->members;

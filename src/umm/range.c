@@ -29,6 +29,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "umm/clock.h"
 #include "umm/internal.h"
 
 #define KEPT_FAULT ((uint64_t)1 << 58)
@@ -252,12 +253,7 @@ static int permitted(const struct umm_range *r, uint64_t start, uint64_t end, en
 
 static int time_is_up(const struct umm_range *r)
 {
-	struct timespec ts;
-
-	if (!r->deadline_ns)
-		return 0;
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec >= r->deadline_ns ? -ETIME : 0;
+	return r->deadline_ns && umm_now_ns() >= r->deadline_ns ? -ETIME : 0;
 }
 
 /* The kernel's answer does not tell what was refused from what has changed since we looked. */
