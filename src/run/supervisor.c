@@ -50,6 +50,7 @@
 
 #include "hmm/internal.h"
 #include "run/coming.h"
+#include "run/keeper.h"
 #include "run/lines.h"
 #include "run/stats.h"
 
@@ -111,7 +112,7 @@ struct supervisor {
 	uint64_t tick;
 	int spare_fd;
 	bool signed_on; /* somebody ever did */
-	pid_t front;
+	pid_t front, keeper;
 	char name[WIRE_NAME_MAX];
 	char token[WIRE_TOKEN + 1];
 	pthread_mutex_t lock; /* members */
@@ -1014,17 +1015,6 @@ static bool is_token(const struct supervisor *s, const char *said)
 	return !differ;
 }
 
-/* What a guest sends may be anything that answers an ioctl and can be read: whose events we would then believe. */
-static bool is_userfaultfd(int fd)
-{
-	static const char want[] = "anon_inode:[userfaultfd]";
-	char path[64], link[sizeof(want)];
-
-	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-	/* A file's begins with a slash. */
-	return readlink(path, link, sizeof(link)) == (ssize_t)sizeof(want) - 1 && !memcmp(link, want, sizeof(want) - 1);
-}
-
 static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hello *hello, int fds[4])
 {
 	struct ucred cred;
@@ -1033,7 +1023,7 @@ static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hell
 	int rc, adopted = -1;
 	pid_t pid;
 
-	if (!is_token(s, hello->token) || !is_userfaultfd(fds[0]))
+	if (!is_token(s, hello->token) || !keeper_is_userfaultfd(fds[0]))
 		return -EACCES;
 	if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &cred, &len))
 		return -errno;
@@ -1632,6 +1622,17 @@ static int start(struct supervisor *s, char *err, size_t errlen)
 	rc = check_file_size(err, errlen);
 	if (rc)
 		return rc;
+	rc = listen_on(s);
+	if (rc) {
+		snprintf(err, errlen, "cannot listen for the program: %s", strerror(-rc));
+		return rc;
+	}
+	/* It must know the name, and come before all threads. */
+	s->keeper = keeper_start(s->name, s->token);
+	if (s->keeper < 0) {
+		snprintf(err, errlen, "cannot start a process: %s", strerror(-s->keeper));
+		return s->keeper;
+	}
 	rc = lines_start(&s->lines);
 	if (rc) {
 		snprintf(err, errlen, "cannot start a thread: %s", strerror(-rc));
@@ -1644,11 +1645,6 @@ static int start(struct supervisor *s, char *err, size_t errlen)
 	if (chdir("/")) {
 		snprintf(err, errlen, "cannot go to /: %s", strerror(errno));
 		return -errno;
-	}
-	rc = listen_on(s);
-	if (rc) {
-		snprintf(err, errlen, "cannot listen for the program: %s", strerror(-rc));
-		return rc;
 	}
 	s->epfd = epoll_create1(EPOLL_CLOEXEC);
 	s->tick_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
@@ -1781,11 +1777,13 @@ void supervisor_main(const struct run_options *opt, int front_fd, pid_t front)
 	}
 	if (ready.rc)
 		fprintf(stderr, "hmm: %s\n", err);
-	if (send(front_fd, &ready, sizeof(ready), MSG_NOSIGNAL) != sizeof(ready) || ready.rc)
-		_exit(1);
-	loop(s);
-	if (s->killing)
-		coming_kill(s->name, s->token); /* who was not entered */
-	lines_flush(&s->lines);
-	_exit(0);
+	if (send(front_fd, &ready, sizeof(ready), MSG_NOSIGNAL) == sizeof(ready) && !ready.rc) {
+		loop(s);
+		if (s->killing)
+			coming_kill(s->name, s->token); /* who was not entered */
+		lines_flush(&s->lines);
+	}
+	if (s && s->keeper > 0)
+		keeper_end(s->keeper);
+	_exit(ready.rc ? 1 : 0);
 }

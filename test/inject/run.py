@@ -47,6 +47,7 @@ UNREACHED = {
     "run/supervisor.c member_kill *": "deaths are test/run/life/kill.py's",
     "run/supervisor.c member_inherit *": "a program that ends before who shares its memory; test/run/life/fork.c",
     "run/supervisor.c thread_lives_in *": "a program whose first thread has ended; test/run/life/changes.c",
+    "run/keeper.c *": "after the supervisor's death; test/run/life/kill.py",
     "run/agent.c supervisor_died *": "deaths are test/run/life/kill.py's",
     "run/agent.c kill_if_here *": "deaths are test/run/life/kill.py's",
     "hmm/engine.c lost_child_events read": "a child that cannot be served, and changes its mappings meanwhile",

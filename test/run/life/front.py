@@ -249,6 +249,16 @@ def stat_running(h):
         check(a.returncode == want and a.stderr.count("\n") == 1, f"stat {args}: {a}")
 
 
+def keeper_ends(h):
+    """Who has seen the end of hmm run finds nothing open any more that its chain of devices had: a disk can be unmounted."""
+    for _ in range(10):
+        r = h.start(["true"], stats=False)
+        r.child.wait()
+        left = [p for p in descendants() if comm(p) == "hmm-keeper"]
+        check(not left, f"the keeper is left: {left}")
+        r.wait()
+
+
 def restore_litter(h):
     """All that is away comes back, also to children that were forked while it did."""
     for _ in range(4):
@@ -585,6 +595,6 @@ def user_forks(h):
 
 
 if __name__ == "__main__":
-    main_of(status, signals, streams, environment, job_control, daemon, left_at_once, stat_running, restore_litter, stat_many,
+    main_of(status, signals, streams, environment, job_control, daemon, left_at_once, stat_running, restore_litter, keeper_ends, stat_many,
             elsewhere, figures, slow_figures, restore_lost, nested, shell_script, long_preload, bad_input, user_refused, user_served, user_forks,
             user_secrets)

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 """Whoever holds what is away dies: the program must die too, soon, and must not have seen a wrong byte.
 
-kill.py BUILD [supervisor|agent|front|front_forking|early|devices]
+kill.py BUILD [supervisor|supervisor_raw|supervisor_agents|supervisor_front|supervisor_hidden|agent|front|front_forking|early|devices]
 """
 import os
 import random
@@ -32,16 +32,25 @@ def alive(pid):
 
 def kill_one(h, rng, whom, children, *more):
     r = h.start([spin(h), "96", str(children), "0", *more], ram="48M")
-    r.until(lambda: r.out().count("spinning") > children, "it does not get going")
+    # A child without an agent has all of its memory when it has been through once.
+    going = "begins" if "raw" in more else "spinning"
+    r.until(lambda: r.out().count(going) > children, "it does not get going")
     pids = programs(r.pid)
     if len(pids) != children + 1:
         raise Failed(f"{len(pids)} programs: {pids}: {r.err()}")
-    victim = {"supervisor": r.supervisor, "agent": lambda: r.agents()[0], "front": lambda: r.pid}[whom]()
-    time.sleep(rng.random() * 0.3)
+    victims = {
+        "supervisor": lambda: [r.supervisor()],
+        "agent": lambda: r.agents()[:1],
+        "front": lambda: [r.pid],
+        "supervisor_agents": lambda: [r.supervisor(), *r.agents()],
+        "supervisor_front": lambda: [r.supervisor(), r.pid],
+    }[whom]()
+    time.sleep(rng.random() * (0.05 if "raw" in more else 0.3))
     for p in pids:
         if not alive(p):
             raise Failed(f"program {p} was dead before anybody was killed: {r.err()}")
-    os.kill(victim, signal.SIGKILL)
+    for victim in victims:
+        os.kill(victim, signal.SIGKILL)
     start = time.monotonic()
     while any(alive(p) for p in pids):
         if time.monotonic() - start > SOON:
@@ -51,7 +60,7 @@ def kill_one(h, rng, whom, children, *more):
     r.wait()
     if r.rc != -signal.SIGKILL:
         raise Failed(f"{whom} killed: the front's status is {r.rc}: {r.err()}")
-    r.expect(rc=r.rc, min_out=0, no_stderr=None if "raw" in more else WRONG)
+    r.expect(rc=r.rc, min_out=0, no_stderr=WRONG)
     return took
 
 
@@ -67,8 +76,35 @@ def supervisor(h):
 
 
 def supervisor_raw(h):
-    """A child by a raw clone has no agent: it dies too, though it may have found zeros (doc/differences.md)."""
+    """A child by a raw clone has no agent."""
     several(h, "supervisor", 1, "raw")
+
+
+def supervisor_agents(h):
+    """Nobody of those who serve is left."""
+    several(h, "supervisor_agents", 1)
+
+
+def supervisor_hidden(h):
+    """Nobody finds this child: what it touches and has no page for is answered by SIGBUS."""
+    r = h.start([spin(h), "96", "1", "0", "raw", "hidden"], ram="48M")
+    r.until(lambda: [state(p) for p in programs(r.pid)].count("T") == 1, "it does not get going")
+    prog = r.program()
+    child = [p for p in programs(r.pid) if p != prog][0]
+    os.kill(r.supervisor(), signal.SIGKILL)
+    r.until(lambda: not alive(prog), "the program lives on")
+    os.kill(child, signal.SIGCONT)
+    r.until(lambda: not alive(child), "the child lives on")
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status != -signal.SIGBUS:
+        raise Failed(f"the child's status is {status}: {r.err()}")
+    r.wait()
+    r.expect(rc=-signal.SIGKILL, min_out=0, no_stderr=WRONG)
+
+
+def supervisor_front(h):
+    """Nor anybody who would look for a child without an agent."""
+    several(h, "supervisor_front", 1, "raw")
 
 
 def front(h):
@@ -127,4 +163,4 @@ def devices(h):
 
 
 if __name__ == "__main__":
-    main_of(supervisor, supervisor_raw, agent, front, front_forking, early, devices)
+    main_of(supervisor, supervisor_raw, supervisor_agents, supervisor_front, supervisor_hidden, agent, front, front_forking, early, devices)
