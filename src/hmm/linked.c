@@ -417,8 +417,9 @@ static void grandchild_fill(struct hmm_mm *mm, struct child *c, int uffd)
 static void child_events(struct hmm_mm *mm, struct child *c)
 {
 	struct uffd_msg msg;
+	ssize_t got;
 
-	while (read(c->uffd, &msg, sizeof(msg)) == sizeof(msg)) {
+	while ((got = umm_monitor_read(mm->space->monitor, c->uffd, &msg, sizeof(msg))) == sizeof(msg)) {
 		if (msg.event == UFFD_EVENT_REMAP) {
 			child_remap_add(mm, c,
 					(struct child_remap){msg.arg.remap.from, msg.arg.remap.to, msg.arg.remap.len});
@@ -431,6 +432,9 @@ static void child_events(struct hmm_mm *mm, struct child *c)
 			close((int)msg.arg.fork.ufd);
 		}
 	}
+	/* Out of descriptors: what it tells of cannot be followed, and it waits for us. */
+	if (got < 0 && errno != EAGAIN && errno != EINTR)
+		c->failed = c->strayed = true;
 }
 
 static void child_place(struct hmm_mm *mm, struct child *c, uint64_t addr, const void *page)
@@ -457,7 +461,7 @@ static void child_place(struct hmm_mm *mm, struct child *c, uint64_t addr, const
 		}
 		if (rc == -EAGAIN)
 			child_events(mm, c);
-	} while (rc == -EAGAIN);
+	} while (rc == -EAGAIN && !c->strayed);
 	/* There already (a nested fork), unmapped by the child, or the child has ended: all is well. */
 	if (rc && rc != -EEXIST && rc != -ENOENT && rc != -ESRCH)
 		c->failed = true;

@@ -221,6 +221,11 @@ void umm_space_drain(struct umm_space *space);
  * Sleeps; not from within an event.
  */
 void umm_monitor_settle(struct umm_monitor *m);
+/**
+ * As read(2) of a userfaultfd.  A FORK event comes with a descriptor, and who forks waits
+ * for it to be read: @m (NULL: none) has one to give up when there is no other.
+ */
+ssize_t umm_monitor_read(struct umm_monitor *m, int uffd, struct uffd_msg *msg, size_t len);
 /** Called by who serves a fault, before it sleeps: another thread takes over the waiting. */
 void umm_monitor_yield(void);
 /** Called by who may be serving a fault, before it makes a thread: that has its scheduling (follow.c) for ever. */

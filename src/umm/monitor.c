@@ -165,16 +165,19 @@ static void apply_event(struct umm_space *s, const struct uffd_msg *msg)
 	change(s, &c);
 }
 
-/* A FORK event comes with a descriptor.  There must be one left: who forks waits for the event to be read. */
-static ssize_t read_with_spare(struct umm_monitor *m, int uffd, struct uffd_msg *msg, size_t len)
+ssize_t umm_monitor_read(struct umm_monitor *m, int uffd, struct uffd_msg *msg, size_t len)
 {
-	ssize_t got;
+	ssize_t got = read(uffd, msg, len);
 
+	if (got >= 0 || (errno != EMFILE && errno != ENFILE) || !m)
+		return got;
 	pthread_mutex_lock(&m->spare_lock);
 	if (m->spare >= 0)
 		close(m->spare);
 	got = read(uffd, msg, len);
+	int err = errno;
 	m->spare = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	errno = err;
 	pthread_mutex_unlock(&m->spare_lock);
 	return got;
 }
@@ -188,10 +191,8 @@ struct batch {
 static unsigned batch_read(struct umm_space *s, struct batch *b)
 {
 	unsigned room = READ_ROOM - b->n < READ_MAX ? READ_ROOM - b->n : READ_MAX, n = 0;
-	ssize_t got = room ? read(s->uffd, &b->msg[b->n], room * sizeof(b->msg[0])) : 0;
+	ssize_t got = room ? umm_monitor_read(s->monitor, s->uffd, &b->msg[b->n], room * sizeof(b->msg[0])) : 0;
 
-	if (got < 0 && (errno == EMFILE || errno == ENFILE) && s->monitor)
-		got = read_with_spare(s->monitor, s->uffd, &b->msg[b->n], room * sizeof(b->msg[0]));
 	if (got > 0)
 		n = (unsigned)((size_t)got / sizeof(b->msg[0]));
 	for (unsigned i = b->n; i < b->n + n; i++) {

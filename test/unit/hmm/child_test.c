@@ -37,6 +37,18 @@ static unsigned met;
 static int own_uffd;
 static int child_uffd; /* what is filled first; 0: nothing yet */
 static bool no_memory_for_grandchildren;
+static bool no_descriptors; /* from when a change waits to be read */
+
+static void use_up_descriptors(void)
+{
+	struct rlimit r;
+	int fd = dup(0);
+
+	close(fd);
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &r), 0);
+	r.rlim_cur = (rlim_t)fd;
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &r), 0);
+}
 
 int __real_umm_uffd_copy(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *copied);
 int __wrap_umm_uffd_copy(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *copied);
@@ -51,6 +63,8 @@ int __wrap_umm_uffd_copy(int uffd, uint64_t dst, const void *src, uint64_t len, 
 	while (atomic_load(busy))
 		if (poll(&(struct pollfd){.fd = uffd, .events = POLLIN}, 1, 1) == 1) {
 			met++;
+			if (no_descriptors && met == 1)
+				use_up_descriptors();
 			break;
 		}
 	return __real_umm_uffd_copy(uffd, dst, src, len, copied);
@@ -270,6 +284,17 @@ static void a_child_that_forks(void **state)
 	with(forks);
 }
 
+static void a_child_that_forks_without_descriptors(void **state)
+{
+	struct rlimit r;
+
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &r), 0);
+	no_descriptors = true;
+	with(forks);
+	no_descriptors = false;
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &r), 0);
+}
+
 /* The grandchild looks where its parent has moved things. */
 static int moves_and_forks(struct scene *s)
 {
@@ -369,6 +394,7 @@ int main(void)
 		cmocka_unit_test(what_a_child_drops_is_gone),
 		cmocka_unit_test(a_child_that_moves_pages_over_others),
 		cmocka_unit_test(a_grandchild_that_cannot_be_filled),
+		cmocka_unit_test(a_child_that_forks_without_descriptors),
 		cmocka_unit_test(a_child_that_forks),
 		cmocka_unit_test(a_child_that_moves_pages_and_forks),
 		cmocka_unit_test(a_child_of_generations),
