@@ -541,9 +541,13 @@ def user_secrets(h):
         r.until(r.supervisor, "no supervisor")
         r.until(lambda: ask(h, r.pid).returncode == 0, "it does not answer")
         sup = r.supervisor()
-        for what in ("mem", "environ", "fd/0", "maps"):
-            p = subprocess.run([*NOBODY, "head", "-c", "1", f"/proc/{sup}/{what}"], capture_output=True, text=True, check=False)
-            check("Permission denied" in p.stderr, f"another process of the user has the supervisor's {what}: {p}")
+        ours = [sup, *descendants(sup)]
+        check([comm(p) for p in ours] == ["hmm-supervisor", "hmm-keeper"], f"{ours}")
+        for pid in ours:
+            for what in ("mem", "environ", "fd/0", "maps"):
+                p = subprocess.run([*NOBODY, "head", "-c", "1", f"/proc/{pid}/{what}"], capture_output=True, text=True,
+                                   check=False)
+                check("Permission denied" in p.stderr, f"another process of the user has our {what}: {p}")
         p = subprocess.run([*NOBODY, h.exe, "stat", str(r.pid)], capture_output=True, text=True, check=False)
         check(p.returncode == 0, f"its user may not ask: {p}")
         os.kill(r.program(), signal.SIGTERM)
