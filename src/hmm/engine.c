@@ -469,7 +469,11 @@ int hmm_lost_to_child(struct hmm_mm *mm, int uffd)
 	return hmm_overtaken_each(mm, uffd, lost_at);
 }
 
-/* There are no records of the child, or nobody would hear of it: it goes on by itself, without what was away. */
+/*
+ * There are no records of the child, or nobody would hear of it: it goes on by itself, without what was away.  Its
+ * descriptor is let go of as a whole: what is registered there is for the kernel to know, our records may lack what a
+ * walk was just registering when the parent forked.
+ */
 static void child_cast_off(struct hmm_mm *mm, struct hmm_mm *child, int why)
 {
 	int rc;
@@ -480,24 +484,12 @@ static void child_cast_off(struct hmm_mm *mm, struct hmm_mm *child, int why)
 		(int)mm->space->pid, strerror(-why));
 	atomic_store(&child->doomed, true);
 	rc = hmm_lost_to_child(mm, child->space->uffd);
-	pthread_mutex_lock(&mm->lock);
-	for (unsigned i = 0; i < mm->registered.n && !rc; i++) {
-		const struct hmm_interval *in = &mm->registered.v[i];
-
-		rc = umm_uffd_unregister(child->space->uffd, in->start, in->end - in->start);
-		if (rc == -EINVAL || rc == -ESRCH) /* it has unmapped some already, or has ended */
-			rc = 0;
-	}
-	pthread_mutex_unlock(&mm->lock);
-	if (!rc && child->keep_start)
-		umm_uffd_unregister(child->space->uffd, child->keep_start, child->keep_end - child->keep_start);
-	/* From here on nothing is told of.  Who was at it already waits until it has been read. */
-	while (!rc && umm_uffd_is_changing(child->space->uffd)) {
-		rc = lost_child_events(mm, child->space->uffd);
-		sched_yield();
-	}
+	if (!rc)
+		rc = umm_space_let_go(child->space);
 	if (rc)
 		child_doom(mm, child, "a forked child hangs at what was away");
+	else
+		hmm_residency_drop(child, 0, 1ull << 47);
 }
 
 static void mm_forked(void *priv, int uffd)

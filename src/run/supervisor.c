@@ -1508,10 +1508,12 @@ static bool space_is_dead(struct member *m)
 	/* No agent, no pid: ask the descriptor; any call that needs the address space will say. */
 	struct arena a;
 	uint64_t done;
+	int rc;
 	static const char page[UMM_PAGE] __attribute__((aligned(4096)));
 
 	arena_layout(&a, (char *)(uintptr_t)m->mm->keep_start);
-	return umm_uffd_copy(m->mm->space->uffd, (uintptr_t)a.ident, page, UMM_PAGE, &done) == -ESRCH;
+	rc = umm_uffd_copy(m->mm->space->uffd, (uintptr_t)a.ident, page, UMM_PAGE, &done);
+	return rc == -ESRCH || rc == -ENOTTY; /* there is none any more, or it was let go of */
 }
 
 /* The next member that this tick has to look at; each once.  What is done to one may end others. */

@@ -84,8 +84,8 @@ struct umm_space {
 	bool self;
 	struct umm_arena *arena; /* of a linked space; else memory is malloc's */
 	_Atomic pid_t pid;       /* a task that lives in it, for messages */
-	int uffd;                /* -1: none */
-	_Atomic int pagemap_fd;  /* as maps_fd set once, and replaced by umm_fd_replace() only */
+	_Atomic int uffd;        /* -1: none; as the two below set once, and replaced by umm_fd_replace() only */
+	_Atomic int pagemap_fd;
 	_Atomic int maps_fd;
 	bool maps_text; /* the kernel has no PROCMAP_QUERY */
 	uint64_t features;
@@ -122,6 +122,11 @@ int umm_fd_replace(_Atomic int *to, int fd);
  * @ctl: the caller's, to outlive the space.
  */
 int umm_space_adopt(pid_t pid, int uffd, int pagemap_fd, int maps_fd, struct umm_ctl *ctl, struct umm_space **spacep);
+/**
+ * As if the userfaultfd of a space that no monitor reads had been closed: nothing is registered any more, and who waits
+ * to be told of goes on.  What is asked of it from now on is -ENOTTY.  0 or -errno.
+ */
+int umm_space_let_go(struct umm_space *space);
 void umm_space_get(struct umm_space *space);
 /** In a forked child: close what it has inherited of @space, and nothing else; @space is of no more use. */
 void umm_space_abandon(struct umm_space *space);

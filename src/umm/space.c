@@ -120,6 +120,13 @@ int umm_space_adopt(pid_t pid, int uffd, int pagemap_fd, int maps_fd, struct umm
 	return 0;
 }
 
+int umm_space_let_go(struct umm_space *space)
+{
+	int fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+
+	return fd < 0 ? -errno : umm_fd_replace(&space->uffd, fd);
+}
+
 bool umm_same_pidns(pid_t pid)
 {
 	char path[64], theirs[64] = "", ours[64] = "";

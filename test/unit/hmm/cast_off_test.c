@@ -22,6 +22,7 @@ int __wrap_hmm_residency_clone(struct hmm_mm *mm, struct hmm_mm *child)
 struct scene {
 	struct world *w;
 	char *away, *here, *untouched;
+	char *unknown; /* registered, and not in the records yet, as in the middle of a walk */
 	char *elsewhere;
 	pid_t child;
 	void (*first)(struct scene *s); /* what the child does before the engine has seen it */
@@ -37,6 +38,10 @@ static void begin(struct scene *s, bool anything_away)
 	s->here = managed(s->w, N, 2);
 	s->untouched = managed(s->w, N, 0);
 	s->elsewhere = mmap(NULL, N * UMM_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	s->unknown = mmap(NULL, N * UMM_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	assert_int_equal(umm_uffd_register(s->w->mm->space->uffd, (uintptr_t)s->unknown, N * UMM_PAGE,
+					   UFFDIO_REGISTER_MODE_MISSING),
+			 0);
 	if (anything_away)
 		assert_int_equal(out(s->w, s->away, N), N);
 	no_records = true;
@@ -62,8 +67,11 @@ static int child_main(struct scene *s, int sig)
 		return 2;
 	if (!all_give(s->untouched, 0, N, 0, 0))
 		return 3;
+	if (!all_give(s->unknown, 0, N, 0, 0))
+		return 6;
 	/* Nobody is told of anything any more. */
-	if (munmap(s->here, N * UMM_PAGE) || madvise(s->away + N / 2 * UMM_PAGE, N / 2 * UMM_PAGE, MADV_DONTNEED))
+	if (munmap(s->here, N * UMM_PAGE) || munmap(s->unknown, N * UMM_PAGE) ||
+	    madvise(s->away + N / 2 * UMM_PAGE, N / 2 * UMM_PAGE, MADV_DONTNEED))
 		return 4;
 	return all_give(s->away, N / 2, N, 0, 0) ? 0 : 5;
 }
@@ -96,6 +104,7 @@ static void end(struct scene *s)
 	all_are(s->away, N, 1);
 	all_are(s->here, N, 2);
 	assert_int_equal(munmap(s->untouched, N * UMM_PAGE), 0);
+	assert_int_equal(munmap(s->unknown, N * UMM_PAGE), 0);
 	alarm(0);
 	world_destroy(s->w);
 }
@@ -182,17 +191,23 @@ static void it_forks_at_once_and_nothing_is_away(void **state)
 static void moves(struct scene *s)
 {
 	syscall(SYS_mremap, s->away, N * UMM_PAGE, N * UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, s->elsewhere);
+	s->away = s->elsewhere;
+}
+
+static void moves_and_stays(struct scene *s)
+{
+	moves(s);
 	pause(); /* it has no right place to look at any more */
 }
 
 /* Where its pages are is not known: it must be ended. */
-static void moves_at_once(bool anything_away)
+static void it_moves_pages_at_once(void **state)
 {
 	struct scene s;
 	int status;
 
-	begin(&s, anything_away);
-	s.first = moves;
+	begin(&s, true);
+	s.first = moves_and_stays;
 	fork_it(&s, SIGBUS);
 	while (!atomic_load(&s.w->fatals))
 		sched_yield();
@@ -203,14 +218,10 @@ static void moves_at_once(bool anything_away)
 	end(&s);
 }
 
-static void it_moves_pages_at_once(void **state)
-{
-	moves_at_once(true);
-}
-
+/* It has all that it had. */
 static void it_moves_pages_at_once_and_nothing_is_away(void **state)
 {
-	moves_at_once(false);
+	at_once(moves, false);
 }
 
 int main(void)
