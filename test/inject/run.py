@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""run.py BUILD [-v] [--full] [--site PATTERN] [--part K/N]: the walk of linked.c for `hmm run`.
+"""run.py BUILD [-v] [--full] [--scenario NAME] [--site PATTERN] [--part K/N]: the walk of linked.c for `hmm run`.
 
 A program that checks itself (victim.c) runs on half of its memory, once as it
 is, and then once for each site that was reached, by the command, the supervisor,
 the agent or the library in the program, with the first occurrence failing;
---full: of the engine as well, and other occurrences, and all of them; --part: the
-Kth of N parts of these.  Each run must end in one of these ways: all is right; a call of the program was refused
-with an errno; hmm run refused, with a line; SIGBUS or SIGKILL, with a line that
-says why.  Nothing may be left running.  The clock decides nothing but that a run
-hangs.
+--full: of the engine as well, and other occurrences, and all of them; --scenario: of
+one only; --part: the Kth of N parts of these.  Each run must end in one of these
+ways: all is right; a call of the program was refused with an errno; hmm run refused,
+with a line; SIGBUS or SIGKILL, with a line that says why.  Nothing may be left
+running.  The clock decides nothing but that a run hangs.
 """
 import errno
 import fnmatch
@@ -236,12 +236,14 @@ def main():
     build, args = os.path.abspath(sys.argv[1]), sys.argv[2:]
     verbose, full = "-v" in args, "--full" in args
     only = args[args.index("--site") + 1] if "--site" in args else None
+    name = args[args.index("--scenario") + 1] if "--scenario" in args else None
+    scenarios = {name: SCENARIOS[name]} if name else SCENARIOS
     if os.geteuid():
         hmmtest.skip("not all sites are reached without root")
     part, parts = map(int, args[args.index("--part") + 1].split("/")) if "--part" in args else (1, 1)
     plans = [Plan() for _ in range(min(4, os.cpu_count() or 1) if not only or "*" in only else 1)]
     plain, base = {}, {}
-    for scenario, (_, always) in SCENARIOS.items():
+    for scenario, (_, always) in scenarios.items():
         for plan in plans:
             end, text, _, _, stats = run(build, plan, scenario)
             if "no permission" in text or "cannot move" in text:
@@ -251,7 +253,7 @@ def main():
         plain[scenario] = text
         base[scenario] = plan.sites()
     cases, seen = [], set()
-    for scenario, (_, always) in SCENARIOS.items():
+    for scenario, (_, always) in scenarios.items():
         for name, (_, hits, errs) in base[scenario].items():
             if only and not fnmatch.fnmatchcase(name, only):
                 continue
@@ -265,6 +267,8 @@ def main():
                 if full and hits > 1:
                     cases.append((scenario, name, hits // 2 + 1, 1, err))
                     cases.append((scenario, name, 1, 50 if errno.errorcode[err] in PASSING else 1000, err))
+    if only and not cases:
+        sys.exit(f"no call that can fail is made at {only}")
     cases = cases[part - 1::parts]
     lock, state = threading.Lock(), {"next": 0, "bad": 0, "ran": 0}
     fired_at, reached, ends, silent = set(), {n for b in base.values() for n, s in b.items() if s[1]}, {}, set()
@@ -302,7 +306,7 @@ def main():
         t.join()
     bad = state["bad"]
     known = [n for n, s in plans[0].sites().items() if n.startswith(OURS) and s[2]]
-    for name in known if not only and parts == 1 else []:
+    for name in known if not only and parts == 1 and len(scenarios) == len(SCENARIOS) else []:
         why = [w for p, w in UNREACHED.items() if fnmatch.fnmatchcase(name, p)]
         if name not in reached and not why:
             print("never reached:", name)

@@ -184,8 +184,14 @@ static int ep_open(struct ofi_net *net, struct fi_info *info, struct ofi_ep *ep)
 		rc = fi_cq_open(net->domain, &cq, &ep->cq, NULL);
 	if (!rc)
 		rc = fi_endpoint(net->domain, info, &ep->ep, NULL);
-	if (!rc)
+	if (!rc) {
 		rc = fi_ep_bind(ep->ep, &ep->eq->fid, 0);
+		if (rc) {
+			/* fi_shutdown() would tell of it there, and tcp's does not ask whether there is one. */
+			fi_close(&ep->ep->fid);
+			ep->ep = NULL;
+		}
+	}
 	if (!rc)
 		rc = fi_ep_bind(ep->ep, &ep->cq->fid, FI_TRANSMIT | FI_RECV);
 	if (!rc)
