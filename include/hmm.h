@@ -133,6 +133,20 @@ struct hmm_device_ops {
 	int (*copy_out)(struct hmm_device *dev, const hmm_handle_t handle[], void *const dst[], int status[],
 			unsigned n);
 
+	/**
+	 * lend: where the @n pages (HMM_BATCH_MAX) lie, one behind the other as their
+	 * addresses do, in private memory of the caller's process: the engine may move
+	 * the pages themselves from there to where they are wanted (UFFDIO_MOVE).
+	 * May be NULL.
+	 *
+	 * Returns the place of the first, aligned as a huge page, and nothing uses these
+	 * pages until lent(); or NULL: copy_out is to be called.
+	 */
+	void *(*lend)(struct hmm_device *dev, const hmm_handle_t handle[], unsigned n);
+
+	/** lent: the first @moved of the pages are not there any more; the references to all are dropped later. */
+	void (*lent)(struct hmm_device *dev, const hmm_handle_t handle[], unsigned n, unsigned moved);
+
 	/** get: one more reference to each of @n handles (fork).  Never fails. */
 	void (*get)(struct hmm_device *dev, const hmm_handle_t handle[], unsigned n);
 
@@ -473,6 +487,24 @@ int hmm_migrate_collect(struct hmm_migrate *m);
  *	-EIO	the device failed (or what else copy_in gave); commit puts all of them back
  */
 int hmm_migrate_copy(struct hmm_migrate *m);
+
+/**
+ * hmm_migrate_give() - move collected pages themselves into the device's memory
+ * @m: after hmm_migrate_collect(), with a handle for each page.
+ * @to: a huge page's place in private memory of the caller's process, of which no part
+ *	is managed; what is there is lost.
+ *
+ * For devices whose memory is that of the process: the other way is lend().  What
+ * has gone is entered, and is no part of @m any more; commit does the rest.
+ *
+ * Context: In the thread that collected.
+ * Return: the number of pages that are on the device now, the first of @m's, behind which there is
+ *	nothing at @to; or
+ *	-EINVAL	@m is not one whole aligned huge page of addresses, or @to is not aligned: nothing is lost
+ *	-EBUSY	@to is managed, or watched by another userfaultfd: nothing is lost
+ *	-ENOMEM	no memory: nothing is lost
+ */
+int hmm_migrate_give(struct hmm_migrate *m, void *to);
 
 /**
  * hmm_migrate_commit() - enter what was taken, put back what was not

@@ -18,9 +18,15 @@
  *
  * What nobody has touched yet goes as a huge page, too, of zeros, which is put there
  * first: else the kernel would ask us for its pages one by one.
+ *
+ * Where a device's memory is this process's, nothing need be copied: the page that
+ * left is moved on to the device's memory (hmm_block_give()), and from there back (the
+ * device's lend()).  Each is one step under the leaf's lock, so whoever copies a page
+ * of it meanwhile finds the entry changed, and comes again.
  */
 #include "hmm/internal.h"
 
+#include <errno.h>
 #include <sys/mman.h>
 
 #include "umm/sys.h"
@@ -80,13 +86,15 @@ static void unlock(struct hmm_mm *mm, struct hmm_leaf *leaf)
 	umm_evlock_unshared(&mm->space->ctl->evlock);
 }
 
-unsigned hmm_block_back(struct hmm_mm *mm, uint64_t base, unsigned tiers, char *block)
+/* One way of the two; 0: nothing has come. */
+static unsigned block_back(struct hmm_mm *mm, uint64_t base, unsigned tiers, char *block, bool lend)
 {
 	hmm_handle_t handle[HMM_LEAF_PAGES];
 	int status[HMM_LEAF_PAGES];
 	void *dst[HMM_LEAF_PAGES];
 	struct hmm_leaf *leaf = whole_leaf(mm, base, tiers);
 	struct hmm_device *d;
+	char *from = block;
 	uint64_t bytes = 0;
 	unsigned n = 0;
 	bool same;
@@ -99,12 +107,21 @@ unsigned hmm_block_back(struct hmm_mm *mm, uint64_t base, unsigned tiers, char *
 		dst[i] = block + i * UMM_PAGE;
 	}
 	d = mm->h->chain.dev[hmm_entry_tier(leaf->e[0])];
+	if (lend && !d->ops->lend) {
+		unlock(mm, leaf);
+		return 0;
+	}
 	d->ops->get(d, handle, HMM_LEAF_PAGES);
 	unlock(mm, leaf);
 
 	if (d->ops->caps & HMM_DEV_MAYBLOCK)
 		umm_monitor_yield();
-	rc = d->ops->copy_out(d, handle, dst, status, HMM_LEAF_PAGES);
+	if (lend) {
+		from = d->ops->lend(d, handle, HMM_LEAF_PAGES);
+		rc = from ? 0 : -EBUSY;
+	} else {
+		rc = d->ops->copy_out(d, handle, dst, status, HMM_LEAF_PAGES);
+	}
 	leaf = rc ? NULL : whole_leaf(mm, base, ~0u);
 	if (leaf) {
 		same = true;
@@ -112,19 +129,63 @@ unsigned hmm_block_back(struct hmm_mm *mm, uint64_t base, unsigned tiers, char *
 			same &= hmm_entry_payload(leaf->e[i]) == handle[i] &&
 				mm->h->chain.dev[hmm_entry_tier(leaf->e[i])] == d;
 		if (same)
-			umm_uffd_move(mm->space->uffd, base, block, BLOCK_BYTES, &bytes);
+			umm_uffd_move(mm->space->uffd, base, from, BLOCK_BYTES, &bytes);
 		n = (unsigned)(bytes / UMM_PAGE);
 		for (unsigned i = 0; i < n; i++)
 			hmm_entry_set(mm, leaf, i, hmm_entry(HMM_SYSTEM, 0, 0, 0));
 		unlock(mm, leaf);
 	}
+	if (lend && from)
+		d->ops->lent(d, handle, HMM_LEAF_PAGES, n);
 	if (n) {
 		d->ops->put(d, handle, n);
 		hmm_account_in(mm, n);
 	}
 	d->ops->put(d, handle, HMM_LEAF_PAGES); /* the references taken for the copy */
-	if (n < HMM_LEAF_PAGES)
+	if (n < HMM_LEAF_PAGES && !lend)
 		sys3(SYS_madvise, block, BLOCK_BYTES, MADV_DONTNEED);
+	return n;
+}
+
+unsigned hmm_block_back(struct hmm_mm *mm, uint64_t base, unsigned tiers, char *block)
+{
+	unsigned n = block_back(mm, base, tiers, block, true);
+
+	return n ? n : block_back(mm, base, tiers, block, false);
+}
+
+unsigned hmm_block_give(struct hmm_mm *mm, uint64_t base, const void *window, const hmm_handle_t handle[],
+			unsigned tier, void *to)
+{
+	struct hmm_leaf *leaf;
+	uint64_t bytes = 0;
+	bool all = true;
+	unsigned n = 0;
+
+	umm_evlock_shared(&mm->space->ctl->evlock);
+	leaf = hmm_leaf_find(mm, base);
+	if (leaf) {
+		pthread_mutex_lock(&leaf->lock);
+		for (unsigned i = 0; i < HMM_LEAF_PAGES; i++)
+			all &= mm->slot[0][i].addr == base + i * UMM_PAGE;
+		if (all)
+			umm_uffd_move(mm->space->uffd, (uintptr_t)to, window, BLOCK_BYTES, &bytes);
+		n = (unsigned)(bytes / UMM_PAGE);
+		for (unsigned i = 0; i < n; i++) {
+			struct hmm_slot *slot = &mm->slot[0][i];
+
+			hmm_entry_set(mm, leaf, i,
+				      hmm_entry_with_lap(hmm_entry(HMM_DEVICE, tier, handle[i], 0),
+							 hmm_entry_lap(leaf->e[i])));
+			hmm_clean_put(mm->h, slot->clean);
+			slot->clean = 0;
+			slot->addr = 0;
+		}
+		pthread_mutex_unlock(&leaf->lock);
+	}
+	umm_evlock_unshared(&mm->space->ctl->evlock);
+	atomic_fetch_add(&mm->pages_out, n);
+	atomic_fetch_add(&mm->h->pages_out, n);
 	return n;
 }
 

@@ -437,6 +437,15 @@ void hmm_block_went(struct hmm_mm *mm, uint64_t base, unsigned tier, const void 
  */
 unsigned hmm_block_back(struct hmm_mm *mm, uint64_t base, unsigned tiers, char *block);
 
+/**
+ * hmm_block_give() - move the pages of the leaf of @base, all of a batch, from @window to a device's memory
+ * @to: registered, empty; pages of @handle.
+ *
+ * Returns how many have gone, and are entered.  Under out_lock.
+ */
+unsigned hmm_block_give(struct hmm_mm *mm, uint64_t base, const void *window, const hmm_handle_t handle[],
+			unsigned tier, void *to);
+
 /** hmm_block_zero() - put a huge page of zeros where nothing is, if it goes; @block as above, filled with zeros */
 void hmm_block_zero(struct hmm_mm *mm, uint64_t base, char *block);
 

@@ -1121,6 +1121,54 @@ int hmm_migrate_copy(struct hmm_migrate *m)
 	return rc;
 }
 
+/* Under the layout lock, so that nobody registers its mapping meanwhile; registered itself, as who is moved to must be.
+ */
+static int give_locked(struct hmm_migrate *m, void *to)
+{
+	struct hmm_mm *mm = m->mm;
+	uint64_t at = (uintptr_t)to;
+	unsigned tier = (unsigned)tier_of(mm, m->to), n;
+
+	if (linked_holds(mm, at, at + STAGING_ALIGN) || umm_inside_registered(mm->space->uffd, at) != -ENOENT ||
+	    umm_inside_registered(mm->space->uffd, at + STAGING_ALIGN - UMM_PAGE) != -ENOENT)
+		return -EBUSY;
+	if (sys3(SYS_madvise, at, STAGING_ALIGN, MADV_DONTNEED))
+		return -EINVAL;
+	if (umm_uffd_register(mm->space->uffd, at, STAGING_ALIGN, UFFDIO_REGISTER_MODE_MISSING))
+		return 0;
+	n = hmm_block_give(mm, m->addr[0], m->src[0], m->handle, tier, to);
+	umm_uffd_unregister(mm->space->uffd, at, STAGING_ALIGN);
+	if (n == HMM_LEAF_PAGES)
+		hmm_block_went(mm, m->addr[0], tier, to);
+	return (int)n;
+}
+
+int hmm_migrate_give(struct hmm_migrate *m, void *to)
+{
+	const unsigned last = HMM_BATCH_MAX - 1;
+	unsigned rest;
+	int n;
+
+	if (m->npages != HMM_BATCH_MAX || m->addr[0] % STAGING_ALIGN || m->addr[last] != m->addr[0] + last * UMM_PAGE ||
+	    m->slot[0] || (uintptr_t)m->src[0] % STAGING_ALIGN || (uintptr_t)to % STAGING_ALIGN)
+		return -EINVAL;
+	for (unsigned i = 0; i < m->npages; i++)
+		if (m->handle[i] == HMM_HANDLE_NONE)
+			return -EINVAL;
+	pthread_rwlock_wrlock(&m->mm->space->layout);
+	n = give_locked(m, to);
+	pthread_rwlock_unlock(&m->mm->space->layout);
+	if (n <= 0)
+		return n;
+	rest = m->npages - (unsigned)n;
+	memmove(m->addr, m->addr + n, rest * sizeof(m->addr[0]));
+	memmove(m->src, m->src + n, rest * sizeof(m->src[0]));
+	memmove(m->handle, m->handle + n, rest * sizeof(m->handle[0]));
+	memmove(m->slot, m->slot + n, rest * sizeof(m->slot[0]));
+	m->npages = rest;
+	return n;
+}
+
 int hmm_migrate_commit(struct hmm_migrate *m)
 {
 	sigset_t old;

@@ -42,6 +42,12 @@ static void wait_for_slots(struct hmm_cl *cl, struct region *r, uint64_t first, 
 	cl_unlock(cl, &old);
 }
 
+/* Lock held.  It has its page, as far as is known. */
+static bool is_here(const struct slot *s)
+{
+	return s->refs && !s->copied && !(s->flags & SLOT_LENT);
+}
+
 /*
  * Somebody has read slot @i, and the page may have gone home since: or that came to
  * nothing, and it is here still.  If there was but one reference, then the engine
@@ -66,7 +72,7 @@ static void find_out(struct hmm_cl *cl, struct region *r, uint64_t i)
 	cl_lock(cl, &old);
 	if (alone && here && s->refs == 1 && s->gets == gets)
 		s->copied = 0;
-	here = !s->copied;
+	here = !s->copied && !(s->flags & SLOT_LENT);
 	cl_unlock(cl, &old);
 	if (!here)
 		nanosleep(&ts, NULL);
@@ -81,7 +87,7 @@ static bool next_absent(struct hmm_cl *cl, struct region *r, uint64_t *i, uint64
 
 	do {
 		cl_lock(cl, &old);
-		while (*i < end && s[*i].refs && !s[*i].copied)
+		while (*i < end && is_here(&s[*i]))
 			++*i;
 		open = *i < end && s[*i].refs;
 		for (*z = *i; *z < end && !s[*z].refs;)
@@ -129,12 +135,43 @@ static void forget_copies(struct hmm_cl *cl, const struct region *r, uint64_t ad
 	}
 }
 
-/* What was collected goes into its slots; @bare: the pages alone.  0 or -errno: then nothing has. */
-static int put_into_slots(struct hmm_cl *cl, struct region *r, struct hmm_migrate *m, bool bare)
+/*
+ * Where what was collected is a huge page, and the device's memory plain: the page
+ * itself becomes the device's, and nothing is copied.  Not what is @bare, if there
+ * is memory in its place.  Returns how many pages went, or -ENOMEM.
+ */
+static int give(struct hmm_cl *cl, struct region *r, struct hmm_migrate *m, bool bare)
+{
+	uint64_t i = m->npages ? (m->addr[0] - r->addr) / PAGE : 0;
+	bool *empty = &r->empty[block_of(r, i)];
+	sigset_t old;
+	int n = 0;
+
+	if (!r->gives || !m->npages || m->npages < HMM_BATCH_MAX || (bare && !*empty))
+		return region_fill(cl, r, i, m->npages);
+	n = hmm_migrate_give(m, r->base + i * PAGE);
+	cl_lock(cl, &old);
+	if (n >= 0)
+		*empty = n < (int)HMM_BATCH_MAX;
+	if (n > 0 && !bare)
+		cl->st.bytes_in += (uint64_t)n * PAGE;
+	cl_unlock(cl, &old);
+	if (n < (int)HMM_BATCH_MAX && region_fill(cl, r, i, HMM_BATCH_MAX))
+		return n > 0 ? n : -ENOMEM;
+	return n > 0 ? n : 0;
+}
+
+/*
+ * What was collected goes into its slots; @bare: the pages alone; @given: those that
+ * are there already.  0 or -errno: then no others are.
+ */
+static int put_into_slots(struct hmm_cl *cl, struct region *r, struct hmm_migrate *m, bool bare, unsigned *given)
 {
 	uint64_t copied = 0;
 	sigset_t old;
 	int rc = 0;
+
+	*given = 0;
 
 	cl_lock(cl, &old);
 	for (unsigned k = 0; k < m->npages; k++) {
@@ -154,6 +191,10 @@ static int put_into_slots(struct hmm_cl *cl, struct region *r, struct hmm_migrat
 		forget_copies(cl, r, m->addr[k]);
 	}
 	cl_unlock(cl, &old);
+	rc = give(cl, r, m, bare);
+	if (rc > 0)
+		*given = (unsigned)rc;
+	rc = rc < 0 ? rc : 0;
 	for (unsigned k = 0; k < m->npages && !rc && !bare; k++)
 		if (m->handle[k] != HMM_HANDLE_NONE)
 			rc = put_page(cl, r, m->handle[k] & INDEX_MASK, m->src[k], &copied);
@@ -221,9 +262,9 @@ static int move(struct hmm_cl *cl, struct region *r, uint64_t start, uint64_t en
 		}
 		if (rc)
 			return rc == -EINVAL ? -EFAULT : rc;
-		rc = put_into_slots(cl, r, cl->m, bare);
+		rc = put_into_slots(cl, r, cl->m, bare, &moved);
 		z = (cl->m->end - r->addr) / PAGE;
-		moved = (unsigned)hmm_migrate_commit(cl->m);
+		moved += (unsigned)hmm_migrate_commit(cl->m);
 		if (rc)
 			return cl_fail(cl, rc, "the device does not take pages (error %d)", -rc);
 		/* Pages that did not go are tried again, a few times: somebody may just be touching them. */
@@ -264,6 +305,9 @@ static int copy_slots(struct hmm_cl *cl, struct region *r, uint64_t i, uint64_t 
 		int rc;
 
 		n = z - i < STAGE_PAGES ? z - i : STAGE_PAGES;
+		rc = region_fill(cl, r, i, n);
+		if (rc)
+			return rc;
 		rc = fetch(a, r->base ? r->base + i * PAGE : cl->stage, n * PAGE);
 		if (rc)
 			return cl_fail(cl, rc, "memory at %#llx cannot be read", (unsigned long long)a);

@@ -151,6 +151,61 @@ static int device_copy_out(struct hmm_device *dev, const hmm_handle_t handle[], 
 	return rc;
 }
 
+/* Lock held.  Is each of these a page that is here, for the engine alone, and @refs its references? */
+static bool are_alone(const struct region *r, uint64_t first, unsigned n, uint16_t refs)
+{
+	for (const struct slot *s = r->slot + first; n--; s++)
+		if (s->refs != refs || s->copied || s->flags & SLOT_LENT)
+			return false;
+	return true;
+}
+
+/*
+ * A block of which the memory itself may go, while no kernel uses it; that comes
+ * back with the page that takes its place, or is filled anew (region_fill()).
+ */
+static void *device_lend(struct hmm_device *dev, const hmm_handle_t handle[], unsigned n)
+{
+	struct hmm_cl *cl = cl_of(dev);
+	struct region *r;
+	uint64_t first = handle[0] & INDEX_MASK;
+	char *at = NULL;
+	sigset_t old;
+
+	for (unsigned i = 1; i < n; i++)
+		if (handle[i] != handle[0] + i)
+			return NULL;
+	cl_lock(cl, &old);
+	r = region_of(cl, handle[0]);
+	while (r->gives && launch_uses(cl, r, first, n, true))
+		pthread_cond_wait(&cl->changed, &cl->lock);
+	if (r->gives && (uintptr_t)(r->base + first * PAGE) % HUGE_BYTES == 0 && !launch_uses(cl, r, first, n, false) &&
+	    are_alone(r, first, n, 2)) {
+		for (unsigned i = 0; i < n; i++)
+			r->slot[first + i].flags |= SLOT_LENT;
+		cl->moves++;
+		at = r->base + first * PAGE;
+	}
+	cl_unlock(cl, &old);
+	return at;
+}
+
+static void device_lent(struct hmm_device *dev, const hmm_handle_t handle[], unsigned n, unsigned moved)
+{
+	struct hmm_cl *cl = cl_of(dev);
+	struct region *r = region_of(cl, handle[0]);
+	uint64_t first = handle[0] & INDEX_MASK;
+	sigset_t old;
+
+	cl_lock(cl, &old);
+	cl->st.bytes_out += moved * PAGE;
+	if (moved)
+		r->empty[block_of(r, first)] = true;
+	for (unsigned i = moved; i < n; i++)
+		r->slot[first + i].flags &= (uint8_t)~SLOT_LENT;
+	cl_unlock(cl, &old);
+}
+
 static void device_get(struct hmm_device *dev, const hmm_handle_t handle[], unsigned n)
 {
 	struct hmm_cl *cl = cl_of(dev);
@@ -179,7 +234,8 @@ static void device_put(struct hmm_device *dev, const hmm_handle_t handle[], unsi
 		if (--s->refs)
 			continue;
 		/* It went home as it is here; if it went elsewhere, what is there now counts as written to. */
-		slot_has(r, handle[i] & INDEX_MASK, s->copied && !(s->flags & SLOT_GONE) ? s->at : 0);
+		slot_has(r, handle[i] & INDEX_MASK, s->copied && !(s->flags & (SLOT_GONE | SLOT_LENT)) ? s->at : 0);
+		s->flags &= (uint8_t)~SLOT_LENT;
 		s->copied = 0;
 		r->live--;
 		cl->moves++;
@@ -193,6 +249,8 @@ const struct hmm_device_ops cl_ops = {
 	.caps = HMM_DEV_MEMORY | HMM_DEV_MAYBLOCK | HMM_DEV_AHEAD | HMM_DEV_KEEPS,
 	.copy_in = device_copy_in,
 	.copy_out = device_copy_out,
+	.lend = device_lend,
+	.lent = device_lent,
 	.get = device_get,
 	.put = device_put,
 };
@@ -300,6 +358,7 @@ static int look_at(struct hmm_cl *cl, const struct hmm_cl_params *p)
 	cl_device_svm_capabilities svm = 0;
 	cl_ulong memory, most;
 	cl_uint align;
+	cl_device_type type = 0;
 	cl_bool unified = CL_FALSE;
 
 	if (clGetDeviceInfo(cl->device, CL_DEVICE_GLOBAL_MEM_SIZE, sizeof(memory), &memory, NULL) ||
@@ -310,12 +369,15 @@ static int look_at(struct hmm_cl *cl, const struct hmm_cl_params *p)
 		unified = CL_FALSE;
 	if (clGetDeviceInfo(cl->device, CL_DEVICE_SVM_CAPABILITIES, sizeof(svm), &svm, NULL))
 		svm = 0;
+	if (clGetDeviceInfo(cl->device, CL_DEVICE_TYPE, sizeof(type), &type, NULL))
+		type = 0;
 	cl->limit = p->memory ? p->memory : memory / 4 * 3;
 	cl->most = most;
 	cl->align = align / 8 ? align / 8 : 1;
 	cl->copying = p->flags & HMM_CL_COPIES;
 	cl->unified = unified;
 	cl->reach = unified && (svm & CL_DEVICE_SVM_FINE_GRAIN_BUFFER) && !cl->copying;
+	cl->plain = cl->reach && type == CL_DEVICE_TYPE_CPU;
 	if (clGetDeviceInfo(cl->device, CL_DEVICE_NAME, sizeof(cl->dev.spec) - 8, cl->dev.spec, NULL))
 		snprintf(cl->dev.spec, sizeof(cl->dev.spec), "opencl");
 	return 0;

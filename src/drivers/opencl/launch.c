@@ -519,10 +519,10 @@ static bool is_there(const struct launch *l)
 	for (unsigned i = 0; i < l->nuses; i++) {
 		const struct use *u = &l->use[i];
 
-		for (uint64_t k = u->first; u->write && k < u->first + u->npages; k++) {
+		for (uint64_t k = u->first; k < u->first + u->npages; k++) {
 			const struct slot *s = &u->region->slot[k];
 
-			if (s->refs ? s->copied : !(s->flags & SLOT_PIECE))
+			if (s->flags & SLOT_LENT || (u->write && (s->refs ? s->copied : !(s->flags & SLOT_PIECE))))
 				return false;
 		}
 	}

@@ -43,6 +43,7 @@
 
 #define SLOT_PIECE 0x01u /* filled for the launch that is being prepared, and to be copied back */
 #define SLOT_GONE 0x02u  /* the page it has is not that of its address any more */
+#define SLOT_LENT 0x04u  /* it may be gone at any moment, its memory with it: no kernel may begin */
 
 struct slot {
 	uint16_t refs;  /* of the page; 0: it is not here */
@@ -68,7 +69,10 @@ struct region {
 	bool wanted;    /* by the launch that is being prepared; gate */
 	bool stray, dead;
 	struct slot *slot;
-	uint64_t *since; /* of each HMM_WRITTEN_BLOCK that it meets: no slot's copy is of an earlier stamp; lock */
+	/* Of each HMM_WRITTEN_BLOCK that it meets; lock */
+	uint64_t *since; /* no slot's copy is of an earlier stamp */
+	bool *empty;     /* the memory of its slots has left with the pages, see device_lend() */
+	bool gives;      /* those blocks are where huge pages are, as their addresses */
 	unsigned nblocks;
 };
 
@@ -128,6 +132,7 @@ struct hmm_cl {
 	bool copying; /* HMM_CL_COPIES */
 	bool unified; /* its memory is this machine's */
 	bool reach;   /* the CPU reads and writes the device's memory as its own */
+	bool plain;   /* and it is memory like any other of this process, that comes and goes in pages */
 	size_t align;
 	uint64_t limit, most; /* bytes, in all and in one piece */
 
@@ -260,6 +265,8 @@ int region_get(struct hmm_cl *cl, uint64_t start, uint64_t end, uint64_t at, str
 /** All that meets [@start, @end) comes home and ends.  0 or -ENOMEM. */
 int region_release(struct hmm_cl *cl, uint64_t start, uint64_t end);
 void region_reap(struct hmm_cl *cl);
+/** There is memory behind slots [@first, @first + @npages).  0 or -ENOMEM. */
+int region_fill(struct hmm_cl *cl, struct region *r, uint64_t first, uint64_t npages);
 /** Write the @n bytes at @src, which cannot be away, to @offset of the region; or the other way. */
 int region_write(struct hmm_cl *cl, struct region *r, uint64_t offset, const void *src, size_t n);
 /** Zeros, likewise. */

@@ -35,6 +35,7 @@ static void piece_free(struct hmm_cl *cl, struct region *r)
 static void record_free(struct hmm_cl *cl, struct region *r)
 {
 	umm_free(cl->space, r->since, r->nblocks * sizeof(*r->since));
+	umm_free(cl->space, r->empty, r->nblocks * sizeof(*r->empty));
 	umm_free(cl->space, r->slot, r->npages * sizeof(*r->slot));
 	umm_free(cl->space, r, sizeof(*r));
 }
@@ -192,8 +193,12 @@ static cl_int piece_alloc(struct hmm_cl *cl, struct region *r)
 	cl_int rc = CL_SUCCESS;
 
 	if (cl->reach) {
-		r->svm = clSVMAlloc(cl->context, CL_MEM_READ_WRITE | CL_MEM_SVM_FINE_GRAIN_BUFFER, r->pad + r->bytes,
+		size_t room = r->gives ? HUGE_BYTES : r->pad;
+
+		r->svm = clSVMAlloc(cl->context, CL_MEM_READ_WRITE | CL_MEM_SVM_FINE_GRAIN_BUFFER, room + r->bytes,
 				    (cl_uint)cl->align);
+		if (r->gives)
+			r->pad = (r->addr - (uintptr_t)r->svm) % HUGE_BYTES;
 		r->base = r->svm ? (char *)r->svm + r->pad : NULL;
 		if (r->svm)
 			want_huge(r->svm, r->pad + r->bytes);
@@ -242,11 +247,13 @@ static int region_new(struct hmm_cl *cl, uint64_t start, uint64_t end, uint64_t 
 	r->npages = (end - start) / PAGE;
 	r->pad = colour(cl, id) + (cl->reach ? 0 : (size_t)(-(at - start) % cl->align));
 	r->bytes = r->npages * PAGE;
+	r->gives = cl->plain && r->bytes > HEAP_MOST && r->bytes + HUGE_BYTES <= cl->most;
 	r->slot = umm_alloc(cl->space, r->npages * sizeof(*r->slot));
 	r->nblocks = block_of(r, r->npages - 1) + 1;
 	r->since = umm_alloc(cl->space, r->nblocks * sizeof(*r->since));
+	r->empty = umm_alloc(cl->space, r->nblocks * sizeof(*r->empty));
 	rc = -ENOMEM;
-	if (!r->slot || !r->since)
+	if (!r->slot || !r->since || !r->empty)
 		goto fail;
 	rc = -ENOSPC;
 	if (r->bytes > cl->limit || r->bytes > cl->most || r->npages > INDEX_MASK)
@@ -317,6 +324,26 @@ int region_get(struct hmm_cl *cl, uint64_t start, uint64_t end, uint64_t at, str
 	best->kept = advice_at(cl, start, &end) == HMM_CL_HERE;
 	best->wanted = true;
 	*rp = best;
+	return 0;
+}
+
+int region_fill(struct hmm_cl *cl, struct region *r, uint64_t first, uint64_t npages)
+{
+	for (uint64_t i = first; r->gives && i < first + npages; i++) {
+		unsigned b = block_of(r, i);
+		uint64_t start = (r->addr / HMM_WRITTEN_BLOCK + b) * HMM_WRITTEN_BLOCK;
+		bool empty;
+		sigset_t old;
+
+		cl_lock(cl, &old);
+		empty = r->empty[b];
+		r->empty[b] = false;
+		cl_unlock(cl, &old);
+		/* Blocks that go are whole. */
+		if (empty && madvise(r->base + (start - r->addr), HMM_WRITTEN_BLOCK, MADV_POPULATE_WRITE))
+			return -ENOMEM;
+		i = (start + HMM_WRITTEN_BLOCK - r->addr) / PAGE - 1;
+	}
 	return 0;
 }
 
