@@ -19,7 +19,7 @@
 #define BYTES (256ul << 20)
 #define N (BYTES / sizeof(float))
 #define PAGE_WORDS (4096 / sizeof(float))
-#define ROUNDS 7
+#define ROUNDS 31
 
 static const char source[] = "kernel void scale(global const float *a, global float *b, float k)"
 			     "{ size_t i = get_global_id(0); b[i] = a[i] * k; }";

@@ -124,14 +124,20 @@ static int put_page(struct hmm_cl *cl, struct region *r, uint64_t i, const void 
 	return 0;
 }
 
-/* Lock held.  What other regions have of a page that goes to @r will be older than what comes from there. */
+/*
+ * Lock held.  What other regions have of a page that goes to @r will be older than what
+ * comes from there; also where who took it home has not dropped its references yet.
+ */
 static void forget_copies(struct hmm_cl *cl, const struct region *r, uint64_t addr)
 {
 	for (unsigned id = 0; id < cl->nregions; id++) {
 		struct region *o = cl->region[id];
 
-		if (o && o != r && addr >= o->addr && addr < o->addr + o->npages * PAGE)
+		if (o && o != r && addr >= o->addr && addr < o->addr + o->npages * PAGE) {
 			slot_has(o, (addr - o->addr) / PAGE, 0);
+			if (o->slot[(addr - o->addr) / PAGE].refs)
+				o->slot[(addr - o->addr) / PAGE].flags |= SLOT_GONE;
+		}
 	}
 }
 

@@ -7,11 +7,16 @@
  * A child gets copies of the pages that are on a device while its parent waits in
  * fork(), with all of malloc's locks held.  Where copies go through the runtime
  * it would wait for those.  So before libc takes any lock, kernels that write are
- * waited for, and what cannot be had without the runtime comes home; until the
- * fork is over nothing is launched.  libc calls us by pthread_atfork(), which
- * knows no argument: hence the list.  A raw clone() has none of malloc's locks.
+ * waited for, and what cannot be had without the runtime comes home, however long
+ * it takes until there is memory for it; until the fork is over nothing is launched.  libc calls us by
+ * pthread_atfork(), which knows no argument: hence the list.  A raw clone() has none of malloc's locks.
  */
+#include <errno.h>
+#include <time.h>
+
 #include "drivers/opencl/opencl.h"
+
+#define NAP_NS 1000000l
 
 static struct {
 	pthread_mutex_t list;
@@ -25,8 +30,8 @@ static void fork_prepare(void)
 	for (struct hmm_cl *cl = open_devices.first; cl; cl = cl->next) {
 		pthread_mutex_lock(&cl->gate);
 		launch_wait(cl, 0, HMM_ADDR_END);
-		if (!cl->reach)
-			hmm_migrate_to_system(cl->mm, &cl->dev, 0, HMM_ADDR_END, NULL);
+		while (!cl->reach && hmm_migrate_to_system(cl->mm, &cl->dev, 0, HMM_ADDR_END, NULL) == -ENOMEM)
+			nanosleep(&(struct timespec){.tv_nsec = NAP_NS}, NULL);
 	}
 }
 

@@ -220,6 +220,28 @@ static void a_touch_waits_for_the_kernel(void **state)
 	while_a_kernel_runs(*state, HMM_CL_READ_WRITE, touches, WAITS);
 }
 
+static uint32_t *elsewhere;
+
+static void touches_elsewhere(struct running *r)
+{
+	assert_int_equal(elsewhere[17], 17);
+	assert_int_equal(elsewhere[N - 1], N - 1);
+}
+
+/* Not for the queue that it is in. */
+static void a_touch_waits_for_no_other_kernel(void **state)
+{
+	struct world *w = *state;
+
+	elsewhere = pages(64);
+	for (unsigned i = 0; i < N; i++)
+		elsewhere[i] = i;
+	assert_int_equal(hmm_cl_prefetch(w->cl, elsewhere, N * 4, HMM_CL_READ_WRITE), 0);
+	assert_int_equal(on_device(w, elsewhere, 64), 64);
+	while_a_kernel_runs(w, HMM_CL_READ_WRITE, touches_elsewhere, DOES_NOT_WAIT);
+	pages_free(elsewhere, 64);
+}
+
 static void unmaps(struct running *r)
 {
 	r->now = NULL;
@@ -779,6 +801,254 @@ static void what_was_never_touched_is_zeros(void **state)
 	hmm_cl_kernel_close(add);
 }
 
+/* Of what is resident, in MiB. */
+static long resident(void)
+{
+	char buf[64] = "";
+	int fd = open("/proc/self/statm", O_RDONLY);
+
+	assert_true(read(fd, buf, sizeof(buf) - 1) > 0);
+	close(fd);
+	return atol(strchr(buf, ' ')) * (long)PAGE >> 20;
+}
+
+/* Which of the machine's pages it is; 0: not to be known without privilege. */
+static uint64_t frame_of(const void *p)
+{
+	uint64_t word;
+	int fd = open("/proc/self/pagemap", O_RDONLY);
+
+	assert_int_equal(pread(fd, &word, sizeof(word), (off_t)((uintptr_t)p / PAGE * sizeof(word))), sizeof(word));
+	close(fd);
+	return word & (((uint64_t)1 << 55) - 1);
+}
+
+enum { HUGE_MIB = 40 };
+
+/* What is large enough to have its memory on the device where huge pages are; NULL: no huge pages, or no such device.
+ */
+static uint32_t *huge_memory(struct world *w)
+{
+	cl_device_type type = 0;
+	long before;
+	void *p;
+
+	assert_int_equal(clGetDeviceInfo(hmm_cl_device(w->cl), CL_DEVICE_TYPE, sizeof(type), &type, NULL), 0);
+	assert_int_equal(hmm_cl_alloc(w->cl, (size_t)HUGE_MIB << 20, &p), 0);
+	before = resident();
+	*(volatile char *)p = 1;
+	if (type == CL_DEVICE_TYPE_CPU && resident() > before)
+		return p;
+	puts("no huge pages here, or the device's memory is its own");
+	hmm_cl_free(w->cl, p, (size_t)HUGE_MIB << 20);
+	return NULL;
+}
+
+/* They are the program's or the device's, and never both. */
+static void huge_pages_go_and_come_without_a_copy(void **state)
+{
+	struct world *w = *state;
+	struct hmm_cl_kernel *inc = kernel(w, "inc"), *fill = kernel(w, "fill"), *add = kernel(w, "add");
+	size_t bytes = (size_t)HUGE_MIB << 20, n = bytes / 4;
+	uint32_t *a = huge_memory(w), by = 3;
+	long at;
+
+	if (!a)
+		skip();
+	for (size_t i = 0; i < n; i++)
+		a[i] = (uint32_t)i;
+	assert_int_equal(hmm_cl_arg(inc, 0, a, bytes, HMM_CL_READ_WRITE), 0);
+	assert_int_equal(hmm_cl_value(inc, 1, &by, sizeof(by)), 0);
+	assert_int_equal(hmm_cl_arg(fill, 0, a, bytes, HMM_CL_WRITE_ALL), 0);
+	assert_int_equal(hmm_cl_value(fill, 1, &by, sizeof(by)), 0);
+	assert_int_equal(launch(inc, n, NULL), 0);
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+	at = resident();
+	for (unsigned round = 0; round < 3; round++) {
+		uint64_t frame = frame_of(a + n / 2);
+
+		/* Contents that go along, and such that do not. */
+		assert_int_equal(launch(round == 1 ? fill : inc, n, NULL), 0);
+		assert_int_equal(hmm_cl_wait(w->cl), 0);
+		assert_in_range(on_device(w, a, bytes / PAGE), bytes / PAGE, bytes / PAGE);
+		assert_in_range(resident() + 100, at + 100 - 8, at + 100 + 8);
+		for (size_t i = 0; i < n; i++)
+			assert_int_equal(a[i], i + by * (round == 0 ? 2 : round));
+		assert_int_equal(on_device(w, a, bytes / PAGE), 0);
+		if (round)
+			assert_int_equal(frame_of(a + n / 2), frame);
+		/* Of the first 2 MiB, which come page by page, there are two. */
+		assert_in_range(resident() + 100, at + 100 - 8, at + 100 + 8);
+	}
+	/* The memory that a kernel reads is there again. */
+	assert_int_equal(hmm_cl_arg(add, 0, a, bytes / 2, HMM_CL_READ), 0);
+	assert_int_equal(hmm_cl_arg(add, 1, a + n / 2, bytes / 2, HMM_CL_WRITE), 0);
+	assert_int_equal(hmm_cl_value(add, 2, &by, sizeof(by)), 0);
+	assert_int_equal(launch(add, n / 2, NULL), 0);
+	for (size_t i = 0; i < n / 2; i++) {
+		assert_int_equal(a[i], i + by * 2);
+		assert_int_equal(a[n / 2 + i], i + by * 3);
+	}
+	hmm_cl_free(w->cl, a, bytes);
+	hmm_cl_kernel_close(inc);
+	hmm_cl_kernel_close(fill);
+	hmm_cl_kernel_close(add);
+}
+
+/* Between the moment at which a block may go and that at which it has gone there is time for a kernel to begin. */
+static _Atomic bool slow_moves;
+
+int __real_umm_uffd_move(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *moved);
+int __wrap_umm_uffd_move(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *moved);
+int __wrap_umm_uffd_move(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *moved)
+{
+	if (slow_moves)
+		usleep(500);
+	return __real_umm_uffd_move(uffd, dst, src, len, moved);
+}
+
+/* Who has brought a page home for this thread drops its references to the device's late. */
+static _Atomic bool slow_puts;
+static pthread_t served;
+
+void __real_explicit_bzero(void *p, size_t n);
+void __wrap_explicit_bzero(void *p, size_t n);
+void __wrap_explicit_bzero(void *p, size_t n)
+{
+	if (slow_puts && !pthread_equal(pthread_self(), served))
+		usleep(200000);
+	__real_explicit_bzero(p, n);
+}
+
+static void an_older_copy_is_not_used(void **state)
+{
+	struct world *w = *state;
+	struct hmm_cl_kernel *inc = kernel(w, "inc"), *add = kernel(w, "add");
+	uint32_t *a = pages(64), *b = pages(32), by = 1;
+
+	for (unsigned i = 0; i < N; i++)
+		a[i] = i;
+	assert_int_equal(hmm_cl_value(inc, 1, &by, sizeof(by)), 0);
+	assert_int_equal(hmm_cl_value(add, 2, &by, sizeof(by)), 0);
+	assert_int_equal(hmm_cl_arg(add, 0, a, N * 2, HMM_CL_READ), 0);
+	assert_int_equal(hmm_cl_arg(add, 1, b, N * 2, HMM_CL_WRITE), 0);
+	assert_int_equal(launch(add, N / 2, NULL), 0);
+	/* In a piece of the device's memory that is half as large, and from there to one that has all. */
+	assert_int_equal(hmm_cl_arg(inc, 0, a, N * 2, HMM_CL_READ_WRITE), 0);
+	assert_int_equal(launch(inc, N / 2, NULL), 0);
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+	served = pthread_self();
+	slow_puts = true;
+	assert_int_equal(a[PAGE / 4 * 3], PAGE / 4 * 3 + 1);
+	assert_int_equal(hmm_cl_arg(inc, 0, a, N * 4, HMM_CL_READ_WRITE), 0);
+	assert_int_equal(launch(inc, N, NULL), 0);
+	slow_puts = false;
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+	usleep(300000);
+	for (unsigned i = 0; i < N; i++)
+		assert_int_equal(a[i], i + 1 + (i < N / 2));
+	/* The larger one goes; the smaller one has what was there before. */
+	assert_int_equal(hmm_cl_release(w->cl, a + N / 4 * 3, PAGE), 0);
+	assert_int_equal(launch(add, N / 2, NULL), 0);
+	for (unsigned i = 0; i < N / 2; i++)
+		assert_int_equal(b[i], i + 3);
+	hmm_cl_kernel_close(inc);
+	hmm_cl_kernel_close(add);
+	pages_free(a, 64);
+	pages_free(b, 32);
+}
+
+struct beside {
+	uint32_t *a;
+	size_t n;
+	_Atomic bool stop;
+	_Atomic unsigned wrong;
+	unsigned rounds;
+};
+
+/* What it reads has been there at some time, and nothing older comes after it. */
+static void *walks(void *arg)
+{
+	struct beside *s = arg;
+	uint32_t *last = calloc(s->n * 4 / PAGE, sizeof(*last));
+
+	while (!s->stop)
+		for (size_t p = 0; p < s->n * 4 / PAGE && !s->stop; p++) {
+			size_t i = p * PAGE / 4 + 7;
+			uint32_t v = *(volatile uint32_t *)&s->a[i] - (uint32_t)i;
+
+			s->wrong += v < last[p];
+			last[p] = v;
+		}
+	free(last);
+	return NULL;
+}
+
+/* One page here, one there: of blocks that are just to come as a whole, too. */
+static void *picks(void *arg)
+{
+	struct beside *s = arg;
+	uint64_t rng = 1;
+
+	while (!s->stop) {
+		size_t i;
+
+		rng = rng * 6364136223846793005u + 1442695040888963407u;
+		i = (rng >> 33) % s->n & ~15ull;
+		s->wrong += *(volatile uint32_t *)&s->a[i] - (uint32_t)i > s->rounds;
+		usleep(20000);
+	}
+	return NULL;
+}
+
+/* Blocks of it come home and go again all the time; nothing that either side has written is lost. */
+static void who_walks_beside_kernels(void **state)
+{
+	struct world *w = *state;
+	struct hmm_cl_kernel *inc = kernel(w, "inc"), *add = kernel(w, "add");
+	size_t bytes = (size_t)HUGE_MIB << 20, n = bytes / 4;
+	uint32_t *a = huge_memory(w), *out = pages(512), by = 1, none = 0;
+	const unsigned rounds = getenv("HMM_TEST_LONG") ? 400 : 25;
+	struct beside s = {.a = a, .n = n, .rounds = rounds};
+	pthread_t t[2];
+
+	if (!a)
+		skip();
+	for (size_t i = 0; i < n; i++)
+		a[i] = (uint32_t)i;
+	assert_int_equal(hmm_cl_arg(inc, 0, a, bytes, HMM_CL_READ_WRITE), 0);
+	assert_int_equal(hmm_cl_value(inc, 1, &by, sizeof(by)), 0);
+	assert_int_equal(hmm_cl_arg(add, 1, out, 512 * PAGE, HMM_CL_WRITE), 0);
+	assert_int_equal(hmm_cl_value(add, 2, &none, sizeof(none)), 0);
+	slow_moves = true;
+	assert_int_equal(pthread_create(&t[0], NULL, walks, &s), 0);
+	assert_int_equal(pthread_create(&t[1], NULL, picks, &s), 0);
+	for (unsigned round = 0; round < rounds; round++) {
+		size_t from = round % (HUGE_MIB / 2 - 1) * (n / (HUGE_MIB / 2));
+
+		assert_int_equal(launch(inc, n, NULL), 0);
+		/* Who only reads a block that is about to go home. */
+		assert_int_equal(hmm_cl_arg(add, 0, a + from, 512 * PAGE, HMM_CL_READ), 0);
+		assert_int_equal(launch(add, 512 * PAGE / 4, NULL), 0);
+		for (unsigned i = 0; i < 512 * PAGE / 4; i += 8)
+			assert_int_equal(out[i], from + i + round + 1);
+		/* The CPU's turn. */
+		assert_int_equal(hmm_cl_wait(w->cl), 0);
+		a[9] += 1u << 16;
+	}
+	s.stop = true;
+	pthread_join(t[0], NULL);
+	pthread_join(t[1], NULL);
+	slow_moves = false;
+	assert_int_equal(s.wrong, 0);
+	for (size_t i = 0; i < n; i++)
+		assert_int_equal(a[i], (uint32_t)(i + rounds + (i == 9 ? rounds << 16 : 0)));
+	hmm_cl_free(w->cl, a, bytes);
+	pages_free(out, 512);
+	hmm_cl_kernel_close(inc);
+	hmm_cl_kernel_close(add);
+}
+
 static void bad_arguments(void **state)
 {
 	struct world *w = *state;
@@ -821,6 +1091,7 @@ int main(int argc, char **argv)
 		T(what_is_there_is_not_moved_again),
 		T(what_is_read_is_copied_when_it_was_written),
 		T(a_touch_waits_for_the_kernel),
+		T(a_touch_waits_for_no_other_kernel),
 		T(munmap_waits_for_the_kernel),
 		T(mprotect_waits_for_the_kernel),
 		T(madvise_waits_for_the_kernel),
@@ -839,6 +1110,10 @@ int main(int argc, char **argv)
 		T(memory_made_to_move),
 		T(what_is_overwritten_is_not_brought_along),
 		T(what_was_never_touched_is_zeros),
+		{"huge_pages_go_and_come_without_a_copy", huge_pages_go_and_come_without_a_copy, setup_reach,
+		 world_teardown, NULL},
+		{"who_walks_beside_kernels", who_walks_beside_kernels, setup_reach, world_teardown, NULL},
+		T(an_older_copy_is_not_used),
 		T(bad_arguments),
 	};
 

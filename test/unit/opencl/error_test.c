@@ -8,7 +8,7 @@
 static struct fault {
 	int after, fails;
 	cl_int with;
-} alloc_f, map_f, ndrange_f, write_f, read_f, wait_f, finish_f, fill_f;
+} alloc_f, map_f, place_f, ndrange_f, write_f, read_f, wait_f, finish_f, fill_f;
 
 static bool fails(struct fault *f)
 {
@@ -97,6 +97,17 @@ cl_int __wrap_clEnqueueFillBuffer(cl_command_queue q, cl_mem m, const void *p, s
 	return fails(&fill_f) ? fill_f.with : __real_clEnqueueFillBuffer(q, m, p, ps, o, s, n, w, e);
 }
 
+/* The machine has no memory for what comes back. */
+int __real_umm_uffd_copy_unwritten(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *copied);
+int __wrap_umm_uffd_copy_unwritten(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *copied);
+int __wrap_umm_uffd_copy_unwritten(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *copied)
+{
+	if (!fails(&place_f))
+		return __real_umm_uffd_copy_unwritten(uffd, dst, src, len, copied);
+	*copied = 0;
+	return place_f.with;
+}
+
 /* What the runtime is told of shared virtual memory. */
 static unsigned named, mapped, unmapped;
 
@@ -134,7 +145,7 @@ static int setup_flags(void **state, unsigned flags)
 	struct world *w = calloc(1, sizeof(*w));
 	struct hmm_cl_params p = {.memory = 1 << 20, .flags = flags};
 
-	alloc_f = map_f = ndrange_f = write_f = read_f = wait_f = finish_f = fill_f = (struct fault){0};
+	alloc_f = map_f = place_f = ndrange_f = write_f = read_f = wait_f = finish_f = fill_f = (struct fault){0};
 	named = mapped = unmapped = 0;
 	*state = w;
 	return world_open(w, &p);
@@ -360,6 +371,32 @@ static void a_device_that_is_lost(void **state)
 	job_end(&other);
 }
 
+/* It waits for memory: the child is filled while all of malloc's locks are held. */
+static void a_fork_without_memory_for_what_comes_home(void **state)
+{
+	struct world *w = *state;
+	struct job j = job(w);
+	int status;
+	pid_t pid;
+
+	assert_int_equal(launch(j.k, N, NULL), 0);
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+	assert_int_equal(on_device(w, j.b, 64), 64);
+	place_f = (struct fault){0, 2500, -ENOMEM}; /* more than the engine tries by itself */
+	pid = fork();
+	if (!pid) {
+		for (unsigned i = 0; i < N; i++)
+			if (j.b[i] != i + 1)
+				_exit(1);
+		_exit(0);
+	}
+	assert_int_equal(place_f.fails, 0);
+	assert_int_equal(on_device(w, j.b, 64), 0);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+	job_end(&j);
+}
+
 /* Pointers that no argument names are the runtime's business, too. */
 static void shared_virtual_memory_is_named(struct world *w, bool coarse)
 {
@@ -441,6 +478,8 @@ int main(int argc, char **argv)
 		T(a_kernel_that_fails),
 		{"a_device_that_takes_nothing", a_device_that_takes_nothing, setup_copies, world_teardown, NULL},
 		{"a_device_that_is_lost", a_device_that_is_lost, setup_copies, world_teardown, NULL},
+		{"a_fork_without_memory_for_what_comes_home", a_fork_without_memory_for_what_comes_home, setup_copies,
+		 world_teardown, NULL},
 		{"fine_grained_memory_is_named", fine_grained_memory_is_named, setup_reach, world_teardown, NULL},
 		{"a_kernel_without_what_follows_it", a_kernel_without_what_follows_it, setup_copies, world_teardown,
 		 NULL},

@@ -9,10 +9,13 @@
 #include "world.h"
 
 #define ARRAYS 4u
-#define NR 48u /* pages each */
-#define N (NR * PAGE / 4)
+#define SMALL 48u   /* pages each */
+#define LARGE 9216u /* the same where the device's memory is in huge pages, which go and come as such */
+#define GROUP 256u
+#define N (nr * (uint32_t)PAGE / 4)
 
 static uint64_t rng;
+static uint32_t nr;
 
 static uint32_t rnd(uint32_t below)
 {
@@ -68,22 +71,24 @@ static void launched(struct model *m, unsigned a, uint32_t from, uint32_t n)
 		      on_device(&m->w, (char *)m->mem[a] + first * PAGE, last - first) != last - first;
 }
 
-/* In groups of one: the runtime compiles a kernel anew for every other size. */
+/* In groups of one, or of many where there is much: the runtime compiles a kernel anew for every other size. */
 static int launch_plain(struct hmm_cl_kernel *k, size_t n)
 {
-	const size_t one = 1;
+	const size_t group = nr == LARGE && n % GROUP == 0 ? GROUP : 1;
 
-	return hmm_cl_launch(k, 1, NULL, &n, &one, 0, NULL, NULL);
+	return hmm_cl_launch(k, 1, NULL, &n, &group, 0, NULL, NULL);
 }
 
 static void a_range(uint32_t *from, uint32_t *n)
 {
 	if (rnd(2)) {
-		*from = rnd(NR) * PAGE / 4;
-		*n = (1 + rnd(NR - *from * 4 / PAGE)) * PAGE / 4;
+		*from = rnd(nr) * PAGE / 4;
+		*n = (1 + rnd(nr - *from * 4 / PAGE)) * PAGE / 4;
 	} else {
 		*from = rnd(N);
 		*n = 1 + rnd(N - *from);
+		if (nr == LARGE && *n > GROUP)
+			*n -= *n % GROUP;
 	}
 }
 
@@ -107,6 +112,8 @@ static void run_fill(struct model *m)
 
 	a_range(&from, &n);
 	some = rnd(2) ? n : 1 + rnd(n);
+	if (nr == LARGE && some > GROUP)
+		some -= some % GROUP;
 	MUST(!hmm_cl_arg(m->fill, 0, m->mem[a] + from, n * 4, some == n ? HMM_CL_WRITE_ALL : HMM_CL_WRITE));
 	MUST(!hmm_cl_value(m->fill, 1, &by, sizeof(by)));
 	MUST(!launch_plain(m->fill, some));
@@ -149,7 +156,7 @@ static void cpu_read(struct model *m)
 
 static void drop(struct model *m)
 {
-	uint32_t a = rnd(ARRAYS), from = rnd(NR), n = 1 + rnd(NR - from);
+	uint32_t a = rnd(ARRAYS), from = rnd(nr), n = 1 + rnd(nr - from);
 	char *p = (char *)m->mem[a] + from * PAGE;
 
 	if (rnd(2)) {
@@ -163,7 +170,7 @@ static void drop(struct model *m)
 
 static void unmap(struct model *m)
 {
-	uint32_t a = rnd(ARRAYS), from = rnd(NR), n = 1 + rnd(NR - from);
+	uint32_t a = rnd(ARRAYS), from = rnd(nr), n = 1 + rnd(nr - from);
 	char *p = (char *)m->mem[a] + from * PAGE;
 
 	/* What a raw call takes away under a kernel may be put to use before the device hears of it. */
@@ -173,6 +180,7 @@ static void unmap(struct model *m)
 	else
 		MUST(!sys2(SYS_munmap, p, n * PAGE));
 	MUST(mmap(p, n * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == p);
+	madvise(p, n * PAGE, MADV_HUGEPAGE);
 	memset((char *)m->want[a] + from * PAGE, 0, n * PAGE);
 }
 
@@ -180,7 +188,8 @@ static void unmap(struct model *m)
 static void move(struct model *m)
 {
 	uint32_t a = rnd(ARRAYS), b = (a + 1 + rnd(ARRAYS - 1)) % ARRAYS;
-	uint32_t from = rnd(NR), to = rnd(NR), most = NR - (from > to ? from : to), n = 1 + rnd(most);
+	uint32_t from = rnd(nr), to = rnd(nr), most = nr - (from > to ? from : to),
+		 n = 1 + rnd(most < SMALL ? most : SMALL);
 	char *p = (char *)m->mem[a] + from * PAGE, *q = (char *)m->mem[b] + to * PAGE;
 	bool raw = rnd(2);
 
@@ -203,14 +212,14 @@ static void protect(struct model *m)
 {
 	uint32_t a = rnd(ARRAYS), from, n, by = 1;
 
-	MUST(!mprotect(m->mem[a], NR * PAGE, PROT_READ));
+	MUST(!mprotect(m->mem[a], nr * PAGE, PROT_READ));
 	a_range(&from, &n);
 	MUST(!hmm_cl_arg(m->inc, 0, m->mem[a] + from, n * 4, HMM_CL_READ_WRITE));
 	MUST(!hmm_cl_value(m->inc, 1, &by, sizeof(by)));
 	MUST(launch_plain(m->inc, n) == -EPERM);
 	settle(m);
 	MUST(same(m, a, from, n));
-	MUST(!mprotect(m->mem[a], NR * PAGE, PROT_READ | PROT_WRITE));
+	MUST(!mprotect(m->mem[a], nr * PAGE, PROT_READ | PROT_WRITE));
 }
 
 static void a_fork(struct model *m)
@@ -261,22 +270,25 @@ static void release(struct model *m)
 	MUST(!hmm_cl_release(m->w.cl, m->mem[a] + from, n * 4));
 }
 
-static void run(unsigned flags, unsigned steps)
+static void run(unsigned flags, uint32_t npages, unsigned steps)
 {
 	static void (*const op[])(struct model * m) = {
 		run_inc,   run_inc,   run_inc, run_add, run_add, run_add, run_fill, cpu_read, cpu_read, cpu_write,
 		cpu_write, cpu_write, drop,    unmap,   move,    protect, a_fork,   prefetch, advise,   release};
 	/* Three and a half of the arrays. */
-	struct hmm_cl_params p = {.memory = 7 * NR * PAGE / 2, .flags = flags};
+	struct hmm_cl_params p = {.memory = 7ul * npages * PAGE / 2, .flags = flags};
 	struct model m = {0};
 	struct hmm_cl_stats st;
+	void *q;
 
+	nr = npages;
 	MUST(!world_open(&m.w, &p));
 	m.inc = kernel(&m.w, "inc");
 	m.add = kernel(&m.w, "add");
 	m.fill = kernel(&m.w, "fill");
 	for (unsigned a = 0; a < ARRAYS; a++) {
-		m.mem[a] = pages(NR);
+		MUST(!hmm_cl_alloc(m.w.cl, nr * PAGE, &q));
+		m.mem[a] = q;
 		m.want[a] = calloc(N, 4);
 	}
 	for (step = 0; step < steps; step++)
@@ -285,7 +297,7 @@ static void run(unsigned flags, unsigned steps)
 	settle(&m);
 	st = stats(&m.w);
 	for (unsigned a = 0; a < ARRAYS; a++) {
-		MUST(!memcmp(m.mem[a], m.want[a], NR * PAGE));
+		MUST(!memcmp(m.mem[a], m.want[a], nr * PAGE));
 		free(m.want[a]);
 	}
 	/* It did what it is meant to. */
@@ -293,9 +305,9 @@ static void run(unsigned flags, unsigned steps)
 	hmm_cl_kernel_close(m.inc);
 	hmm_cl_kernel_close(m.add);
 	hmm_cl_kernel_close(m.fill);
-	MUST(!world_close(&m.w));
 	for (unsigned a = 0; a < ARRAYS; a++)
-		pages_free(m.mem[a], NR);
+		hmm_cl_free(m.w.cl, m.mem[a], nr * PAGE);
+	MUST(!world_close(&m.w));
 }
 
 int main(int argc, char **argv)
@@ -308,7 +320,9 @@ int main(int argc, char **argv)
 		printf("seed %llu\n", (unsigned long long)seed);
 		fflush(stdout);
 		rng = seed;
-		run(seed & 1 ? HMM_CL_COPIES : 0, steps);
+		run(seed & 1 ? HMM_CL_COPIES : 0, SMALL, steps);
+		if (!i || argc > 1)
+			run(0, LARGE, steps / 20);
 	}
 	return 0;
 }
