@@ -175,8 +175,8 @@ unsigned hmm_block_give(struct hmm_mm *mm, uint64_t base, const void *window, co
 			struct hmm_slot *slot = &mm->slot[0][i];
 
 			hmm_entry_set(mm, leaf, i,
-				      hmm_entry_with_lap(hmm_entry(HMM_DEVICE, tier, handle[i], 0),
-							 hmm_entry_lap(leaf->e[i])));
+				      hmm_entry_with_tick(hmm_entry(HMM_DEVICE, tier, handle[i], 0),
+							  hmm_entry_tick(leaf->e[i])));
 			hmm_clean_put(mm->h, slot->clean);
 			slot->clean = 0;
 			slot->addr = 0;

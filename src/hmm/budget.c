@@ -75,6 +75,8 @@
 #define TIGHT_NS 2000000l
 #define AT_ONCE_NS 1000000ull /* a walk that takes longer gives up its priority */
 #define WALK_NS 2000000ull    /* is waited for the walks of all spaces */
+#define WALKS 32u             /* by mm->seq_score; what a burst is, too */
+#define PASSED_OVER_MAX 32u   /* looks in a row at what has not changed */
 #define HOLD_NS 20000000ull
 #define HOLD_MAX_NS 200000000ull
 
@@ -104,18 +106,24 @@ static uint64_t reserve(const struct hmm *h)
 	return shared < most ? shared : most;
 }
 
+/* Who walks needs it for what is brought ahead; who goes about at random would find there what he comes back to. */
+static uint64_t room(const struct hmm *h)
+{
+	return h->opt.budget / (atomic_load(&h->walks) ? 64 : 128);
+}
+
 static uint64_t high_at(const struct hmm *h)
 {
-	return h->opt.budget - h->opt.budget / 64 - reserve(h);
+	return h->opt.budget - room(h) - reserve(h);
 }
 
 static uint64_t low_at(const struct hmm *h)
 {
-	return h->opt.budget - h->opt.budget / 32 - reserve(h);
+	return h->opt.budget - 2 * room(h) - reserve(h);
 }
 
-/* Resident less shared, in pages; 0 when the task is gone. */
-static uint64_t statm_anon(int fd)
+/* Resident less shared, in pages; 0 when the task is gone.  @mapped: all that it has mapped; may be NULL. */
+static uint64_t statm_anon(int fd, uint64_t *mapped)
 {
 	char buf[128];
 	ssize_t n = fd >= 0 ? pread(fd, buf, sizeof(buf) - 1, 0) : -1;
@@ -126,6 +134,8 @@ static uint64_t statm_anon(int fd)
 	buf[n] = 0;
 	if (sscanf(buf, "%lu %lu %lu", &size, &resident, &shared) != 3 || resident < shared)
 		return 0;
+	if (mapped)
+		*mapped = size;
 	return resident - shared;
 }
 
@@ -172,9 +182,10 @@ static uint64_t faults_since_credit(struct hmm_mm *mm)
 
 static uint64_t measure_mm(struct hmm_mm *mm, uint64_t *all_shared)
 {
-	uint64_t anon = statm_anon(mm->statm_fd), window = 0, shared;
+	uint64_t mapped = 0, anon = statm_anon(mm->statm_fd, &mapped), window = 0, shared;
 	struct stat st;
 
+	atomic_store(&mm->looks_like, mapped << 32 ^ anon);
 	shared = mm->minor_faults - mm->credit_faults;
 	shared = mm->shared_credit > shared ? mm->shared_credit - shared : 0;
 	mm->anon_pages = anon > shared ? anon - shared : 0;
@@ -207,7 +218,7 @@ static void credit_renew(struct hmm *h)
 		faults_since_credit(mm);
 		uint64_t faults = mm->minor_faults;
 		pthread_mutex_unlock(&h->lock);
-		uint64_t anon = statm_anon(mm->statm_fd), pss = pss_anon_pages(mm->rollup_fd);
+		uint64_t anon = statm_anon(mm->statm_fd, NULL), pss = pss_anon_pages(mm->rollup_fd);
 
 		pthread_mutex_lock(&h->lock);
 		mm->credit_faults = faults;
@@ -244,25 +255,27 @@ static void note_away(struct hmm *h, uint64_t away)
 static uint64_t measure(struct hmm *h)
 {
 	uint64_t now = umm_now_ns(), sum = 0, away = 0, peak, faults = 0, shared = 0;
-	bool forked = false;
+	bool forked = false, walks = false;
 	unsigned spaces = 0;
 
 	pthread_mutex_lock(&h->lock);
 	for (struct hmm_mm *mm = h->mms; mm; mm = mm->next) {
 		forked |= atomic_load(&mm->forked);
+		walks |= atomic_load(&mm->seq_score) >= WALKS;
 		faults += faults_since_credit(mm);
 		spaces++;
 		sum += measure_mm(mm, &shared);
 		away += atomic_load(&mm->radix.away);
 	}
 	atomic_store(&h->spaces, spaces);
+	atomic_store(&h->walks, walks);
 	/* Dear, so never more than a part of the time. */
 	atomic_store(&h->credit_due,
 		     forked && (now - h->credit_at_ns > CREDIT_EVERY_NS ||
 				(faults > CREDIT_FAULTS && now - h->credit_at_ns > CREDIT_REST * h->credit_cost_ns)));
 	note_away(h, away);
 	atomic_store(&h->shared, shared * UMM_PAGE);
-	sum += statm_anon(h->self_statm_fd) * UMM_PAGE;
+	sum += statm_anon(h->self_statm_fd, NULL) * UMM_PAGE;
 	pthread_mutex_unlock(&h->lock);
 	atomic_store(&h->estimate, sum);
 	peak = atomic_load(&h->peak);
@@ -377,7 +390,7 @@ static uint64_t cpu_ns(void)
 
 static void look_at_one(struct hmm_mm *mm)
 {
-	uint64_t now = umm_now_ns(), cpu;
+	uint64_t now = umm_now_ns(), looks_like = atomic_load(&mm->looks_like), cpu;
 	bool slow;
 
 	if (!mm->inside || atomic_load(&mm->dead) || atomic_load(&mm->rest) ||
@@ -398,6 +411,19 @@ static void look_at_one(struct hmm_mm *mm)
 		go_at_once();
 	/* Thousands of mappings take milliseconds to walk: at most a tenth of the time. */
 	mm->discover_at_ns = now + 10 * mm->walk_ns;
+	mm->walked_as = looks_like;
+	mm->passed_over = 0;
+}
+
+/*
+ * Nothing has been mapped, nor has it grown.  What was mapped in place of something
+ * as large, and is not touched yet, is found when it grows: until the next look, no
+ * more than what is mapped right after this one.
+ */
+static bool as_it_was(struct hmm_mm *mm)
+{
+	return atomic_load(&mm->armed) && atomic_load(&mm->looks_like) == atomic_load(&mm->walked_as) &&
+	       mm->statm_fd >= 0 && ++mm->passed_over < PASSED_OVER_MAX;
 }
 
 /* Whoever is not managed yet is, and what has been mapped since is found, if not now then the next time. */
@@ -405,11 +431,15 @@ static void look_at_all(struct hmm *h)
 {
 	struct hmm_mm **list;
 	int n = hmm_mms_get(h, &list);
+	bool some = false;
 
 	if (n < 0)
 		return; /* the next round tries again */
 	atomic_store(&h->armed, true);
-	hmm_walkers_each(h, list, (unsigned)n, look_at_one, WALK_NS);
+	for (int i = 0; i < n; i++)
+		some |= !as_it_was(list[i]);
+	if (some)
+		hmm_walkers_each(h, list, (unsigned)n, look_at_one, WALK_NS);
 	hmm_mms_put(list, (unsigned)n);
 }
 

@@ -14,9 +14,9 @@
  * there is room for meets nothing of what it left behind anyway, and gains by
  * it; who goes about at random finds less there, and loses.  So only pages that
  * came as a part of a walk are kept.  There is a limit to them, a high one where
- * hardly a fault is anything else; they go first where a device is full; and where
- * they hardly ever prove to be clean only one cluster in SAMPLE is kept, to see when
- * that changes.
+ * hardly a fault is anything else, and none are left where no fault is part of a walk
+ * any more; they go first where a device is full; and where they hardly ever prove to
+ * be clean only one cluster in SAMPLE is kept, to see when that changes.
  *
  * An entry that is CLEAN has one reference to its handle.  When it becomes
  * PARKING its slot has it, and who empties the slot lets go of it, under the
@@ -44,9 +44,13 @@
 #define SHED_PAGES 512u
 #define SHED_LEAVES 64u /* most to look at in one go */
 
-static _Atomic uint64_t *kept_at_most(struct hmm_mm *mm, unsigned tier)
+static uint64_t kept_at_most(struct hmm_mm *mm, unsigned tier)
 {
-	return atomic_load(&mm->seq_score) >= WALKS ? &mm->h->clean_walk[tier] : &mm->h->clean_max[tier];
+	uint32_t score = atomic_load(&mm->seq_score);
+
+	if (score >= WALKS)
+		return atomic_load(&mm->h->clean_walk[tier]);
+	return atomic_load(&mm->h->clean_max[tier]) * (score / HMM_SEQ_STEP) / (WALKS / HMM_SEQ_STEP);
 }
 
 bool hmm_clean_keeps(struct hmm_mm *mm, unsigned tier, unsigned cluster)
@@ -54,7 +58,7 @@ bool hmm_clean_keeps(struct hmm_mm *mm, unsigned tier, unsigned cluster)
 	struct hmm *h = mm->h;
 
 	if (cluster < SCAN || h->opt.linked || !h->chain.dev[tier]->ops->same ||
-	    atomic_load(&h->clean[tier]) >= atomic_load(kept_at_most(mm, tier)))
+	    atomic_load(&h->clean[tier]) >= kept_at_most(mm, tier))
 		return false;
 	return atomic_load(&mm->clean_score) >= SCORE_KEEPS || !(atomic_fetch_add(&mm->clean_turn, 1) % SAMPLE);
 }
@@ -206,7 +210,7 @@ void hmm_clean_shed(struct hmm_mm *mm)
 		atomic_store(&h->clean_max[t], most < room ? most : room);
 		most = h->opt.budget / WALK_SHARE / each;
 		atomic_store(&h->clean_walk[t], most < room ? most : room);
-		uint64_t kept = atomic_load(&h->clean[t]), limit = *kept_at_most(mm, t);
+		uint64_t kept = atomic_load(&h->clean[t]), limit = kept_at_most(mm, t);
 
 		if (st.bytes_ram > full && kept)
 			shed(mm, t, (st.bytes_ram - full) / each + SHED_PAGES);

@@ -51,7 +51,7 @@ static uint64_t over(struct hmm_device *d, unsigned sixteenths)
 static bool lot_gather(struct hmm_mm *mm, unsigned tier, struct lot *l, unsigned *leaves)
 {
 	struct hmm_device *d = mm->h->chain.dev[tier];
-	unsigned lap = atomic_load(&mm->lap) & (HMM_LAPS - 1);
+	unsigned tick = atomic_load(&mm->tick);
 
 	l->n = 0;
 	while (l->n < DEMOTE_PAGES) {
@@ -75,7 +75,7 @@ static bool lot_gather(struct hmm_mm *mm, unsigned tier, struct lot *l, unsigned
 
 			if (hmm_entry_state(e) != HMM_DEVICE || hmm_entry_tier(e) != tier)
 				continue;
-			if (((lap - hmm_entry_lap(e)) & (HMM_LAPS - 1)) < COLD_LAPS)
+			if (((tick - hmm_entry_tick(e)) & (HMM_TICKS - 1)) < COLD_LAPS * HMM_LAP_TICKS)
 				continue;
 			if (d->ops->shared && d->ops->shared(d, hmm_entry_payload(e)))
 				continue;
@@ -125,7 +125,7 @@ static unsigned lot_move(struct hmm_mm *mm, unsigned tier, struct lot *l, char *
 		if (!status[i] && leaf->e[l->index[i]] == l->e[i]) {
 			hmm_entry_t e = hmm_entry(HMM_DEVICE, to_tier[i], to[i], 0);
 
-			hmm_entry_set(mm, leaf, l->index[i], hmm_entry_with_lap(e, hmm_entry_lap(l->e[i])));
+			hmm_entry_set(mm, leaf, l->index[i], hmm_entry_with_tick(e, hmm_entry_tick(l->e[i])));
 			d->ops->put(d, &l->handle[i], 1);
 			moved++;
 		} else {

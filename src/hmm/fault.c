@@ -85,10 +85,10 @@ static unsigned stream_size(struct hmm_mm *mm, uint64_t page, unsigned *which, i
 		s->size = s->size * 2 < HMM_PLACE_MAX ? s->size * 2 : HMM_PLACE_MAX;
 		s->walked += page - s->next;
 		s->delta = s->step = 0;
-		score += (256 - score) / 16;
+		score += (256 - score) / HMM_SEQ_STEP;
 	} else if ((s = step_find(mm, page, &goes_on)) && goes_on) {
 		s->size = s->size * 2 < STEPS_AHEAD ? s->size * 2 : STEPS_AHEAD;
-		score -= score / 16; /* it comes back to what lies between: not a walk that meets nothing */
+		score -= score / HMM_SEQ_STEP; /* it comes back to what lies between: not a walk that meets nothing */
 		*step = s->step;
 	} else {
 		int32_t delta = s ? (int32_t)(page - s->last) : 0;
@@ -97,7 +97,7 @@ static unsigned stream_size(struct hmm_mm *mm, uint64_t page, unsigned *which, i
 			s = old;
 		s->step = delta == s->delta ? delta : 0;
 		s->delta = delta;
-		score -= score / 16;
+		score -= score / HMM_SEQ_STEP;
 		s->size = score > 128 ? 8 : 1;
 		if (s->step) {
 			s->size = 2;
@@ -142,13 +142,16 @@ static void wake(struct hmm_mm *mm, uint64_t addr, uint64_t len)
 	umm_uffd_wake(mm->space->uffd, addr, len);
 }
 
-/* An entry whose page is back; how soon after it went says how hot it is. */
+/*
+ * An entry whose page is back; how soon after it went says how hot it is.  Only what
+ * comes back in an eighth of a lap is: of pages that are all alike an eighth does.
+ */
 static hmm_entry_t entry_back(struct hmm_mm *mm, hmm_entry_t e, bool touched)
 {
-	unsigned distance = (atomic_load(&mm->lap) - hmm_entry_lap(e)) & (HMM_LAPS - 1);
-	unsigned heat = touched && distance < HMM_HEAT_MAX ? HMM_HEAT_MAX - distance : 0;
+	static const uint8_t heat[HMM_LAP_TICKS / 8] = {HMM_HEAT_MAX, 5, 3, 3, 1, 1, 1, 1};
+	unsigned ticks = (atomic_load(&mm->tick) - hmm_entry_tick(e)) & (HMM_TICKS - 1);
 
-	return hmm_entry(HMM_SYSTEM, 0, 0, heat);
+	return hmm_entry(HMM_SYSTEM, 0, 0, touched && ticks < HMM_LAP_TICKS / 8 ? heat[ticks] : 0);
 }
 
 /* The same, of a page that @kept, a CLEAN entry or 0, is a copy of. */

@@ -67,14 +67,17 @@ enum hmm_page_state {
 };
 
 /*
- * An entry: payload 48 bits (handle, or batch and slot), tier 4, state 4, heat 3,
- * lap 5.  Heat: how many more laps of the clock the page is passed over.  Lap:
- * of the clock, when the page went out; how soon it comes back sets its heat.
+ * An entry: payload 48 bits (handle, or batch and slot), tier 4, state 4, and 8 that
+ * say something else of a page that is here than of one that is away.  Here: its heat,
+ * how many more laps of the clock it is passed over.  Away: the tick at which it went;
+ * how soon it comes back sets its heat.
  */
 typedef uint64_t hmm_entry_t;
 #define HMM_ENTRY_PAYLOAD 0xffffffffffffull
-#define HMM_HEAT_MAX 3u
-#define HMM_LAPS 32u
+#define HMM_HEAT_MAX 7u
+#define HMM_TICKS 256u    /* after so many it is not known any more when a page went */
+#define HMM_LAP_TICKS 64u /* in which as many pages go as are there */
+#define HMM_SEQ_STEP 16u  /* by that part mm->seq_score changes; where no fault is part of a walk it stays below */
 
 static inline hmm_entry_t hmm_entry(enum hmm_page_state st, unsigned tier, uint64_t payload, unsigned heat)
 {
@@ -93,12 +96,12 @@ static inline unsigned hmm_entry_tier(hmm_entry_t e)
 
 static inline unsigned hmm_entry_heat(hmm_entry_t e)
 {
-	return e >> 56 & 0x7;
+	return e >> 56;
 }
 
 static inline hmm_entry_t hmm_entry_with_heat(hmm_entry_t e, unsigned heat)
 {
-	return (e & ~(7ull << 56)) | (uint64_t)heat << 56;
+	return (e & ~(0xffull << 56)) | (uint64_t)heat << 56;
 }
 
 /** Is the page in the CPU's page table, or nowhere? */
@@ -107,14 +110,14 @@ static inline bool hmm_entry_here(hmm_entry_t e)
 	return hmm_entry_state(e) == HMM_SYSTEM || hmm_entry_state(e) == HMM_CLEAN;
 }
 
-static inline unsigned hmm_entry_lap(hmm_entry_t e)
+static inline unsigned hmm_entry_tick(hmm_entry_t e)
 {
-	return e >> 59 & (HMM_LAPS - 1);
+	return e >> 56;
 }
 
-static inline hmm_entry_t hmm_entry_with_lap(hmm_entry_t e, unsigned lap)
+static inline hmm_entry_t hmm_entry_with_tick(hmm_entry_t e, unsigned tick)
 {
-	return (e & ~((uint64_t)(HMM_LAPS - 1) << 59)) | (uint64_t)(lap & (HMM_LAPS - 1)) << 59;
+	return (e & ~(0xffull << 56)) | (uint64_t)(tick & (HMM_TICKS - 1)) << 56;
 }
 
 static inline uint64_t hmm_entry_payload(hmm_entry_t e)
@@ -257,21 +260,26 @@ struct hmm_mm {
 	struct hmm_overtaken overtaken[HMM_OVERTAKEN]; /* overtaken.c; event lock exclusively, as is their number */
 	_Atomic unsigned novertaken;                   /* since there was a moment without a change under way */
 	bool overtaken_said;
-	struct hmm_iset unsure;        /* what was entered by hmm_overtaken_mend(), and the mm may not have */
-	struct hmm_kept *kept;         /* what was unmapped a moment ago, the latest first */
-	_Atomic uint64_t nkept;        /* pages of it that cost something */
-	uint64_t blind_ns;             /* when something could not be kept, for want of memory; 0: never */
-	pthread_mutex_t marks_lock;    /* around the event lock: of two who read marks the later one counts */
-	struct hmm_iset stuck;         /* cannot be moved; looked at again when emptied from time to time */
-	uint64_t keep_start, keep_end; /* the engine's own arena in there */
-	struct hmm_mm *walk_next;      /* walkers.c */
-	bool walking;                  /* walkers.c */
-	uint64_t walk_ns;              /* CPU time of the last walk over its mappings; its walker's, as is: */
-	uint64_t discover_at_ns;       /* not again before */
-	uint64_t arming_ns;            /* its hooks were told to ask; the watcher's */
+	struct hmm_iset unsure;                 /* what was entered by hmm_overtaken_mend(), and the mm may not have */
+	struct hmm_kept *kept;                  /* what was unmapped a moment ago, the latest first */
+	_Atomic uint64_t nkept;                 /* pages of it that cost something */
+	uint64_t blind_ns;                      /* when something could not be kept, for want of memory; 0: never */
+	pthread_mutex_t marks_lock;             /* around the event lock: of two who read marks the later one counts */
+	struct hmm_iset stuck;                  /* cannot be moved; looked at again when emptied from time to time */
+	uint64_t keep_start, keep_end;          /* the engine's own arena in there */
+	struct hmm_mm *walk_next;               /* walkers.c */
+	bool walking;                           /* walkers.c */
+	uint64_t walk_ns;                       /* CPU time of the last walk over its mappings; its walker's, as is: */
+	uint64_t discover_at_ns;                /* not again before */
+	_Atomic uint64_t looks_like, walked_as; /* what is mapped and resident, as measured; at the last walk */
+	_Atomic unsigned passed_over;           /* looks since */
+	uint64_t arming_ns;                     /* its hooks were told to ask; the watcher's */
 
-	uint64_t hand; /* the clock's; out_lock */
-	_Atomic uint32_t lap;
+	uint64_t hand;                /* the clock's; out_lock */
+	uint32_t lap;                 /* out_lock */
+	uint32_t window_used;         /* pages of each batch's part, at most; out_lock */
+	uint64_t since_tick;          /* pages that went; out_lock */
+	_Atomic uint32_t tick;        /* the time of entries */
 	_Atomic uint32_t clean_score; /* 0..256: how often a CLEAN page proved to be clean, of late */
 	_Atomic uint32_t clean_turn;
 	uint64_t clean_hand;  /* out_lock */
@@ -361,6 +369,7 @@ struct hmm {
 	_Atomic bool credit_due, crediting; /* shares are to be measured anew; somebody does */
 	_Atomic uint64_t shared; /* bytes that spaces have in common, as of the last measurement: not in the estimate */
 	_Atomic unsigned spaces; /* as of the last measurement */
+	_Atomic bool walks;      /* does any of them walk through its memory? */
 	uint64_t growth;         /* bytes a second that all CPUs can touch */
 	uint64_t futile_ns;      /* how long to leave it when nothing would go; the reclaimer's */
 	unsigned reclaim_turn;   /* whose turn it is to give; the reclaimer's */

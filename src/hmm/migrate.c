@@ -134,7 +134,7 @@ static unsigned commit_run(struct hmm_mm *mm, unsigned b, unsigned r)
 			hmm_entry_t parked_e = hmm_entry(HMM_PARKED, 0, (uint64_t)b << 16 | (run->slot + k), 0);
 
 			hmm_entry_set(mm, leaf, i,
-				      moved ? hmm_entry_with_lap(parked_e, atomic_load(&mm->lap)) : slot->clean);
+				      moved ? hmm_entry_with_tick(parked_e, atomic_load(&mm->tick)) : slot->clean);
 			if (!moved)
 				slot->clean = 0; /* the entry has it again */
 			parked += moved;
@@ -278,7 +278,7 @@ static int settle(struct hmm_mm *mm, unsigned b, unsigned s, const void *page, h
 		} else {
 			hmm_entry_t e = hmm_entry(HMM_DEVICE, tier, *handle, 0);
 
-			hmm_entry_set(mm, leaf, i, hmm_entry_with_lap(e, hmm_entry_lap(leaf->e[i])));
+			hmm_entry_set(mm, leaf, i, hmm_entry_with_tick(e, hmm_entry_tick(leaf->e[i])));
 			*handle = HMM_HANDLE_NONE;
 			*stored = true;
 		}

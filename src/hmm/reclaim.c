@@ -16,9 +16,11 @@
 #define WINDOW_BYTES (UMM_BATCHES * UMM_BATCH_PAGES * UMM_PAGE)
 #define WINDOWS_PART 16u /* of the budget: more than this windows do not take between two rounds */
 
+#define SCATTERED (UMM_BATCH_PAGES / 4) /* pages in a batch, where nobody walks: windows are RAM */
+
 struct collect {
 	struct hmm_victim v[UMM_BATCH_RUNS];
-	unsigned n, pages;
+	unsigned n, pages, most;
 };
 
 /* Pages of [start, end), in one leaf, that are present.  Returns where to go on. */
@@ -42,7 +44,7 @@ static uint64_t collect_present(struct hmm_mm *mm, uint64_t start, uint64_t end,
 			leaf->e[hmm_leaf_index(at)] = hmm_entry_with_heat(e, hmm_entry_heat(e) - 1);
 			continue;
 		}
-		if (c->pages == UMM_BATCH_PAGES)
+		if (c->pages == c->most)
 			break;
 		if (v && v->addr + v->npages * UMM_PAGE == at && v->npages < UMM_RUN_PAGES &&
 		    at % (UMM_RUN_PAGES * UMM_PAGE)) {
@@ -91,7 +93,7 @@ static bool collect(struct hmm_mm *mm, struct collect *c)
 	unsigned laps = 0;
 
 	c->n = c->pages = 0;
-	while (c->pages < UMM_BATCH_PAGES && c->n < UMM_BATCH_RUNS && !atomic_load(&mm->dead)) {
+	while (c->pages < c->most && c->n < UMM_BATCH_RUNS && !atomic_load(&mm->dead)) {
 		const struct hmm_interval *next;
 		struct hmm_interval in = {0};
 		struct umm_vma vma;
@@ -108,7 +110,7 @@ static bool collect(struct hmm_mm *mm, struct collect *c)
 				break;
 			if (++laps > HMM_HEAT_MAX + 1)
 				break;
-			if (!(atomic_fetch_add(&mm->lap, 1) % 8)) {
+			if (!(mm->lap++ % 8)) {
 				pthread_mutex_lock(&mm->lock);
 				hmm_iset_clear(&mm->stuck);
 				pthread_mutex_unlock(&mm->lock);
@@ -146,6 +148,17 @@ static void window_empty(struct hmm_mm *mm)
 {
 	if (mm->window_fd >= 0)
 		madvise(mm->window, WINDOW_BYTES, MADV_REMOVE);
+	mm->window_used = 0;
+}
+
+/* Of each batch's part what was last used when batches were larger. */
+static void window_cut(struct hmm_mm *mm)
+{
+	uint64_t part = UMM_BATCH_PAGES * UMM_PAGE, keep = SCATTERED * UMM_PAGE;
+
+	for (unsigned b = 0; b < UMM_BATCHES && mm->window_fd >= 0; b++)
+		madvise(mm->window + b * part + keep, part - keep, MADV_REMOVE);
+	mm->window_used = SCATTERED;
 }
 
 /*
@@ -163,10 +176,21 @@ static void marks_learn(struct hmm_mm *mm)
 		hmm_marks_read(mm);
 }
 
+/* @n pages went.  out_lock held. */
+static void went(struct hmm_mm *mm, uint64_t n)
+{
+	uint64_t part = mm->anon_pages / HMM_LAP_TICKS + 1;
+
+	atomic_fetch_sub(&mm->h->estimate, n * UMM_PAGE);
+	mm->since_tick += n;
+	atomic_fetch_add(&mm->tick, (uint32_t)(mm->since_tick / part));
+	mm->since_tick %= part;
+}
+
 /* @tidy: the window is not to be kept for the next time. */
 static uint64_t reclaim_mm(struct hmm_mm *mm, uint64_t pages, bool tidy)
 {
-	struct collect c;
+	struct collect c = {.most = atomic_load(&mm->h->walks) ? UMM_BATCH_PAGES : SCATTERED};
 	uint64_t stored = 0, asked = 0;
 	int prev = -1;
 	unsigned b = 0, barren = 0;
@@ -186,7 +210,7 @@ static uint64_t reclaim_mm(struct hmm_mm *mm, uint64_t pages, bool tidy)
 			if (n > 0) {
 				stored += (uint64_t)n;
 				barren = 0;
-				atomic_fetch_sub(&mm->h->estimate, (uint64_t)n * UMM_PAGE);
+				went(mm, (uint64_t)n);
 				hmm_clean_shed(mm);
 				hmm_demote(mm);
 				hmm_budget_measure(mm->h);
@@ -200,6 +224,7 @@ static uint64_t reclaim_mm(struct hmm_mm *mm, uint64_t pages, bool tidy)
 		if (rc < 0)
 			break;
 		asked += c.pages;
+		mm->window_used = c.pages > mm->window_used ? c.pages : mm->window_used;
 		prev = (int)b;
 		b ^= 1;
 		if (barren > 4)
@@ -210,11 +235,13 @@ static uint64_t reclaim_mm(struct hmm_mm *mm, uint64_t pages, bool tidy)
 
 		if (n > 0) {
 			stored += (uint64_t)n;
-			atomic_fetch_sub(&mm->h->estimate, (uint64_t)n * UMM_PAGE);
+			went(mm, (uint64_t)n);
 		}
 	}
 	if (tidy)
 		window_empty(mm);
+	else if (c.most == SCATTERED && mm->window_used > SCATTERED)
+		window_cut(mm);
 	pthread_mutex_unlock(&mm->out_lock);
 	return stored;
 }

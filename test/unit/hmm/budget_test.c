@@ -252,8 +252,17 @@ static void windows_do_not_eat_the_budget(void **state)
 	assert_int_equal(hmm_discover(w->mm, 0), 0);
 
 	w->h->opt.budget = 16 * STAGING;
+	atomic_store(&w->h->walks, true);
 	assert_true(hmm_reclaim(w->h, 600) >= 600);
 	assert_true(bytes_of(fd) >= 600 * UMM_PAGE);
+	/* Nor where nobody walks: what is used of them goes by that. */
+	all_are(p, N, 1);
+	atomic_store(&w->h->walks, false);
+	assert_true(hmm_reclaim(w->h, 600) >= 600);
+	assert_true(bytes_of(fd) > 0);
+	assert_true(bytes_of(fd) <= STAGING / 4);
+	all_are(p, N, 1);
+	atomic_store(&w->h->walks, true);
 	w->h->opt.budget = 16 * STAGING - UMM_PAGE;
 	assert_true(hmm_reclaim(w->h, 600) >= 600);
 	assert_int_equal(bytes_of(fd), 0);
@@ -265,15 +274,58 @@ static void windows_do_not_eat_the_budget(void **state)
 	world_destroy(w);
 }
 
+/* The sooner it comes back the longer a page stays; after an eighth of a lap it is as any other. */
+static void what_comes_back_soon_is_hot(void **state)
+{
+	static const struct {
+		unsigned ticks, heat;
+	} want[] = {{0, HMM_HEAT_MAX}, {1, 5}, {2, 3}, {4, 1}, {HMM_LAP_TICKS / 8, 0}, {HMM_LAP_TICKS, 0}};
+	char *p;
+	struct world *w = begin(&p, 1);
+
+	w->mm->anon_pages = N;
+	atomic_store(&w->mm->armed, true);
+	assert_int_equal(hmm_discover(w->mm, 0), 0);
+	uint32_t tick = atomic_load(&w->mm->tick);
+	assert_true(hmm_reclaim(w->h, N) >= N);
+	assert_true(atomic_load(&w->mm->tick) !=
+		    tick); /* by what the process has besides, too: how many is not known */
+	struct hmm_leaf *leaf = hmm_leaf_find(w->mm, (uintptr_t)p);
+	hmm_entry_t *e = &leaf->e[hmm_leaf_index((uintptr_t)p)];
+	for (unsigned i = 0; i < sizeof(want) / sizeof(want[0]); i++) {
+		page_fill(p, 1, 0);
+		/* First to go, also of what was brought back with it.  Who waits for a page runs before it is entered.
+		 */
+		pthread_mutex_lock(&leaf->lock);
+		*e = hmm_entry_with_heat(*e, 0);
+		pthread_mutex_unlock(&leaf->lock);
+		w->mm->hand = 0;
+		assert_true(hmm_reclaim(w->h, 1) > 0);
+		assert_int_equal(hmm_entry_state(*e), HMM_DEVICE);
+		atomic_store(&w->mm->tick, hmm_entry_tick(*e) + want[i].ticks);
+		assert_true(page_is(p, 1, 0));
+		pthread_mutex_lock(&leaf->lock);
+		hmm_entry_t back = *e;
+		pthread_mutex_unlock(&leaf->lock);
+		assert_int_equal(hmm_entry_state(back), HMM_SYSTEM);
+		assert_int_equal(hmm_entry_heat(back), want[i].heat);
+	}
+	all_are(p, N, 1);
+	world_destroy(w);
+}
+
 int main(void)
 {
 	const char *why;
 	struct world *w = world_create("lz4", 0, &why);
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(what_is_above_it_goes),           cmocka_unit_test(full_devices_are_told_of_once),
-		cmocka_unit_test(of_many_spaces_none_is_left_out), cmocka_unit_test(each_of_many_gives_its_part),
+		cmocka_unit_test(what_is_above_it_goes),
+		cmocka_unit_test(full_devices_are_told_of_once),
+		cmocka_unit_test(of_many_spaces_none_is_left_out),
+		cmocka_unit_test(each_of_many_gives_its_part),
 		cmocka_unit_test(nothing_cools_down_under_an_event),
 		cmocka_unit_test(windows_do_not_eat_the_budget),
+		cmocka_unit_test(what_comes_back_soon_is_hot),
 	};
 
 	if (!w)

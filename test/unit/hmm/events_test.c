@@ -530,12 +530,20 @@ static void while_coming_back(struct scene *s, change_fn change)
 	pthread_join(thread, NULL);
 }
 
+/* Every other fault or so is part of a walk, and there is room for copies. */
+static void some_walk(struct world *w)
+{
+	atomic_store(&w->h->clean_max[0], 2 * FAKE_PAGES);
+	if (!atomic_load(&w->mm->seq_score))
+		atomic_store(&w->mm->seq_score, 128);
+}
+
 /* All pages have been away and are back, and the device still has them. */
 static void become_clean(struct scene *s)
 {
 	struct world *w = s->w;
 
-	atomic_store(&w->h->clean_max[0], FAKE_PAGES);
+	some_walk(w);
 	assert_int_equal(out(w, s->p, N), N);
 	assert_int_equal(hmm_restore(w->mm, (uintptr_t)s->p, (uintptr_t)s->p + N * UMM_PAGE), 0);
 	assert_int_equal(state_of(w, s->p), HMM_CLEAN);
@@ -716,7 +724,8 @@ static void copies_are_let_go(void **state)
 	world_destroy(s.w);
 }
 
-/* Who does nothing but walk has more of them; when it does something else these go, but for what all may have. */
+/* Who does nothing but walk has more of them; when it does something else, too, these go, and the others with the last
+ * walk. */
 static void more_copies_are_kept_of_who_walks(void **state)
 {
 	const char *why;
@@ -742,10 +751,19 @@ static void more_copies_are_kept_of_who_walks(void **state)
 	h->opt.budget = 4 * N * UMM_PAGE;
 	hmm_clean_shed(mm);
 	assert_int_equal(atomic_load(&h->clean[0]), N);
-	atomic_store(&mm->seq_score, 0);
+	atomic_store(&mm->seq_score, 128);
 	hmm_clean_shed(mm);
 	assert_true(atomic_load(&h->clean[0]) < N);
 	assert_int_equal(s.w->fake[0]->pages, atomic_load(&h->clean[0]));
+	become_clean(&s);
+	h->opt.budget = 1024 * N * UMM_PAGE;
+	hmm_clean_shed(mm);
+	assert_int_equal(atomic_load(&h->clean[0]), N);
+	assert_true(hmm_clean_keeps(mm, 0, HMM_PLACE_MAX));
+	atomic_store(&mm->seq_score, HMM_SEQ_STEP - 1);
+	assert_false(hmm_clean_keeps(mm, 0, HMM_PLACE_MAX));
+	hmm_clean_shed(mm);
+	assert_int_equal(s.w->fake[0]->pages, 0);
 	for (unsigned i = 0; i < N; i++)
 		assert_true(page_is(s.p + i * UMM_PAGE, 1, i));
 	world_destroy(s.w);
@@ -783,7 +801,7 @@ static void copies_are_kept_where_it_pays(void **state)
 	struct world *w = world_create("lz4", 1, &why);
 
 	assert_non_null(w);
-	atomic_store(&w->h->clean_max[0], FAKE_PAGES);
+	some_walk(w);
 	assert_false(hmm_clean_keeps(w->mm, 0, 1));
 	assert_true(hmm_clean_keeps(w->mm, 0, HMM_PLACE_MAX));
 	char *p = managed(w, N, 1);

@@ -120,13 +120,13 @@ static void entries_keep_their_fields_apart(void **state)
 		for (unsigned tier = 0; tier < 16; tier += 5) {
 			hmm_entry_t e = hmm_entry((enum hmm_page_state)st, tier, HMM_HANDLE_MAX, HMM_HEAT_MAX);
 
-			for (unsigned lap = 0; lap < 2 * HMM_LAPS; lap += 3) {
-				e = hmm_entry_with_lap(e, lap);
+			assert_int_equal(hmm_entry_heat(e), HMM_HEAT_MAX);
+			for (unsigned tick = 0; tick < 2 * HMM_TICKS; tick += 3) {
+				e = hmm_entry_with_tick(e, tick);
 				assert_int_equal(hmm_entry_state(e), st);
 				assert_int_equal(hmm_entry_tier(e), tier);
 				assert_int_equal(hmm_entry_payload(e), HMM_HANDLE_MAX);
-				assert_int_equal(hmm_entry_heat(e), HMM_HEAT_MAX);
-				assert_int_equal(hmm_entry_lap(e), lap % HMM_LAPS);
+				assert_int_equal(hmm_entry_tick(e), tick % HMM_TICKS);
 			}
 		}
 	}
