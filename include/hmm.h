@@ -83,6 +83,7 @@ struct hmm_device_stats {
 	uint64_t copied_in;      /* pages ever taken */
 	uint64_t copied_out;     /* pages ever read */
 	uint64_t errors;         /* failed operations and bad checksums */
+	uint64_t bytes_records;  /* of bytes_ram: kept about pages; 0: not told.  What is left are holes */
 };
 
 /** Most pages in one run that a device maps, but for one that pins. */

@@ -83,9 +83,9 @@ void stats_json(struct hmm *h, FILE *f)
 		fprintf(f,
 			", \"pages\": %" PRIu64 ", \"bytes_stored\": %" PRIu64 ", \"bytes_ram\": %" PRIu64
 			", \"pages_same\": %" PRIu64 ", \"pages_raw\": %" PRIu64 ", \"copied_in\": %" PRIu64
-			", \"copied_out\": %" PRIu64 ", \"errors\": %" PRIu64 "}",
+			", \"copied_out\": %" PRIu64 ", \"errors\": %" PRIu64 ", \"bytes_records\": %" PRIu64 "}",
 			st.pages, st.bytes_stored, st.bytes_ram, st.pages_same, st.pages_raw, st.copied_in,
-			st.copied_out, st.errors);
+			st.copied_out, st.errors, st.bytes_records);
 	}
 	fputs("], \"spaces\": [", f);
 	pthread_mutex_lock(&h->lock);

@@ -343,6 +343,7 @@ static void lz4_stats(struct hmm_device *dev, struct hmm_device_stats *st)
 		.copied_in = atomic_load_explicit(&d->copied_in, memory_order_relaxed),
 		.copied_out = atomic_load_explicit(&d->copied_out, memory_order_relaxed),
 		.errors = atomic_load_explicit(&d->errors, memory_order_relaxed),
+		.bytes_records = lz4_store_records(&d->store) + drv_positive(&d->objects) * LZ4_OBJECT_HEAD,
 	};
 }
 

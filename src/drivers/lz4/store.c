@@ -246,6 +246,16 @@ bool lz4_store_shared(struct lz4_store *st, uint64_t index)
 	return (atomic_load_explicit(entry(st, index), memory_order_relaxed) & REF_MASK) > REF_ONE;
 }
 
+uint64_t lz4_store_records(struct lz4_store *st)
+{
+	uint64_t slabs;
+
+	pthread_mutex_lock(&st->slabs.lock);
+	slabs = st->slabs.next;
+	pthread_mutex_unlock(&st->slabs.lock);
+	return atomic_load_explicit(&st->next, memory_order_relaxed) * 8 + slabs * sizeof(struct lz4_slab);
+}
+
 /* -------------------------------------------------------------- compaction */
 
 /* Moves the object in slot @from elsewhere.  The class's lock is held. */

@@ -76,6 +76,9 @@ bool lz4_store_put(struct lz4_store *st, uint64_t index, uint16_t *len);
 
 bool lz4_store_shared(struct lz4_store *st, uint64_t index);
 
+/** lz4_store_records() - bytes of entries, and of the heads of slabs; those of objects come to that. */
+uint64_t lz4_store_records(struct lz4_store *st);
+
 /** lz4_store_compact() - empty sparse slabs, at most about @bytes of work.  Returns bytes given back. */
 uint64_t lz4_store_compact(struct lz4_store *st, uint64_t bytes);
 
