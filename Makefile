@@ -10,6 +10,7 @@
 #   make programs   real programs on all, half and a quarter of their memory, against themselves without hmm
 #   make demo       a real program on a third of the RAM it needs
 #   make bench      measurements; hmm run beside the kernel's swap takes minutes, or HMM_BENCH_LONG=1 (bench/run/bench.py)
+#   make bench-scale    is a page as cheap where there are many?  256 MiB to 16 GiB, and a part of a TiB; minutes
 #   make kernel-suite   the kernel's own tests of HMM on our dmirror; fetches a kernel's source, or KERNEL_SOURCE=DIR
 #   make fuzz       for a minute, or SECONDS=N: what reads the bytes of a remote peer, under libFuzzer
 #   make model      searches the models of the protocols to the end, and breaks their rules (doc/model.md)

@@ -5,8 +5,9 @@
 bench.py BUILD [OUT]      OUT.json: all that was measured; OUT-*.svg: plots, if gnuplot is there
 
 A few minutes; HMM_BENCH_LONG=1: all sizes of local memory, and data that compress
-more and not at all.  HMM_BENCH_ROUNDS, _MIB, _OPS, _LOCAL, _WORK, _CLUSTERS, _TIERS and
-_ONLY (names of systems, with commas between) change either.
+more and not at all.  HMM_BENCH_ROUNDS, _MIB, _OPS, _LOCAL, _WORK, _RATIOS, _CLUSTERS,
+_TIERS, _REAL (of redis, numpy, graph), _FLOORS (0: none) and _ONLY (names of systems,
+with commas between) change either.  plot.py draws what several runs have measured.
 
 All systems take turns, round after round, on one machine: the ratios of a round say
 something, the figures do not.  "50 % local": swap may keep half of the program's
@@ -26,8 +27,9 @@ from rivals import MIB
 HERE = os.path.dirname(os.path.abspath(__file__))
 SLACK = 4 * MIB  # the program itself: its code's data, page tables
 OOM_TRIES = 3
-IN_ORDER = ("fill", "read", "write", "stride")
+IN_ORDER = ("fill", "read", "write", "stride", "burst")
 AT_RANDOM = ("uniform", "zipf", "chase", "threads")
+REAL = {"redis": 256, "numpy": 128, "graph": 128}  # MiB
 LONG = os.environ.get("HMM_BENCH_LONG") == "1"
 
 
@@ -39,13 +41,18 @@ def setting(name, short, long):
 class Bench:
     def __init__(self, build):
         self.build, self.notes, self.rows = build, [], []
-        self.exe = {n: os.path.join(build, "bench/run", n) for n in ("work", "floor", "pager")}
+        self.exe = {n: os.path.join(build, "bench/run", n) for n in ("work", "floor", "pager", "graph", "bulk")}
         self.hmm_exe = os.path.join(build, "hmm")
         self.rounds = int(setting("ROUNDS", 3, 5))
         self.mib = int(setting("MIB", 256, 512))
         self.ops = int(setting("OPS", 20000, 50000))
         self.only = [n for n in setting("ONLY", "", "").split(",") if n]
         self.workloads = setting("WORK", "", "").split() or [*IN_ORDER[1:], *AT_RANDOM]
+        self.bursts = "burst" in self.workloads
+        self.workloads = [w for w in self.workloads if w != "burst"]
+        self.tiers = setting("TIERS", "lz4 file", "lz4 file").split()
+        self.ratios = setting("RATIOS", "2", "2 1 4").split()
+        self.real = setting("REAL", " ".join(REAL), " ".join(REAL)).split()
         self.clusters = [int(c) for c in setting("CLUSTERS", "0 1 2 3", "0 1 2 3 4 5").split()]
         self.u = rivals.Undo()
         self.group = None
@@ -59,9 +66,11 @@ class Bench:
         if text not in self.notes:
             self.notes.append(text)
 
-    def work(self, mib, ratio):
-        cpu = ["-c", self.group.cpu] if self.group else []
-        return [self.exe["work"], *cpu, str(mib), str(ratio), str(self.ops), *self.workloads]
+    def cpu(self):
+        return ["-c", self.group.cpu] if self.group else []
+
+    def work(self, mib, ratio, workloads=None):
+        return [self.exe["work"], *self.cpu(), str(mib), str(ratio), str(self.ops), *(workloads or self.workloads)]
 
     def hmm(self, work, budget, chain):
         with tempfile.NamedTemporaryFile(prefix="hmm-bench-") as f:
@@ -83,13 +92,18 @@ class Bench:
                                   ("hmm run", back)):
                     rows.setdefault(name + where, []).append(rivals.run(pre + cmd, self.group))
         out["fault-back"] = rows
+        out["bulk"] = [rivals.run([self.exe["bulk"], "64", "2"], self.group) for _ in range(self.rounds)]
+        if self.group:
+            out["idle"] = [self.hmm(self.work(64, 2, ["idle"]), 48 * MIB, "lz4")[0]["idle"] for _ in range(self.rounds)]
         return out
 
     def systems(self, tier):
         """Name, and how to get a rival that is set up."""
         few = self.clusters if LONG else self.clusters[:1]
         kinds = [("zram", rivals.Zram, None, self.clusters), ("zram, MADV_PAGEOUT ahead", rivals.Zram, "pager", few),
-                 ("zswap", rivals.Zswap, None, few)] if tier == "lz4" else [("file swap", rivals.FileSwap, None, (0, 5))]
+                 ("zswap", rivals.Zswap, None, few)]
+        if tier == "file":
+            kinds = [("file swap", rivals.FileSwap, None, (0, 5))]
         for name, kind, pager, clusters in kinds:
             why = rivals.why_not(kind) if self.group else "needs root and cgroups"
             if why:
@@ -111,42 +125,73 @@ class Bench:
                 return None
         return None
 
-    def point(self, tier, ratio, local):
-        """All systems at one size of local memory, in turn."""
-        mib = self.mib if tier == "lz4" or LONG else self.mib // 4  # a disk is slow
+    def point(self, tier, ratio, local, workloads=None):
+        """All systems at one size of local memory."""
+        mib = self.mib
         limit = mib * MIB * local // 100 + SLACK
-        work = self.work(mib, ratio)
         chain = "lz4" if tier == "lz4" else "file:/var/tmp"
-        budget = 0
-        if tier != "lz4":
-            budget = limit
+        budget, cells = self.turns(tier, self.work(mib, ratio, workloads), limit, chain,
+                                   # Nobody to be equal to: what LZ4 makes of it, and a tenth more.
+                                   limit + mib * MIB * (100 - local) / 100 / ratio * 1.1)
+        return {"tier": tier, "mib": mib, "ratio": ratio, "local": local, "limit": limit, "budget": budget,
+                "cells": cells, "title": f"{mib} MiB of {ratio}x data, {local} % local"}
+
+    def real_point(self, name):
+        """The same of a program of others, half of whose memory is local."""
+        mib = REAL[name] * (2 if LONG else 1)
+        cmd = [self.exe[name]] if name == "graph" else [sys.executable, os.path.join(HERE, "real.py")]
+        cmd += [*self.cpu(), *([] if name == "graph" else [name]), str(mib)]
+        most = 0
+
+        def look():
+            nonlocal most
+            most = max(most, self.group.usage())
+        if not self.group:
+            self.note(f"{name} is left out: needs root and cgroups")
+            return None
+        try:
+            rivals.run(cmd, self.group, look)
+        except RuntimeError as e:
+            self.note(f"{name} is left out: {e}")
+            return None
+        budget, cells = self.turns("lz4", cmd, most // 2, "lz4", most * .8)
+        results = {json.dumps({w: v.get("result") for w, v in r["work"].items()}) for c in cells for r in c["runs"]}
+        if len(results) > 1:
+            raise RuntimeError(f"{name} does not always come to the same: {results}")
+        return {"mib": mib, "limit": most // 2, "budget": budget, "tier": "lz4", "cells": cells,
+                "title": f"{name}, {most / MIB:.0f} MiB, 50 % local"}
+
+    def turns(self, tier, work, limit, chain, else_budget):
+        """Everybody in turn, round after round.  Returns hmm run's budget, and what was measured."""
+        budget = limit if tier == "file" else 0
         cells = {}
         for rnd in range(self.rounds):
-            todo = list(self.systems(tier))
-            for name, cluster, rival in todo:
+            for name, cluster, rival in self.systems(tier):
                 r = self.measure(name, rival, work, limit)
                 if not r:
                     continue
                 cells.setdefault((name, cluster), []).append((r, rival.peak))
                 if not budget and name == "zram":
                     budget = rival.peak
-            if not budget:  # nobody to be equal to: what LZ4 makes of it, and a tenth more
-                budget = int(limit + mib * MIB * (100 - local) / 100 / ratio * 1.1)
+            budget = budget or int(else_budget)
             for name in "hmm run", "all in RAM":
                 if self.only and name not in self.only:
                     continue
                 got = self.hmm(work, budget, chain) if name == "hmm run" else (rivals.run(work, self.group), 0)
                 cells.setdefault((name, None), []).append(got)
-            print(f"  {tier}, {ratio}x data, {local} % local: round {rnd + 1} of {self.rounds}", file=sys.stderr)
-        return {"tier": tier, "mib": mib, "ratio": ratio, "local": local, "limit": limit, "budget": budget,
-                "cells": [{"system": n, "cluster": c, "runs": [{"work": r, "peak": p} for r, p in v]}
-                          for (n, c), v in cells.items()]}
+            print(f"  {os.path.basename(work[0])}, {tier}: round {rnd + 1} of {self.rounds}", file=sys.stderr)
+        return budget, [{"system": n, "cluster": c, "runs": [{"work": r, "peak": p} for r, p in v]}
+                        for (n, c), v in cells.items()]
 
     def all(self):
         locals_ = [int(x) for x in str(setting("LOCAL", "50", "100 75 50 37 25 12")).split()]
-        tiers = setting("TIERS", "lz4 file", "lz4 file").split()
-        points = [(t, r) for t in tiers for r in ((2, 4) if LONG and t == "lz4" else (1, 2) if LONG else (2,))]
+        points = [(t, int(r)) for t in self.tiers for r in self.ratios if self.workloads and (t == "lz4" or r != "4")]
         return [self.point(t, r, loc) for t, r in points for loc in locals_]
+
+    def others(self):
+        """Bursts take RAM that would count for all else; and programs of others."""
+        points = [self.point("lz4", 2, 50, ["burst"])] if self.bursts and "lz4" in self.tiers else []
+        return points + [p for p in map(self.real_point, self.real) if p]
 
 
 def median(v):
@@ -169,13 +214,13 @@ def spread(v, form="{:.2f}"):
 
 
 def figure(workload, r):
-    """GB/s of pages touched in order, us an access else."""
+    """GB/s of pages touched in order, seconds of what is one thing, us an access else."""
     each = r["seconds"] / r["ops"]
-    return 4096 / each / 1e9 if workload in IN_ORDER else each * 1e6
+    return each if r["ops"] == 1 else 4096 / each / 1e9 if workload in IN_ORDER else each * 1e6
 
 
 def print_point(p):
-    print(f"\n{p['mib']} MiB of {p['ratio']}x data, {p['local']} % local: {p['limit'] / MIB:.0f} MiB resident for swap,"
+    print(f"\n{p['title']}: {p['limit'] / MIB:.0f} MiB resident for swap,"
           f" {p['budget'] / MIB:.0f} MiB in all for hmm run, which moves to {p['tier']}")
     print(f"{'':10}{'':26}{'median (spread)':>24}{'page-':>8}{'hits':>7}{'us a':>8}{'CPU':>8}"
           f"   {'hmm run is faster by':24}{'p50':>9}{'p99':>9}")
@@ -188,8 +233,9 @@ def print_point(p):
             used = [r["cpu"] for r in runs if "cpu" in r]
             if used:
                 cpu[name] = cpu.get(name, 0) + median(used)
-            unit = "GB/s" if w in IN_ORDER else "us"
-            hits = 100 * (1 - min(1, median(r["faults"] / r["ops"] for r in runs)))
+            whole = runs[0]["ops"] == 1
+            unit = "s" if whole else "GB/s" if w in IN_ORDER else "us"
+            hits = "" if whole else f"{100 * (1 - min(1, median(r['faults'] / r['ops'] for r in runs))):.1f}"
             faults = median(r["faults"] for r in runs)
             miss = (median(r["seconds"] for r in runs) - median(r["seconds"] for r in ram[1])) / faults * 1e6 \
                 if ram and faults > 50 and name != "all in RAM" else None
@@ -197,7 +243,7 @@ def print_point(p):
                 "hmm run", "all in RAM") else None
             print(f"{w if name == names(p)[0] else '':10}{name:26}"
                   f"{spread([figure(w, r) for r in runs]) + ' ' + unit:>24}"
-                  f"{'' if cluster is None else cluster:>8}{hits:7.1f}{'' if miss is None else f'{miss:.1f}':>8}"
+                  f"{'' if cluster is None else cluster:>8}{hits:>7}{'' if miss is None else f'{miss:.1f}':>8}"
                   f"{f'{median(used):.2f}' if used else '':>8}   {spread(ratio) if ratio else '':24}"
                   + (f"{median(r['p50'] for r in runs):9.2f}{median(r['p99'] for r in runs):9.1f}" if 'p50' in runs[0]
                      else ""))
@@ -222,6 +268,17 @@ def print_floors(f):
               + spread([a["back_median"] / b["back_median"] for a, b in zip(mine, bare)]))
 
 
+    ratio = [x["back_p99"] / x["back_median"] for x in rows["hmm run"]]
+    print(f"hmm run, p99 / median: {spread(ratio)}")
+    bulk = f["bulk"]
+    for way, bare in ("out", "lz4_in"), ("in", "lz4_out"):
+        print(f"bulk {way}: {spread([x[way] for x in bulk])} GB/s, {spread([x[way] / x[bare] for x in bulk])} of LZ4 alone")
+    both = [(1 / x["lz4_in"] + 1 / x["lz4_out"]) / (1 / x["out"] + 1 / x["in"]) for x in bulk]
+    print(f"bulk out and in: {spread(both)} of LZ4 alone")
+    if "idle" in f:
+        print(f"idle, near the budget: {spread([100 * x['cpu'] / x['seconds'] for x in f['idle']])} % of a CPU")
+
+
 def machine():
     cpu = next((line.split(":")[1].strip() for line in rivals.read("/proc/cpuinfo").splitlines()
                 if line.startswith("model name")), "?")
@@ -237,15 +294,19 @@ def main():
     b = Bench(build)
     try:
         out = {"machine": machine(), "mib": b.mib, "ops": b.ops, "rounds": b.rounds}
-        out["floors"], out["points"], out["notes"] = b.floors(), b.all(), b.notes
+        if setting("FLOORS", "1", "1") != "0":
+            out["floors"] = b.floors()
+        out["points"], out["others"] = b.all(), b.others()
+        out["notes"] = b.notes
     finally:
         b.u.back_to(0)
         b.u.close()
     m = out["machine"]
     print(f"{m['cpus']} x {m['cpu']}, {m['virtual']}, Linux {m['kernel']}, load {m['load']:.1f} at the start;"
           f" {b.mib} MiB, {b.ops} accesses at random, {b.rounds} rounds")
-    print_floors(out["floors"])
-    for p in out["points"]:
+    if "floors" in out:
+        print_floors(out["floors"])
+    for p in out["points"] + out["others"]:
         print_point(p)
     for n in out["notes"]:
         print(n)

@@ -21,23 +21,15 @@
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "data.h"
 #include "hmm_uapi.h"
+#include "measure.h"
 
 #define RATIO 2u
 #define MIB (1ul << 20)
 #define ROUNDS 5
-
-static uint64_t now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
-}
 
 static int by_value(const void *a, const void *b)
 {

@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Plots of what bench.py measured, by gnuplot."""
+"""Plots of what bench.py measured, by gnuplot.
+
+plot.py OUT JSON...     of the points of several of its runs together
+"""
+import json
 import shutil
 import statistics
 import subprocess
+import sys
 
 
 def gnuplot(script):
@@ -21,27 +26,36 @@ def cell_runs(point, system):
     return [c for c in point["cells"] if c["system"] == system]
 
 
-def speed_of(point, system, workload):
-    """Pages a second: median, least, most, at the best vm.page-cluster."""
-    rows = [[r["work"][workload]["ops"] / r["work"][workload]["seconds"] for r in c["runs"]]
-            for c in cell_runs(point, system)]
-    v = max(rows, key=statistics.median)
+def of_best(point, system, workload, figure):
+    """What @figure makes of a run, at the best vm.page-cluster: median, least, most."""
+    rows = [[r["work"][workload] for r in c["runs"]] for c in cell_runs(point, system)]
+    v = [figure(r) for r in min(rows, key=lambda v: statistics.median(r["seconds"] for r in v))]
     return statistics.median(v), min(v), max(v)
 
 
-def by_local(points, title, path):
+def pages_a_second(r):
+    return r["ops"] / r["seconds"]
+
+
+def p99(r):
+    return r["p99"]
+
+
+def by_local(points, title, path, figure, label):
     systems = list(dict.fromkeys(c["system"] for p in points for c in p["cells"]))
-    workloads = list(points[0]["cells"][0]["runs"][0]["work"])
+    workloads = [w for w, r in points[0]["cells"][0]["runs"][0]["work"].items() if figure is not p99 or "p99" in r]
     data, plots = "", []
     for wi, w in enumerate(workloads):
         lines = []
         for si, s in enumerate(systems):
-            rows = [(p["local"], *speed_of(p, s, w)) for p in points if cell_runs(p, s)]
+            rows = [(p["local"], *of_best(p, s, w, figure)) for p in points if cell_runs(p, s)]
             data += block(f"d{wi}_{si}", rows)
             lines.append(f"$d{wi}_{si} using 1:2:3:4 with yerrorlines lc {si + 1} title '{s}'")
         plots.append(f"set title '{w}'\nset key {'bottom right' if not wi else 'off'}\nplot " + ", ".join(lines))
-    gnuplot(f"{data}set terminal svg size 1600,900\nset output '{path}'\nset multiplot layout 2,4 title '{title}'\n"
-            "set xlabel 'local memory, %'\nset ylabel 'pages a second'\nset logscale y\nset xrange [100:0]\n"
+    rows = (len(workloads) + 3) // 4
+    gnuplot(f"{data}set terminal svg size 1600,{450 * rows}\nset output '{path}'\n"
+            f"set multiplot layout {rows},4 title '{title}'\n"
+            f"set xlabel 'local memory, %'\nset ylabel '{label}'\nset logscale y\nset xrange [100:0]\n"
             + "\n".join(plots) + "\nunset multiplot\n")
 
 
@@ -68,7 +82,7 @@ def latencies(point, title, path):
 
 
 def by_size(points, path):
-    rows = [(p["mib"], p["us_a_page"], 100 * (p["engine_bytes"] + p["device_bytes"]) / p["away_bytes"]) for p in points]
+    rows = [(p["mib"], p["us_a_page"], 100 * (p["engine_bytes"] + p["record_bytes"]) / p["away_bytes"]) for p in points]
     gnuplot(block("d", rows) + f"set terminal svg size 800,500\nset output '{path}'\nset xlabel 'MiB, half of them local'\n"
             "set logscale x 2\nset yrange [0:*]\nset ylabel 'CPU us a page moved'\nset ytics nomirror\n"
             "set y2label 'kept beside what is stored, % of what is away'\nset y2tics\nset y2range [0:*]\n"
@@ -82,7 +96,16 @@ def all(out, path):
     for tier, ratio in dict.fromkeys((p["tier"], p["ratio"]) for p in out["points"]):
         s = series(out["points"], tier, ratio)
         if len(s) > 1:
-            by_local(s, f"{tier}, {ratio}x data", f"{path}-{tier}-{ratio}x.svg")
+            by_local(s, f"{tier}, {ratio}x data", f"{path}-{tier}-{ratio}x.svg", pages_a_second, "pages a second")
+            by_local(s, f"{tier}, {ratio}x data", f"{path}-{tier}-{ratio}x-p99.svg", p99, "p99 of an access, us")
         half = min(s, key=lambda p: abs(p["local"] - 50))
         latencies(half, f"{tier}, {ratio}x data, {half['local']} % local", f"{path}-{tier}-{ratio}x-latency.svg")
     print(f"plots: {path}-*.svg")
+
+
+if __name__ == "__main__":
+    points = []
+    for name in sys.argv[2:]:
+        with open(name) as f:
+            points += json.load(f)["points"]
+    all({"points": points}, sys.argv[1])

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * work MIB RATIO OPS [-c FILE] [-t THREADS] WORKLOAD...
+ * work [-c FILE] [-t THREADS] [-s GIB] MIB RATIO OPS WORKLOAD...
  *
  * Memory that is partly away, used as programs use it.  Prints one line of
  * JSON, an object for each workload:
@@ -17,10 +17,12 @@
  *   uniform zipf   any page, half of the accesses write; zipf: 0.99, hot pages are spread
  *   chase          each page says which is next
  *   threads        uniform, by THREADS threads
+ *   burst          a quarter of it mapped anew, filled and unmapped
+ *   idle           nothing at all, for seconds: what is it that whoever pages for it does?
  *
  * Each is done once before it is measured, so that what the one before left is
- * not what it finds.  RATIO: how far LZ4 compresses the data, 1, 2 or 4.  Every
- * access checks a word that tells which page it is.
+ * not what it finds.  -s: the memory is spread over so much address space, 2 MiB at a place.  RATIO: how far LZ4
+ * compresses the data, 1, 2 or 4.  Every access checks a word that tells which page it is.
  */
 #include <fcntl.h>
 #include <math.h>
@@ -32,16 +34,19 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "data.h"
+#include "measure.h"
 
 #define STRIDE 5u
+#define PIECE 512u
 #define THREADS_MAX 64u
 #define BUCKETS 256u /* eight an octave */
 #define ZIPF 0.99
+#define BURST_PART 4u
+#define IDLE_SECONDS 5
 
 enum { COUNT, TAG, NEXT }; /* words of a page that mean something */
 
@@ -51,21 +56,13 @@ struct hist {
 };
 
 static uint64_t *pages;
-static size_t npages, ops;
+static size_t npages, ops, apart = PIECE; /* pages of address space for each PIECE that is used */
 static int cpu_fd = -1;
 static double zeta, zeta2;
 
-static uint64_t now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
-}
-
 static uint64_t *page_at(size_t i)
 {
-	return pages + i * DATA_WORDS;
+	return pages + (i / PIECE * apart + i % PIECE) * DATA_WORDS;
 }
 
 static void wrong(size_t page, uint64_t got)
@@ -286,6 +283,28 @@ static size_t do_zipf(struct hist *h)
 	return ops;
 }
 
+static size_t do_burst(struct hist *h)
+{
+	size_t n = npages / BURST_PART;
+	char *p = mmap(NULL, n * DATA_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (p == MAP_FAILED)
+		exit(1);
+	madvise(p, n * DATA_PAGE, MADV_NOHUGEPAGE);
+	for (size_t i = 0; i < n; i++)
+		data_fill(p + i * DATA_PAGE, i, (unsigned)fill_ratio);
+	munmap(p, n * DATA_PAGE);
+	(void)h;
+	return n;
+}
+
+static size_t do_idle(struct hist *h)
+{
+	nanosleep(&(struct timespec){.tv_sec = IDLE_SECONDS}, NULL);
+	(void)h;
+	return 1;
+}
+
 static unsigned nthreads = 8;
 
 struct user {
@@ -325,34 +344,12 @@ static size_t do_threads(struct hist *h)
 
 /* --------------------------------------------------------------- measurement */
 
-static uint64_t cpu_used(void)
-{
-	char buf[256];
-	ssize_t n = cpu_fd >= 0 ? pread(cpu_fd, buf, sizeof(buf) - 1, 0) : -1;
-
-	if (n <= 0)
-		return 0;
-	buf[n] = 0;
-	/* cgroup v2 has "usage_usec 123", v1 nanoseconds and nothing else. */
-	if (!strncmp(buf, "usage_usec ", 11))
-		return strtoull(buf + 11, NULL, 10) * 1000;
-	return strtoull(buf, NULL, 10);
-}
-
-static uint64_t faults(void)
-{
-	struct rusage u;
-
-	getrusage(RUSAGE_SELF, &u);
-	return (uint64_t)u.ru_minflt + (uint64_t)u.ru_majflt;
-}
-
 static const struct workload {
 	const char *name;
 	size_t (*run)(struct hist *h);
 } workloads[] = {
-	{"read", do_read}, {"write", do_write}, {"stride", do_stride},   {"uniform", do_uniform},
-	{"zipf", do_zipf}, {"chase", do_chase}, {"threads", do_threads},
+	{"read", do_read},   {"write", do_write},     {"stride", do_stride}, {"uniform", do_uniform}, {"zipf", do_zipf},
+	{"chase", do_chase}, {"threads", do_threads}, {"burst", do_burst},   {"idle", do_idle},
 };
 
 static void measure(const char *name, size_t (*run)(struct hist *h), bool warm)
@@ -365,11 +362,11 @@ static void measure(const char *name, size_t (*run)(struct hist *h), bool warm)
 		run(&h);
 	memset(&h, 0, sizeof(h));
 	f = faults();
-	cpu = cpu_used();
+	cpu = cpu_used(cpu_fd);
 	t = now_ns();
 	n = run(&h);
 	t = now_ns() - t;
-	cpu = cpu_used() - cpu;
+	cpu = cpu_used(cpu_fd) - cpu;
 	f = faults() - f;
 	printf("%s\"%s\": {\"ops\": %zu, \"seconds\": %.6f, \"faults\": %llu", warm ? ", " : "{", name, n,
 	       (double)t / 1e9, (unsigned long long)f);
@@ -382,30 +379,38 @@ static void measure(const char *name, size_t (*run)(struct hist *h), bool warm)
 
 int main(int argc, char **argv)
 {
+	size_t gib = 0, bytes;
 	int opt;
 
-	while ((opt = getopt(argc, argv, "c:t:")) != -1) {
+	while ((opt = getopt(argc, argv, "c:t:s:")) != -1) {
 		if (opt == 'c')
 			cpu_fd = open(optarg, O_RDONLY | O_CLOEXEC);
 		else if (opt == 't')
 			nthreads = (unsigned)atoi(optarg);
+		else if (opt == 's')
+			gib = (size_t)atol(optarg);
 		else
 			return 2;
 	}
 	if (argc - optind < 3 || nthreads < 1 || nthreads > THREADS_MAX) {
-		fprintf(stderr, "usage: work [-c FILE] [-t THREADS] MIB RATIO OPS WORKLOAD...\n");
+		fprintf(stderr, "usage: work [-c FILE] [-t THREADS] [-s GIB] MIB RATIO OPS WORKLOAD...\n");
 		return 2;
 	}
 	npages = (size_t)atol(argv[optind]) * (1 << 20) / DATA_PAGE;
 	fill_ratio = (uint64_t)atol(argv[optind + 1]);
 	ops = (size_t)atol(argv[optind + 2]);
-	pages = mmap(NULL, npages * DATA_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	bytes = npages * DATA_PAGE;
+	if (gib << 30 > bytes) {
+		bytes = gib << 30;
+		apart = bytes / DATA_PAGE / ((npages + PIECE - 1) / PIECE);
+	}
+	pages = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (pages == MAP_FAILED) {
 		perror("mmap");
 		return 1;
 	}
 	/* What is measured is paging, not how huge pages are had and split. */
-	madvise(pages, npages * DATA_PAGE, MADV_NOHUGEPAGE);
+	madvise(pages, bytes, MADV_NOHUGEPAGE);
 	zipf_init();
 	measure("fill", do_fill, false);
 	for (int i = optind + 3; i < argc; i++) {

@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * bulk MIB RATIO: all of a range to the lz4 device and back, by a linked engine,
+ * beside LZ4 alone on the same pages, in turns.  One line of JSON, GB/s of wall
+ * time and of CPU time, the best of each.
+ */
+#include <errno.h>
+#include <lz4.h>
+#include <stdio.h>
+#include <sys/mman.h>
+
+#include "data.h"
+#include "hmm.h"
+#include "measure.h"
+
+#define ROUNDS 5
+
+enum { OUT, IN, LZ4_IN, LZ4_OUT, KINDS };
+
+static uint64_t cpu_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
+}
+
+static double wall[KINDS], cpu[KINDS];
+
+static void best(int kind, size_t bytes, uint64_t t, uint64_t c)
+{
+	double w = (double)bytes / (double)(now_ns() - t), u = (double)bytes / (double)(cpu_ns() - c);
+
+	wall[kind] = w > wall[kind] ? w : wall[kind];
+	cpu[kind] = u > cpu[kind] ? u : cpu[kind];
+}
+
+static void *map(size_t bytes)
+{
+	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (p == MAP_FAILED) {
+		perror("mmap");
+		exit(1);
+	}
+	madvise(p, bytes, MADV_NOHUGEPAGE);
+	return p;
+}
+
+static void check(const char *what, int rc)
+{
+	if (!rc)
+		return;
+	fprintf(stderr, "%s: %s\n", what, strerror(-rc));
+	exit(rc == -EPERM || rc == -EOPNOTSUPP ? 77 : 1);
+}
+
+/* LZ4 as the device calls it, and nothing else. */
+static void alone(const char *p, size_t npages, char *packed, int *len, char *page, void *state)
+{
+	char *to = packed;
+	uint64_t c = cpu_ns(), t = now_ns();
+
+	for (size_t i = 0; i < npages; i++) {
+		len[i] = LZ4_compress_fast_extState(state, p + i * DATA_PAGE, to, DATA_PAGE, DATA_PAGE + 64, 1);
+		to += len[i];
+	}
+	best(LZ4_IN, npages * DATA_PAGE, t, c);
+	to = packed;
+	c = cpu_ns();
+	t = now_ns();
+	for (size_t i = 0; i < npages; i++) {
+		if (LZ4_decompress_safe(to, page + i * DATA_PAGE, len[i], DATA_PAGE) != (int)DATA_PAGE)
+			exit(1);
+		to += len[i];
+	}
+	best(LZ4_OUT, npages * DATA_PAGE, t, c);
+}
+
+int main(int argc, char **argv)
+{
+	size_t npages = argc == 3 ? ((size_t)atol(argv[1]) << 20) / DATA_PAGE : 0, bytes = npages * DATA_PAGE;
+	unsigned ratio = argc == 3 ? (unsigned)atoi(argv[2]) : 0;
+	struct umm_space *space;
+	struct hmm_device *dev;
+	struct hmm_mm *mm;
+	char err[256];
+
+	if (!npages || !ratio) {
+		fprintf(stderr, "usage: bulk MIB RATIO\n");
+		return 2;
+	}
+	char *p = map(bytes), *packed = map(bytes + npages * 64), *page = map(bytes), want[DATA_PAGE];
+	uintptr_t start = (uintptr_t)p;
+	int *len = map(npages * sizeof(*len));
+	void *state = map((size_t)LZ4_sizeofState());
+	for (size_t i = 0; i < npages; i++)
+		data_fill(p + i * DATA_PAGE, i, ratio);
+	memset(packed, 1, bytes + npages * 64);
+	memset(page, 1, bytes);
+	check("umm_space_open_self", umm_space_open_self(&space));
+	check("hmm_mm_open", hmm_mm_open(space, &mm));
+	if (hmm_device_open("lz4", &dev, err, sizeof(err))) {
+		fprintf(stderr, "%s\n", err);
+		return 1;
+	}
+	check("hmm_mm_add_device", hmm_mm_add_device(mm, dev));
+	check("hmm_mm_manage", hmm_mm_manage(mm, start, start + bytes));
+	for (int round = 0; round < ROUNDS; round++) {
+		uint64_t moved, c, t;
+
+		alone(p, npages, packed, len, page, state);
+		c = cpu_ns();
+		t = now_ns();
+		check("hmm_migrate_to_device", hmm_migrate_to_device(mm, dev, start, start + bytes, NULL, &moved));
+		best(OUT, moved * DATA_PAGE, t, c);
+		if (moved != npages)
+			fprintf(stderr, "%zu pages of %zu went\n", (size_t)moved, npages);
+		c = cpu_ns();
+		t = now_ns();
+		check("hmm_migrate_to_system", hmm_migrate_to_system(mm, dev, start, start + bytes, &moved));
+		best(IN, moved * DATA_PAGE, t, c);
+	}
+	for (size_t i = 0; i < npages; i++) {
+		data_fill(want, i, ratio);
+		if (memcmp(want, p + i * DATA_PAGE, DATA_PAGE)) {
+			fprintf(stderr, "page %zu is wrong\n", i);
+			return 1;
+		}
+	}
+	check("hmm_mm_close", hmm_mm_close(mm));
+	hmm_device_close(dev);
+	umm_space_close(space);
+	static const char *const name[KINDS] = {"out", "in", "lz4_in", "lz4_out"};
+	for (int k = 0; k < KINDS; k++)
+		printf("%s\"%s\": %.3f, \"%s_cpu\": %.3f", k ? ", " : "{", name[k], wall[k], name[k], cpu[k]);
+	printf("}\n");
+	return 0;
+}

@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: MIT */
+/* What all programs of the benchmark measure alike. */
+#ifndef BENCH_MEASURE_H
+#define BENCH_MEASURE_H
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/types.h>
+#include <time.h>
+#include <unistd.h>
+
+static inline uint64_t now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
+}
+
+/* CPU time by @fd, a cgroup's account; 0 where there is none. */
+static inline uint64_t cpu_used(int fd)
+{
+	char buf[256];
+	ssize_t n = fd >= 0 ? pread(fd, buf, sizeof(buf) - 1, 0) : -1;
+
+	if (n <= 0)
+		return 0;
+	buf[n] = 0;
+	/* cgroup v2 has "usage_usec 123", v1 nanoseconds and nothing else. */
+	if (!strncmp(buf, "usage_usec ", 11))
+		return strtoull(buf + 11, NULL, 10) * 1000;
+	return strtoull(buf, NULL, 10);
+}
+
+static inline uint64_t faults(void)
+{
+	struct rusage u;
+
+	getrusage(RUSAGE_SELF, &u);
+	return (uint64_t)u.ru_minflt + (uint64_t)u.ru_majflt;
+}
+
+#endif
