@@ -186,6 +186,8 @@ static uint64_t measure_mm(struct hmm_mm *mm, uint64_t *all_shared)
 	struct stat st;
 
 	atomic_store(&mm->looks_like, mapped << 32 ^ anon);
+	if (!anon && atomic_load(&mm->pid_learned))
+		hmm_mm_pid_ended(mm);
 	shared = mm->minor_faults - mm->credit_faults;
 	shared = mm->shared_credit > shared ? mm->shared_credit - shared : 0;
 	mm->anon_pages = anon > shared ? anon - shared : 0;

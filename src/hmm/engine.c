@@ -213,6 +213,11 @@ static int marks_at_fork(struct hmm_mm *mm, struct hmm_iset *absent, struct hmm_
 	if (mm->smaps_fd < 0)
 		return 0;
 	rc = hmm_find_unforked(mm, absent, empty);
+	/* Nor has one of whom another process was known, which lived there, too, and has ended. */
+	if (rc == -ESRCH && atomic_load(&mm->pid_learned)) {
+		hmm_mm_pid_ended(mm);
+		return 0;
+	}
 	pthread_mutex_lock(&mm->lock);
 	/* Whoever has no agent has inherited what was known, and marks what it likes: its hooks reach nobody. */
 	known = mm->marks_known && atomic_load(&mm->space->ctl->armed);
@@ -605,6 +610,14 @@ struct hmm_mm *hmm_mm_new(struct hmm *h, struct umm_space *space, char *window, 
 	pthread_mutex_init(&mm->marks_lock, NULL);
 	pthread_mutex_init(&mm->stream_lock, NULL);
 	return mm;
+}
+
+void hmm_mm_pid_ended(struct hmm_mm *mm)
+{
+	if (atomic_exchange(&mm->pid_ended, true))
+		return;
+	mm->space->pid = 0; /* it may become another's */
+	atomic_store(&mm->asked, 0);
 }
 
 void hmm_mm_publish(struct hmm_mm *mm)

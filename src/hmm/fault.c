@@ -516,17 +516,17 @@ device:;
 	return rc;
 }
 
-/* The thread may end long before its process does. */
-static pid_t process_of(uint32_t tid)
+/* What /proc/TID/status says of @tid by @form; 0: nothing. */
+static pid_t status_of(pid_t tid, const char *form)
 {
 	char path[64], line[128];
-	int pid = (int)tid;
+	int pid = 0;
 	FILE *f;
 
-	snprintf(path, sizeof(path), "/proc/%u/status", tid);
+	snprintf(path, sizeof(path), "/proc/%d/status", (int)tid);
 	f = fopen(path, "re");
 	while (f && fgets(line, sizeof(line), f))
-		if (sscanf(line, "Tgid: %d", &pid) == 1)
+		if (sscanf(line, form, &pid) == 1)
 			break;
 	if (f)
 		fclose(f);
@@ -536,9 +536,31 @@ static pid_t process_of(uint32_t tid)
 #define ASK_MAX 4u
 
 /*
+ * The process of @tid, which lives in @mm: the thread may end long before it does.
+ * But whoever came by vfork(), or by CLONE_VM, lives in its parent's memory, which
+ * mostly stays for longer.  -EAGAIN: a change of the space is under way.
+ */
+static pid_t process_of(struct hmm_mm *mm, pid_t tid)
+{
+	pid_t pid = status_of(tid, "Tgid: %d"), up;
+
+	while (pid > 0 && (up = status_of(pid, "PPid: %d")) > 1) {
+		int rc = mm->h->opt.lives_in(mm->h->opt.priv, mm, up);
+
+		if (rc == -EAGAIN)
+			return rc;
+		if (rc <= 0)
+			break;
+		pid = up;
+	}
+	return pid;
+}
+
+/*
  * A space that came by a raw fork has no agent: who faults in it may say which
  * process it is.  May, because the number is one of the faulting task's own pid
  * namespace, and because others than those who live in it can fault in a space.
+ * When that process has ended and others live on there the next fault tells which.
  */
 static void learn_pid(struct hmm_mm *mm, uint32_t tid)
 {
@@ -555,18 +577,21 @@ static void learn_pid(struct hmm_mm *mm, uint32_t tid)
 			return;
 	} while (!atomic_compare_exchange_weak(&mm->asked, &asked, asked + 1));
 	rc = mm->h->opt.lives_in(mm->h->opt.priv, mm, (pid_t)tid);
+	if (rc > 0)
+		rc = pid = process_of(mm, (pid_t)tid);
 	if (rc == -EAGAIN)
 		atomic_fetch_sub(&mm->asked, 1);
 	if (rc <= 0)
 		return;
-	pid = process_of(tid);
 	pthread_mutex_lock(&mm->lock);
-	if (mm->statm_fd < 0) {
+	if (mm->statm_fd < 0 || (atomic_load(&mm->pid_ended) && atomic_load(&mm->pid_learned))) {
 		mm->space->pid = pid;
 		for (unsigned i = 0; i < sizeof(fd) / sizeof(fd[0]); i++) {
 			snprintf(path, sizeof(path), "/proc/%d/%s", (int)pid, what[i]);
 			umm_fd_replace(fd[i], open(path, O_RDONLY | O_CLOEXEC));
 		}
+		atomic_store(&mm->pid_learned, true);
+		atomic_store(&mm->pid_ended, false);
 	}
 	pthread_mutex_unlock(&mm->lock);
 }
@@ -613,7 +638,7 @@ int hmm_fault(void *priv, const struct umm_fault *f)
 
 	if (f->addr >= mm->keep_start && f->addr < mm->keep_end && mm->h->opt.called)
 		return mm->h->opt.called(mm->h->opt.priv, mm, f->addr);
-	if (mm->statm_fd < 0 && f->tid)
+	if ((mm->statm_fd < 0 || atomic_load(&mm->pid_ended)) && f->tid)
 		learn_pid(mm, f->tid);
 	if (atomic_load(&mm->doomed)) {
 		if (mm->space->pid > 0)

@@ -216,10 +216,12 @@ struct hmm_mm {
 	void *inside_priv;
 	_Atomic bool armed;
 	_Atomic bool dead;
-	_Atomic bool ready;     /* a forked child: its records are complete */
-	_Atomic bool doomed;    /* its records are not right: who faults in it is killed, and never served */
-	_Atomic unsigned asked; /* how often it was tried to find out which process it is */
-	_Atomic unsigned rest;  /* > 0: nothing is moved out for now */
+	_Atomic bool ready;       /* a forked child: its records are complete */
+	_Atomic bool doomed;      /* its records are not right: who faults in it is killed, and never served */
+	_Atomic unsigned asked;   /* how often it was tried to find out which process it is */
+	_Atomic bool pid_learned; /* by a fault: it has no agent */
+	_Atomic bool pid_ended;   /* that one has, and somebody else may live there still */
+	_Atomic unsigned rest;    /* > 0: nothing is moved out for now */
 
 	pthread_mutex_t out_lock;
 	const void *out_owner; /* who causes a migration, for notifiers; NULL: the engine */
@@ -415,6 +417,8 @@ int hmm_mm_add(struct hmm *h, struct umm_space *space, char *window, const struc
 struct hmm_mm *hmm_mm_new(struct hmm *h, struct umm_space *space, char *window, const struct hmm_inside_ops *inside,
 			  void *priv);
 void hmm_mm_publish(struct hmm_mm *mm);
+/** The process that a fault told of has ended: the next one says who lives there. */
+void hmm_mm_pid_ended(struct hmm_mm *mm);
 /** The space has ended: its pages are let go.  The mm is freed with the space's last reference. */
 void hmm_mm_del(struct hmm_mm *mm);
 void hmm_say(struct hmm *h, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

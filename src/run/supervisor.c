@@ -1073,6 +1073,8 @@ static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hell
 	m->pid = m->mm->space->pid = pid;
 	m->agent = cred.pid;
 	pthread_mutex_lock(&m->mm->lock); /* learn_pid() */
+	atomic_store(&m->mm->pid_learned, false);
+	atomic_store(&m->mm->pid_ended, false);
 	umm_fd_replace(&m->mm->stat_fd, proc_fd(pid, "stat"));
 	umm_fd_replace(&m->mm->statm_fd, proc_fd(cred.pid, "statm"));
 	umm_fd_replace(&m->mm->rollup_fd, proc_fd(cred.pid, "smaps_rollup"));

@@ -294,6 +294,35 @@ static int raw_orphan(void)
 	_exit(0);
 }
 
+/* Who touches a raw child's memory first is a child of vfork(), and is gone when the next one is forked. */
+static int raw_vfork(void)
+{
+	int bad = 0;
+
+	for (volatile unsigned how = 0; how < 3 && !bad; how++) {
+		pid_t pid = raw_fork(how), next;
+
+		if (!pid) {
+			volatile bool wrong = false;
+
+			next = vfork();
+			if (!next) {
+				for (size_t i = 0; i < PAGES / 2; i++)
+					wrong |= v_check(mem + i * V_PAGE, i, 1, 0, KIND) != 0;
+				_exit(0);
+			}
+			if (next < 0 || wrong || reap_one(next, "vfork in a raw child"))
+				_exit(1);
+			next = raw_fork(how);
+			if (!next)
+				_exit(check_depth(0) ? 2 : 0);
+			_exit(next < 0 || reap_one(next, "a raw child's child") || check_depth(0) ? 3 : 0);
+		}
+		bad = pid < 0 || reap_one(pid, "raw fork");
+	}
+	return bad;
+}
+
 /* Of what is marked a raw child has nothing; the rest it has. */
 static int marked_child(unsigned how)
 {
@@ -741,6 +770,41 @@ static int clone_vm_outlives(void)
 	_exit(0);
 }
 
+static int sharer_forks(void *arg)
+{
+	char c;
+	int status = 1;
+	pid_t pid;
+
+	close(gone[1]);
+	if (read(gone[0], &c, 1))
+		syscall(SYS_exit_group, 1);
+	pid = raw_fork(1);
+	if (!pid)
+		syscall(SYS_exit_group, check_depth(0) ? 2 : 0);
+	if (waitpid(pid, &status, 0) != pid || status || check_depth(0)) {
+		dprintf(2, "the heir's child: %#x\n", status);
+		syscall(SYS_exit_group, 1);
+	}
+	dprintf(1, "heir 1 is right\n");
+	syscall(SYS_exit_group, 0);
+	return 1;
+}
+
+/* The same of a raw child, of which the supervisor knew who has gone. */
+static int raw_clone_vm_outlives(void)
+{
+	char *stack = v_map(V_MIB);
+	pid_t pid = raw_fork(1);
+
+	if (pid)
+		return pid < 0 || reap_one(pid, "raw fork");
+	if (v_check(mem, 0, 1, 0, KIND) || pipe(gone) ||
+	    clone(sharer_forks, stack + V_MIB, CLONE_VM | SIGCHLD, NULL) < 0)
+		_exit(1);
+	_exit(0);
+}
+
 /* -------------------------------------------------------- forks inside libc */
 
 /* A child that has what every other has: its parent's pages, and pages of its own that move. */
@@ -1117,6 +1181,8 @@ int main(int argc, char **argv)
 		{"threads", from_threads},
 		{"raw", raw},
 		{"raw-orphan", raw_orphan},
+		{"raw-vfork", raw_vfork},
+		{"raw-clone-vm-outlives", raw_clone_vm_outlives},
 		{"raw-then-libc", raw_then_libc},
 		{"mark-after", mark_after},
 		{"mark-at-once", mark_at_once},
