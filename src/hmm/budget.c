@@ -404,10 +404,12 @@ static void look_at_one(struct hmm_mm *mm)
 		go_in_turn();
 	if (atomic_load(&mm->armed)) {
 		cpu = cpu_ns();
+		atomic_store(&mm->walk_again, false);
 		hmm_discover(mm, 0);
 		mm->walk_ns = cpu_ns() - cpu;
 	} else {
 		arm_one(mm);
+		atomic_store(&mm->walk_again, true); /* the small ones */
 	}
 	if (slow)
 		go_at_once();
@@ -425,7 +427,7 @@ static void look_at_one(struct hmm_mm *mm)
 static bool as_it_was(struct hmm_mm *mm)
 {
 	return atomic_load(&mm->armed) && atomic_load(&mm->looks_like) == atomic_load(&mm->walked_as) &&
-	       mm->statm_fd >= 0 && ++mm->passed_over < PASSED_OVER_MAX;
+	       !atomic_load(&mm->walk_again) && mm->statm_fd >= 0 && ++mm->passed_over < PASSED_OVER_MAX;
 }
 
 /* Whoever is not managed yet is, and what has been mapped since is found, if not now then the next time. */
@@ -477,8 +479,9 @@ static void shrink(struct hmm *h, uint64_t total, struct place *place)
 {
 	unsigned futile = 0;
 
-	while (total > low_at(h) && !atomic_load(&h->stop) && !atomic_load(&h->resting)) {
-		uint64_t over = (total - low_at(h)) / UMM_PAGE + 1;
+	/* Asked once a round: who measures may change it. */
+	for (uint64_t low; total > (low = low_at(h)) && !atomic_load(&h->stop) && !atomic_load(&h->resting);) {
+		uint64_t over = (total - low) / UMM_PAGE + 1;
 		uint64_t failed = atomic_load(&h->out_failed);
 		/* Little at a time: each round who waits is told, and shares are weighed anew. */
 		uint64_t asked = over < 2 * UMM_BATCH_PAGES ? over : 2 * UMM_BATCH_PAGES;

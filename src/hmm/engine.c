@@ -428,9 +428,10 @@ static int child_complete(struct hmm_mm *mm, struct hmm_mm *child, const struct 
 static int lost_child_events(struct hmm_mm *mm, int uffd)
 {
 	struct uffd_msg msg;
+	ssize_t got;
 	int rc = 0;
 
-	while (read(uffd, &msg, sizeof(msg)) == sizeof(msg)) {
+	while ((got = umm_monitor_read(mm->h->monitor, uffd, &msg, sizeof(msg))) == sizeof(msg)) {
 		if (msg.event == UFFD_EVENT_REMAP)
 			rc = -EXDEV; /* what we mean may be elsewhere by now */
 		if (msg.event == UFFD_EVENT_FORK) {
@@ -443,7 +444,8 @@ static int lost_child_events(struct hmm_mm *mm, int uffd)
 				close(grandchild);
 		}
 	}
-	return rc;
+	/* Without a descriptor for its own child: it would wait for ever, and we with it. */
+	return got < 0 && errno != EAGAIN && errno != EINTR ? -errno : rc;
 }
 
 static int lost_at(struct hmm_mm *mm, int uffd, uint64_t addr)
@@ -489,6 +491,9 @@ static void child_cast_off(struct hmm_mm *mm, struct hmm_mm *child, int why)
 		(int)mm->space->pid, strerror(-why));
 	atomic_store(&child->doomed, true);
 	rc = hmm_lost_to_child(mm, child->space->uffd);
+	/* And at what it has moved already, where that was read and is in its records. */
+	if (!rc)
+		rc = hmm_lost_to_child(child, child->space->uffd);
 	if (!rc)
 		rc = umm_space_let_go(child->space);
 	if (rc)

@@ -274,6 +274,7 @@ struct hmm_mm {
 	uint64_t walk_ns;                       /* CPU time of the last walk over its mappings; its walker's, as is: */
 	uint64_t discover_at_ns;                /* not again before */
 	_Atomic uint64_t looks_like, walked_as; /* what is mapped and resident, as measured; at the last walk */
+	_Atomic bool walk_again;                /* something was left to the next one */
 	_Atomic unsigned passed_over;           /* looks since */
 	uint64_t arming_ns;                     /* its hooks were told to ask; the watcher's */
 

@@ -87,7 +87,9 @@ static bool movable(const struct umm_vma *v)
 	       (UMM_VMA_READ | UMM_VMA_WRITE);
 }
 
-/* Fill a batch from where the hand is; out_lock held.  Returns false when two laps found nothing. */
+/* Fill a batch from where the hand is; out_lock held.  Returns false when as many laps as cool everything found
+ * nothing.
+ */
 static bool collect(struct hmm_mm *mm, struct collect *c)
 {
 	unsigned laps = 0;
@@ -240,7 +242,7 @@ static uint64_t reclaim_mm(struct hmm_mm *mm, uint64_t pages, bool tidy)
 	}
 	if (tidy)
 		window_empty(mm);
-	else if (c.most == SCATTERED && mm->window_used > SCATTERED)
+	else if (c.most == SCATTERED && mm->window_used > SCATTERED && !atomic_load(&mm->dead))
 		window_cut(mm);
 	pthread_mutex_unlock(&mm->out_lock);
 	return stored;

@@ -52,6 +52,7 @@
 
 #define GRACE_NS 1000000000ull
 #define ROUND_NS 5000000l
+#define BOTTOM (1ull << 16)               /* mmap_min_addr is no more */
 #define TOP ((1ull << 47) - 2 * UMM_PAGE) /* an address at which nothing is ever registered */
 
 bool keeper_is_userfaultfd(int fd)
@@ -77,6 +78,8 @@ static void refuse_all(int uffd)
 		if (msg.event == UFFD_EVENT_PAGEFAULT && umm_uffd_poison(uffd, at, UMM_PAGE))
 			umm_uffd_wake(uffd, at, UMM_PAGE);
 	}
+	/* What the supervisor had read and not answered nobody can read again, until it is asked anew. */
+	umm_uffd_wake(uffd, BOTTOM, TOP - BOTTOM);
 }
 
 static bool is_dead(int uffd)

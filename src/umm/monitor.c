@@ -62,6 +62,7 @@
 #define KEEP_OF_FEW 16u /* faults, up to which the lead is kept with so many CPUs */
 #define TURNS 64u       /* in a row for one space, while others may wait */
 #define KEY_STOP 0
+#define SPARES 4u /* a child that is being filled may fork, and its child */
 
 struct backlog {
 	struct backlog *next;
@@ -83,7 +84,7 @@ struct umm_monitor {
 	_Atomic unsigned turn;
 	pthread_mutex_t settling;
 	pthread_mutex_t spare_lock;
-	int spare;               /* given up when there is no other descriptor */
+	int spare[SPARES];       /* given up when there is no other descriptor */
 	struct umm_guard *guard; /* NULL: nobody is humble */
 	unsigned keep;           /* faults at a time for which the lead is not given away */
 	unsigned nthreads;
@@ -165,6 +166,25 @@ static void apply_event(struct umm_space *s, const struct uffd_msg *msg)
 	change(s, &c);
 }
 
+static void spares_open(struct umm_monitor *m)
+{
+	for (unsigned i = 0; i < SPARES; i++)
+		if (m->spare[i] < 0)
+			m->spare[i] = open("/dev/null", O_RDONLY | O_CLOEXEC);
+}
+
+static void spare_give_up(struct umm_monitor *m)
+{
+	unsigned i = 0;
+
+	while (i < SPARES && m->spare[i] < 0)
+		i++;
+	if (i == SPARES)
+		return;
+	close(m->spare[i]);
+	m->spare[i] = -1;
+}
+
 ssize_t umm_monitor_read(struct umm_monitor *m, int uffd, struct uffd_msg *msg, size_t len)
 {
 	ssize_t got = read(uffd, msg, len);
@@ -172,11 +192,10 @@ ssize_t umm_monitor_read(struct umm_monitor *m, int uffd, struct uffd_msg *msg, 
 	if (got >= 0 || (errno != EMFILE && errno != ENFILE) || !m)
 		return got;
 	pthread_mutex_lock(&m->spare_lock);
-	if (m->spare >= 0)
-		close(m->spare);
+	spare_give_up(m);
 	got = read(uffd, msg, len);
 	int err = errno;
-	m->spare = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	spares_open(m);
 	errno = err;
 	pthread_mutex_unlock(&m->spare_lock);
 	return got;
@@ -533,7 +552,8 @@ int umm_monitor_create(unsigned nthreads, bool alone, struct umm_monitor **mp)
 	pthread_mutex_init(&m->table, NULL);
 	pthread_mutex_init(&m->spare_lock, NULL);
 	pthread_mutex_init(&m->settling, NULL);
-	m->spare = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	memset(m->spare, -1, sizeof(m->spare));
+	spares_open(m);
 	m->next_key = 1;
 	m->kick = -1;
 	m->epfd = epoll_create1(EPOLL_CLOEXEC);
@@ -598,8 +618,9 @@ void umm_monitor_destroy(struct umm_monitor *m)
 		close(m->kick);
 	if (m->epfd >= 0)
 		close(m->epfd);
-	if (m->spare >= 0)
-		close(m->spare);
+	for (unsigned i = 0; i < SPARES; i++)
+		if (m->spare[i] >= 0)
+			close(m->spare[i]);
 	pthread_mutex_destroy(&m->settling);
 	pthread_mutex_destroy(&m->spare_lock);
 	pthread_mutex_destroy(&m->table);

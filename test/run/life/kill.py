@@ -85,21 +85,38 @@ def supervisor_agents(h):
     several(h, "supervisor_agents", 1)
 
 
-def supervisor_hidden(h):
-    """Nobody finds this child: what it touches and has no page for is answered by SIGBUS."""
-    r = h.start([spin(h), "96", "1", "0", "raw", "hidden"], ram="48M")
-    r.until(lambda: [state(p) for p in programs(r.pid)].count("T") == 1, "it does not get going")
+def hidden_one(h, *how):
+    """The exit code of a child that nobody finds; None: it had all of its memory back."""
+    r = h.start([spin(h), "96", "1", "0", "raw", "hidden", *how], ram="48M")
+    if how:
+        r.until(lambda: [state(p) for p in programs(r.pid)].count("T") == 1, "it does not get going")
+    else:
+        r.until(lambda: r.out().count("begins") == 2, "it does not get going")
     prog = r.program()
     child = [p for p in programs(r.pid) if p != prog][0]
     os.kill(r.supervisor(), signal.SIGKILL)
     r.until(lambda: not alive(prog), "the program lives on")
     os.kill(child, signal.SIGCONT)
-    r.until(lambda: not alive(child), "the child lives on")
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if status != -signal.SIGBUS:
-        raise Failed(f"the child's status is {status}: {r.err()}")
+    r.until(lambda: not alive(child) or f"spinning {child}" in r.out(), "the child hangs", 20)
+    if alive(child):
+        os.kill(child, signal.SIGKILL)
+        status = None
+    else:
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     r.wait()
     r.expect(rc=-signal.SIGKILL, min_out=0, no_stderr=WRONG)
+    return status
+
+
+def supervisor_hidden(h):
+    """Nobody finds this child: what it touches and has no page for is answered by SIGBUS."""
+    status = hidden_one(h, "stops")
+    if status != -signal.SIGBUS:
+        raise Failed(f"the child's status is {status}")
+    # In the middle of its faults, some of which the supervisor has taken and will not answer.
+    found = [hidden_one(h) for _ in range(ROUNDS)]
+    if set(found) - {None, -signal.SIGBUS} or -signal.SIGBUS not in found:
+        raise Failed(f"the children's statuses are {found}")
 
 
 def supervisor_front(h):

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * spin MIB CHILDREN ROUNDS [raw [hidden]]: turns its memory over and over, checking all of
+ * spin MIB CHILDREN ROUNDS [raw [hidden [stops]]]: turns its memory over and over, checking all of
  * it, alone or with children that do the same; ROUNDS 0: for ever.  Says "begins", "spinning"
  * when it has been through once, and each wrong byte.  raw: children that no hook
  * sees being made; hidden: nor does their environment say whose they
- * are, and they stop before they look at anything.
+ * are; stops: they stop before they look at anything.
  */
 #include <fcntl.h>
 #include <sys/syscall.h>
@@ -58,7 +58,7 @@ int main(int argc, char **argv)
 	for (unsigned c = 0; c < children; c++) {
 		pid_t pid = argc > 4 ? (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0) : fork();
 
-		if (!pid && argc > 5)
+		if (!pid && argc > 6)
 			raise(SIGSTOP);
 		if (!pid)
 			_exit(spin(p, n, rounds, 0));
