@@ -83,7 +83,7 @@ struct hmm_device_stats {
 	uint64_t copied_in;      /* pages ever taken */
 	uint64_t copied_out;     /* pages ever read */
 	uint64_t errors;         /* failed operations and bad checksums */
-	uint64_t bytes_records;  /* of bytes_ram: kept about pages; 0: not told.  What is left are holes */
+	uint64_t bytes_records;  /* of bytes_ram: kept about pages; 0: not told */
 };
 
 /** Most pages in one run that a device maps, but for one that pins. */
@@ -140,12 +140,16 @@ struct hmm_device_ops {
 	 * the pages themselves from there to where they are wanted (UFFDIO_MOVE).
 	 * May be NULL.
 	 *
-	 * Returns the place of the first, aligned as a huge page, and nothing uses these
-	 * pages until lent(); or NULL: copy_out is to be called.
+	 * Returns the place of the first, aligned as a huge page, of the protection that they
+	 * are wanted with; lent() follows.  Or NULL: copy_out is to be called, as must be where others
+	 * have references, but for one to each that the record has and one of the caller's.
+	 * Until lent() the device does nothing with these pages by itself; get() and copy_out may
+	 * come for them, and what copy_out finds is not believed then.  By a thread that serves a
+	 * fault, without locks; may sleep.
 	 */
 	void *(*lend)(struct hmm_device *dev, const hmm_handle_t handle[], unsigned n);
 
-	/** lent: the first @moved of the pages are not there any more; the references to all are dropped later. */
+	/** lent: the first @moved pages (0: none) are not there any more; the references to all are dropped later. */
 	void (*lent)(struct hmm_device *dev, const hmm_handle_t handle[], unsigned n, unsigned moved);
 
 	/** get: one more reference to each of @n handles (fork).  Never fails. */
@@ -500,10 +504,10 @@ int hmm_migrate_copy(struct hmm_migrate *m);
  *
  * Context: In the thread that collected.
  * Return: the number of pages that are on the device now, the first of @m's, behind which there is
- *	nothing at @to; or
- *	-EINVAL	@m is not one whole aligned huge page of addresses, or @to is not aligned: nothing is lost
- *	-EBUSY	@to is managed, or watched by another userfaultfd: nothing is lost
- *	-ENOMEM	no memory: nothing is lost
+ *	nothing at @to; 0, too, where the kernel would not move them: what was at @to is lost then; or
+ *	-EINVAL	@m is not one whole aligned huge page of addresses with a handle each, @to is not aligned, not
+ *		mapped, or locked, or the device is HMM_DEV_MARKED: nothing is lost
+ *	-EBUSY	@to is managed, watched by another userfaultfd at either end, or being changed: nothing is lost
  */
 int hmm_migrate_give(struct hmm_migrate *m, void *to);
 

@@ -5,8 +5,9 @@
  * DOC: reading and writing where a page is
  *
  * A device that looks at a page in its own memory need not have it brought
- * back.  Reading takes references, as a fault does, and looks at nothing else
- * afterwards: what was read was there when the references were taken.  Writing
+ * back.  Reading takes references, as a fault does, copies, and looks again: a
+ * device may have lent the memory itself for the way home (hmm_device_ops.lend), and
+ * of what has left meanwhile nothing that was read counts.  Writing
  * gives the device the new contents first and then, under the locks that
  * change a record, puts the new handle in the old one's place; where the page
  * has left meanwhile the new contents are let go, and the caller learns that
@@ -21,13 +22,31 @@ static bool on_tier(hmm_entry_t e, unsigned tier)
 	return hmm_entry_state(e) == HMM_DEVICE && hmm_entry_tier(e) == tier;
 }
 
+/* How many of the first @n pages from @addr are on @tier as @handle says. */
+static unsigned still_there(struct hmm_mm *mm, unsigned tier, uint64_t addr, const hmm_handle_t *handle, unsigned n)
+{
+	unsigned i = hmm_leaf_index(addr), k = 0;
+	struct hmm_leaf *leaf;
+
+	umm_evlock_shared(&mm->space->ctl->evlock);
+	leaf = hmm_leaf_find(mm, addr);
+	if (leaf) {
+		pthread_mutex_lock(&leaf->lock);
+		while (k < n && on_tier(leaf->e[i + k], tier) && hmm_entry_payload(leaf->e[i + k]) == handle[k])
+			k++;
+		pthread_mutex_unlock(&leaf->lock);
+	}
+	umm_evlock_unshared(&mm->space->ctl->evlock);
+	return k;
+}
+
 int hmm_peek(struct hmm_mm *mm, unsigned tier, uint64_t addr, char *buf, unsigned n)
 {
 	struct hmm_device *d = mm->h->chain.dev[tier];
 	hmm_handle_t handle[HMM_PLACE_MAX];
 	int status[HMM_PLACE_MAX];
 	void *dst[HMM_PLACE_MAX];
-	unsigned i = hmm_leaf_index(addr), got = 0;
+	unsigned i = hmm_leaf_index(addr), got = 0, got_all;
 	struct hmm_leaf *leaf;
 	int rc;
 
@@ -47,8 +66,11 @@ int hmm_peek(struct hmm_mm *mm, unsigned tier, uint64_t addr, char *buf, unsigne
 	umm_evlock_unshared(&mm->space->ctl->evlock);
 	if (!got)
 		return 0;
+	got_all = got;
 	rc = d->ops->copy_out(d, handle, dst, status, got);
-	d->ops->put(d, handle, got);
+	if (!rc)
+		got = still_there(mm, tier, addr, handle, got);
+	d->ops->put(d, handle, got_all);
 	return rc ? rc : (int)got;
 }
 

@@ -76,7 +76,6 @@
 #define AT_ONCE_NS 1000000ull /* a walk that takes longer gives up its priority */
 #define WALK_NS 2000000ull    /* is waited for the walks of all spaces */
 #define WALKS 32u             /* by mm->seq_score; what a burst is, too */
-#define PASSED_OVER_MAX 32u   /* looks in a row at what has not changed */
 #define HOLD_NS 20000000ull
 #define HOLD_MAX_NS 200000000ull
 
@@ -122,8 +121,8 @@ static uint64_t low_at(const struct hmm *h)
 	return h->opt.budget - 2 * room(h) - reserve(h);
 }
 
-/* Resident less shared, in pages; 0 when the task is gone.  @mapped: all that it has mapped; may be NULL. */
-static uint64_t statm_anon(int fd, uint64_t *mapped)
+/* Resident less shared, in pages; 0 when the task is gone. */
+static uint64_t statm_anon(int fd)
 {
 	char buf[128];
 	ssize_t n = fd >= 0 ? pread(fd, buf, sizeof(buf) - 1, 0) : -1;
@@ -134,8 +133,6 @@ static uint64_t statm_anon(int fd, uint64_t *mapped)
 	buf[n] = 0;
 	if (sscanf(buf, "%lu %lu %lu", &size, &resident, &shared) != 3 || resident < shared)
 		return 0;
-	if (mapped)
-		*mapped = size;
 	return resident - shared;
 }
 
@@ -182,10 +179,9 @@ static uint64_t faults_since_credit(struct hmm_mm *mm)
 
 static uint64_t measure_mm(struct hmm_mm *mm, uint64_t *all_shared)
 {
-	uint64_t mapped = 0, anon = statm_anon(mm->statm_fd, &mapped), window = 0, shared;
+	uint64_t anon = statm_anon(mm->statm_fd), window = 0, shared;
 	struct stat st;
 
-	atomic_store(&mm->looks_like, mapped << 32 ^ anon);
 	if (!anon && atomic_load(&mm->pid_learned))
 		hmm_mm_pid_ended(mm);
 	shared = mm->minor_faults - mm->credit_faults;
@@ -220,7 +216,7 @@ static void credit_renew(struct hmm *h)
 		faults_since_credit(mm);
 		uint64_t faults = mm->minor_faults;
 		pthread_mutex_unlock(&h->lock);
-		uint64_t anon = statm_anon(mm->statm_fd, NULL), pss = pss_anon_pages(mm->rollup_fd);
+		uint64_t anon = statm_anon(mm->statm_fd), pss = pss_anon_pages(mm->rollup_fd);
 
 		pthread_mutex_lock(&h->lock);
 		mm->credit_faults = faults;
@@ -277,7 +273,7 @@ static uint64_t measure(struct hmm *h)
 				(faults > CREDIT_FAULTS && now - h->credit_at_ns > CREDIT_REST * h->credit_cost_ns)));
 	note_away(h, away);
 	atomic_store(&h->shared, shared * UMM_PAGE);
-	sum += statm_anon(h->self_statm_fd, NULL) * UMM_PAGE;
+	sum += statm_anon(h->self_statm_fd) * UMM_PAGE;
 	pthread_mutex_unlock(&h->lock);
 	atomic_store(&h->estimate, sum);
 	peak = atomic_load(&h->peak);
@@ -392,7 +388,7 @@ static uint64_t cpu_ns(void)
 
 static void look_at_one(struct hmm_mm *mm)
 {
-	uint64_t now = umm_now_ns(), looks_like = atomic_load(&mm->looks_like), cpu;
+	uint64_t now = umm_now_ns(), cpu;
 	bool slow;
 
 	if (!mm->inside || atomic_load(&mm->dead) || atomic_load(&mm->rest) ||
@@ -404,30 +400,15 @@ static void look_at_one(struct hmm_mm *mm)
 		go_in_turn();
 	if (atomic_load(&mm->armed)) {
 		cpu = cpu_ns();
-		atomic_store(&mm->walk_again, false);
 		hmm_discover(mm, 0);
 		mm->walk_ns = cpu_ns() - cpu;
 	} else {
 		arm_one(mm);
-		atomic_store(&mm->walk_again, true); /* the small ones */
 	}
 	if (slow)
 		go_at_once();
 	/* Thousands of mappings take milliseconds to walk: at most a tenth of the time. */
 	mm->discover_at_ns = now + 10 * mm->walk_ns;
-	mm->walked_as = looks_like;
-	mm->passed_over = 0;
-}
-
-/*
- * Nothing has been mapped, nor has it grown.  What was mapped in place of something
- * as large, and is not touched yet, is found when it grows: until the next look, no
- * more than what is mapped right after this one.
- */
-static bool as_it_was(struct hmm_mm *mm)
-{
-	return atomic_load(&mm->armed) && atomic_load(&mm->looks_like) == atomic_load(&mm->walked_as) &&
-	       !atomic_load(&mm->walk_again) && mm->statm_fd >= 0 && ++mm->passed_over < PASSED_OVER_MAX;
 }
 
 /* Whoever is not managed yet is, and what has been mapped since is found, if not now then the next time. */
@@ -435,15 +416,11 @@ static void look_at_all(struct hmm *h)
 {
 	struct hmm_mm **list;
 	int n = hmm_mms_get(h, &list);
-	bool some = false;
 
 	if (n < 0)
 		return; /* the next round tries again */
 	atomic_store(&h->armed, true);
-	for (int i = 0; i < n; i++)
-		some |= !as_it_was(list[i]);
-	if (some)
-		hmm_walkers_each(h, list, (unsigned)n, look_at_one, WALK_NS);
+	hmm_walkers_each(h, list, (unsigned)n, look_at_one, WALK_NS);
 	hmm_mms_put(list, (unsigned)n);
 }
 

@@ -162,9 +162,6 @@ static int manage(struct hmm_mm *mm, const struct run *run, unsigned *done)
 	}
 	if (unforked)
 		pthread_mutex_unlock(&mm->out_lock);
-	/* Somebody else's is asked for again in time (foreign_age()). */
-	if (rc && rc != -EBUSY)
-		atomic_store(&mm->walk_again, true);
 	return rc;
 }
 

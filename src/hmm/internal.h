@@ -262,21 +262,18 @@ struct hmm_mm {
 	struct hmm_overtaken overtaken[HMM_OVERTAKEN]; /* overtaken.c; event lock exclusively, as is their number */
 	_Atomic unsigned novertaken;                   /* since there was a moment without a change under way */
 	bool overtaken_said;
-	struct hmm_iset unsure;                 /* what was entered by hmm_overtaken_mend(), and the mm may not have */
-	struct hmm_kept *kept;                  /* what was unmapped a moment ago, the latest first */
-	_Atomic uint64_t nkept;                 /* pages of it that cost something */
-	uint64_t blind_ns;                      /* when something could not be kept, for want of memory; 0: never */
-	pthread_mutex_t marks_lock;             /* around the event lock: of two who read marks the later one counts */
-	struct hmm_iset stuck;                  /* cannot be moved; looked at again when emptied from time to time */
-	uint64_t keep_start, keep_end;          /* the engine's own arena in there */
-	struct hmm_mm *walk_next;               /* walkers.c */
-	bool walking;                           /* walkers.c */
-	uint64_t walk_ns;                       /* CPU time of the last walk over its mappings; its walker's, as is: */
-	uint64_t discover_at_ns;                /* not again before */
-	_Atomic uint64_t looks_like, walked_as; /* what is mapped and resident, as measured; at the last walk */
-	_Atomic bool walk_again;                /* something was left to the next one */
-	_Atomic unsigned passed_over;           /* looks since */
-	uint64_t arming_ns;                     /* its hooks were told to ask; the watcher's */
+	struct hmm_iset unsure;        /* what was entered by hmm_overtaken_mend(), and the mm may not have */
+	struct hmm_kept *kept;         /* what was unmapped a moment ago, the latest first */
+	_Atomic uint64_t nkept;        /* pages of it that cost something */
+	uint64_t blind_ns;             /* when something could not be kept, for want of memory; 0: never */
+	pthread_mutex_t marks_lock;    /* around the event lock: of two who read marks the later one counts */
+	struct hmm_iset stuck;         /* cannot be moved; looked at again when emptied from time to time */
+	uint64_t keep_start, keep_end; /* the engine's own arena in there */
+	struct hmm_mm *walk_next;      /* walkers.c */
+	bool walking;                  /* walkers.c */
+	uint64_t walk_ns;              /* CPU time of the last walk over its mappings; its walker's, as is: */
+	uint64_t discover_at_ns;       /* not again before */
+	uint64_t arming_ns;            /* its hooks were told to ask; the watcher's */
 
 	uint64_t hand;                /* the clock's; out_lock */
 	uint32_t lap;                 /* out_lock */

@@ -1149,6 +1149,9 @@ int hmm_migrate_give(struct hmm_migrate *m, void *to)
 	unsigned rest;
 	int n;
 
+	/* What has gone is no part of @m any more, and is not marked by commit. */
+	if (m->to->ops->caps & HMM_DEV_MARKED)
+		return -EINVAL;
 	if (m->npages != HMM_BATCH_MAX || m->addr[0] % STAGING_ALIGN || m->addr[last] != m->addr[0] + last * UMM_PAGE ||
 	    m->slot[0] || (uintptr_t)m->src[0] % STAGING_ALIGN || (uintptr_t)to % STAGING_ALIGN)
 		return -EINVAL;

@@ -231,7 +231,6 @@ int hmm_out_finish(struct hmm_mm *mm, unsigned b)
 		if (run->err == -ENXIO) {
 			/* Against our records: the next walk registers it, until then it stays. */
 			hmm_forget(mm, mm->run[b][r].addr, mm->run[b][r].addr + mm->run[b][r].npages * UMM_PAGE);
-			atomic_store(&mm->walk_again, true);
 			atomic_fetch_add(&mm->h->unregistered, 1);
 		}
 	}

@@ -28,7 +28,7 @@ static const struct {
 	const char *call;
 	int err[INJECT_ERRORS];
 } errors[] = {
-	{"umm/monitor.c batch_read read", {EMFILE, EAGAIN}}, /* a fork's event needs a descriptor */
+	{"umm/monitor.c umm_monitor_read read", {EMFILE, EAGAIN}}, /* a fork's event needs a descriptor */
 	{"umm/monitor.c kick write", {EINTR}},               /* of an eventfd */
 	{"run/supervisor.c write_last write", {EINTR}},      /* of one as well */
 	{"ioctl UFFDIO_COPY", {ENOMEM, EAGAIN}},

@@ -60,9 +60,9 @@ static const struct inject_known inject_silent[] = {
 
 /* Whether they are reached, and noticed, is a matter of time, or of the machine's: an event in between, a huge page. */
 static const struct inject_known inject_chance[] = {
-	{"umm/monitor.c read_with_spare *", "descriptors are used up"},
+	{"umm/monitor.c spares_open *", "descriptors are used up"},
 	{"umm/monitor.c monitor_thread read", "somebody kicks it while it waits"},
-	{"umm/monitor.c batch_read read", "somebody else reads it"},
+	{"umm/monitor.c umm_monitor_read read", "somebody else reads it"},
 	{"umm/monitor.c backlog_push umm_alloc", "several faults in one read"},
 	{"umm/uffd.c umm_uffd_is_changing *", "a change meets a fork"},
 	{"umm/quarantine.c page_is_absent pread", "a drop has not come to its end"},
@@ -109,7 +109,8 @@ static const struct inject_known inject_unreached[] = {
 	{"hmm/engine.c hmm_find_unforked *", "hmm run's"},
 	{"hmm/fault.c learn_pid open", "hmm run's"},
 	{"hmm/fault.c process_of *", "hmm run's"},
-	{"hmm/engine.c lost_child_events read", "hmm run's"},
+	{"umm/space.c umm_space_let_go *", "hmm run's"},
+	{"hmm/linked.c give_locked *", "OpenCL's devices; test/unit/opencl"},
 	{"hmm/overtaken.c keep_*", "hmm run's"},
 	{"hmm/iset.c make_room malloc", "hmm run's"},
 	{"hmm/take.c has_room SYS_pread64", "RLIMIT_AS is set"},

@@ -283,7 +283,8 @@ static void regions_changed(struct hmm_cl *cl, const struct umm_change *why)
 		z = (why->end < r->addr + r->npages * PAGE ? why->end - r->addr : r->npages * PAGE) / PAGE;
 		for (; a < z; a++) {
 			slot_has(r, a, 0);
-			if (why->event != UMM_EVENT_MIGRATE && r->slot[a].refs)
+			/* Who takes it to another device may change it there: what is still on its way is none. */
+			if (r->slot[a].refs)
 				r->slot[a].flags |= SLOT_GONE;
 		}
 		if (why->event == UMM_EVENT_REMAP)

@@ -340,8 +340,12 @@ int region_fill(struct hmm_cl *cl, struct region *r, uint64_t first, uint64_t np
 		r->empty[b] = false;
 		cl_unlock(cl, &old);
 		/* Blocks that go are whole. */
-		if (empty && madvise(r->base + (start - r->addr), HMM_WRITTEN_BLOCK, MADV_POPULATE_WRITE))
+		if (empty && madvise(r->base + (start - r->addr), HMM_WRITTEN_BLOCK, MADV_POPULATE_WRITE)) {
+			cl_lock(cl, &old);
+			r->empty[b] = true;
+			cl_unlock(cl, &old);
 			return -ENOMEM;
+		}
 		i = (start + HMM_WRITTEN_BLOCK - r->addr) / PAGE - 1;
 	}
 	return 0;
