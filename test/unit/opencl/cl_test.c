@@ -958,6 +958,52 @@ static void an_older_copy_is_not_used(void **state)
 	pages_free(b, 32);
 }
 
+/* The same where another device has changed it meanwhile. */
+static void an_older_copy_than_another_devices_is_not_used(void **state)
+{
+	struct world *w = *state;
+	struct hmm_cl_params p = {.device = hmm_cl_device(w->cl), .memory = 16 << 20};
+	struct hmm_cl_kernel *inc = kernel(w, "inc"), *add = kernel(w, "add"), *inc2;
+	uint32_t *a = pages(64), *b = pages(64), by = 1;
+	struct hmm_cl *other;
+	cl_program program;
+
+	assert_int_equal(hmm_cl_open(w->space, w->mm, &p, &other), 0);
+	assert_int_equal(hmm_cl_build(other, world_source, NULL, NULL, 0, &program), 0);
+	assert_int_equal(hmm_cl_kernel_open(other, program, "inc", &inc2), 0);
+	for (unsigned i = 0; i < N; i++)
+		a[i] = i;
+	assert_int_equal(hmm_cl_value(inc, 1, &by, sizeof(by)), 0);
+	assert_int_equal(hmm_cl_value(inc2, 1, &by, sizeof(by)), 0);
+	assert_int_equal(hmm_cl_value(add, 2, &by, sizeof(by)), 0);
+	assert_int_equal(hmm_cl_arg(add, 0, a, N * 4, HMM_CL_READ), 0);
+	assert_int_equal(hmm_cl_arg(add, 1, b, N * 4, HMM_CL_WRITE), 0);
+	assert_int_equal(launch(add, N, NULL), 0);
+	assert_int_equal(hmm_cl_arg(inc, 0, a, N * 4, HMM_CL_READ_WRITE), 0);
+	assert_int_equal(launch(inc, N, NULL), 0);
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+	served = pthread_self();
+	slow_puts = true;
+	assert_int_equal(a[PAGE / 4 * 3], PAGE / 4 * 3 + 1);
+	assert_int_equal(hmm_cl_arg(inc2, 0, a, N * 4, HMM_CL_READ_WRITE), 0);
+	assert_int_equal(launch(inc2, N, NULL), 0);
+	slow_puts = false;
+	assert_int_equal(hmm_cl_wait(other), 0);
+	usleep(300000);
+	for (unsigned i = 0; i < N; i++)
+		assert_int_equal(a[i], i + 2);
+	assert_int_equal(launch(add, N, NULL), 0);
+	for (unsigned i = 0; i < N; i++)
+		assert_int_equal(b[i], i + 3);
+	hmm_cl_kernel_close(inc2);
+	clReleaseProgram(program);
+	assert_int_equal(hmm_cl_close(other), 0);
+	hmm_cl_kernel_close(inc);
+	hmm_cl_kernel_close(add);
+	pages_free(a, 64);
+	pages_free(b, 64);
+}
+
 struct beside {
 	uint32_t *a;
 	size_t n;
@@ -1114,6 +1160,7 @@ int main(int argc, char **argv)
 		 world_teardown, NULL},
 		{"who_walks_beside_kernels", who_walks_beside_kernels, setup_reach, world_teardown, NULL},
 		T(an_older_copy_is_not_used),
+		T(an_older_copy_than_another_devices_is_not_used),
 		T(bad_arguments),
 	};
 
