@@ -35,18 +35,6 @@ static void best(int kind, size_t bytes, uint64_t t, uint64_t c)
 	cpu[kind] = u > cpu[kind] ? u : cpu[kind];
 }
 
-static void *map(size_t bytes)
-{
-	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-	if (p == MAP_FAILED) {
-		perror("mmap");
-		exit(1);
-	}
-	madvise(p, bytes, MADV_NOHUGEPAGE);
-	return p;
-}
-
 static void check(const char *what, int rc)
 {
 	if (!rc)
@@ -90,10 +78,10 @@ int main(int argc, char **argv)
 		fprintf(stderr, "usage: bulk MIB RATIO\n");
 		return 2;
 	}
-	char *p = map(bytes), *packed = map(bytes + npages * 64), *page = map(bytes), want[DATA_PAGE];
+	char *p = map_small(bytes), *packed = map_small(bytes + npages * 64), *page = map_small(bytes), want[DATA_PAGE];
 	uintptr_t start = (uintptr_t)p;
-	int *len = map(npages * sizeof(*len));
-	void *state = map((size_t)LZ4_sizeofState());
+	int *len = map_small(npages * sizeof(*len));
+	void *state = map_small((size_t)LZ4_sizeofState());
 	for (size_t i = 0; i < npages; i++)
 		data_fill(p + i * DATA_PAGE, i, ratio);
 	memset(packed, 1, bytes + npages * 64);

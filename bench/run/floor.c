@@ -55,18 +55,6 @@ static uint64_t next_random(uint64_t *state)
 	return data_mix(*state += 0x9e3779b97f4a7c15ull);
 }
 
-static char *map_small(size_t len)
-{
-	char *p = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-	if (p == MAP_FAILED) {
-		perror("mmap");
-		exit(1);
-	}
-	madvise(p, len, MADV_NOHUGEPAGE);
-	return p;
-}
-
 static bool wrong(const char *page, size_t index)
 {
 	char want[DATA_PAGE];

@@ -4,8 +4,10 @@
 #define BENCH_MEASURE_H
 
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/types.h>
 #include <time.h>
@@ -40,6 +42,19 @@ static inline uint64_t faults(void)
 
 	getrusage(RUSAGE_SELF, &u);
 	return (uint64_t)u.ru_minflt + (uint64_t)u.ru_majflt;
+}
+
+/* Private memory in small pages.  Ends the program where there is none. */
+static inline void *map_small(size_t bytes)
+{
+	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (p == MAP_FAILED) {
+		perror("mmap");
+		exit(1);
+	}
+	madvise(p, bytes, MADV_NOHUGEPAGE);
+	return p;
 }
 
 #endif
