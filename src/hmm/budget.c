@@ -26,6 +26,22 @@
  * How long to sleep between measurements follows from what could be allocated
  * meanwhile: first touch of fresh memory is not faster than GROWTH.
  *
+ * DOC: where nothing runs
+ *
+ * Once armed, all mappings are walked through at each look, for what has been
+ * mapped since.  Not of a space in which nothing has run since the last walk began
+ * that left nothing to be done: the CPU time of its process is what it was, and so
+ * is what it has mapped and resident (another process may share it, or a debugger
+ * change it).  CPU time is read before the walk, so what ran during it shows at the
+ * next look.  The time of a thread that runs at this moment is as of its last clock
+ * tick: it may show one tick late, and never stays hidden, as it is not what it was
+ * when the thread has run on.  Who changes a space from outside and leaves both
+ * sizes as they were is met by a walk every WALK_REST_NS.
+ *
+ * While nothing runs the watcher looks less often, but never later than a program
+ * which wakes up at once could grow by half of what the budget may be exceeded by
+ * for a moment.  A sleep and a wake-up cost more than all it does at a look.
+ *
  * DOC: two threads
  *
  * One watches: it measures, arms, and looks for what has been mapped since,
@@ -76,6 +92,9 @@
 #define AT_ONCE_NS 1000000ull /* a walk that takes longer gives up its priority */
 #define WALK_NS 2000000ull    /* is waited for the walks of all spaces */
 #define WALKS 32u             /* by mm->seq_score; what a burst is, too */
+#define WALK_REST_NS 1000000000ull
+#define STILL_LOOKS 8u
+#define SLEEP_STILL_NS 100000000ull
 #define HOLD_NS 20000000ull
 #define HOLD_MAX_NS 200000000ull
 
@@ -121,19 +140,31 @@ static uint64_t low_at(const struct hmm *h)
 	return h->opt.budget - 2 * room(h) - reserve(h);
 }
 
-/* Resident less shared, in pages; 0 when the task is gone. */
-static uint64_t statm_anon(int fd)
+/* In pages; all 0 when the task is gone. */
+struct statm {
+	unsigned long size, resident, shared;
+};
+
+static struct statm statm_read(int fd)
 {
 	char buf[128];
 	ssize_t n = fd >= 0 ? pread(fd, buf, sizeof(buf) - 1, 0) : -1;
-	unsigned long size, resident, shared;
+	struct statm s;
 
 	if (n <= 0)
-		return 0;
+		return (struct statm){0};
 	buf[n] = 0;
-	if (sscanf(buf, "%lu %lu %lu", &size, &resident, &shared) != 3 || resident < shared)
-		return 0;
-	return resident - shared;
+	if (sscanf(buf, "%lu %lu %lu", &s.size, &s.resident, &s.shared) != 3 || s.resident < s.shared)
+		return (struct statm){0};
+	return s;
+}
+
+/* Resident less shared. */
+static uint64_t statm_anon(int fd)
+{
+	struct statm s = statm_read(fd);
+
+	return s.resident - s.shared;
 }
 
 static uint64_t pss_anon_pages(int fd)
@@ -179,9 +210,12 @@ static uint64_t faults_since_credit(struct hmm_mm *mm)
 
 static uint64_t measure_mm(struct hmm_mm *mm, uint64_t *all_shared)
 {
-	uint64_t anon = statm_anon(mm->statm_fd), window = 0, shared;
+	struct statm s = statm_read(mm->statm_fd);
+	uint64_t anon = s.resident - s.shared, window = 0, shared;
 	struct stat st;
 
+	atomic_store(&mm->statm_size, s.size);
+	atomic_store(&mm->statm_resident, s.resident);
 	if (!anon && atomic_load(&mm->pid_learned))
 		hmm_mm_pid_ended(mm);
 	shared = mm->minor_faults - mm->credit_faults;
@@ -354,7 +388,7 @@ static void arm_one(struct hmm_mm *mm)
 	atomic_store(&mm->armed, true);
 	atomic_fetch_add(&mm->h->newly_armed, 1);
 	/* To register takes long while others fault there: first what can grow most. */
-	hmm_discover(mm, ARM_FIRST);
+	hmm_discover(mm, ARM_FIRST, NULL);
 }
 
 /* Among dozens that grow it must get its turn.  Who may not have that goes on without. */
@@ -386,9 +420,46 @@ static uint64_t cpu_ns(void)
 	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
 }
 
+/* Of all threads of the process, those included that have ended; 0: it is not known, or has ended. */
+static uint64_t program_cpu_ns(const struct hmm_mm *mm)
+{
+	struct timespec ts;
+	clockid_t clock;
+
+	if (mm->space->pid <= 0 || clock_getcpuclockid(mm->space->pid, &clock) || clock_gettime(clock, &ts))
+		return 0;
+	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
+}
+
+/* What a look finds is what the last one found; see "where nothing runs". */
+static bool is_still(const struct hmm_mm *mm, uint64_t now)
+{
+	return atomic_load(&mm->settled) && now - atomic_load(&mm->walked_ns) < WALK_REST_NS &&
+	       atomic_load(&mm->statm_size) == atomic_load(&mm->seen_size) &&
+	       atomic_load(&mm->statm_resident) == atomic_load(&mm->seen_resident) &&
+	       program_cpu_ns(mm) == atomic_load(&mm->seen_cpu_ns);
+}
+
+static void walk(struct hmm_mm *mm, uint64_t now)
+{
+	uint64_t ran = program_cpu_ns(mm), cpu;
+	bool left;
+
+	atomic_store(&mm->settled, false);
+	atomic_store(&mm->seen_cpu_ns, ran);
+	atomic_store(&mm->seen_size, atomic_load(&mm->statm_size));
+	atomic_store(&mm->seen_resident, atomic_load(&mm->statm_resident));
+	atomic_store(&mm->walked_ns, now);
+	atomic_fetch_add(&mm->h->walked, 1);
+	cpu = cpu_ns();
+	hmm_discover(mm, 0, &left);
+	mm->walk_ns = cpu_ns() - cpu;
+	atomic_store(&mm->settled, ran && !left);
+}
+
 static void look_at_one(struct hmm_mm *mm)
 {
-	uint64_t now = umm_now_ns(), cpu;
+	uint64_t now = umm_now_ns();
 	bool slow;
 
 	if (!mm->inside || atomic_load(&mm->dead) || atomic_load(&mm->rest) ||
@@ -398,30 +469,42 @@ static void look_at_one(struct hmm_mm *mm)
 	slow = mm->walk_ns > AT_ONCE_NS || atomic_load(&mm->space->ctl->marked);
 	if (slow)
 		go_in_turn();
-	if (atomic_load(&mm->armed)) {
-		cpu = cpu_ns();
-		hmm_discover(mm, 0);
-		mm->walk_ns = cpu_ns() - cpu;
-	} else {
+	if (atomic_load(&mm->armed))
+		walk(mm, now);
+	else
 		arm_one(mm);
-	}
 	if (slow)
 		go_at_once();
 	/* Thousands of mappings take milliseconds to walk: at most a tenth of the time. */
 	mm->discover_at_ns = now + 10 * mm->walk_ns;
 }
 
-/* Whoever is not managed yet is, and what has been mapped since is found, if not now then the next time. */
-static void look_at_all(struct hmm *h)
+/*
+ * Whoever is not managed yet is, and what has been mapped since is found, if not now then the next time.
+ * Returns whether there was somebody to look at.
+ */
+static bool look_at_all(struct hmm *h)
 {
+	uint64_t now = umm_now_ns();
 	struct hmm_mm **list;
-	int n = hmm_mms_get(h, &list);
+	int n = hmm_mms_get(h, &list), moving = 0;
 
 	if (n < 0)
-		return; /* the next round tries again */
+		return true; /* the next round tries again */
 	atomic_store(&h->armed, true);
-	hmm_walkers_each(h, list, (unsigned)n, look_at_one, WALK_NS);
+	/* Those to be looked at first; all are let go of below. */
+	for (int i = 0; i < n; i++) {
+		struct hmm_mm *mm = list[i];
+
+		if (is_still(mm, now))
+			continue;
+		list[i] = list[moving];
+		list[moving++] = mm;
+	}
+	if (moving)
+		hmm_walkers_each(h, list, (unsigned)moving, look_at_one, WALK_NS);
 	hmm_mms_put(list, (unsigned)n);
+	return moving > 0;
 }
 
 static void room_made(struct hmm *h)
@@ -501,21 +584,40 @@ static void calm_note(struct hmm *h, uint64_t total)
 		h->looked_at = total;
 }
 
+/* How long it takes a tree to grow beyond the budget by half of what it may for a moment. */
+static uint64_t burst_ns(const struct hmm *h, uint64_t total)
+{
+	uint64_t at = arm_at(h), beyond = h->opt.budget / 8 > BURST / 2 ? h->opt.budget / 8 : BURST / 2;
+
+	return grown_by_ns(h, (total < at ? at - total : 0) + beyond);
+}
+
+static uint64_t pause_armed_ns(const struct hmm *h, uint64_t total)
+{
+	uint64_t ns;
+
+	if (atomic_load(&h->full))
+		return SLEEP_ARMED_NS;
+	if (total > high_at(h))
+		return SLEEP_SHRINKING_NS;
+	if (!h->calm)
+		return SLEEP_GROWING_NS;
+	if (h->still <= STILL_LOOKS)
+		return SLEEP_ARMED_NS;
+	ns = burst_ns(h, total);
+	return ns < SLEEP_ARMED_NS ? SLEEP_ARMED_NS : ns > SLEEP_STILL_NS ? SLEEP_STILL_NS : ns;
+}
+
 static uint64_t pause_ns(const struct hmm *h, uint64_t total)
 {
 	uint64_t at = arm_at(h), ns, least;
 
 	if (atomic_load(&h->armed))
-		return atomic_load(&h->full) ? SLEEP_ARMED_NS
-		       : total > high_at(h)  ? SLEEP_SHRINKING_NS
-		       : h->calm             ? SLEEP_ARMED_NS
-					     : SLEEP_GROWING_NS;
+		return pause_armed_ns(h, total);
 	ns = grown_by_ns(h, total < at ? at - total : 0);
 	/* A tree that has not grown for a while is not looked at as often. */
 	if (h->calm > CALM_LOOKS && ns < SLEEP_CALM_NS) {
-		/* By what it may then burst beyond the budget, at most by half of that. */
-		uint64_t beyond = h->opt.budget / 8 > BURST / 2 ? h->opt.budget / 8 : BURST / 2;
-		uint64_t calm = grown_by_ns(h, (total < at ? at - total : 0) + beyond);
+		uint64_t calm = burst_ns(h, total);
 
 		ns = calm < SLEEP_CALM_NS ? calm : SLEEP_CALM_NS;
 	}
@@ -531,12 +633,14 @@ static void *watch_main(void *arg)
 	go_at_once(); /* the walkers inherit both */
 	while (!atomic_load(&h->stop)) {
 		uint64_t total = measure(h);
+		bool moving = true;
 		struct timespec ts;
 
+		atomic_fetch_add(&h->looks, 1);
 		calm_note(h, total);
 		if (!atomic_load(&h->resting)) {
 			if (total > arm_at(h))
-				look_at_all(h);
+				moving = look_at_all(h);
 			if (atomic_exchange(&h->newly_armed, 0))
 				total = measure(h); /* it has taken a while */
 			/* The reclaimer finds whether what seems too much is shared. */
@@ -544,6 +648,7 @@ static void *watch_main(void *arg)
 				want_room(h);
 		}
 		room_made(h);
+		h->still = moving ? 0 : h->still + 1;
 		hmm_deadline(&ts, pause_ns(h, atomic_load(&h->estimate)));
 		pthread_mutex_lock(&h->wait_lock);
 		if (!atomic_load(&h->stop))

@@ -165,26 +165,36 @@ static int manage(struct hmm_mm *mm, const struct run *run, unsigned *done)
 	return rc;
 }
 
+/* What a walk has done: something has become managed; something that should be has not. */
+struct outcome {
+	bool more, left;
+};
+
 /* One mapping is in the way of all: each by itself.  Returns -ESRCH, or 0. */
-static int manage_each(struct hmm_mm *mm, const struct run *run, bool *more)
+static int manage_each(struct hmm_mm *mm, const struct run *run, struct outcome *o)
 {
 	struct umm_vma v;
 	unsigned done;
+	int rc;
 
 	for (uint64_t at = run->start; at < run->end; at = v.end) {
-		if (umm_vma_next(mm->space, at, &v) || v.end > run->end)
+		if (umm_vma_next(mm->space, at, &v) || v.end > run->end) {
+			o->left = true;
 			return 0;
+		}
 		if (!manageable(&v))
 			continue;
-		if (manage(mm, &(struct run){v.start, v.end, 1}, &done) == -ESRCH)
+		rc = manage(mm, &(struct run){v.start, v.end, 1}, &done);
+		if (rc == -ESRCH)
 			return -ESRCH;
-		*more |= done > 0;
+		o->more |= done > 0;
+		o->left |= rc != 0;
 	}
 	return 0;
 }
 
-/* Returns -ESRCH, or 0; @more is set where anything has become managed.  @run is empty then. */
-static int manage_all(struct hmm_mm *mm, struct run *run, bool *more)
+/* Returns -ESRCH, or 0.  @run is empty then. */
+static int manage_all(struct hmm_mm *mm, struct run *run, struct outcome *o)
 {
 	unsigned done;
 	int rc;
@@ -192,25 +202,29 @@ static int manage_all(struct hmm_mm *mm, struct run *run, bool *more)
 	if (!run->n)
 		return 0;
 	rc = manage(mm, run, &done);
-	*more |= done > 0;
+	o->more |= done > 0;
 	if (rc && rc != -EAGAIN && rc != -ESRCH && run->n > 1)
-		rc = manage_each(mm, run, more);
+		rc = manage_each(mm, run, o);
+	o->left |= rc != 0;
 	*run = (struct run){0};
 	return rc == -ESRCH ? rc : 0;
 }
 
-int hmm_discover(struct hmm_mm *mm, uint64_t least)
+int hmm_discover(struct hmm_mm *mm, uint64_t least, bool *left)
 {
+	struct outcome o = {.left = least > 0};
 	struct run run = {0};
 	bool unforked = is_unforked(mm);
 	struct umm_vma v;
 	uint64_t at = 0;
-	bool more = false;
+	int rc;
 
+	if (left)
+		*left = true;
 	if (!atomic_load(&mm->armed))
 		return 0; /* asked for by a hook, while a fork still runs that asked nobody */
 	foreign_age(mm);
-	while (!umm_vma_next(mm->space, at, &v)) {
+	while (!(rc = umm_vma_next(mm->space, at, &v))) {
 		unsigned most;
 		bool known;
 
@@ -227,18 +241,21 @@ int hmm_discover(struct hmm_mm *mm, uint64_t least)
 		/* What is marked must be what was looked at; and by text each look takes a while, under the event lock.
 		 */
 		most = unforked || mm->space->maps_text ? 1 : RUN_MAPPINGS;
-		if ((run.end != v.start || run.n >= most) && manage_all(mm, &run, &more))
+		if ((run.end != v.start || run.n >= most) && manage_all(mm, &run, &o))
 			return -ESRCH;
 		if (!run.n)
 			run.start = v.start;
 		run.end = v.end;
 		run.n++;
 	}
-	if (manage_all(mm, &run, &more))
+	if (manage_all(mm, &run, &o))
 		return -ESRCH;
+	o.left |= rc != -ENOENT; /* the walk did not get to the end */
 	/* Marks of what was there before, not registered, went without an event. */
-	if (more && atomic_load(&mm->space->ctl->marked) && !atomic_load(&mm->space->ctl->no_fork_events))
-		hmm_marks_read(mm);
+	if (o.more && atomic_load(&mm->space->ctl->marked) && !atomic_load(&mm->space->ctl->no_fork_events))
+		o.left |= hmm_marks_read(mm) != 0;
+	if (left)
+		*left = o.left;
 	return 0;
 }
 

@@ -274,6 +274,10 @@ struct hmm_mm {
 	uint64_t walk_ns;              /* CPU time of the last walk over its mappings; its walker's, as is: */
 	uint64_t discover_at_ns;       /* not again before */
 	uint64_t arming_ns;            /* its hooks were told to ask; the watcher's */
+	_Atomic bool settled;          /* a walk has left nothing; what follows is as it was before that one began */
+	_Atomic uint64_t seen_cpu_ns, seen_size, seen_resident;
+	_Atomic uint64_t walked_ns;                  /* when it began */
+	_Atomic uint64_t statm_size, statm_resident; /* pages, as measured last */
 
 	uint64_t hand;                /* the clock's; out_lock */
 	uint32_t lap;                 /* out_lock */
@@ -366,6 +370,7 @@ struct hmm {
 	_Atomic uint32_t newly_armed;       /* spaces, since the watcher measured */
 	uint64_t looked_at;                 /* bytes, when they last changed much; the watcher's, as is calm */
 	uint32_t calm;                      /* looks since */
+	uint32_t still;                     /* looks in a row at which no program had run; the watcher's, too */
 	_Atomic bool credit_due, crediting; /* shares are to be measured anew; somebody does */
 	_Atomic uint64_t shared; /* bytes that spaces have in common, as of the last measurement: not in the estimate */
 	_Atomic unsigned spaces; /* as of the last measurement */
@@ -384,9 +389,10 @@ struct hmm {
 
 	_Atomic uint64_t faults, pages_in, pages_out, zero_filled, poisoned, out_failed, dropped_clean;
 	_Atomic uint64_t registrations;
-	_Atomic uint64_t unregistered; /* runs that were not moved, because their mapping was not registered */
-	_Atomic uint64_t held;         /* times that a fault waited for room */
-	_Atomic uint64_t kept;         /* pieces that are kept for forks which may have been overtaken */
+	_Atomic uint64_t unregistered;  /* runs that were not moved, because their mapping was not registered */
+	_Atomic uint64_t held;          /* times that a fault waited for room */
+	_Atomic uint64_t looks, walked; /* times that the watcher measured; that it had mappings walked through */
+	_Atomic uint64_t kept;          /* pieces that are kept for forks which may have been overtaken */
 	uint64_t start_ns;
 };
 
@@ -584,8 +590,11 @@ int hmm_unforked_lift(struct hmm_mm *mm);
 int hmm_unforked_back(struct hmm_mm *mm);
 /** mremap() was seen; event lock held exclusively. */
 void hmm_unforked_follow(struct hmm_mm *mm, const struct umm_change *c);
-/** Register what is not yet, of mappings of @least bytes or more.  0 or -errno. */
-int hmm_discover(struct hmm_mm *mm, uint64_t least);
+/**
+ * Register what is not yet, of mappings of @least bytes or more.  @left, unless NULL: out, whether there is something
+ * that could not be registered, or was not looked at.  0 or -errno.
+ */
+int hmm_discover(struct hmm_mm *mm, uint64_t least, bool *left);
 void hmm_forget(struct hmm_mm *mm, uint64_t start, uint64_t end); /* unmapped */
 
 /* reclaim.c */

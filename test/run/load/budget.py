@@ -118,4 +118,9 @@ def forked(h):
     watch(h, "fork", 4, 256, 128)
 
 
-main_of(single, processes, many, forked)
+def woken(h):
+    """Nothing has run for a while, and then there is a lot at once."""
+    watch(h, "wake", 1, 512, 192)
+
+
+main_of(single, processes, many, forked, woken)

@@ -17,6 +17,7 @@ SHARE = 100  # a hundredth of a CPU
 LOOKS = 8
 LOOK_S = 3
 SHORT = 1000
+STILL = 200
 
 
 def cpu_ns(pid):
@@ -85,6 +86,36 @@ def fds(pid):
 
 def stat(h, pid):
     return json.loads(subprocess.run([h.exe, "stat", "--json", str(pid)], capture_output=True, check=True).stdout)
+
+
+def still(h):
+    """Away is a part of a program that sleeps: its mappings are not walked through at each look."""
+    fill = ("import sys\nb=bytearray(96<<20)\nfor i in range(0,len(b),4096): b[i]=i>>12&255\n"
+            "print('full',flush=True)\nsys.stdin.readline()\n")
+    r = h.start([sys.executable, "-c", fill], ram="64M", stdin=subprocess.PIPE, out=subprocess.PIPE)
+    line = r.child.stdout.readline()
+
+    def looked():
+        s = stat(h, r.pid)
+        return s["looks"] - before["looks"] >= STILL
+
+    try:
+        if b"full" not in line:
+            raise Failed(f"the program said {line}: {r.err()}")
+        before = stat(h, r.pid)
+        r.until(looked, "nobody looks any more")  # what was under way comes to its end
+        before = stat(h, r.pid)
+        r.until(looked, "nobody looks any more")
+        after = stat(h, r.pid)
+    finally:
+        r.child.stdin.close()
+        r.wait()
+    r.expect()
+    looks, walks = after["looks"] - before["looks"], after["walks"] - before["walks"]
+    print(f"{looks} looks, {walks} walks")
+    # One a second, and a look is ten milliseconds after the last one, or later on a busy machine.
+    if walks > looks // 4:
+        raise Failed(f"{walks} walks in {looks} looks at a program that sleeps")
 
 
 def short_processes(h):
@@ -218,4 +249,4 @@ def short_processes_of_make(h):
         raise Failed(f"a process costs {min(more) / 1e6:.2f} ms of CPU more, {MORE_NS / 1e6} are allowed")
 
 
-main_of(untouched, engine_cpu, short_processes, short_processes_of_make)
+main_of(untouched, engine_cpu, still, short_processes, short_processes_of_make)

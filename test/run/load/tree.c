@@ -5,8 +5,9 @@
  * knows what to expect: 'b' they grow, 's' they have what they want, and have
  * gone through it once since, 'e' the end.
  *
- * own: each its part.  fork: one fills all of it, the others are its forks,
- * and each rewrites a part that all have, then checks the rest.
+ * own: each its part.  wake: the same, but half of it is mapped, and read into by
+ * one call, when nothing has run for a while.  fork: one fills all of it, the others
+ * are its forks, and each rewrites a part that all have, then checks the rest.
  */
 #include <pthread.h>
 #include <sys/wait.h>
@@ -14,11 +15,12 @@
 #include "../victim.h"
 
 #define SEED 11
+#define ASLEEP_S 2 /* until who watches looks as seldom as it ever does */
 
 static struct {
 	unsigned nproc, passes;
 	size_t npages; /* a process */
-	bool fork;
+	bool fork, wake;
 	int phase;
 	pthread_barrier_t *barrier;
 	char *mem;
@@ -30,15 +32,42 @@ static void phase(char c)
 		_exit(1);
 }
 
+/* One call, which does not return to the program before all is there. */
+static void grow_at_once(char *at, size_t len)
+{
+	int zero = open("/dev/zero", O_RDONLY);
+
+	nanosleep(&(struct timespec){.tv_sec = ASLEEP_S}, NULL);
+	if (mmap(at, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) != at)
+		_exit(1);
+	if (zero < 0 || read(zero, at, len) != (ssize_t)len)
+		_exit(1);
+	close(zero);
+}
+
+static void fill_own(uint64_t seed)
+{
+	size_t first = T.wake ? T.npages / 2 : T.npages;
+	char *rest;
+
+	T.mem = v_map(T.npages * V_PAGE);
+	rest = T.mem + first * V_PAGE;
+	if (T.wake)
+		munmap(rest, (T.npages - first) * V_PAGE);
+	v_fill_all(T.mem, first, seed, 1, V_QUARTER);
+	if (T.wake)
+		grow_at_once(rest, (T.npages - first) * V_PAGE);
+	for (size_t i = first; i < T.npages; i++)
+		v_fill(T.mem + i * V_PAGE, i, seed, 1, V_QUARTER);
+}
+
 static int run(unsigned me)
 {
 	size_t from = T.fork ? T.npages / T.nproc * me : 0, to = T.fork ? T.npages / T.nproc * (me + 1) : T.npages;
 	uint64_t seed = T.fork ? SEED : SEED + me;
 
-	if (!T.fork) {
-		T.mem = v_map(T.npages * V_PAGE);
-		v_fill_all(T.mem, T.npages, seed, 1, V_QUARTER);
-	}
+	if (!T.fork)
+		fill_own(seed);
 	for (unsigned p = 0; p <= T.passes; p++) {
 		for (size_t i = 0; i < T.npages; i++) {
 			bool mine = i >= from && i < to;
@@ -63,10 +92,11 @@ int main(int argc, char **argv)
 	int bad = 0;
 
 	if (argc != 6) {
-		fprintf(stderr, "usage: tree own|fork PROCESSES MIB PASSES PHASE\n");
+		fprintf(stderr, "usage: tree own|wake|fork PROCESSES MIB PASSES PHASE\n");
 		return 2;
 	}
 	T.fork = !strcmp(argv[1], "fork");
+	T.wake = !strcmp(argv[1], "wake");
 	T.nproc = (unsigned)atoi(argv[2]);
 	T.npages = (size_t)atoi(argv[3]) * V_MIB / V_PAGE;
 	if (!T.fork)
