@@ -273,6 +273,8 @@ def print_floors(f):
     bulk = f["bulk"]
     for way, bare in ("out", "lz4_in"), ("in", "lz4_out"):
         print(f"bulk {way}: {spread([x[way] for x in bulk])} GB/s, {spread([x[way] / x[bare] for x in bulk])} of LZ4 alone")
+    for way, bare in ("out", "lz4_in_fresh"), ("in", "lz4_out_fresh"):
+        print(f"bulk {way}: {spread([x[way] / x[bare] for x in bulk])} of LZ4 alone into memory that is had for it")
     both = [(1 / x["lz4_in"] + 1 / x["lz4_out"]) / (1 / x["out"] + 1 / x["in"]) for x in bulk]
     print(f"bulk out and in: {spread(both)} of LZ4 alone")
     if "idle" in f:
