@@ -141,6 +141,8 @@ struct hmm_leaf {
 	hmm_entry_t e[HMM_LEAF_PAGES];
 };
 
+_Static_assert(sizeof(struct hmm_leaf) <= HMM_LEAF_PAGES * sizeof(hmm_entry_t) + 96, "a page costs hardly more than 8");
+
 /* Three levels: 512 GiB, 1 GiB and 2 MiB of address space an entry. */
 struct hmm_mid {
 	_Atomic(struct hmm_leaf *) leaf[512];

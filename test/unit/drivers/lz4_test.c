@@ -283,6 +283,31 @@ static void test_overhead(void **state)
 	hmm_device_close(dev);
 }
 
+/* What is known of a page beside its contents: an entry, the head of its object, and its part of a slab's head. */
+static void test_records(void **state)
+{
+	struct hmm_device *dev = open_dev("lz4");
+	struct hmm_device_stats st;
+	const unsigned n = 20000;
+	hmm_handle_t h;
+
+	for (unsigned k = 0; k < n; k++) {
+		uint64_t page[HMM_PAGE_SIZE / 8] = {0};
+		const void *src[1] = {page};
+
+		for (unsigned i = 0; i < 115; i++)
+			page[i] = mix(k * 512ull + i);
+		assert_int_equal(dev->ops->copy_in(dev, src, &h, 1), 1);
+	}
+	st = stats_of(dev);
+	print_message("        %.2f bytes of records a page of %.0f\n", (double)st.bytes_records / n,
+		      (double)st.bytes_stored / n);
+	assert_int_equal(st.pages, n);
+	assert_in_range(st.bytes_stored / n, 900, 1000); /* a quarter of a page, or it says something else */
+	assert_in_range(st.bytes_records, 18 * n, 21 * n);
+	hmm_device_close(dev);
+}
+
 /* What the kernel says that a range of ours takes, against what we say. */
 static uint64_t resident(const struct drv_area *area)
 {
@@ -580,6 +605,7 @@ int main(void)
 		cmocka_unit_test(test_references_stick),
 		cmocka_unit_test(test_capacity),
 		cmocka_unit_test(test_overhead),
+		cmocka_unit_test(test_records),
 		cmocka_unit_test(test_trim),
 		cmocka_unit_test(test_bit_flips),
 		cmocka_unit_test(test_batch_status),
