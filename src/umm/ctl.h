@@ -25,6 +25,10 @@
  * entered (then the thread's first touch brings it back for good), or never.
  * Nobody takes a page out: when the table gets full, those of threads that have
  * ended are left behind, by entering all that live into an empty one.
+ *
+ * A look-up may go anywhere in the table, and each page of it that is looked at is
+ * RAM, of every process.  So there are several, each twice as large as the one
+ * before, and who enters a page when the one in use is half full goes to the next.
  */
 #ifndef UMM_CTL_H
 #define UMM_CTL_H
@@ -39,7 +43,9 @@
 #define UMM_BATCH_RUNS 128u  /* most runs in a batch */
 #define UMM_BATCH_PAGES 512u /* most pages in a batch */
 #define UMM_BATCHES 2u       /* one is filled while the other is stored */
-#define UMM_PIN_SLOTS 65536u
+#define UMM_PIN_BITS_MIN 9u
+#define UMM_PIN_BITS_MAX 16u
+#define UMM_PIN_SLOTS (1u << UMM_PIN_BITS_MAX) /* of the largest table */
 #define UMM_CALL_SLOTS 32u
 
 enum umm_run_state {
@@ -107,9 +113,10 @@ struct umm_ctl {
 	struct umm_evlock evlock;
 	_Atomic uint32_t pin_lock;
 	_Atomic uint32_t pin_used;
+	_Atomic uint32_t pin_bits; /* of the table in use; 0: of the smallest */
 	struct umm_call call[UMM_CALL_SLOTS];
 	struct umm_batch batch[UMM_BATCHES];
-	_Atomic uint64_t pin[UMM_PIN_SLOTS]; /* page number, 0: free */
+	_Atomic uint64_t pin[2 * UMM_PIN_SLOTS - (1u << UMM_PIN_BITS_MIN)]; /* all tables; page number, 0: free */
 };
 
 /**
@@ -141,45 +148,87 @@ static inline void umm_pin_unlock(struct umm_ctl *c)
 	atomic_store(&c->pin_lock, 0);
 }
 
-static inline uint32_t umm_pin_hash(uint64_t pfn)
+/* Whatever the program has written there, it is a table that there is. */
+static inline unsigned umm_pin_bits(struct umm_ctl *c)
 {
-	return (uint32_t)((pfn * 0x9e3779b97f4a7c15ull) >> 48) & (UMM_PIN_SLOTS - 1);
+	uint32_t bits = atomic_load_explicit(&c->pin_bits, memory_order_relaxed);
+
+	return bits < UMM_PIN_BITS_MIN ? UMM_PIN_BITS_MIN : bits > UMM_PIN_BITS_MAX ? UMM_PIN_BITS_MAX : bits;
+}
+
+static inline _Atomic uint64_t *umm_pin_table(struct umm_ctl *c, unsigned bits)
+{
+	return &c->pin[(1u << bits) - (1u << UMM_PIN_BITS_MIN)];
+}
+
+/* Where @pfn is, or would be entered; NULL: neither, it is full. */
+static inline _Atomic uint64_t *umm_pin_find(struct umm_ctl *c, unsigned bits, uint64_t pfn)
+{
+	_Atomic uint64_t *table = umm_pin_table(c, bits);
+	uint32_t mask = (1u << bits) - 1, i = (uint32_t)(pfn * 0x9e3779b97f4a7c15ull >> (64 - bits));
+
+	for (uint32_t n = 0; n <= mask; n++, i = (i + 1) & mask) {
+		uint64_t p = atomic_load_explicit(&table[i], memory_order_relaxed);
+
+		if (p == pfn || !p)
+			return &table[i];
+	}
+	return NULL;
 }
 
 /* Under the pin lock, as are those that follow. */
 static inline bool umm_pin_has(struct umm_ctl *c, uint64_t pfn)
 {
-	for (uint32_t i = umm_pin_hash(pfn), n = 0; n < UMM_PIN_SLOTS; n++, i = (i + 1) & (UMM_PIN_SLOTS - 1)) {
-		uint64_t p = atomic_load_explicit(&c->pin[i], memory_order_relaxed);
+	_Atomic uint64_t *at = umm_pin_find(c, umm_pin_bits(c), pfn);
 
-		if (p == pfn)
-			return true;
-		if (!p)
-			return false;
-	}
-	return true; /* a full table pins everything: slow, never wrong */
+	/* A full table pins everything: slow, never wrong. */
+	return !at || atomic_load_explicit(at, memory_order_relaxed) == pfn;
+}
+
+static inline void umm_pin_wipe(struct umm_ctl *c, unsigned bits)
+{
+	_Atomic uint64_t *table = umm_pin_table(c, bits);
+
+	for (uint32_t i = 0; i < 1u << bits; i++)
+		atomic_store_explicit(&table[i], 0, memory_order_relaxed);
 }
 
 static inline void umm_pin_clear(struct umm_ctl *c)
 {
-	for (uint32_t i = 0; i < UMM_PIN_SLOTS; i++)
-		atomic_store_explicit(&c->pin[i], 0, memory_order_relaxed);
+	umm_pin_wipe(c, UMM_PIN_BITS_MIN);
+	atomic_store(&c->pin_bits, 0);
 	atomic_store(&c->pin_used, 0);
+}
+
+/* The larger table may have been in use before, or whoever was filling it was killed. */
+static inline unsigned umm_pin_grow(struct umm_ctl *c, unsigned bits)
+{
+	_Atomic uint64_t *from = umm_pin_table(c, bits), *at;
+
+	umm_pin_wipe(c, bits + 1);
+	for (uint32_t i = 0; i < 1u << bits; i++) {
+		uint64_t p = atomic_load_explicit(&from[i], memory_order_relaxed);
+
+		at = p ? umm_pin_find(c, bits + 1, p) : NULL;
+		if (at)
+			atomic_store_explicit(at, p, memory_order_relaxed);
+	}
+	atomic_store(&c->pin_bits, bits + 1);
+	return bits + 1;
 }
 
 static inline void umm_pin_add(struct umm_ctl *c, uint64_t pfn)
 {
-	for (uint32_t i = umm_pin_hash(pfn), n = 0; n < UMM_PIN_SLOTS; n++, i = (i + 1) & (UMM_PIN_SLOTS - 1)) {
-		uint64_t p = atomic_load_explicit(&c->pin[i], memory_order_relaxed);
+	unsigned bits = umm_pin_bits(c);
+	_Atomic uint64_t *at;
 
-		if (p == pfn)
-			return;
-		if (!p) {
-			atomic_store_explicit(&c->pin[i], pfn, memory_order_relaxed);
-			atomic_fetch_add(&c->pin_used, 1);
-			return;
-		}
-	}
+	if (bits < UMM_PIN_BITS_MAX && atomic_load(&c->pin_used) >= 1u << (bits - 1))
+		bits = umm_pin_grow(c, bits);
+	at = umm_pin_find(c, bits, pfn);
+	if (!at || atomic_load_explicit(at, memory_order_relaxed) == pfn)
+		return;
+	atomic_store_explicit(at, pfn, memory_order_relaxed);
+	atomic_fetch_add(&c->pin_used, 1);
 }
 
 /** The thread control block in which a robust list lies: it begins some hundred bytes before, and is smaller than a

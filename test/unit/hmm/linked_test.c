@@ -706,6 +706,66 @@ static void a_control_block_is_pinned(void **state)
 	free(ctl);
 }
 
+static unsigned touched(void *p, size_t len)
+{
+	unsigned char *vec = calloc(1, len / UMM_PAGE + 1);
+	unsigned n = 0;
+
+	assert_non_null(vec);
+	assert_int_equal(mincore(p, len, vec), 0);
+	for (size_t i = 0; i < len / UMM_PAGE; i++)
+		n += vec[i] & 1;
+	free(vec);
+	return n;
+}
+
+/* Of few threads, though every page that goes is looked up there. */
+static void a_table_of_pins_is_small(void **state)
+{
+	size_t len = (sizeof(struct umm_ctl) + UMM_PAGE - 1) & ~(UMM_PAGE - 1);
+	struct umm_ctl *ctl = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	assert_true(ctl != MAP_FAILED);
+	madvise(ctl, len, MADV_NOHUGEPAGE);
+	for (uint64_t pfn = 1; pfn < 20000; pfn++)
+		assert_false(umm_pin_has(ctl, pfn * 7));
+	for (uint64_t pfn = 1; pfn < 100; pfn++)
+		umm_pin_add(ctl, pfn);
+	assert_in_range(touched(ctl, len), 1, 3);
+	munmap(ctl, len);
+}
+
+/* It grows, and has what it had, and not more; until it is full, and begins anew. */
+static void a_table_of_pins_grows(void **state)
+{
+	struct umm_ctl *ctl = calloc(1, sizeof(*ctl));
+
+	assert_non_null(ctl);
+	for (unsigned round = 0; round < 2; round++) {
+		for (uint64_t pfn = 1; pfn <= UMM_PIN_SLOTS / 2; pfn++) {
+			umm_pin_add(ctl, pfn * 3);
+			umm_pin_add(ctl, pfn * 3);
+			if (pfn & (pfn - 1) && (pfn + 1) & pfn)
+				continue;
+			assert_int_equal(atomic_load(&ctl->pin_used), pfn);
+			for (uint64_t k = 1; k <= pfn; k++) {
+				assert_true(umm_pin_has(ctl, k * 3));
+				assert_false(umm_pin_has(ctl, k * 3 + 1));
+			}
+		}
+		assert_int_equal(umm_pin_bits(ctl), UMM_PIN_BITS_MAX);
+		umm_pin_clear(ctl);
+		for (uint64_t k = 1; k <= UMM_PIN_SLOTS; k++)
+			assert_false(umm_pin_has(ctl, k));
+	}
+	/* Whatever a program writes there. */
+	atomic_store(&ctl->pin_bits, ~0u);
+	atomic_store(&ctl->pin_used, ~0u);
+	umm_pin_add(ctl, 5);
+	assert_true(umm_pin_has(ctl, 5));
+	free(ctl);
+}
+
 static void pinned_pages_stay(void **state)
 {
 	struct world *w = begin("lz4", 1);
@@ -842,6 +902,8 @@ int main(void)
 		cmocka_unit_test(a_hook_ends_its_own_quarantine),
 		cmocka_unit_test(many_quarantines),
 		cmocka_unit_test(a_control_block_is_pinned),
+		cmocka_unit_test(a_table_of_pins_is_small),
+		cmocka_unit_test(a_table_of_pins_grows),
 		cmocka_unit_test(what_cannot_move_is_remembered),
 		cmocka_unit_test(unregistered_memory_stays),
 		cmocka_unit_test(pinned_pages_stay),
