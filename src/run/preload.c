@@ -785,7 +785,9 @@ __attribute__((constructor)) static void preload_init(void)
 	memcpy(P.agent.token, token, WIRE_TOKEN);
 	environ_hide();
 	real_init();
-	if (!reserve_arena())
+	if (!reserve_arena()) {
+		preload_data();
 		agent_up(0);
+	}
 	errno = err;
 }

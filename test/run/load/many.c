@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * many own|data PROCESSES MIB: processes of MIB each, mapped or in the data segment.
+ * When they have what they want a line says so; at the end of standard input they
+ * look at all of it again.
+ */
+#include <pthread.h>
+#include <sys/wait.h>
+
+#include "../victim.h"
+
+#define SEED 17
+#define SEGMENT (4 * V_MIB)
+
+static char segment[SEGMENT] __attribute__((aligned(4096))) = {1};
+
+static pthread_barrier_t *barrier;
+
+static int run(unsigned me, bool data, size_t npages)
+{
+	char *mem = data ? segment : v_map(npages * V_PAGE), c;
+
+	v_fill_all(mem, npages, SEED + me, 1, V_QUARTER);
+	if (pthread_barrier_wait(barrier) == PTHREAD_BARRIER_SERIAL_THREAD) {
+		puts("ready");
+		fflush(stdout);
+	}
+	while (read(0, &c, 1) > 0)
+		;
+	return v_check_all(mem, npages, SEED + me, 1, V_QUARTER);
+}
+
+int main(int argc, char **argv)
+{
+	unsigned nproc = argc == 4 ? (unsigned)atoi(argv[2]) : 0;
+	pthread_barrierattr_t attr;
+	size_t npages;
+	int bad = 0;
+
+	if (!nproc) {
+		fprintf(stderr, "usage: many own|data PROCESSES MIB\n");
+		return 2;
+	}
+	npages = (size_t)atoi(argv[3]) * V_MIB / V_PAGE;
+	if (npages > SEGMENT / V_PAGE)
+		return 2;
+	barrier = mmap(NULL, V_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	pthread_barrierattr_init(&attr);
+	pthread_barrierattr_setpshared(&attr, PTHREAD_PROCESS_SHARED);
+	pthread_barrier_init(barrier, &attr, nproc);
+	for (unsigned i = 0; i < nproc; i++) {
+		pid_t pid = fork();
+
+		if (pid < 0) {
+			perror("fork");
+			return 1;
+		}
+		if (!pid)
+			_exit(run(i, !strcmp(argv[1], "data"), npages));
+	}
+	for (unsigned i = 0; i < nproc; i++) {
+		int status;
+
+		if (wait(&status) < 0 || status)
+			bad = 1;
+	}
+	return bad;
+}

@@ -1,0 +1,72 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Many small processes: what each of them costs on a small budget.
+
+many.py BUILD [TEST...]
+
+Bytes as `hmm stat --json` gives them, when nothing is under way any more: the least of some looks.
+"""
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+from hmmtest import Failed, main_of, skip  # noqa: E402
+
+KIB, MIB = 1 << 10, 1 << 20
+LOOKS = 40
+
+
+def stat(h, pid):
+    r = subprocess.run([h.exe, "stat", str(pid), "--json"], capture_output=True, text=True)
+    if r.returncode:
+        raise Failed(f"hmm stat: {r.stderr}")
+    return json.loads(r.stdout)
+
+
+def many(h, what, processes, mib, ram):
+    """Looks at the engine when all have what they want."""
+    fd, go = os.pipe()
+    r = h.start([os.path.join(h.build, "test/run/load/many"), what, str(processes), str(mib)], ram=ram,
+                stdin=fd)
+    os.close(fd)
+    r.until(lambda: "ready" in r.out() or r.child.poll() is not None, "nobody says that all are there")
+    looks = []
+    while len(looks) < LOOKS and r.child.poll() is None:
+        looks.append(stat(h, r.pid))
+        time.sleep(0.02)
+    os.close(go)
+    r.wait()
+    r.expect()
+    return looks
+
+
+def engine(h, processes):
+    """What the engine has for itself: all but what programs have, and devices."""
+    looks = many(h, "own", processes, 3, f"{10 + processes}M")
+    return min(s["total_bytes"] - s["resident_bytes"] - s["store_ram_bytes"] for s in looks)
+
+
+def records(h):
+    few, more = engine(h, 6), engine(h, 18)
+    each = (more - few) // 12
+    print(f"for itself: {few / MIB:.1f} MiB of 6 processes, {more / MIB:.1f} of 18, {each >> 10} KiB for each more")
+    if each > 160 * KIB or few > 5 * MIB:
+        raise Failed("the engine keeps too much for itself")
+
+
+def data_segments(h):
+    """They are part of what can be moved."""
+    if tuple(int(n) for n in re.findall(r"\d+", os.uname().release)[:2]) < (6, 11):
+        skip("the kernel has no PROCMAP_QUERY, without which they stay as they are")
+    looks = many(h, "data", 10, 4, "24M")
+    least = min(s["total_bytes"] for s in looks)
+    print(f"40 MiB in data segments take {least / MIB:.1f} MiB")
+    if least > 24 * MIB:
+        raise Failed("data segments stay")
+
+
+main_of(records, data_segments)
