@@ -14,6 +14,8 @@
 #include "hmm/internal.h"
 
 #define MARKS_TRIES 64u
+#define SMALL_BUDGET (64ull << 20)
+#define SMALL_AHEAD (HMM_PLACE_MAX / 4)
 
 void hmm_deadline(struct timespec *ts, uint64_t ns)
 {
@@ -45,6 +47,8 @@ int hmm_create(const struct hmm_options *opt, struct hmm **hp, char *err, size_t
 		return -ENOMEM;
 	h->opt = *opt;
 	h->start_ns = umm_now_ns();
+	/* It lies on the stack of each thread that serves faults. */
+	h->ahead_max = opt->budget && opt->budget < SMALL_BUDGET ? SMALL_AHEAD : HMM_PLACE_MAX;
 	/* Of those that take them one may not be kept waiting by whoever else wants a CPU (go_at_once() in budget.c).
 	 */
 	pthread_mutexattr_init(&lock_attr);

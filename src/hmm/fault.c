@@ -82,7 +82,7 @@ static unsigned stream_size(struct hmm_mm *mm, uint64_t page, unsigned *which, i
 	uint32_t score = atomic_load(&mm->seq_score);
 	goes = s;
 	if (s) {
-		s->size = s->size * 2 < HMM_PLACE_MAX ? s->size * 2 : HMM_PLACE_MAX;
+		s->size = s->size * 2 < mm->h->ahead_max ? s->size * 2 : mm->h->ahead_max;
 		s->walked += page - s->next;
 		s->delta = s->step = 0;
 		score += (256 - score) / HMM_SEQ_STEP;

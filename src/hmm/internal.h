@@ -378,6 +378,7 @@ struct hmm {
 	_Atomic unsigned spaces; /* as of the last measurement */
 	_Atomic bool walks;      /* does any of them walk through its memory? */
 	uint64_t growth;         /* bytes a second that all CPUs can touch */
+	unsigned ahead_max;      /* most pages that a walk is given at a time */
 	uint64_t futile_ns;      /* how long to leave it when nothing would go; the reclaimer's */
 	unsigned reclaim_turn;   /* whose turn it is to give; the reclaimer's */
 	int self_statm_fd;
