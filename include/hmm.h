@@ -159,8 +159,10 @@ struct hmm_device_ops {
 	void (*put)(struct hmm_device *dev, const hmm_handle_t handle[], unsigned n);
 
 	/**
-	 * same: is what the device holds, byte for byte, @page?  May be NULL: a page
-	 * that comes back is then never kept, and stored anew when it goes again.
+	 * same: is what the device holds, byte for byte, @page?  A device that would
+	 * have to fetch it for that may go by 64 bits of a hash that nobody can foresee.
+	 * Never sleeps.  May be NULL: a page that comes back is then never kept, and stored
+	 * anew when it goes again.
 	 */
 	bool (*same)(struct hmm_device *dev, hmm_handle_t handle, const void *page);
 

@@ -13,10 +13,10 @@
  * Copies take room that other pages could have.  Who walks through more than
  * there is room for meets nothing of what it left behind anyway, and gains by
  * it; who goes about at random finds less there, and loses.  So only pages that
- * came as a part of a walk are kept.  There is a limit to them, a high one where
- * hardly a fault is anything else, and none are left where no fault is part of a walk
- * any more; they go first where a device is full; and where they hardly ever prove to
- * be clean only one cluster in SAMPLE is kept, to see when that changes.
+ * came as a part of a walk are kept; but from a disk, where a copy costs no RAM, all.  There is a limit to them, a high
+ * one where hardly a fault is anything else, and none are left where no fault is part of a walk any more; they go first
+ * where a device is full; and where they hardly ever prove to be clean only one cluster in SAMPLE is kept, to see when
+ * that changes.
  *
  * An entry that is CLEAN has one reference to its handle.  When it becomes
  * PARKING its slot has it, and who empties the slot lets go of it, under the
@@ -44,11 +44,17 @@
 #define SHED_PAGES 512u
 #define SHED_LEAVES 64u /* most to look at in one go */
 
+/* A copy takes RAM that pages could have; on a disk it takes room only that nobody else wants. */
+static bool costs_ram(const struct hmm *h, unsigned tier)
+{
+	return h->chain.dev[tier]->ops->caps & HMM_DEV_RAM;
+}
+
 static uint64_t kept_at_most(struct hmm_mm *mm, unsigned tier)
 {
 	uint32_t score = atomic_load(&mm->seq_score);
 
-	if (score >= WALKS)
+	if (score >= WALKS || !costs_ram(mm->h, tier))
 		return atomic_load(&mm->h->clean_walk[tier]);
 	return atomic_load(&mm->h->clean_max[tier]) * (score / HMM_SEQ_STEP) / (WALKS / HMM_SEQ_STEP);
 }
@@ -57,8 +63,11 @@ bool hmm_clean_keeps(struct hmm_mm *mm, unsigned tier, unsigned cluster)
 {
 	struct hmm *h = mm->h;
 
-	if (cluster < SCAN || h->opt.linked || !h->chain.dev[tier]->ops->same ||
-	    atomic_load(&h->clean[tier]) >= kept_at_most(mm, tier))
+	if (h->opt.linked || !h->chain.dev[tier]->ops->same || atomic_load(&h->clean[tier]) >= kept_at_most(mm, tier))
+		return false;
+	if (!costs_ram(h, tier))
+		return true;
+	if (cluster < SCAN)
 		return false;
 	return atomic_load(&mm->clean_score) >= SCORE_KEEPS || !(atomic_fetch_add(&mm->clean_turn, 1) % SAMPLE);
 }
@@ -191,11 +200,12 @@ void hmm_clean_shed(struct hmm_mm *mm)
 	for (unsigned t = 0; t < h->chain.n; t++) {
 		struct hmm_device *d = h->chain.dev[t];
 		struct hmm_device_stats st = {0};
-		uint64_t room = UINT64_MAX, full = UINT64_MAX, most;
+		uint64_t room = UINT64_MAX, full = UINT64_MAX, most, taken;
 
 		if (!d->ops->same)
 			continue;
 		d->ops->stats(d, &st);
+		taken = costs_ram(h, t) ? st.bytes_ram : st.bytes_stored;
 		uint64_t each = st.pages ? st.bytes_stored / st.pages : HMM_PAGE_SIZE;
 		if (each < 64)
 			each = 64;
@@ -203,19 +213,19 @@ void hmm_clean_shed(struct hmm_mm *mm)
 			bool last = t + 1 == h->chain.n && st.bytes_capacity >= LARGE;
 
 			room = st.bytes_capacity / 32 * (last ? LAST_ROOM_OF_32 : ROOM_OF_32);
-			room = (room > st.bytes_ram ? (room - st.bytes_ram) / each : 0) + atomic_load(&h->clean[t]);
+			room = (room > taken ? (room - taken) / each : 0) + atomic_load(&h->clean[t]);
 			full = st.bytes_capacity / 32 * (last ? LAST_FULL_OF_32 : FULL_OF_32);
 		}
 		most = h->opt.budget / SHARE / each;
 		atomic_store(&h->clean_max[t], most < room ? most : room);
-		most = h->opt.budget / WALK_SHARE / each;
+		most = costs_ram(h, t) ? h->opt.budget / WALK_SHARE / each : room;
 		atomic_store(&h->clean_walk[t], most < room ? most : room);
 		uint64_t kept = atomic_load(&h->clean[t]), limit = kept_at_most(mm, t);
 
-		if (st.bytes_ram > full && kept)
-			shed(mm, t, (st.bytes_ram - full) / each + SHED_PAGES);
+		if (taken > full && kept)
+			shed(mm, t, (taken - full) / each + SHED_PAGES);
 		else if (kept > limit)
 			shed(mm, t, kept - limit); /* it walks no more */
-		tighten(h, t, &st, kept && st.bytes_ram > full ? st.bytes_ram - full : 0);
+		tighten(h, t, &st, kept && taken > full ? taken - full : 0);
 	}
 }

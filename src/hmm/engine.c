@@ -48,7 +48,7 @@ int hmm_create(const struct hmm_options *opt, struct hmm **hp, char *err, size_t
 	h->opt = *opt;
 	h->start_ns = umm_now_ns();
 	/* It lies on the stack of each thread that serves faults. */
-	h->ahead_max = opt->budget && opt->budget < SMALL_BUDGET ? SMALL_AHEAD : HMM_PLACE_MAX;
+	h->cluster_max = opt->budget && opt->budget < SMALL_BUDGET ? SMALL_AHEAD : HMM_PLACE_MAX;
 	/* Of those that take them one may not be kept waiting by whoever else wants a CPU (go_at_once() in budget.c).
 	 */
 	pthread_mutexattr_init(&lock_attr);
@@ -74,6 +74,7 @@ int hmm_create(const struct hmm_options *opt, struct hmm **hp, char *err, size_t
 		snprintf(err, errlen, "cannot start the threads that serve faults: error %d", -rc);
 		goto fail;
 	}
+	hmm_ahead_start(h);
 	*hp = h;
 	return 0;
 fail:
@@ -86,6 +87,7 @@ void hmm_destroy(struct hmm *h)
 	if (!h)
 		return;
 	hmm_budget_stop(h);
+	hmm_ahead_stop(h);
 	while (h->mms)
 		hmm_mm_del(h->mms);
 	if (h->monitor)

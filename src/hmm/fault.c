@@ -72,7 +72,8 @@ static unsigned stream_size(struct hmm_mm *mm, uint64_t page, unsigned *which, i
 	for (unsigned i = 0; i < HMM_STREAMS; i++) {
 		struct hmm_stream *c = &mm->stream[i];
 
-		if (c->size && page >= c->next && (page - c->next < 4 || page - c->next + 1 == c->ahead)) {
+		if (c->size && page >= c->next &&
+		    (page - c->next < 4 || page - c->next + 1 == c->ahead || page < c->fetched + 4)) {
 			s = c;
 			break;
 		}
@@ -82,7 +83,7 @@ static unsigned stream_size(struct hmm_mm *mm, uint64_t page, unsigned *which, i
 	uint32_t score = atomic_load(&mm->seq_score);
 	goes = s;
 	if (s) {
-		s->size = s->size * 2 < mm->h->ahead_max ? s->size * 2 : mm->h->ahead_max;
+		s->size = s->size * 2 < mm->h->cluster_max ? s->size * 2 : mm->h->cluster_max;
 		s->walked += page - s->next;
 		s->delta = s->step = 0;
 		score += (256 - score) / HMM_SEQ_STEP;
@@ -95,6 +96,7 @@ static unsigned stream_size(struct hmm_mm *mm, uint64_t page, unsigned *which, i
 
 		if (!s)
 			s = old;
+		s->fetched = 0;
 		s->step = delta == s->delta ? delta : 0;
 		s->delta = delta;
 		score -= score / HMM_SEQ_STEP;
@@ -119,6 +121,25 @@ static unsigned stream_size(struct hmm_mm *mm, uint64_t page, unsigned *which, i
 	*which = (unsigned)(s - mm->stream);
 	pthread_mutex_unlock(&mm->stream_lock);
 	return size;
+}
+
+/* Have fetched what the walk comes to after @from; it is at @page. */
+static void stream_ahead(struct hmm_mm *mm, unsigned which, uint64_t page, uint64_t from)
+{
+	struct hmm_stream *s = &mm->stream[which];
+	uint64_t asked;
+
+	if (!mm->h->ahead)
+		return;
+	pthread_mutex_lock(&mm->stream_lock);
+	if (s->fetched > from)
+		from = s->fetched;
+	pthread_mutex_unlock(&mm->stream_lock);
+	asked = hmm_ahead_ask(mm, from, page);
+	pthread_mutex_lock(&mm->stream_lock);
+	if (asked > from && s->last == page)
+		s->fetched = asked;
+	pthread_mutex_unlock(&mm->stream_lock);
 }
 
 static void stream_advance(struct hmm_mm *mm, unsigned which, uint64_t page, uint64_t placed, int step)
@@ -342,7 +363,7 @@ static void run_take(struct hmm_mm *mm, struct hmm_leaf *leaf, unsigned i, unsig
 	d->ops->get(d, r->handle, r->n);
 }
 
-enum why { NOT_TOUCHED, TOUCHED, TOUCHED_FOR_WRITING };
+enum why { NOT_TOUCHED, AHEAD, TOUCHED, TOUCHED_FOR_WRITING };
 
 /*
  * Places @n pages of a run that are not neighbours, the one that was touched last:
@@ -382,7 +403,7 @@ static int bring_back(struct hmm_mm *mm, uint64_t addr, unsigned max, int step, 
 	struct umm_evlock *evlock = &mm->space->ctl->evlock;
 	unsigned i = hmm_leaf_index(addr);
 	struct hmm_leaf *leaf;
-	bool touched = why != NOT_TOUCHED;
+	bool touched = why >= TOUCHED;
 	struct run r = {.step = step};
 	int rc = 0;
 
@@ -430,7 +451,7 @@ again:
 		wake(mm, addr, UMM_PAGE);
 		break;
 	case HMM_DEVICE:
-		run_take(mm, leaf, i, max, why != NOT_TOUCHED, &r);
+		run_take(mm, leaf, i, max, touched, &r);
 		pthread_mutex_unlock(&leaf->lock);
 		umm_evlock_unshared(evlock);
 		goto device;
@@ -461,7 +482,7 @@ device:;
 	for (same = 0; leaf && same < r.n && leaf->e[run_index(&r, i, same)] == r.e[same];)
 		same++;
 	if (same && r.status[0]) {
-		rc = poison(mm, leaf, i, r.status[0]);
+		rc = why == AHEAD ? r.status[0] : poison(mm, leaf, i, r.status[0]);
 	} else if (same) {
 		unsigned n = good < same ? good : same, came = 0;
 		bool keep = hmm_clean_keeps(mm, hmm_entry_tier(r.e[0]), step == 1 ? max : 1);
@@ -514,6 +535,14 @@ device:;
 	if (!same)
 		goto again;
 	return rc;
+}
+
+int hmm_bring_ahead(struct hmm_mm *mm, uint64_t addr, unsigned max)
+{
+	bool system;
+
+	hmm_budget_charge(mm, max);
+	return bring_back(mm, addr, max, 1, AHEAD, &system);
 }
 
 /* What /proc/TID/status says of @tid by @form; 0: nothing. */
@@ -656,6 +685,17 @@ int hmm_fault(void *priv, const struct umm_fault *f)
 
 	atomic_fetch_add(&mm->faults, !f->again);
 	atomic_fetch_add(&mm->h->faults, !f->again);
+	bool comes = hmm_ahead_comes(mm, f->addr);
+	if (step == 1 && n == mm->h->cluster_max) {
+		unsigned left = HMM_LEAF_PAGES - hmm_leaf_index(f->addr);
+
+		stream_ahead(mm, which, f->addr >> UMM_PAGE_SHIFT,
+			     (f->addr >> UMM_PAGE_SHIFT) + (comes      ? 1
+							    : left < n ? left
+								       : n));
+	}
+	if (comes)
+		return 0;
 	hmm_budget_charge(mm, n);
 	if (block) {
 		placed = mm->h->opt.block(mm, f->addr);

@@ -188,11 +188,12 @@ struct hmm_inside_ops {
 };
 
 struct hmm_stream {
-	uint64_t next; /* page number that the stream is expected to ask for, if it goes on page by page */
-	uint64_t last; /* the page farthest ahead that it asked for, or was given */
-	int32_t delta; /* how far that was from the one before, in pages; 0: far */
-	int32_t step;  /* the same when it was so twice: what it is expected to go on by */
-	uint32_t size; /* pages brought in last time */
+	uint64_t next;    /* page number that the stream is expected to ask for, if it goes on page by page */
+	uint64_t last;    /* the page farthest ahead that it asked for, or was given */
+	int32_t delta;    /* how far that was from the one before, in pages; 0: far */
+	int32_t step;     /* the same when it was so twice: what it is expected to go on by */
+	uint64_t fetched; /* pages before this one have been asked for ahead of it (ahead.c) */
+	uint32_t size;    /* pages brought in last time */
 	uint32_t used;
 	uint32_t ahead;  /* pages that are being brought in: who asks for the next one may be faster than who brings */
 	uint64_t walked; /* pages in a row that it was given */
@@ -363,6 +364,7 @@ struct hmm {
 	_Atomic bool resting; /* everything was asked back */
 	pthread_t watch_thread, reclaim_thread;
 	struct hmm_walkers *walkers; /* the watcher's; NULL: none yet */
+	struct hmm_ahead *ahead;     /* NULL: no device is worth it */
 	_Atomic bool budget_started;
 	pthread_mutex_t wait_lock; /* with the three conditions */
 	pthread_cond_t want;       /* the reclaimer has work */
@@ -378,7 +380,7 @@ struct hmm {
 	_Atomic unsigned spaces; /* as of the last measurement */
 	_Atomic bool walks;      /* does any of them walk through its memory? */
 	uint64_t growth;         /* bytes a second that all CPUs can touch */
-	unsigned ahead_max;      /* most pages that a walk is given at a time */
+	unsigned cluster_max;      /* most pages that a walk is given at a time */
 	uint64_t futile_ns;      /* how long to leave it when nothing would go; the reclaimer's */
 	unsigned reclaim_turn;   /* whose turn it is to give; the reclaimer's */
 	int self_statm_fd;
@@ -390,7 +392,7 @@ struct hmm {
 	_Atomic uint64_t clean_walk[HMM_TIERS_MAX]; /* where nothing but walks is seen */
 	_Atomic uint32_t trim_rest[HMM_TIERS_MAX];  /* how often a tier with holes is still left as it is */
 
-	_Atomic uint64_t faults, pages_in, pages_out, zero_filled, poisoned, out_failed, dropped_clean;
+	_Atomic uint64_t faults, pages_in, pages_out, zero_filled, poisoned, out_failed, dropped_clean, pages_ahead;
 	_Atomic uint64_t registrations;
 	_Atomic uint64_t unregistered;  /* runs that were not moved, because their mapping was not registered */
 	_Atomic uint64_t held;          /* times that a fault waited for room */
@@ -557,6 +559,11 @@ unsigned hmm_chain_in(struct hmm *h, unsigned from, const void *const src[], hmm
 
 /* fault.c */
 int hmm_fault(void *priv, const struct umm_fault *f);
+/**
+ * Bring back up to @max pages from @addr on, which nobody has touched and which are on one device.  Pages
+ * that came; 0: none is away there; or an error, which whoever touches them will meet.
+ */
+int hmm_bring_ahead(struct hmm_mm *mm, uint64_t addr, unsigned max);
 /** Bring back what is away in [start, end).  0, -ESRCH, or -ENOMEM or -EFAULT: then something is still away. */
 int hmm_restore(struct hmm_mm *mm, uint64_t start, uint64_t end);
 /** The same of what is in the memory of @tiers (a bit each); adds to @placed the pages that came, unless NULL. */
@@ -609,6 +616,15 @@ uint64_t hmm_reclaim(struct hmm *h, uint64_t pages);
 void hmm_demote(struct hmm_mm *mm);
 
 /* budget.c */
+/* ahead.c */
+/** Threads for it, where there is a device that takes its time.  What cannot be had is done without. */
+void hmm_ahead_start(struct hmm *h);
+void hmm_ahead_stop(struct hmm *h);
+/** A walk is at @page, and what lies before page @from has been asked for.  Returns what that is now. */
+uint64_t hmm_ahead_ask(struct hmm_mm *mm, uint64_t from, uint64_t page);
+/** True: @addr is being fetched, and who waits for it will be woken. */
+bool hmm_ahead_comes(struct hmm_mm *mm, uint64_t addr);
+
 int hmm_budget_start(struct hmm *h);
 void hmm_budget_stop(struct hmm *h);
 /**

@@ -22,6 +22,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <xxhash.h>
 
 #define NO_ROOM_CALLS 64
@@ -31,9 +32,10 @@ static inline struct hmm_file *to_file(struct hmm_device *dev)
 	return (struct hmm_file *)dev;
 }
 
-static inline uint32_t checksum(const void *page)
+/* Seeded, so that nobody can make two pages that have the same one: file_same() relies on it. */
+static inline uint64_t checksum(const struct hmm_file *d, const void *page)
 {
-	return (uint32_t)XXH3_64bits(page, HMM_PAGE_SIZE);
+	return XXH3_64bits_withSeed(page, HMM_PAGE_SIZE, d->seed);
 }
 
 static inline bool aligned(const struct hmm_file *d, const void *p)
@@ -122,7 +124,7 @@ static int file_copy_in(struct hmm_device *dev, const void *const src[], hmm_han
 	}
 	file_xfer_submit(x);
 	for (unsigned i = 0; i < got; i++)
-		file_slot(&d->slots, slot[i])->sum = checksum(src[index[i]]);
+		file_slot_sum_set(file_slot(&d->slots, slot[i]), checksum(d, src[index[i]]));
 	file_xfer_wait(x);
 
 	for (unsigned r = 0; r < x->nr_req; r++) {
@@ -218,7 +220,7 @@ static int file_copy_out(struct hmm_device *dev, const hmm_handle_t handle[], vo
 
 		if (!result[i] && buffer[i] != page)
 			memcpy(page, buffer[i], HMM_PAGE_SIZE);
-		if (!result[i] && checksum(page) != file_slot(&d->slots, handle[index[i]])->sum)
+		if (!result[i] && checksum(d, page) != file_slot_sum(file_slot(&d->slots, handle[index[i]])))
 			result[i] = -EBADMSG;
 		status[index[i]] = result[i];
 	}
@@ -271,6 +273,21 @@ static void file_put(struct hmm_device *dev, const hmm_handle_t handle[], unsign
 		atomic_fetch_sub_explicit(&d->same_refs, same, memory_order_relaxed);
 }
 
+/*
+ * Reading it back to compare would take as long as writing it.  That a page which is
+ * not the same has the same 64 bits is once in 2^64 comparisons.
+ */
+static bool file_same(struct hmm_device *dev, hmm_handle_t handle, const void *page)
+{
+	struct hmm_file *d = to_file(dev);
+	uint64_t word;
+
+	if (drv_same_handle(handle))
+		return drv_same_page(page, &word) && drv_same_encode(word) == handle;
+	return handle < atomic_load_explicit(&d->slots.nr, memory_order_acquire) &&
+	       checksum(d, page) == file_slot_sum(file_slot(&d->slots, handle));
+}
+
 static bool file_shared(struct hmm_device *dev, hmm_handle_t handle)
 {
 	struct hmm_file *d = to_file(dev);
@@ -320,8 +337,8 @@ static void file_close(struct hmm_device *dev)
 #define FILE_OPS(more)                                                                                                 \
 	{                                                                                                              \
 		.name = "file", .caps = HMM_DEV_MEMORY | HMM_DEV_MAYBLOCK | (more), .copy_in = file_copy_in,           \
-		.copy_out = file_copy_out, .get = file_get, .put = file_put, .shared = file_shared, .trim = file_trim, \
-		.stats = file_stats, .close = file_close,                                                              \
+		.copy_out = file_copy_out, .get = file_get, .put = file_put, .same = file_same, .shared = file_shared, \
+		.trim = file_trim, .stats = file_stats, .close = file_close,                                           \
 	}
 
 static const struct hmm_device_ops file_ops = FILE_OPS(0);
@@ -367,6 +384,10 @@ static int file_open(const char *arg, struct hmm_device **devp, char *err, size_
 	rc = file_backing_open(&d->backing, path, limit, err, errlen);
 	if (rc)
 		goto undo_alloc;
+	if (getrandom(&d->seed, sizeof(d->seed), 0) != sizeof(d->seed)) {
+		rc = drv_fail(-EIO, err, errlen, "file: the kernel gives no random numbers");
+		goto undo_backing;
+	}
 	d->ram.limit = UINT64_MAX;
 	rc = file_slots_init(&d->slots, &d->ram, d->backing.max / HMM_PAGE_SIZE);
 	if (rc) {

@@ -17,6 +17,7 @@ struct hmm_file {
 	struct drv_ram ram;
 
 	pthread_mutex_t grow;
+	uint64_t seed;    /* of checksums */
 	unsigned no_room; /* calls that need not try to grow it again */
 
 	_Atomic int64_t same_refs; /* references to pages that are nothing but a handle */

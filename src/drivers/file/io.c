@@ -23,7 +23,9 @@ void file_io_init(struct file_io *io, struct drv_ram *ram, int fd)
 	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
 
 	*io = (struct file_io){.ram = ram, .fd = fd};
-	io->max = cpus < 2 ? 2 : cpus > FILE_XFERS ? FILE_XFERS : (unsigned)cpus;
+	/* Those that serve faults, those that read ahead of a walk, and who writes: a disk does many things at a time.
+	 */
+	io->max = cpus < FILE_XFERS ? FILE_XFERS : FILE_XFERS_MAX;
 	pthread_mutex_init(&io->lock, NULL);
 	pthread_cond_init(&io->freed, NULL);
 }

@@ -27,7 +27,8 @@
 #include "drivers/area.h"
 #include "hmm.h"
 
-#define FILE_XFERS 8
+#define FILE_XFERS 8      /* at a time, */
+#define FILE_XFERS_MAX 16 /* with many CPUs */
 #define FILE_RING_ENTRIES 128u
 
 struct file_req {

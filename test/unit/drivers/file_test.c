@@ -218,6 +218,38 @@ static void test_references(void **state)
 	hmm_device_close(dev);
 }
 
+/* Of a page that it has not at hand it goes by a hash: another seed makes another one. */
+static void test_same(void **state)
+{
+	struct hmm_device *dev = open_dev("file:%s,4M", dir), *other = open_dev("file:%s,4M", dir);
+	hmm_handle_t h[3], first;
+	char page[HMM_PAGE_SIZE];
+
+	assert_int_equal(put_in(dev, INCOMPRESSIBLE, 5, &h[0]), 1);
+	assert_int_equal(put_in(dev, ZERO, 5, &h[1]), 1);
+	assert_int_equal(put_in(dev, INCOMPRESSIBLE, 6, &h[2]), 1);
+	assert_int_equal(put_in(other, INCOMPRESSIBLE, 5, &first), 1);
+	make_page(page, INCOMPRESSIBLE, 5);
+	assert_true(dev->ops->same(dev, h[0], page));
+	assert_false(dev->ops->same(dev, h[1], page));
+	assert_false(dev->ops->same(dev, h[2], page));
+	assert_false(dev->ops->same(dev, 1 << 30, page));
+	for (unsigned bit = 0; bit < 8 * HMM_PAGE_SIZE; bit += 97) {
+		page[bit / 8] ^= (char)(1 << bit % 8);
+		assert_false(dev->ops->same(dev, h[0], page));
+		page[bit / 8] ^= (char)(1 << bit % 8);
+	}
+	make_page(page, ZERO, 5);
+	assert_true(dev->ops->same(dev, h[1], page));
+	assert_false(dev->ops->same(dev, h[0], page));
+	assert_true(file_slot_sum(file_slot(&((struct hmm_file *)dev)->slots, h[0])) !=
+		    file_slot_sum(file_slot(&((struct hmm_file *)other)->slots, first)));
+	dev->ops->put(dev, h, 3);
+	other->ops->put(other, &first, 1);
+	hmm_device_close(other);
+	hmm_device_close(dev);
+}
+
 static void test_capacity(void **state)
 {
 	/* Not a whole number of anything but pages. */
@@ -753,16 +785,27 @@ static int remove_dir(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_round_trip),        cmocka_unit_test(test_named_file),
-		cmocka_unit_test(test_refusals),          cmocka_unit_test(test_references),
-		cmocka_unit_test(test_capacity),          cmocka_unit_test(test_neighbours),
-		cmocka_unit_test(test_many_requests),     cmocka_unit_test(test_damage),
-		cmocka_unit_test(test_write_error),       cmocka_unit_test(test_growth),
-		cmocka_unit_test(test_full_filesystem),   cmocka_unit_test(test_without_io_uring),
-		cmocka_unit_test(test_without_direct),    cmocka_unit_test(test_without_fallocate),
-		cmocka_unit_test(test_file_size_limit),   cmocka_unit_test(test_block_device),
-		cmocka_unit_test(test_bounce_memory),     cmocka_unit_test(test_threads),
-		cmocka_unit_test(test_threads_when_full), cmocka_unit_test(test_figures),
+		cmocka_unit_test(test_round_trip),
+		cmocka_unit_test(test_named_file),
+		cmocka_unit_test(test_refusals),
+		cmocka_unit_test(test_references),
+		cmocka_unit_test(test_capacity),
+		cmocka_unit_test(test_neighbours),
+		cmocka_unit_test(test_many_requests),
+		cmocka_unit_test(test_damage),
+		cmocka_unit_test(test_write_error),
+		cmocka_unit_test(test_growth),
+		cmocka_unit_test(test_full_filesystem),
+		cmocka_unit_test(test_without_io_uring),
+		cmocka_unit_test(test_without_direct),
+		cmocka_unit_test(test_without_fallocate),
+		cmocka_unit_test(test_file_size_limit),
+		cmocka_unit_test(test_block_device),
+		cmocka_unit_test(test_bounce_memory),
+		cmocka_unit_test(test_threads),
+		cmocka_unit_test(test_threads_when_full),
+		cmocka_unit_test(test_figures),
+		cmocka_unit_test(test_same),
 	};
 
 	return cmocka_run_group_tests(tests, make_dir, remove_dir);

@@ -769,6 +769,52 @@ static void more_copies_are_kept_of_who_walks(void **state)
 	world_destroy(s.w);
 }
 
+/* Where a copy takes no RAM all are kept, whoever they are of, as long as the device has room. */
+static void copies_on_a_disk_cost_nothing(void **state)
+{
+	const char *why;
+	struct scene s = {.w = world_create("lz4", 1, &why)};
+	struct hmm_mm *mm;
+	struct hmm *h;
+
+	assert_non_null(s.w);
+	mm = s.w->mm;
+	h = s.w->h;
+	s.w->fake[0]->ops.caps &= ~(uint32_t)HMM_DEV_RAM;
+	s.p = managed(s.w, N, 1);
+	h->opt.budget = UMM_PAGE;
+	hmm_clean_shed(mm);
+	atomic_store(&mm->seq_score, 0);
+	atomic_store(&mm->clean_score, 0);
+	for (unsigned i = 0; i < 64; i++)
+		assert_true(hmm_clean_keeps(mm, 0, 1));
+	assert_int_equal(out(s.w, s.p, N), N);
+	all_are(s.p, N, 1);
+	/* Who waits for a page may run before it is entered. */
+	assert_int_equal(state_of(s.w, s.p), HMM_CLEAN);
+	assert_int_equal(state_of(s.w, s.p + (N - 1) * UMM_PAGE), HMM_CLEAN);
+	assert_int_equal(atomic_load(&h->clean[0]), N);
+	hmm_clean_shed(mm);
+	assert_int_equal(atomic_load(&h->clean[0]), N);
+	/* What was read only is not written again. */
+	s.p[0] ^= 1;
+	assert_int_equal(out(s.w, s.p, N), N);
+	assert_int_equal(atomic_load(&h->dropped_clean), N - 1);
+	assert_int_equal(s.w->fake[0]->copied_in, N + 1);
+	s.p[0] ^= 1;
+	all_are(s.p, N, 1);
+	assert_int_equal(state_of(s.w, s.p), HMM_CLEAN);
+	assert_int_equal(state_of(s.w, s.p + (N - 1) * UMM_PAGE), HMM_CLEAN);
+	s.w->fake[0]->full = true;
+	hmm_clean_shed(mm);
+	assert_int_equal(atomic_load(&h->clean[0]), 0);
+	hmm_clean_shed(mm); /* it has room for none of what there is now */
+	assert_false(hmm_clean_keeps(mm, 0, HMM_PLACE_MAX));
+	all_are(s.p, N, 1);
+	fake_comes_to_hold(s.w->fake[0], 0);
+	world_destroy(s.w);
+}
+
 static struct scene *walked;
 
 static void walk_brings_back(struct hmm_mm *mm)
@@ -1537,6 +1583,7 @@ int main(void)
 		cmocka_unit_test(a_walker_may_bring_back),
 		cmocka_unit_test(copies_are_kept_where_it_pays),
 		cmocka_unit_test(more_copies_are_kept_of_who_walks),
+		cmocka_unit_test(copies_on_a_disk_cost_nothing),
 		CLEAN(changes_while_clean),
 		CLEAN(changes_while_parking),
 		CLEAN(changes_while_moved),

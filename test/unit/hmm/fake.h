@@ -210,7 +210,7 @@ static inline struct fake *fake_create(bool contents)
 	pthread_cond_init(&f->moved, NULL);
 	f->ops = (struct hmm_device_ops){
 		.name = "fake",
-		.caps = HMM_DEV_MEMORY | HMM_DEV_MAYBLOCK,
+		.caps = HMM_DEV_MEMORY | HMM_DEV_RAM | HMM_DEV_MAYBLOCK,
 		.copy_in = fake_copy_in,
 		.copy_out = fake_copy_out,
 		.same = fake_same,

@@ -1,0 +1,226 @@
+/* SPDX-License-Identifier: MIT */
+/* What a walk is about to ask for is fetched from a device that takes its time. */
+#include "world.h"
+
+#define N 1024u
+#define HALF (N / 2)
+#define FETCHERS 2u /* threads that fetch ahead */
+
+struct scene {
+	struct world *w;
+	struct fake *f;
+	char *p;
+};
+
+static int setup(void **state)
+{
+	struct scene *s = calloc(1, sizeof(*s));
+	const char *why;
+
+	s->w = world_create("lz4", 1, &why);
+	if (!s->w) {
+		exit(skip_all(why));
+	}
+	s->f = s->w->fake[0];
+	hmm_ahead_start(s->w->h); /* there was no such device when the engine began */
+	assert_non_null(s->w->h->ahead);
+	s->p = managed(s->w, N, 1);
+	for (unsigned i = 0; i < N; i += HALF)
+		assert_int_equal(out(s->w, s->p + i * UMM_PAGE, HALF), HALF);
+	*state = s;
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	struct scene *s = *state;
+
+	world_destroy(s->w);
+	free(s);
+	return 0;
+}
+
+static void *page(const struct scene *s, unsigned i)
+{
+	return s->p + i * UMM_PAGE;
+}
+
+/* Until who walks is given whole clusters.  Returns the first page that is not there. */
+static unsigned walk_to_clusters(struct scene *s)
+{
+	unsigned i = 0, before;
+
+	do {
+		before = i;
+		assert_true(page_is(page(s, i), 1, i));
+		while (i < N && present(s->w, page(s, i)))
+			i++;
+	} while (i - before < HMM_PLACE_MAX && i < HALF / 2);
+	assert_true(i - before >= HMM_PLACE_MAX);
+	return i;
+}
+
+static void all_come_back(struct scene *s)
+{
+	all_are(s->p, N, 1);
+	fake_comes_to_hold(s->f, 0);
+	assert_int_equal(count_present(s->w, s->p, N), N);
+}
+
+static void a_walk_is_fetched_ahead(void **state)
+{
+	struct scene *s = *state;
+	unsigned at;
+
+	at = walk_to_clusters(s);
+	assert_true(page_is(page(s, at), 1, at));
+	/* Without a further touch. */
+	while (!atomic_load(&s->w->h->pages_ahead))
+		sched_yield();
+	all_come_back(s);
+	assert_true(atomic_load(&s->w->h->pages_ahead) <= N);
+}
+
+static void who_goes_about_is_given_nothing_else(void **state)
+{
+	struct scene *s = *state;
+
+	for (unsigned i = 0; i < 200; i++) {
+		unsigned at = i * 409 % N;
+
+		assert_true(page_is(page(s, at), 1, at));
+	}
+	assert_int_equal(atomic_load(&s->w->h->pages_ahead), 0);
+}
+
+struct toucher {
+	pthread_t thread;
+	struct scene *s;
+	unsigned page;
+	int sig;
+	bool right;
+};
+
+static void *toucher_main(void *arg)
+{
+	struct toucher *t = arg;
+	char byte;
+
+	t->sig = touch(page(t->s, t->page), &byte);
+	t->right = !t->sig && page_is(page(t->s, t->page), 1, t->page);
+	return NULL;
+}
+
+static void touch_begin(struct scene *s, struct toucher *t, unsigned at)
+{
+	*t = (struct toucher){.s = s, .page = at};
+	assert_int_equal(pthread_create(&t->thread, NULL, toucher_main, t), 0);
+}
+
+/*
+ * A walk waits for its page, all that fetch ahead for theirs, and one more touches
+ * a page that one of them is fetching.
+ */
+static void wait_in_a_piece(struct scene *s, struct toucher t[2])
+{
+	unsigned at = walk_to_clusters(s);
+	uint64_t faults;
+
+	/* What was asked for so far is there, so that all of them begin anew. */
+	for (unsigned i = 0; i < HMM_STREAMS; i++)
+		while (s->w->mm->stream[i].fetched > (uintptr_t)page(s, at) / UMM_PAGE)
+			at += present(s->w, page(s, at));
+	fake_tell(s->f, &s->f->block_out, true);
+	touch_begin(s, &t[0], at);
+	pthread_mutex_lock(&s->f->lock);
+	while (s->f->out_blocked < 1 + FETCHERS)
+		pthread_cond_wait(&s->f->moved, &s->f->lock);
+	pthread_mutex_unlock(&s->f->lock);
+	faults = atomic_load(&s->w->mm->faults);
+	unsigned piece = at + HMM_PLACE_MAX;
+	/* The cluster of the fault ends with its leaf. */
+	if (((uintptr_t)page(s, at) & (LEAF - 1)) + HMM_PLACE_MAX * UMM_PAGE > LEAF)
+		piece = at + (unsigned)((LEAF - ((uintptr_t)page(s, at) & (LEAF - 1))) / UMM_PAGE);
+	assert_true(piece + 3 < N);
+	touch_begin(s, &t[1], piece + 3);
+	while (atomic_load(&s->w->mm->faults) == faults)
+		sched_yield();
+}
+
+static void who_faults_there_waits_for_it(void **state)
+{
+	struct scene *s = *state;
+	struct toucher t[2];
+
+	wait_in_a_piece(s, t);
+	fake_tell(s->f, &s->f->block_out, false);
+	for (unsigned i = 0; i < 2; i++) {
+		pthread_join(t[i].thread, NULL);
+		assert_int_equal(t[i].sig, 0);
+		assert_true(t[i].right);
+	}
+	all_come_back(s);
+	/* None was fetched twice. */
+	assert_int_equal(s->f->copied_out, N);
+}
+
+static void what_cannot_be_fetched_is_for_who_touches_it(void **state)
+{
+	struct scene *s = *state;
+	struct toucher t[2];
+	unsigned lost = 0;
+
+	wait_in_a_piece(s, t);
+	fake_fail_out(s->f, -EIO);
+	fake_tell(s->f, &s->f->block_out, false);
+	/* Who waits for what others fetch is woken, and finds out for itself. */
+	for (unsigned i = 0; i < 2; i++) {
+		pthread_join(t[i].thread, NULL);
+		assert_int_equal(t[i].sig, SIGBUS);
+	}
+	fake_fail_out(s->f, 0);
+	for (unsigned i = 0; i < N; i++) {
+		char byte;
+
+		if (touch(page(s, i), &byte))
+			lost++;
+		else
+			assert_true(page_is(page(s, i), 1, i));
+	}
+	assert_int_equal(lost, 2);
+	assert_int_equal(atomic_load(&s->w->h->poisoned), 2);
+	fake_comes_to_hold(s->f, 0);
+}
+
+static void what_is_unmapped_meanwhile_does_not_come(void **state)
+{
+	struct scene *s = *state;
+	struct toucher t[2];
+
+	wait_in_a_piece(s, t);
+	/* All behind the first page of the first piece: what is being fetched is nobody's. */
+	assert_int_equal(madvise(page(s, t[1].page + 1), (N - t[1].page - 1) * UMM_PAGE, MADV_DONTNEED), 0);
+	fake_tell(s->f, &s->f->block_out, false);
+	for (unsigned i = 0; i < 2; i++) {
+		pthread_join(t[i].thread, NULL);
+		assert_int_equal(t[i].sig, 0);
+		assert_true(t[i].right);
+	}
+	all_are(page(s, t[1].page + 1), N - t[1].page - 1, 0);
+	all_are(s->p, t[1].page, 1);
+	fake_comes_to_hold(s->f, 0);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+#define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+		T(a_walk_is_fetched_ahead),
+		T(who_goes_about_is_given_nothing_else),
+		T(who_faults_there_waits_for_it),
+		T(what_cannot_be_fetched_is_for_who_touches_it),
+		T(what_is_unmapped_meanwhile_does_not_come),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
