@@ -31,6 +31,8 @@ static uint64_t foreign_from(const struct hmm_mm *mm, uint64_t start)
  * faults of the program wait for.  But not too many.
  */
 #define RUN_MAPPINGS 128u
+#define REGISTER_TRIES 3u
+#define GROWN_MAX 64u
 
 struct run {
 	uint64_t start, end;
@@ -43,6 +45,42 @@ static int is_registered(int uffd, const struct umm_vma *v)
 	int rc = umm_inside_registered(uffd, v->start);
 
 	return rc ? rc : umm_inside_registered(uffd, v->end - UMM_PAGE);
+}
+
+/*
+ * Event lock shared.  Registers from @start to *@end, and on: what is registered
+ * in part only cannot be moved by mremap(), and the last mapping may have grown
+ * since the walk looked, or grow now.  Up to the next mapping all that there is is
+ * meant, or to @foreign, which is somebody else's and may be mapped by now.  What
+ * it has grown by is added to *@end.
+ */
+static int register_whole(struct hmm_mm *mm, uint64_t start, uint64_t *end, uint64_t foreign)
+{
+	int uffd = mm->space->uffd, rc;
+	struct umm_vma next;
+	unsigned tries = 0, grown = 0;
+
+	for (;;) {
+		uint64_t limit = foreign;
+
+		rc = umm_vma_next(mm->space, *end, &next);
+		if (!rc && next.start < *end) { /* has grown */
+			if (!manageable(&next) || next.start < start || next.end > foreign || ++grown == GROWN_MAX)
+				return -EAGAIN;
+			*end = next.end;
+			continue;
+		}
+		if (!rc && next.start < limit)
+			limit = next.start;
+		if (limit == UINT64_MAX)
+			limit = *end;
+		rc = umm_uffd_register(uffd, start, limit - start, UFFDIO_REGISTER_MODE_MISSING);
+		/* If not for the mappings themselves, it is for what has been mapped behind them just now: look again.
+		 */
+		if (!rc || limit == *end || ++tries == REGISTER_TRIES)
+			break;
+	}
+	return rc ? umm_uffd_register(uffd, start, *end - start, UFFDIO_REGISTER_MODE_MISSING) : 0;
 }
 
 /*
@@ -68,18 +106,7 @@ static int register_run(struct hmm_mm *mm, const struct run *run, unsigned *done
 	if (limit < end)
 		return -EAGAIN;
 
-	/*
-	 * The last may grow in the meantime, and registered in part it could not be
-	 * moved by mremap(): up to the next mapping all that there is is meant,
-	 * or to what is somebody else's, which may be mapped by now.
-	 */
-	if (!umm_vma_next(mm->space, end, &now) && now.start < limit)
-		limit = now.start;
-	rc = limit > end && limit != UINT64_MAX
-		     ? umm_uffd_register(uffd, start, limit - start, UFFDIO_REGISTER_MODE_MISSING)
-		     : -EINVAL;
-	if (rc) /* something else has been mapped there */
-		rc = umm_uffd_register(uffd, start, end - start, UFFDIO_REGISTER_MODE_MISSING);
+	rc = register_whole(mm, start, &end, limit);
 	/*
 	 * -EAGAIN is also a fork whose event nobody has read: the child was made before
 	 * this was registered, and does not have it so.  It gets its records from ours when
