@@ -229,7 +229,8 @@ static int eq_next(struct fid_eq *eq, uint32_t *event, struct fi_eq_cm_entry *en
 		if (n == -FI_EAVAIL) {
 			if (fi_eq_readerr(eq, &e, 0) < 0 || !e.err)
 				return -ECONNRESET;
-			return -e.err;
+			/* Of the tcp provider, where the other end closes before it has answered. */
+			return e.err == EINPROGRESS ? -ECONNRESET : -e.err;
 		}
 		if (n != -FI_EAGAIN && n != -FI_EINTR && n != -FI_ETIMEDOUT)
 			return (int)n;

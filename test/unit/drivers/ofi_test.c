@@ -10,6 +10,8 @@
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -361,13 +363,14 @@ static bool was_said(const char *what)
 	return false;
 }
 
-static struct tier_server *serve(uint64_t memory, const char *key, uint64_t idle_ns)
+/* @hello_ns: how long who connects may take to prove itself. */
+static struct tier_server *serve_long(uint64_t memory, const char *key, uint64_t idle_ns, uint64_t hello_ns)
 {
 	struct tier_server_options opt = {.listen = "ofi://127.0.0.1:0",
 					  .memory = memory,
 					  .key_file = key,
 					  .idle_ns = idle_ns,
-					  .hello_ns = SECOND / 5,
+					  .hello_ns = hello_ns,
 					  .say = note};
 	struct tier_server *srv;
 	char err[400];
@@ -377,6 +380,11 @@ static struct tier_server *serve(uint64_t memory, const char *key, uint64_t idle
 	if (tier_server_start(&opt, &srv, err, sizeof(err)))
 		fail_msg("%s", err);
 	return srv;
+}
+
+static struct tier_server *serve(uint64_t memory, const char *key, uint64_t idle_ns)
+{
+	return serve_long(memory, key, idle_ns, SECOND / 5);
 }
 
 static int try_open(struct tier_server *srv, const char *more, struct hmm_device **dev, char *err, size_t errlen)
@@ -797,10 +805,13 @@ static void test_foreign_session(void **state)
 	tier_server_stop(srv);
 }
 
-/* Those who connect and prove nothing are so many and no more; when they have gone there is room again. */
+/*
+ * Those who connect and prove nothing are so many and no more; when they have gone there is room again.  None is sent
+ * away before all are there.
+ */
 static void test_many_strangers(void **state)
 {
-	struct tier_server *srv = serve(64 * MIB, NULL, 0);
+	struct tier_server *srv = serve_long(64 * MIB, NULL, 0, 3600 * SECOND);
 	static struct ofi_net net[70];
 	static struct ofi_ep ep[70];
 	struct hmm_device *dev;
@@ -842,6 +853,40 @@ static void test_silent_client(void **state)
 }
 
 /* ------------------------------------------------------------- false servers */
+
+static void *hears_and_closes(void *listener)
+{
+	int fd = accept(*(int *)listener, NULL, NULL);
+	char byte;
+
+	assert_true(fd >= 0);
+	assert_int_equal(read(fd, &byte, 1), 1);
+	while (recv(fd, &byte, 1, MSG_DONTWAIT) == 1)
+		;
+	close(fd);
+	return NULL;
+}
+
+/* Who does not know even libfabric's greeting, or has died over it: it is said what has happened. */
+static void test_server_hangs_up(void **state)
+{
+	struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+	int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	socklen_t len = sizeof(at);
+	struct hmm_device *dev;
+	char spec[100], err[400];
+	pthread_t t;
+
+	assert_int_equal(bind(listener, (struct sockaddr *)&at, len), 0);
+	assert_int_equal(listen(listener, 1), 0);
+	assert_int_equal(getsockname(listener, (struct sockaddr *)&at, &len), 0);
+	assert_int_equal(pthread_create(&t, NULL, hears_and_closes, &listener), 0);
+	snprintf(spec, sizeof(spec), "ofi://127.0.0.1:%u", ntohs(at.sin_port));
+	assert_int_equal(hmm_device_open(spec, &dev, err, sizeof(err)), -ECONNRESET);
+	assert_non_null(strstr(err, "the server closed the connection"));
+	pthread_join(t, NULL);
+	close(listener);
+}
 
 enum lie {
 	SILENT,    /* connected to, it says nothing */
@@ -1057,6 +1102,7 @@ int main(void)
 		cmocka_unit_test(test_foreign_session),
 		cmocka_unit_test(test_many_strangers),
 		cmocka_unit_test(test_silent_client),
+		cmocka_unit_test(test_server_hangs_up),
 		cmocka_unit_test(test_silent_server),
 		cmocka_unit_test(test_server_stops),
 		cmocka_unit_test(test_server_repeats),
