@@ -144,8 +144,9 @@ pid_t keeper_start(const char *name, const char *token)
 	if (pid)
 		return pid;
 	prctl(PR_SET_NAME, "hmm-keeper");
-	if (!chdir("/"))
-		keep(self, name, token);
+	/* That a directory is in use for as long is less than what it is here for. */
+	(void)!chdir("/");
+	keep(self, name, token);
 	_exit(0);
 }
 

@@ -45,6 +45,7 @@
 #include <sys/time.h>
 #include <sys/timerfd.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include <dirent.h>
 
@@ -1547,6 +1548,16 @@ static void age(struct hmm *h)
 		hmm_mms_put(list, (unsigned)n);
 }
 
+/* Another one cannot be had: it would have to come before our threads, and their locks. */
+static void look_at_keeper(struct supervisor *s)
+{
+	if (s->keeper <= 0 || waitpid(s->keeper, NULL, WNOHANG) != s->keeper)
+		return;
+	s->keeper = 0;
+	lines_say(&s->lines, "hmm-keeper was killed: if the supervisor is killed as well, a program may find zeros for "
+			     "memory that is away");
+}
+
 static void on_tick(struct supervisor *s)
 {
 	struct member *m;
@@ -1555,6 +1566,7 @@ static void on_tick(struct supervisor *s)
 	if (read(s->tick_fd, &count, sizeof(count)) < 0)
 		return;
 	s->tick++;
+	look_at_keeper(s);
 	while ((m = tick_next(s))) {
 		if (s->killing)
 			member_kill(m);

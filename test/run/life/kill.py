@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 """Whoever holds what is away dies: the program must die too, soon, and must not have seen a wrong byte.
 
-kill.py BUILD [supervisor|supervisor_raw|supervisor_agents|supervisor_front|supervisor_hidden|agent|front|front_forking|early|devices]
+kill.py BUILD [supervisor|supervisor_raw|supervisor_agents|supervisor_front|supervisor_hidden|keeper|agent|front|front_forking|early|devices]
 """
 import os
 import random
@@ -108,6 +108,17 @@ def hidden_one(h, *how):
     return status
 
 
+def keeper(h):
+    """It is told, and nothing else comes of it."""
+    r = h.start([spin(h), "96", "0", "0"], ram="48M")
+    r.until(lambda: "spinning" in r.out(), "it does not get going")
+    os.kill([p for p in descendants(r.pid) if comm(p) == "hmm-keeper"][0], signal.SIGKILL)
+    r.until(lambda: "hmm-keeper was killed" in r.err(), "nothing is said")
+    os.kill(r.program(), signal.SIGTERM)
+    r.wait()
+    r.expect(rc=-signal.SIGTERM, no_stderr=WRONG)
+
+
 def supervisor_hidden(h):
     """Nobody finds this child: what it touches and has no page for is answered by SIGBUS."""
     status = hidden_one(h, "stops")
@@ -180,4 +191,4 @@ def devices(h):
 
 
 if __name__ == "__main__":
-    main_of(supervisor, supervisor_raw, supervisor_agents, supervisor_front, supervisor_hidden, agent, front, front_forking, early, devices)
+    main_of(supervisor, supervisor_raw, supervisor_agents, supervisor_front, supervisor_hidden, keeper, agent, front, front_forking, early, devices)
