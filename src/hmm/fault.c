@@ -752,6 +752,18 @@ static bool unreachable(struct hmm_mm *mm, uint64_t addr, enum hmm_page_state st
 	return (st == HMM_DEVICE || st == HMM_PARKED) && !umm_vma_next(mm->space, addr, &v) && v.start <= addr;
 }
 
+/* What the record of @addr is just now.  False: the leaf has none any more. */
+static bool look(struct hmm_leaf *leaf, uint64_t addr, hmm_entry_t *e)
+{
+	bool any;
+
+	pthread_mutex_lock(&leaf->lock);
+	*e = leaf->e[hmm_leaf_index(addr)];
+	any = leaf->held;
+	pthread_mutex_unlock(&leaf->lock);
+	return any;
+}
+
 int hmm_restore(struct hmm_mm *mm, uint64_t start, uint64_t end)
 {
 	return hmm_restore_from(mm, start, end, ~0u, NULL);
@@ -769,8 +781,7 @@ int hmm_restore_from(struct hmm_mm *mm, uint64_t start, uint64_t end, unsigned t
 		at = z;
 		if (z > end)
 			z = end;
-		while (a < z && leaf->held) {
-			hmm_entry_t e = leaf->e[hmm_leaf_index(a)];
+		for (hmm_entry_t e, now; a < z && look(leaf, a, &e);) {
 			enum hmm_page_state st = hmm_entry_state(e);
 			uint64_t left = (z - a) / UMM_PAGE;
 			bool system;
@@ -789,7 +800,7 @@ int hmm_restore_from(struct hmm_mm *mm, uint64_t start, uint64_t end, unsigned t
 			}
 			if (rc == -ENOMEM && ++starved < RESTORE_TRIES)
 				continue;
-			if (!rc && leaf->e[hmm_leaf_index(a)] == e && unreachable(mm, a, st)) {
+			if (!rc && look(leaf, a, &now) && now == e && unreachable(mm, a, st)) {
 				if (++starved == RESTORE_TRIES)
 					return -EFAULT;
 				umm_space_drain(mm->space);

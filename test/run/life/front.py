@@ -382,7 +382,8 @@ def _wchan(task):
 
 def restore_lost(h):
     """What cannot come back is told of."""
-    r = h.start([built(h, "life-fork"), "litter"], ram="32M", to="faulty:out=50:lz4")
+    # More than 4096 pages are away then; some come back before, more of them where everything is slow.
+    r = h.start([built(h, "life-fork"), "litter"], ram="32M", to="faulty:out=2000:lz4")
     r.until(lambda: "ready" in r.out(), "it does not get going")
     a = ask(h, r.pid, "--restore")
     check(a.returncode == 1 and not a.stdout and re.fullmatch(r"hmm stat: \d+: \d+ pages are lost: .*\n", a.stderr), f"{a}")
