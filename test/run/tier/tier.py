@@ -6,6 +6,7 @@ gets rubbish.
 
 tier.py BUILD [TEST...]
 """
+import json
 import os
 import random
 import re
@@ -195,8 +196,12 @@ def server_killed_early(h, d):
     """While pages are on their way out: what has not gone stays, and the program ends as it would by SIGBUS."""
     s = Server(h)
     r = h.start([prog(h, "load/rw"), "rand", "4", "128", "1", "50"], ram="32M", to=f"lz4:1M,{s.spec}", cwd=d)
-    size = lambda: int(re.search(r"RssAnon:\s+(\d+)", open(f"/proc/{s.pid}/status").read())[1])
-    r.until(lambda: size() > 16384, "nothing comes to the server")
+
+    def there():
+        a = subprocess.run([h.exe, "stat", str(r.pid), "--json"], capture_output=True, text=True, check=False)
+        return a.returncode == 0 and json.loads(a.stdout)["devices"][1]["pages"] > 3000
+
+    r.until(there, "nothing comes to the server")
     s.child.kill()
     r.wait().expect(rc=-signal.SIGBUS, stderr=f"device ofi://127.0.0.1:{s.port}.* has lost its peer")
     require("generation" not in r.err(), "wrong bytes", r.err())
