@@ -160,7 +160,8 @@ struct hmm_device_ops {
 
 	/**
 	 * same: is what the device holds, byte for byte, @page?  A device that would
-	 * have to fetch it for that may go by 64 bits of a hash that nobody can foresee.
+	 * have to fetch it for that may go by 64 bits of a hash with a secret key; a checksum
+	 * is none, be it seeded.
 	 * Never sleeps.  May be NULL: a page that comes back is then never kept, and stored
 	 * anew when it goes again.
 	 */

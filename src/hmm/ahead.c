@@ -66,11 +66,41 @@ static struct piece *piece_next(struct hmm_ahead *a)
 	return NULL;
 }
 
+/* Is the page at @addr on a device that takes its time? */
+static bool is_slow(struct hmm_mm *mm, uint64_t addr)
+{
+	struct umm_evlock *evlock = &mm->space->ctl->evlock;
+	bool slow = false;
+
+	umm_evlock_shared(evlock);
+	struct hmm_leaf *leaf = hmm_leaf_find(mm, addr);
+	if (leaf) {
+		pthread_mutex_lock(&leaf->lock);
+		hmm_entry_t e = leaf->e[hmm_leaf_index(addr)];
+
+		slow = hmm_entry_state(e) == HMM_DEVICE &&
+		       mm->h->chain.dev[hmm_entry_tier(e)]->ops->caps & HMM_DEV_MAYBLOCK;
+		pthread_mutex_unlock(&leaf->lock);
+	}
+	umm_evlock_unshared(evlock);
+	return slow;
+}
+
 static void piece_fetch(struct hmm_mm *mm, uint64_t start, uint64_t npages)
 {
-	for (uint64_t done = 0; done < npages && !atomic_load(&mm->dead);) {
-		int rc = hmm_bring_ahead(mm, start + done * UMM_PAGE, (unsigned)(npages - done));
+	bool charged = false;
 
+	for (uint64_t done = 0; done < npages && !atomic_load(&mm->dead) && !atomic_load(&mm->doomed);) {
+		uint64_t addr = start + done * UMM_PAGE;
+		int rc = 0;
+
+		/* Once: it may have to wait for room, and somebody for the piece. */
+		if (is_slow(mm, addr)) {
+			if (!charged)
+				hmm_budget_charge(mm, npages - done);
+			charged = true;
+			rc = hmm_bring_ahead(mm, addr, (unsigned)(npages - done));
+		}
 		if (rc < 0)
 			return;
 		/* What is there, or is to be asked for by a touch, is passed over. */
@@ -127,26 +157,6 @@ bool hmm_ahead_comes(struct hmm_mm *mm, uint64_t addr)
 	return comes;
 }
 
-/* Is the page at @addr on a device that takes its time? */
-static bool is_slow(struct hmm_mm *mm, uint64_t addr)
-{
-	struct umm_evlock *evlock = &mm->space->ctl->evlock;
-	bool slow = false;
-
-	umm_evlock_shared(evlock);
-	struct hmm_leaf *leaf = hmm_leaf_find(mm, addr);
-	if (leaf) {
-		pthread_mutex_lock(&leaf->lock);
-		hmm_entry_t e = leaf->e[hmm_leaf_index(addr)];
-
-		slow = hmm_entry_state(e) == HMM_DEVICE &&
-		       mm->h->chain.dev[hmm_entry_tier(e)]->ops->caps & HMM_DEV_MAYBLOCK;
-		pthread_mutex_unlock(&leaf->lock);
-	}
-	umm_evlock_unshared(evlock);
-	return slow;
-}
-
 uint64_t hmm_ahead_ask(struct hmm_mm *mm, uint64_t from, uint64_t page)
 {
 	struct hmm_ahead *a = mm->h->ahead;
@@ -155,7 +165,7 @@ uint64_t hmm_ahead_ask(struct hmm_mm *mm, uint64_t from, uint64_t page)
 	if (from >= end || !is_slow(mm, from * UMM_PAGE))
 		return from;
 	pthread_mutex_lock(&a->lock);
-	for (unsigned i = 0; i < PIECES && from < end; i++) {
+	for (unsigned i = 0; i < PIECES && from < end && !a->stop; i++) {
 		uint64_t left = HMM_LEAF_PAGES - from % HMM_LEAF_PAGES;
 		uint64_t n = left < mm->h->cluster_max ? left : mm->h->cluster_max;
 		struct piece *p = &a->piece[(a->next + i) % PIECES];
@@ -213,6 +223,14 @@ void hmm_ahead_stop(struct hmm *h)
 	for (unsigned i = 0; i < PIECES; i++)
 		if (a->piece[i].mm)
 			umm_space_put(a->piece[i].mm->space);
+}
+
+void hmm_ahead_free(struct hmm *h)
+{
+	struct hmm_ahead *a = h->ahead;
+
+	if (!a)
+		return;
 	pthread_cond_destroy(&a->work);
 	pthread_mutex_destroy(&a->lock);
 	free(a);

@@ -111,6 +111,25 @@ static hmm_entry_t clean_get(struct hmm_mm *mm, unsigned b, unsigned s)
 	return e;
 }
 
+/* What slot @s of batch @b kept, @e, is old: what it takes is room for the page as it is now. */
+static void clean_drop(struct hmm_mm *mm, unsigned b, unsigned s, hmm_entry_t e)
+{
+	struct hmm_slot *slot = &mm->slot[b][s];
+
+	umm_evlock_shared(&mm->space->ctl->evlock);
+	uint64_t addr = slot->addr;
+	struct hmm_leaf *leaf = addr ? hmm_leaf_find(mm, addr) : NULL;
+	if (leaf) {
+		pthread_mutex_lock(&leaf->lock);
+		if (slot->addr && slot->clean == e) {
+			slot->clean = 0;
+			hmm_clean_put(mm->h, e);
+		}
+		pthread_mutex_unlock(&leaf->lock);
+	}
+	umm_evlock_unshared(&mm->space->ctl->evlock);
+}
+
 unsigned hmm_clean_match(struct hmm_mm *mm, unsigned b, const void *const src[], const uint16_t index[],
 			 hmm_handle_t handle[], uint8_t tier[], unsigned n)
 {
@@ -130,6 +149,7 @@ unsigned hmm_clean_match(struct hmm_mm *mm, unsigned b, const void *const src[],
 			score += (SCORE_MAX - score + 15) / 16;
 			same++;
 		} else {
+			clean_drop(mm, b, index[i], e);
 			hmm_clean_put(mm->h, e);
 			score -= (score + 15) / 16;
 		}
@@ -193,14 +213,14 @@ static void tighten(struct hmm *h, unsigned tier, const struct hmm_device_stats 
 		atomic_store(&h->trim_rest[tier], TRIM_REST);
 }
 
-void hmm_clean_shed(struct hmm_mm *mm)
+void hmm_clean_shed(struct hmm_mm *mm, bool full)
 {
 	struct hmm *h = mm->h;
 
 	for (unsigned t = 0; t < h->chain.n; t++) {
 		struct hmm_device *d = h->chain.dev[t];
 		struct hmm_device_stats st = {0};
-		uint64_t room = UINT64_MAX, full = UINT64_MAX, most, taken;
+		uint64_t room = UINT64_MAX, limit_taken = UINT64_MAX, most, taken;
 
 		if (!d->ops->same)
 			continue;
@@ -209,12 +229,14 @@ void hmm_clean_shed(struct hmm_mm *mm)
 		uint64_t each = st.pages ? st.bytes_stored / st.pages : HMM_PAGE_SIZE;
 		if (each < 64)
 			each = 64;
+		if (!costs_ram(h, t))
+			each = HMM_PAGE_SIZE;
 		if (st.bytes_capacity != UINT64_MAX) {
 			bool last = t + 1 == h->chain.n && st.bytes_capacity >= LARGE;
 
 			room = st.bytes_capacity / 32 * (last ? LAST_ROOM_OF_32 : ROOM_OF_32);
 			room = (room > taken ? (room - taken) / each : 0) + atomic_load(&h->clean[t]);
-			full = st.bytes_capacity / 32 * (last ? LAST_FULL_OF_32 : FULL_OF_32);
+			limit_taken = st.bytes_capacity / 32 * (last ? LAST_FULL_OF_32 : FULL_OF_32);
 		}
 		most = h->opt.budget / SHARE / each;
 		atomic_store(&h->clean_max[t], most < room ? most : room);
@@ -222,10 +244,10 @@ void hmm_clean_shed(struct hmm_mm *mm)
 		atomic_store(&h->clean_walk[t], most < room ? most : room);
 		uint64_t kept = atomic_load(&h->clean[t]), limit = kept_at_most(mm, t);
 
-		if (taken > full && kept)
-			shed(mm, t, (taken - full) / each + SHED_PAGES);
+		if (kept && (taken > limit_taken || (full && !costs_ram(h, t))))
+			shed(mm, t, (taken > limit_taken ? (taken - limit_taken) / each : 0) + SHED_PAGES);
 		else if (kept > limit)
 			shed(mm, t, kept - limit); /* it walks no more */
-		tighten(h, t, &st, kept && taken > full ? taken - full : 0);
+		tighten(h, t, &st, kept && taken > limit_taken ? taken - limit_taken : 0);
 	}
 }

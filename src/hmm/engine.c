@@ -92,6 +92,7 @@ void hmm_destroy(struct hmm *h)
 		hmm_mm_del(h->mms);
 	if (h->monitor)
 		umm_monitor_destroy(h->monitor);
+	hmm_ahead_free(h);
 	hmm_chain_close(&h->chain);
 	if (h->self_statm_fd >= 0)
 		close(h->self_statm_fd);

@@ -541,7 +541,6 @@ int hmm_bring_ahead(struct hmm_mm *mm, uint64_t addr, unsigned max)
 {
 	bool system;
 
-	hmm_budget_charge(mm, max);
 	return bring_back(mm, addr, max, 1, AHEAD, &system);
 }
 

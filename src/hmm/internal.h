@@ -380,7 +380,7 @@ struct hmm {
 	_Atomic unsigned spaces; /* as of the last measurement */
 	_Atomic bool walks;      /* does any of them walk through its memory? */
 	uint64_t growth;         /* bytes a second that all CPUs can touch */
-	unsigned cluster_max;      /* most pages that a walk is given at a time */
+	unsigned cluster_max;    /* most pages that a walk is given at a time */
 	uint64_t futile_ns;      /* how long to leave it when nothing would go; the reclaimer's */
 	unsigned reclaim_turn;   /* whose turn it is to give; the reclaimer's */
 	int self_statm_fd;
@@ -546,8 +546,9 @@ void hmm_clean_forget(struct hmm_mm *mm, struct hmm_leaf *leaf, unsigned i);
  */
 unsigned hmm_clean_match(struct hmm_mm *mm, unsigned b, const void *const src[], const uint16_t index[],
 			 hmm_handle_t handle[], uint8_t tier[], unsigned n);
-/** Adapt to what there is room for, and make room where a device is full.  out_lock held. */
-void hmm_clean_shed(struct hmm_mm *mm);
+/** Adapt to what there is room for, and make room where a device is full; @full: one has just refused pages.  out_lock
+ * held. */
+void hmm_clean_shed(struct hmm_mm *mm, bool full);
 
 /* chain.c */
 int hmm_chain_open(const char *spec, uint64_t budget, struct hmm_chain *c, char *err, size_t errlen);
@@ -619,7 +620,9 @@ void hmm_demote(struct hmm_mm *mm);
 /* ahead.c */
 /** Threads for it, where there is a device that takes its time.  What cannot be had is done without. */
 void hmm_ahead_start(struct hmm *h);
+/** Nothing is fetched any more; faults may still ask, until hmm_ahead_free(). */
 void hmm_ahead_stop(struct hmm *h);
+void hmm_ahead_free(struct hmm *h);
 /** A walk is at @page, and what lies before page @from has been asked for.  Returns what that is now. */
 uint64_t hmm_ahead_ask(struct hmm_mm *mm, uint64_t from, uint64_t page);
 /** True: @addr is being fetched, and who waits for it will be woken. */

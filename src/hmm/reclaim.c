@@ -189,6 +189,20 @@ static void went(struct hmm_mm *mm, uint64_t n)
 	mm->since_tick %= part;
 }
 
+/* Batch @b, and what follows from it.  Returns pages that went.  out_lock held. */
+static uint64_t store(struct hmm_mm *mm, unsigned b)
+{
+	uint64_t failed = atomic_load(&mm->h->out_failed);
+	int n = hmm_out_store(mm, b);
+
+	if (n > 0)
+		went(mm, (uint64_t)n);
+	/* What no device took may have met copies that nobody needs. */
+	hmm_clean_shed(mm, atomic_load(&mm->h->out_failed) != failed);
+	hmm_demote(mm);
+	return n > 0 ? (uint64_t)n : 0;
+}
+
 /* @tidy: the window is not to be kept for the next time. */
 static uint64_t reclaim_mm(struct hmm_mm *mm, uint64_t pages, bool tidy)
 {
@@ -206,19 +220,12 @@ static uint64_t reclaim_mm(struct hmm_mm *mm, uint64_t pages, bool tidy)
 		int rc = some ? hmm_out_begin(mm, b, c.v, c.n) : 0;
 
 		if (prev >= 0) {
-			int n = hmm_out_store(mm, (unsigned)prev);
+			uint64_t n = store(mm, (unsigned)prev);
 
 			prev = -1;
-			if (n > 0) {
-				stored += (uint64_t)n;
-				barren = 0;
-				went(mm, (uint64_t)n);
-				hmm_clean_shed(mm);
-				hmm_demote(mm);
-				hmm_budget_measure(mm->h);
-			} else {
-				barren++;
-			}
+			stored += n;
+			barren = n ? 0 : barren + 1;
+			hmm_budget_measure(mm->h);
 		}
 		if (!some || rc)
 			break;
@@ -232,14 +239,8 @@ static uint64_t reclaim_mm(struct hmm_mm *mm, uint64_t pages, bool tidy)
 		if (barren > 4)
 			break;
 	}
-	if (prev >= 0) {
-		int n = hmm_out_store(mm, (unsigned)prev);
-
-		if (n > 0) {
-			stored += (uint64_t)n;
-			went(mm, (uint64_t)n);
-		}
-	}
+	if (prev >= 0)
+		stored += store(mm, (unsigned)prev);
 	if (tidy)
 		window_empty(mm);
 	else if (c.most == SCATTERED && mm->window_used > SCATTERED && !atomic_load(&mm->dead))

@@ -22,7 +22,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <xxhash.h>
 
 #define NO_ROOM_CALLS 64
@@ -32,10 +31,9 @@ static inline struct hmm_file *to_file(struct hmm_device *dev)
 	return (struct hmm_file *)dev;
 }
 
-/* Seeded, so that nobody can make two pages that have the same one: file_same() relies on it. */
-static inline uint64_t checksum(const struct hmm_file *d, const void *page)
+static inline uint32_t checksum(const void *page)
 {
-	return XXH3_64bits_withSeed(page, HMM_PAGE_SIZE, d->seed);
+	return (uint32_t)XXH3_64bits(page, HMM_PAGE_SIZE);
 }
 
 static inline bool aligned(const struct hmm_file *d, const void *p)
@@ -93,6 +91,15 @@ static unsigned take(struct hmm_file *d, uint64_t slot[], unsigned n)
 
 /* --------------------------------------------------------------- operations */
 
+static void note(struct hmm_file *d, uint64_t slot, const void *page)
+{
+	struct file_slot *s = file_slot(&d->slots, slot);
+
+	s->sum = checksum(page);
+	if (d->dev.ops->same)
+		s->hash = file_hash_page(&d->hash, page);
+}
+
 static int file_copy_in(struct hmm_device *dev, const void *const src[], hmm_handle_t handle[], unsigned n)
 {
 	struct hmm_file *d = to_file(dev);
@@ -124,7 +131,7 @@ static int file_copy_in(struct hmm_device *dev, const void *const src[], hmm_han
 	}
 	file_xfer_submit(x);
 	for (unsigned i = 0; i < got; i++)
-		file_slot_sum_set(file_slot(&d->slots, slot[i]), checksum(d, src[index[i]]));
+		note(d, slot[i], src[index[i]]);
 	file_xfer_wait(x);
 
 	for (unsigned r = 0; r < x->nr_req; r++) {
@@ -220,7 +227,7 @@ static int file_copy_out(struct hmm_device *dev, const hmm_handle_t handle[], vo
 
 		if (!result[i] && buffer[i] != page)
 			memcpy(page, buffer[i], HMM_PAGE_SIZE);
-		if (!result[i] && checksum(d, page) != file_slot_sum(file_slot(&d->slots, handle[index[i]])))
+		if (!result[i] && checksum(page) != file_slot(&d->slots, handle[index[i]])->sum)
 			result[i] = -EBADMSG;
 		status[index[i]] = result[i];
 	}
@@ -273,10 +280,7 @@ static void file_put(struct hmm_device *dev, const hmm_handle_t handle[], unsign
 		atomic_fetch_sub_explicit(&d->same_refs, same, memory_order_relaxed);
 }
 
-/*
- * Reading it back to compare would take as long as writing it.  That a page which is
- * not the same has the same 64 bits is once in 2^64 comparisons.
- */
+/* Reading it back to compare would take as long as writing it. */
 static bool file_same(struct hmm_device *dev, hmm_handle_t handle, const void *page)
 {
 	struct hmm_file *d = to_file(dev);
@@ -285,7 +289,8 @@ static bool file_same(struct hmm_device *dev, hmm_handle_t handle, const void *p
 	if (drv_same_handle(handle))
 		return drv_same_page(page, &word) && drv_same_encode(word) == handle;
 	return handle < atomic_load_explicit(&d->slots.nr, memory_order_acquire) &&
-	       checksum(d, page) == file_slot_sum(file_slot(&d->slots, handle));
+	       checksum(page) == file_slot(&d->slots, handle)->sum &&
+	       file_hash_page(&d->hash, page) == file_slot(&d->slots, handle)->hash;
 }
 
 static bool file_shared(struct hmm_device *dev, hmm_handle_t handle)
@@ -331,18 +336,21 @@ static void file_close(struct hmm_device *dev)
 	file_slots_exit(&d->slots);
 	file_backing_close(&d->backing);
 	pthread_mutex_destroy(&d->grow);
+	file_hash_exit(&d->hash);
 	free(d);
 }
 
-#define FILE_OPS(more)                                                                                                 \
-	{                                                                                                              \
-		.name = "file", .caps = HMM_DEV_MEMORY | HMM_DEV_MAYBLOCK | (more), .copy_in = file_copy_in,           \
-		.copy_out = file_copy_out, .get = file_get, .put = file_put, .same = file_same, .shared = file_shared, \
-		.trim = file_trim, .stats = file_stats, .close = file_close,                                           \
+#define FILE_OPS(more, has_same)                                                                                      \
+	{                                                                                                             \
+		.name = "file", .caps = HMM_DEV_MEMORY | HMM_DEV_MAYBLOCK | (more), .copy_in = file_copy_in,          \
+		.copy_out = file_copy_out, .get = file_get, .put = file_put, .same = has_same, .shared = file_shared, \
+		.trim = file_trim, .stats = file_stats, .close = file_close,                                          \
 	}
 
-static const struct hmm_device_ops file_ops = FILE_OPS(0);
-static const struct hmm_device_ops file_ram_ops = FILE_OPS(HMM_DEV_RAM);
+static const struct hmm_device_ops file_ops = FILE_OPS(0, file_same);
+static const struct hmm_device_ops file_without_hash_ops = FILE_OPS(0, NULL);
+/* A copy there takes RAM, of which more is wanted than there is. */
+static const struct hmm_device_ops file_ram_ops = FILE_OPS(HMM_DEV_RAM, NULL);
 
 /* -------------------------------------------------------------------- open */
 
@@ -384,10 +392,6 @@ static int file_open(const char *arg, struct hmm_device **devp, char *err, size_
 	rc = file_backing_open(&d->backing, path, limit, err, errlen);
 	if (rc)
 		goto undo_alloc;
-	if (getrandom(&d->seed, sizeof(d->seed), 0) != sizeof(d->seed)) {
-		rc = drv_fail(-EIO, err, errlen, "file: the kernel gives no random numbers");
-		goto undo_backing;
-	}
 	d->ram.limit = UINT64_MAX;
 	rc = file_slots_init(&d->slots, &d->ram, d->backing.max / HMM_PAGE_SIZE);
 	if (rc) {
@@ -402,7 +406,12 @@ static int file_open(const char *arg, struct hmm_device **devp, char *err, size_
 	file_io_init(&d->io, &d->ram, d->backing.fd);
 	pthread_mutex_init(&d->grow, NULL);
 	drv_ram_charge(&d->ram, sizeof(*d));
-	d->dev.ops = d->backing.ram ? &file_ram_ops : &file_ops;
+	if (d->backing.ram)
+		d->dev.ops = &file_ram_ops;
+	else
+		d->dev.ops = file_hash_there() ? &file_ops : &file_without_hash_ops;
+	if (d->dev.ops->same)
+		file_hash_init(&d->hash);
 	*devp = &d->dev;
 	return 0;
 

@@ -5,6 +5,7 @@
 
 #include "drivers/area.h"
 #include "drivers/file/backing.h"
+#include "drivers/file/hash.h"
 #include "drivers/file/io.h"
 #include "drivers/file/slots.h"
 #include "hmm.h"
@@ -17,7 +18,7 @@ struct hmm_file {
 	struct drv_ram ram;
 
 	pthread_mutex_t grow;
-	uint64_t seed;    /* of checksums */
+	struct file_hash hash;
 	unsigned no_room; /* calls that need not try to grow it again */
 
 	_Atomic int64_t same_refs; /* references to pages that are nothing but a handle */

@@ -21,7 +21,8 @@
 
 struct file_slot {
 	_Atomic uint32_t refs; /* at the maximum they stick */
-	uint32_t sum[2];       /* 64 bits that need not be aligned */
+	uint32_t sum;
+	uint64_t hash; /* hash.h */
 };
 
 #define FILE_CHUNK 512u /* slots that share a counter */
@@ -51,17 +52,6 @@ unsigned file_slots_take(struct file_slots *s, uint64_t slot[], unsigned n);
 
 /** file_slots_free() - slots of no references are free again. */
 void file_slots_free(struct file_slots *s, const uint64_t slot[], unsigned n);
-
-static inline uint64_t file_slot_sum(const struct file_slot *s)
-{
-	return (uint64_t)s->sum[1] << 32 | s->sum[0];
-}
-
-static inline void file_slot_sum_set(struct file_slot *s, uint64_t sum)
-{
-	s->sum[0] = (uint32_t)sum;
-	s->sum[1] = (uint32_t)(sum >> 32);
-}
 
 static inline struct file_slot *file_slot(const struct file_slots *s, uint64_t slot)
 {

@@ -711,7 +711,7 @@ static void copies_are_let_go(void **state)
 	/* A budget of one page, of which an eighth may be copies: from now on none is kept, and those there are go. */
 	s.w->h->opt.budget = UMM_PAGE;
 	s.w->fake[0]->full = true;
-	hmm_clean_shed(s.w->mm);
+	hmm_clean_shed(s.w->mm, false);
 	assert_int_equal(s.w->fake[0]->pages, 0);
 	assert_int_equal(atomic_load(&s.w->h->clean[0]), 0);
 	assert_int_equal(count_present(s.w, s.p, N), N);
@@ -739,7 +739,7 @@ static void more_copies_are_kept_of_who_walks(void **state)
 	s.p = managed(s.w, N, 1);
 	become_clean(&s);
 	h->opt.budget = 0;
-	hmm_clean_shed(mm);
+	hmm_clean_shed(mm, false);
 	assert_int_equal(s.w->fake[0]->pages, 0);
 	atomic_store(&h->clean_walk[0], N);
 	assert_false(hmm_clean_keeps(mm, 0, HMM_PLACE_MAX));
@@ -749,20 +749,20 @@ static void more_copies_are_kept_of_who_walks(void **state)
 	become_clean(&s);
 	/* Half of the budget is enough for all, an eighth is not. */
 	h->opt.budget = 4 * N * UMM_PAGE;
-	hmm_clean_shed(mm);
+	hmm_clean_shed(mm, false);
 	assert_int_equal(atomic_load(&h->clean[0]), N);
 	atomic_store(&mm->seq_score, 128);
-	hmm_clean_shed(mm);
+	hmm_clean_shed(mm, false);
 	assert_true(atomic_load(&h->clean[0]) < N);
 	assert_int_equal(s.w->fake[0]->pages, atomic_load(&h->clean[0]));
 	become_clean(&s);
 	h->opt.budget = 1024 * N * UMM_PAGE;
-	hmm_clean_shed(mm);
+	hmm_clean_shed(mm, false);
 	assert_int_equal(atomic_load(&h->clean[0]), N);
 	assert_true(hmm_clean_keeps(mm, 0, HMM_PLACE_MAX));
 	atomic_store(&mm->seq_score, HMM_SEQ_STEP - 1);
 	assert_false(hmm_clean_keeps(mm, 0, HMM_PLACE_MAX));
-	hmm_clean_shed(mm);
+	hmm_clean_shed(mm, false);
 	assert_int_equal(s.w->fake[0]->pages, 0);
 	for (unsigned i = 0; i < N; i++)
 		assert_true(page_is(s.p + i * UMM_PAGE, 1, i));
@@ -783,7 +783,7 @@ static void copies_on_a_disk_cost_nothing(void **state)
 	s.w->fake[0]->ops.caps &= ~(uint32_t)HMM_DEV_RAM;
 	s.p = managed(s.w, N, 1);
 	h->opt.budget = UMM_PAGE;
-	hmm_clean_shed(mm);
+	hmm_clean_shed(mm, false);
 	atomic_store(&mm->seq_score, 0);
 	atomic_store(&mm->clean_score, 0);
 	for (unsigned i = 0; i < 64; i++)
@@ -794,7 +794,7 @@ static void copies_on_a_disk_cost_nothing(void **state)
 	assert_int_equal(state_of(s.w, s.p), HMM_CLEAN);
 	assert_int_equal(state_of(s.w, s.p + (N - 1) * UMM_PAGE), HMM_CLEAN);
 	assert_int_equal(atomic_load(&h->clean[0]), N);
-	hmm_clean_shed(mm);
+	hmm_clean_shed(mm, false);
 	assert_int_equal(atomic_load(&h->clean[0]), N);
 	/* What was read only is not written again. */
 	s.p[0] ^= 1;
@@ -806,12 +806,56 @@ static void copies_on_a_disk_cost_nothing(void **state)
 	assert_int_equal(state_of(s.w, s.p), HMM_CLEAN);
 	assert_int_equal(state_of(s.w, s.p + (N - 1) * UMM_PAGE), HMM_CLEAN);
 	s.w->fake[0]->full = true;
-	hmm_clean_shed(mm);
+	hmm_clean_shed(mm, false);
 	assert_int_equal(atomic_load(&h->clean[0]), 0);
-	hmm_clean_shed(mm); /* it has room for none of what there is now */
+	hmm_clean_shed(mm, false); /* it has room for none of what there is now */
 	assert_false(hmm_clean_keeps(mm, 0, HMM_PLACE_MAX));
 	all_are(s.p, N, 1);
 	fake_comes_to_hold(s.w->fake[0], 0);
+	world_destroy(s.w);
+}
+
+/* Copies may take all there is of a disk: pages go nevertheless. */
+static void copies_on_a_full_disk_make_room(void **state)
+{
+	const char *why;
+	struct scene s = {.w = world_create("lz4", 1, &why)};
+	struct hmm_mm *mm;
+	struct fake *f;
+	char *rest;
+
+	assert_non_null(s.w);
+	mm = s.w->mm;
+	f = s.w->fake[0];
+	f->ops.caps &= ~(uint32_t)HMM_DEV_RAM;
+	s.p = managed(s.w, N, 1);
+	rest = managed(s.w, N, 2);
+	hmm_clean_shed(mm, false);
+	assert_int_equal(out(s.w, s.p, N), N);
+	all_are(s.p, N, 1);
+	assert_int_equal(state_of(s.w, s.p), HMM_CLEAN);
+	assert_int_equal(state_of(s.w, s.p + (N - 1) * UMM_PAGE), HMM_CLEAN);
+	fake_comes_to_hold(f, N);
+	/* Each has been written to: its own copy is in the way. */
+	fake_set(f, &f->capacity, N);
+	for (unsigned i = 0; i < N; i++)
+		page_fill(s.p + i * UMM_PAGE, 3, i);
+	assert_int_equal(out(s.w, s.p, N), N);
+	all_are(s.p, N, 3);
+	assert_int_equal(state_of(s.w, s.p), HMM_CLEAN);
+	assert_int_equal(state_of(s.w, s.p + (N - 1) * UMM_PAGE), HMM_CLEAN);
+	fake_comes_to_hold(f, N);
+	/* Those of others are: which of them go is told when a page was refused, and the next try finds room. */
+	s.w->space->maps_fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+	atomic_store(&mm->armed, true);
+	mm->anon_pages = 2 * N;
+	for (unsigned tries = 0; tries < 2; tries++) {
+		mm->hand = (uintptr_t)rest;
+		hmm_reclaim(s.w->h, N);
+	}
+	assert_int_equal(state_of(s.w, rest), HMM_DEVICE);
+	all_are(s.p, N, 3);
+	all_are(rest, N, 2);
 	world_destroy(s.w);
 }
 
@@ -1584,6 +1628,7 @@ int main(void)
 		cmocka_unit_test(copies_are_kept_where_it_pays),
 		cmocka_unit_test(more_copies_are_kept_of_who_walks),
 		cmocka_unit_test(copies_on_a_disk_cost_nothing),
+		cmocka_unit_test(copies_on_a_full_disk_make_room),
 		CLEAN(changes_while_clean),
 		CLEAN(changes_while_parking),
 		CLEAN(changes_while_moved),

@@ -36,6 +36,7 @@ struct fake {
 	bool block_in, block_out, block_same; /* stop in there until it is cleared */
 	bool forgets;                         /* same() is never so */
 	bool full;                            /* it says so */
+	unsigned capacity;                    /* it is; 0: never */
 
 	/* What it has seen. */
 	unsigned in_calls, out_calls, in_blocked, out_blocked, same_blocked;
@@ -59,7 +60,7 @@ static inline void fake_stop_here(struct fake *f, const bool *while_set, unsigne
 
 static inline hmm_handle_t fake_new(struct fake *f)
 {
-	for (unsigned i = 0; i < FAKE_PAGES; i++) {
+	for (unsigned i = 0; i < FAKE_PAGES && (!f->capacity || f->pages < f->capacity); i++) {
 		unsigned h = (f->next + i) % FAKE_PAGES;
 
 		if (f->refs[h])
