@@ -142,7 +142,8 @@ static unsigned lot_move(struct hmm_mm *mm, unsigned tier, struct lot *l, char *
 
 void hmm_demote(struct hmm_mm *mm)
 {
-	struct hmm_chain *c = &mm->h->chain;
+	struct hmm *h = mm->h;
+	struct hmm_chain *c = &h->chain;
 	struct lot l;
 
 	for (unsigned t = 0; t + 1 < c->n; t++) {
@@ -150,10 +151,10 @@ void hmm_demote(struct hmm_mm *mm)
 
 		if (!over(c->dev[t], FULL_OF_16))
 			continue;
-		if (!mm->demote_buf && posix_memalign((void **)&mm->demote_buf, UMM_PAGE, DEMOTE_PAGES * UMM_PAGE))
+		if (!h->demote_buf && posix_memalign((void **)&h->demote_buf, UMM_PAGE, DEMOTE_PAGES * UMM_PAGE))
 			return;
 		while (over(c->dev[t], GOAL_OF_16) && !atomic_load(&mm->dead) && lot_gather(mm, t, &l, &leaves))
-			if (!lot_move(mm, t, &l, mm->demote_buf))
+			if (!lot_move(mm, t, &l, h->demote_buf))
 				break; /* the next tier is full, too */
 	}
 }

@@ -94,6 +94,7 @@ void hmm_destroy(struct hmm *h)
 		umm_monitor_destroy(h->monitor);
 	hmm_ahead_free(h);
 	hmm_chain_close(&h->chain);
+	free(h->demote_buf);
 	if (h->self_statm_fd >= 0)
 		close(h->self_statm_fd);
 	pthread_cond_destroy(&h->ended);
@@ -594,7 +595,6 @@ static void mm_free(void *priv)
 		close(mm->smaps_fd);
 	if (mm->gone)
 		mm->gone(mm->gone_priv);
-	free(mm->demote_buf);
 	pthread_mutex_destroy(&mm->out_lock);
 	pthread_mutex_destroy(&mm->lock);
 	pthread_mutex_destroy(&mm->marks_lock);

@@ -291,7 +291,6 @@ struct hmm_mm {
 	_Atomic uint32_t clean_turn;
 	uint64_t clean_hand;  /* out_lock */
 	uint64_t demote_hand; /* out_lock */
-	char *demote_buf;
 	pthread_mutex_t stream_lock;
 	struct hmm_stream stream[HMM_STREAMS];
 	uint32_t stream_clock;
@@ -383,6 +382,7 @@ struct hmm {
 	unsigned cluster_max;    /* most pages that a walk is given at a time */
 	uint64_t futile_ns;      /* how long to leave it when nothing would go; the reclaimer's */
 	unsigned reclaim_turn;   /* whose turn it is to give; the reclaimer's */
+	char *demote_buf;        /* pages on their way to the next tier; the reclaimer's */
 	int self_statm_fd;
 	uint64_t credit_at_ns; /* shares were measured, of all spaces; lock */
 	uint64_t credit_cost_ns;
