@@ -785,9 +785,7 @@ __attribute__((constructor)) static void preload_init(void)
 	memcpy(P.agent.token, token, WIRE_TOKEN);
 	environ_hide();
 	real_init();
-	if (!reserve_arena()) {
-		preload_data();
+	if (!reserve_arena())
 		agent_up(0);
-	}
 	errno = err;
 }

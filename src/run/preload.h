@@ -22,7 +22,4 @@ void preload_signals_restore(const sigset_t *old);
 /** Ask the engine; -ENOSYS when there is nothing to ask. */
 int64_t preload_call(enum umm_call_op op, uint64_t a, uint64_t b, uint64_t c);
 
-/** Before the program runs, and the agent: what is large in data segments becomes memory that can be moved. */
-void preload_data(void);
-
 #endif

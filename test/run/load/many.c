@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * many own|data PROCESSES MIB: processes of MIB each, mapped or in the data segment.
+ * many PROCESSES MIB: processes of MIB each.
  * When they have what they want, and have gone through it, a line says so; at the
  * end of standard input they look at all of it again.
  */
@@ -10,15 +10,12 @@
 #include "../victim.h"
 
 #define SEED 17
-#define SEGMENT (4 * V_MIB)
-
-static char segment[SEGMENT] __attribute__((aligned(4096))) = {1};
 
 static pthread_barrier_t *barrier;
 
-static int run(unsigned me, bool data, size_t npages)
+static int run(unsigned me, size_t npages)
 {
-	char *mem = data ? segment : v_map(npages * V_PAGE), c;
+	char *mem = v_map(npages * V_PAGE), c;
 	int bad;
 
 	v_fill_all(mem, npages, SEED + me, 1, V_QUARTER);
@@ -34,18 +31,16 @@ static int run(unsigned me, bool data, size_t npages)
 
 int main(int argc, char **argv)
 {
-	unsigned nproc = argc == 4 ? (unsigned)atoi(argv[2]) : 0;
+	unsigned nproc = argc == 3 ? (unsigned)atoi(argv[1]) : 0;
 	pthread_barrierattr_t attr;
 	size_t npages;
 	int bad = 0;
 
 	if (!nproc) {
-		fprintf(stderr, "usage: many own|data PROCESSES MIB\n");
+		fprintf(stderr, "usage: many PROCESSES MIB\n");
 		return 2;
 	}
-	npages = (size_t)atoi(argv[3]) * V_MIB / V_PAGE;
-	if (!strcmp(argv[1], "data") && npages > SEGMENT / V_PAGE)
-		return 2;
+	npages = (size_t)atoi(argv[2]) * V_MIB / V_PAGE;
 	barrier = mmap(NULL, V_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	pthread_barrierattr_init(&attr);
 	pthread_barrierattr_setpshared(&attr, PTHREAD_PROCESS_SHARED);
@@ -58,7 +53,7 @@ int main(int argc, char **argv)
 			return 1;
 		}
 		if (!pid)
-			_exit(run(i, !strcmp(argv[1], "data"), npages));
+			_exit(run(i, npages));
 	}
 	for (unsigned i = 0; i < nproc; i++) {
 		int status;

@@ -8,13 +8,12 @@ Bytes as `hmm stat --json` gives them, when nothing is under way any more: the l
 """
 import json
 import os
-import re
 import subprocess
 import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from hmmtest import Failed, main_of, skip  # noqa: E402
+from hmmtest import Failed, main_of  # noqa: E402
 
 KIB, MIB = 1 << 10, 1 << 20
 LOOKS = 40
@@ -27,10 +26,10 @@ def stat(h, pid):
     return json.loads(r.stdout)
 
 
-def many(h, what, processes, mib, ram):
+def many(h, processes, mib, ram):
     """Looks at the engine when all have what they want."""
     fd, go = os.pipe()
-    r = h.start([os.path.join(h.build, "test/run/load/many"), what, str(processes), str(mib)], ram=ram,
+    r = h.start([os.path.join(h.build, "test/run/load/many"), str(processes), str(mib)], ram=ram,
                 stdin=fd)
     os.close(fd)
     r.until(lambda: "ready" in r.out() or r.child.poll() is not None, "nobody says that all are there")
@@ -46,7 +45,7 @@ def many(h, what, processes, mib, ram):
 
 def engine(h, processes, mib, ram):
     """What the engine has for itself: all but what programs have, and devices."""
-    looks = many(h, "own", processes, mib, ram)
+    looks = many(h, processes, mib, ram)
     return min(s["total_bytes"] - s["resident_bytes"] - s["store_ram_bytes"] for s in looks)
 
 
@@ -66,15 +65,4 @@ def walks(h):
         raise Failed("the engine keeps too much for itself")
 
 
-def data_segments(h):
-    """They are part of what can be moved."""
-    if tuple(int(n) for n in re.findall(r"\d+", os.uname().release)[:2]) < (6, 11):
-        skip("the kernel has no PROCMAP_QUERY, without which they stay as they are")
-    looks = many(h, "data", 10, 4, "24M")
-    least = min(s["total_bytes"] for s in looks)
-    print(f"40 MiB in data segments take {least / MIB:.1f} MiB")
-    if least > 24 * MIB:
-        raise Failed("data segments stay")
-
-
-main_of(records, walks, data_segments)
+main_of(records, walks)
