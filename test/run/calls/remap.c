@@ -174,12 +174,15 @@ static void realloc_like(void)
 	munmap(p, n * V_PAGE);
 }
 
-/* New ones again and again, each growing in place while it is found: what is registered in part does not grow. */
-static void grow_while_found(void)
+/*
+ * New ones again and again, each growing in place while it is found: what is registered in part does not grow.  As long
+ * as nobody looks for any nothing is found: until the hog has had all of its memory.
+ */
+static void grow_while_found(struct hog *hog)
 {
 	size_t most = 8192;
 
-	for (unsigned r = 0; r < 4; r++) {
+	for (unsigned r = 0; r < 4 || !atomic_load(&hog->laps); r++) {
 		char *p = place(most);
 
 		CHECK(mmap(p, V_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1,
@@ -208,7 +211,7 @@ int main(int argc, char **argv)
 	raw = argc > 1 && !strcmp(argv[1], "raw");
 	hog_start(&hog, 96);
 	if (argc > 2 && !strcmp(argv[2], "growing")) {
-		grow_while_found();
+		grow_while_found(&hog);
 		hog_stop(&hog);
 		return 0;
 	}
