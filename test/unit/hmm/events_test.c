@@ -1035,7 +1035,8 @@ static void fork_after_death(unsigned generations)
 		waitpid(pid, &status, 0);
 	}
 	w->space->gone = NULL;
-	settled(w);
+	/* Who gave them up is in the middle of their forks, with the lock of a child's space. */
+	umm_monitor_settle(w->h->monitor);
 	unsigned fatals = atomic_exchange(&w->fatals, 0);
 	world_destroy(w);
 	assert_false(WIFEXITED(status));
