@@ -1034,9 +1034,10 @@ static void fork_after_death(unsigned generations)
 		kill(pid, SIGKILL);
 		waitpid(pid, &status, 0);
 	}
-	w->space->gone = NULL;
-	/* Who gave them up is in the middle of their forks, with the lock of a child's space. */
+	/* Who gave them up is in the middle of their forks, with the lock of a child's space, and may be asking who is
+	 * gone. */
 	umm_monitor_settle(w->h->monitor);
+	w->space->gone = NULL;
 	unsigned fatals = atomic_exchange(&w->fatals, 0);
 	world_destroy(w);
 	assert_false(WIFEXITED(status));
