@@ -8,15 +8,18 @@
  * goes: the device has it.  Whether it was only read nobody tells: UFFDIO_MOVE
  * clears what a scan for written pages could see.  So the page is moved out as
  * any other and then, when nobody can write to it any more, compared with what
- * the device holds, byte for byte; that takes a fifth of the time of storing.
+ * the device holds; that takes a fifth of the time of storing.
  *
  * Copies take room that other pages could have.  Who walks through more than
  * there is room for meets nothing of what it left behind anyway, and gains by
  * it; who goes about at random finds less there, and loses.  So only pages that
- * came as a part of a walk are kept; but from a disk, where a copy costs no RAM, all.  There is a limit to them, a high
- * one where hardly a fault is anything else, and none are left where no fault is part of a walk any more; they go first
- * where a device is full; and where they hardly ever prove to be clean only one cluster in SAMPLE is kept, to see when
- * that changes.
+ * came as a part of a walk are kept.  There is a limit to them, a high one where
+ * hardly a fault is anything else, and none are left where no fault is part of a walk
+ * any more; they go first where a device is full; and where they hardly ever prove to
+ * be clean only one cluster in SAMPLE is kept, to see when that changes.
+ *
+ * On a disk a copy costs no RAM: there all are kept, until it is nearly full or has
+ * refused pages.
  *
  * An entry that is CLEAN has one reference to its handle.  When it becomes
  * PARKING its slot has it, and who empties the slot lets go of it, under the
@@ -220,7 +223,7 @@ void hmm_clean_shed(struct hmm_mm *mm, bool full)
 	for (unsigned t = 0; t < h->chain.n; t++) {
 		struct hmm_device *d = h->chain.dev[t];
 		struct hmm_device_stats st = {0};
-		uint64_t room = UINT64_MAX, limit_taken = UINT64_MAX, most, taken;
+		uint64_t room = UINT64_MAX, limit_taken = UINT64_MAX, most, taken, over;
 
 		if (!d->ops->same)
 			continue;
@@ -244,10 +247,11 @@ void hmm_clean_shed(struct hmm_mm *mm, bool full)
 		atomic_store(&h->clean_walk[t], most < room ? most : room);
 		uint64_t kept = atomic_load(&h->clean[t]), limit = kept_at_most(mm, t);
 
-		if (kept && (taken > limit_taken || (full && !costs_ram(h, t))))
-			shed(mm, t, (taken > limit_taken ? (taken - limit_taken) / each : 0) + SHED_PAGES);
+		over = kept && taken > limit_taken ? taken - limit_taken : 0;
+		if (over || (kept && full && !costs_ram(h, t)))
+			shed(mm, t, over / each + SHED_PAGES);
 		else if (kept > limit)
 			shed(mm, t, kept - limit); /* it walks no more */
-		tighten(h, t, &st, kept && taken > limit_taken ? taken - limit_taken : 0);
+		tighten(h, t, &st, over);
 	}
 }

@@ -616,7 +616,6 @@ uint64_t hmm_reclaim(struct hmm *h, uint64_t pages);
 /** Relieve tiers that are nearly full by moving what @mm has in them longest to the next.  out_lock held. */
 void hmm_demote(struct hmm_mm *mm);
 
-/* budget.c */
 /* ahead.c */
 /** Threads for it, where there is a device that takes its time.  What cannot be had is done without. */
 void hmm_ahead_start(struct hmm *h);
@@ -628,6 +627,7 @@ uint64_t hmm_ahead_ask(struct hmm_mm *mm, uint64_t from, uint64_t page);
 /** True: @addr is being fetched, and who waits for it will be woken. */
 bool hmm_ahead_comes(struct hmm_mm *mm, uint64_t addr);
 
+/* budget.c */
 int hmm_budget_start(struct hmm *h);
 void hmm_budget_stop(struct hmm *h);
 /**

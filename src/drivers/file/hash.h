@@ -4,7 +4,7 @@
  *
  * A checksum says whether a page was damaged.  This is for whoever could have an
  * interest in two pages that are taken for the same: a program that is fed data by
- * others.  So it is a keyed hash (SipHash-2-4), and the key is the process's own.
+ * others.  So it is a keyed hash (SipHash-2-4), and each device has a key of its own.
  * A seeded checksum is none: pages can be made that have the same one for one seed
  * of sixty.
  */
