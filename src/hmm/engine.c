@@ -88,6 +88,14 @@ void hmm_destroy(struct hmm *h)
 		return;
 	hmm_budget_stop(h);
 	hmm_ahead_stop(h);
+	/* Nobody waits any more for what will not come. */
+	pthread_mutex_lock(&h->lock);
+	for (struct hmm_mm *mm = h->mms; mm; mm = mm->next)
+		atomic_store(&mm->dead, true);
+	pthread_mutex_unlock(&h->lock);
+	/* Before any of them goes: who applies a fork is using the records of a child that is listed, or will be. */
+	if (h->monitor)
+		umm_monitor_stop(h->monitor);
 	while (h->mms)
 		hmm_mm_del(h->mms);
 	if (h->monitor)

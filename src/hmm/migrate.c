@@ -195,7 +195,7 @@ bool hmm_out_sync(struct hmm_mm *mm)
 			/* Moved: the copy to the window follows without any lock. */
 			for (unsigned spin = 0;
 			     atomic_load_explicit(&run->state, memory_order_acquire) != UMM_RUN_FILLED; spin++) {
-				if (atomic_load(&mm->dead) || (mm->space->gone && mm->space->gone(mm)))
+				if (atomic_load(&mm->dead) || umm_space_is_gone(mm->space))
 					return false; /* the inside died half-way: so does the space */
 				if (spin > 1000)
 					sched_yield();

@@ -109,6 +109,13 @@ struct umm_space {
 	pthread_mutex_t lock;
 };
 
+static inline bool umm_space_is_gone(struct umm_space *s)
+{
+	bool (*gone)(void *priv) = atomic_load(&s->gone); /* once: it may be taken away */
+
+	return gone && gone(s->priv);
+}
+
 /* space.c */
 /**
  * @fd, ours to give, in the place of what *@to has been; nothing happens when it
@@ -206,6 +213,8 @@ bool umm_uffd_is_changing(int uffd);
 /* monitor.c */
 /** @alone: in a process of ours, where threads may have the scheduling that suits them. */
 int umm_monitor_create(unsigned nthreads, bool alone, struct umm_monitor **mp);
+/** Its threads have ended, and what they were applying has been applied; its spaces are still its. */
+void umm_monitor_stop(struct umm_monitor *m);
 void umm_monitor_destroy(struct umm_monitor *m);
 /** The CPU that others of ours had better leave to who serves faults; -1: any will do. */
 int umm_monitor_cpu(struct umm_monitor *m);

@@ -109,6 +109,20 @@ static struct umm_space *space_by_key(struct umm_monitor *m, uint64_t key)
 	return found;
 }
 
+/* The @i-th of those there are now, with a reference. */
+static struct umm_space *space_at(struct umm_monitor *m, unsigned i)
+{
+	struct umm_space *s = NULL;
+
+	pthread_mutex_lock(&m->table);
+	if (i < m->nspaces) {
+		s = m->spaces[i];
+		umm_space_get(s);
+	}
+	pthread_mutex_unlock(&m->table);
+	return s;
+}
+
 static void kick(struct umm_monitor *m)
 {
 	uint64_t one = 1;
@@ -587,19 +601,34 @@ fail:
 static void join(struct umm_monitor *m, pthread_t thread)
 {
 	while (pthread_tryjoin_np(thread, NULL)) {
-		for (unsigned i = 0; i < m->nspaces; i++)
-			umm_space_drain(m->spaces[i]);
+		struct umm_space *s;
+
+		/* It may still be applying a fork, which adds a space, or give one up. */
+		for (unsigned i = 0; (s = space_at(m, i)); i++) {
+			umm_space_drain(s);
+			umm_space_put(s);
+		}
 		nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
 	}
 }
 
-void umm_monitor_destroy(struct umm_monitor *m)
+void umm_monitor_stop(struct umm_monitor *m)
 {
+	sigset_t old;
+
 	atomic_store(&m->stop, true);
 	if (m->kick >= 0)
 		kick(m);
+	signals_block(&old); /* a handler may touch what waits for the locks that are taken here */
 	for (unsigned i = 0; i < m->nthreads; i++)
 		join(m, m->thread[i]);
+	m->nthreads = 0;
+	signals_restore(&old);
+}
+
+void umm_monitor_destroy(struct umm_monitor *m)
+{
+	umm_monitor_stop(m);
 	if (m->guard)
 		umm_guard_stop(m->guard);
 	for (unsigned i = 0; i < m->nspaces; i++)

@@ -3,6 +3,7 @@
  * Changes of the address space, by raw system calls, at every stage of a page's
  * way out and back: whatever happens, each page reads as it would without us.
  */
+#include <malloc.h>
 #include <sys/prctl.h>
 
 #include "world.h"
@@ -1044,6 +1045,42 @@ static void fork_after_death(unsigned generations)
 	assert_int_equal(fatals, generations);
 }
 
+/*
+ * Who applies a fork goes on with the child's records after it has said that the child must die; the engine that ends
+ * meanwhile waits for it.
+ */
+static void an_engine_ends_while_a_fork_is_applied(void **state)
+{
+	const char *why;
+	struct world *w = world_create("lz4", 1, &why);
+	struct hmm_victim v[4];
+	int status = 0;
+	pid_t pid;
+
+	assert_non_null(w);
+	char *p = managed(w, N, 1);
+	assert_int_equal(hmm_out_begin(w->mm, 0, v, victims(p, N, v)), 0);
+	for (unsigned r = 0; r < w->ctl->batch[0].nr; r++)
+		atomic_store(&w->ctl->batch[0].run[r].state, UMM_RUN_MOVED);
+	w->space->gone = has_died;
+	w->slow_fatal = true;
+	mallopt(M_PERTURB, 0xa5); /* what is used after it was freed shows */
+	pid = raw_fork();
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		pause();
+		_exit(0);
+	}
+	while (!atomic_load(&w->fatals))
+		usleep(1000);
+	atomic_store(&w->fatals, 0);
+	kill(pid, SIGKILL); /* it has the descriptor, too */
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	world_destroy(w);
+	mallopt(M_PERTURB, 0);
+	assert_true(WIFSIGNALED(status));
+}
+
 static void a_fork_after_the_inside_has_died(void **state)
 {
 	fork_after_death(1);
@@ -1607,6 +1644,7 @@ int main(void)
 		cmocka_unit_test(marks_of_whom_has_ended),
 		cmocka_unit_test(a_fork_after_the_inside_has_died),
 		cmocka_unit_test(a_fork_of_who_must_die),
+		cmocka_unit_test(an_engine_ends_while_a_fork_is_applied),
 		cmocka_unit_test(a_fork_that_munmap_has_overtaken),
 		cmocka_unit_test(a_fork_that_munmap_has_overtaken_while_parked),
 		cmocka_unit_test(a_fork_that_mremap_and_munmap_have_overtaken),

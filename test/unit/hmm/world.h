@@ -50,6 +50,7 @@ struct world {
 	unsigned went;    /* times that the inside was told to go */
 	bool await_child; /* a forked child is looked after when an event of its own waits, not before */
 
+	bool slow_fatal; /* who gives a space up takes a while to say so */
 	_Atomic unsigned said, fatals, children;
 	pthread_mutex_t line_lock;
 	char line[512];
@@ -152,6 +153,8 @@ static inline void world_fatal(void *priv, struct hmm_mm *mm, const char *why)
 
 	fprintf(stderr, "the engine gives a space up: %s\n", why);
 	atomic_fetch_add(&w->fatals, 1);
+	if (w->slow_fatal)
+		usleep(50000);
 }
 
 struct child {
