@@ -28,6 +28,8 @@
 
 #define API __attribute__((visibility("default")))
 
+#define POPULATE_AT_ONCE (4ul << 20)
+
 #ifndef MADV_GUARD_INSTALL
 #define MADV_GUARD_INSTALL 102
 #endif
@@ -150,6 +152,20 @@ static void forks_applied(void)
 		umm_evlock_applied(&ctl->evlock);
 }
 
+/*
+ * Pages of a mapping that nobody has found yet are made without a fault, and by one call without a moment at which it
+ * could be registered, which is when what goes above the budget begins to wait.  So there are such moments.
+ */
+static int populate(int (*real)(void *, size_t, int), char *addr, size_t len, int advice)
+{
+	size_t at = 0;
+	int rc = 0;
+
+	for (; !rc && len - at > POPULATE_AT_ONCE; at += POPULATE_AT_ONCE)
+		rc = real(addr + at, POPULATE_AT_ONCE, advice);
+	return rc ? rc : real(addr + at, len - at, advice);
+}
+
 /* Guard regions drop pages without an event: what is away must be there to be dropped. */
 API int madvise(void *addr, size_t len, int advice)
 {
@@ -158,6 +174,11 @@ API int madvise(void *addr, size_t len, int advice)
 	if (!real)
 		real = dlsym(RTLD_NEXT, "madvise");
 	switch (advice) {
+	case MADV_POPULATE_READ:
+	case MADV_POPULATE_WRITE:
+		if ((uintptr_t)addr + len < len)
+			break; /* refused as a whole */
+		return populate(real, addr, len, advice);
 	case MADV_GUARD_INSTALL: {
 		int err = errno;
 

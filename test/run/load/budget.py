@@ -123,4 +123,9 @@ def woken(h):
     watch(h, "wake", 1, 512, 192)
 
 
-main_of(single, processes, many, forked, woken)
+def populated(h):
+    """The same, by a call that makes all pages of a new mapping without a fault."""
+    watch(h, "populate", 1, 512, 192)
+
+
+main_of(single, processes, many, forked, woken, populated)

@@ -6,8 +6,8 @@
  * gone through it once since, 'e' the end.
  *
  * own: each its part.  wake: the same, but half of it is mapped, and read into by
- * one call, when nothing has run for a while.  fork: one fills all of it, the others
- * are its forks, and each rewrites a part that all have, then checks the rest.
+ * one call, when nothing has run for a while.  populate: the same, but by MADV_POPULATE_WRITE.  fork: one fills all of
+ * it, the others are its forks, and each rewrites a part that all have, then checks the rest.
  */
 #include <pthread.h>
 #include <sys/wait.h>
@@ -20,7 +20,7 @@
 static struct {
 	unsigned nproc, passes;
 	size_t npages; /* a process */
-	bool fork, wake;
+	bool fork, wake, populate;
 	int phase;
 	pthread_barrier_t *barrier;
 	char *mem;
@@ -40,7 +40,7 @@ static void grow_at_once(char *at, size_t len)
 	nanosleep(&(struct timespec){.tv_sec = ASLEEP_S}, NULL);
 	if (mmap(at, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) != at)
 		_exit(1);
-	if (zero < 0 || read(zero, at, len) != (ssize_t)len)
+	if (T.populate ? madvise(at, len, MADV_POPULATE_WRITE) : zero < 0 || read(zero, at, len) != (ssize_t)len)
 		_exit(1);
 	close(zero);
 }
@@ -92,11 +92,12 @@ int main(int argc, char **argv)
 	int bad = 0;
 
 	if (argc != 6) {
-		fprintf(stderr, "usage: tree own|wake|fork PROCESSES MIB PASSES PHASE\n");
+		fprintf(stderr, "usage: tree own|wake|populate|fork PROCESSES MIB PASSES PHASE\n");
 		return 2;
 	}
 	T.fork = !strcmp(argv[1], "fork");
-	T.wake = !strcmp(argv[1], "wake");
+	T.populate = !strcmp(argv[1], "populate");
+	T.wake = T.populate || !strcmp(argv[1], "wake");
 	T.nproc = (unsigned)atoi(argv[2]);
 	T.npages = (size_t)atoi(argv[3]) * V_MIB / V_PAGE;
 	if (!T.fork)
