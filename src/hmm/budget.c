@@ -40,7 +40,9 @@
  *
  * While nothing runs the watcher looks less often, but never later than a program
  * which wakes up at once could grow by half of what the budget may be exceeded by
- * for a moment.  A sleep and a wake-up cost more than all it does at a look.
+ * for a moment.  A sleep and a wake-up cost more than all it does at a look, so after
+ * ASLEEP_LOOKS such looks it sleeps until somebody has run, where that can be had
+ * (asleep.c).
  *
  * DOC: two threads
  *
@@ -95,6 +97,8 @@
 #define WALK_REST_NS 1000000000ull
 #define STILL_LOOKS 8u
 #define SLEEP_STILL_NS 100000000ull
+#define ASLEEP_LOOKS 64u
+#define SLEEP_ASLEEP_NS 1000000000ull
 #define HOLD_NS 20000000ull
 #define HOLD_MAX_NS 200000000ull
 
@@ -432,10 +436,9 @@ static uint64_t program_cpu_ns(const struct hmm_mm *mm)
 }
 
 /* What a look finds is what the last one found; see "where nothing runs". */
-static bool is_still(const struct hmm_mm *mm, uint64_t now)
+static bool is_still(const struct hmm_mm *mm)
 {
-	return atomic_load(&mm->settled) && now - atomic_load(&mm->walked_ns) < WALK_REST_NS &&
-	       atomic_load(&mm->statm_size) == atomic_load(&mm->seen_size) &&
+	return atomic_load(&mm->settled) && atomic_load(&mm->statm_size) == atomic_load(&mm->seen_size) &&
 	       atomic_load(&mm->statm_resident) == atomic_load(&mm->seen_resident) &&
 	       program_cpu_ns(mm) == atomic_load(&mm->seen_cpu_ns);
 }
@@ -481,13 +484,14 @@ static void look_at_one(struct hmm_mm *mm)
 
 /*
  * Whoever is not managed yet is, and what has been mapped since is found, if not now then the next time.
- * Returns whether there was somebody to look at.
+ * Returns whether anything has run.
  */
 static bool look_at_all(struct hmm *h)
 {
 	uint64_t now = umm_now_ns();
 	struct hmm_mm **list;
 	int n = hmm_mms_get(h, &list), moving = 0;
+	bool ran = false;
 
 	if (n < 0)
 		return true; /* the next round tries again */
@@ -496,7 +500,9 @@ static bool look_at_all(struct hmm *h)
 	for (int i = 0; i < n; i++) {
 		struct hmm_mm *mm = list[i];
 
-		if (is_still(mm, now))
+		if (!is_still(mm))
+			ran = true;
+		else if (now - atomic_load(&mm->walked_ns) < WALK_REST_NS)
 			continue;
 		list[i] = list[moving];
 		list[moving++] = mm;
@@ -504,7 +510,7 @@ static bool look_at_all(struct hmm *h)
 	if (moving)
 		hmm_walkers_each(h, list, (unsigned)moving, look_at_one, WALK_NS);
 	hmm_mms_put(list, (unsigned)n);
-	return moving > 0;
+	return ran;
 }
 
 static void room_made(struct hmm *h)
@@ -625,6 +631,21 @@ static uint64_t pause_ns(const struct hmm *h, uint64_t total)
 	return ns < least ? least : ns > SLEEP_MAX_NS ? SLEEP_MAX_NS : ns;
 }
 
+/* Returns whether the watcher has slept as long as all do: it looks again at once. */
+static bool sleeps_with_all(struct hmm *h, bool nothing_runs)
+{
+	bool armed = atomic_load(&h->asleep.armed);
+
+	h->still = nothing_runs ? h->still + 1 : 0;
+	if (armed && (!nothing_runs || !hmm_asleep_wait(h, SLEEP_ASLEEP_NS))) {
+		hmm_asleep_end(h);
+		h->still = 0;
+	} else if (!armed && h->still && h->still % ASLEEP_LOOKS == 0) {
+		hmm_asleep_begin(h); /* what has run until then shows at the next look */
+	}
+	return armed && nothing_runs;
+}
+
 static void *watch_main(void *arg)
 {
 	struct hmm *h = arg;
@@ -648,13 +669,15 @@ static void *watch_main(void *arg)
 				want_room(h);
 		}
 		room_made(h);
-		h->still = moving ? 0 : h->still + 1;
+		if (sleeps_with_all(h, !moving && total <= high_at(h) && !atomic_load(&h->full)))
+			continue;
 		hmm_deadline(&ts, pause_ns(h, atomic_load(&h->estimate)));
 		pthread_mutex_lock(&h->wait_lock);
 		if (!atomic_load(&h->stop))
 			pthread_cond_timedwait(&h->ended, &h->wait_lock, &ts);
 		pthread_mutex_unlock(&h->wait_lock);
 	}
+	hmm_asleep_end(h);
 	return NULL;
 }
 
@@ -702,6 +725,7 @@ static void stop_and_tell(struct hmm *h)
 	pthread_cond_broadcast(&h->ended);
 	pthread_cond_broadcast(&h->room);
 	pthread_mutex_unlock(&h->wait_lock);
+	hmm_asleep_wake(h);
 }
 
 int hmm_budget_start(struct hmm *h)

@@ -652,6 +652,7 @@ void hmm_mm_publish(struct hmm_mm *mm)
 	mm->next = h->mms;
 	h->mms = mm;
 	pthread_mutex_unlock(&h->lock);
+	hmm_asleep_wake(h);
 }
 
 int hmm_mm_add(struct hmm *h, struct umm_space *space, char *window, const struct hmm_inside_ops *inside, void *priv,

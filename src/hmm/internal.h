@@ -320,6 +320,16 @@ struct hmm_chain {
 	struct hmm_device *dev[HMM_TIERS_MAX];
 };
 
+#define HMM_ASLEEP_THREADS 64u /* a tree of more is looked at by the clock */
+
+/* asleep.c */
+struct hmm_asleep {
+	_Atomic bool armed;
+	bool refused; /* no such clocks for us */
+	unsigned n;
+	int fd[HMM_ASLEEP_THREADS];
+};
+
 struct hmm_options {
 	uint64_t budget;                                               /* bytes; 0: none */
 	const char *chain;                                             /* device specifications, comma-separated */
@@ -374,6 +384,7 @@ struct hmm {
 	uint64_t looked_at;                 /* bytes, when they last changed much; the watcher's, as is calm */
 	uint32_t calm;                      /* looks since */
 	uint32_t still;                     /* looks in a row at which no program had run; the watcher's, too */
+	struct hmm_asleep asleep;
 	_Atomic bool credit_due, crediting; /* shares are to be measured anew; somebody does */
 	_Atomic uint64_t shared; /* bytes that spaces have in common, as of the last measurement: not in the estimate */
 	_Atomic unsigned spaces; /* as of the last measurement */
@@ -630,6 +641,18 @@ bool hmm_ahead_comes(struct hmm_mm *mm, uint64_t addr);
 /* budget.c */
 int hmm_budget_start(struct hmm *h);
 void hmm_budget_stop(struct hmm *h);
+
+/* asleep.c, the watcher's but for the last */
+/** Has all threads of the tree watched, if that can be had (hmm->asleep.armed); what ran until then is for the caller to
+ * see, afterwards. */
+void hmm_asleep_begin(struct hmm *h);
+void hmm_asleep_end(struct hmm *h);
+/** Sleeps for @ns, or until one of them has run: then it returns false. */
+bool hmm_asleep_wait(struct hmm *h, uint64_t ns);
+/** From anywhere, once there is a watcher: a space has joined, or it is to stop. */
+void hmm_asleep_wake(struct hmm *h);
+
+/* walkers.c */
 /**
  * @fn, always the same, for each of the @n spaces of @list that is not in the
  * middle of it, side by side.  Returns when all have done, or after @wait_ns.

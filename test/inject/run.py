@@ -50,6 +50,7 @@ UNREACHED = {
     "run/keeper.c *": "after the supervisor's death; test/run/life/kill.py",
     "run/agent.c supervisor_died *": "deaths are test/run/life/kill.py's",
     "run/agent.c kill_if_here *": "deaths are test/run/life/kill.py's",
+    "hmm/asleep.c *": "a tree that sleeps, and one that may have no clocks: test/run/load/fits.py",
     "drivers/ofi/absent.c *": "where libfabric is missing when it is built",
     "drivers/ofi/ep.c ofi_mr_reg *": "of a provider that wants its own memory registered; and test/ofi",
     "drivers/ofi/ep.c post_inject *": "memory that peers reach by themselves; test/ofi",

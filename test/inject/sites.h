@@ -100,6 +100,7 @@ static const struct inject_known inject_unreached[] = {
 	{"umm/pagemap.c umm_page_take_written *", "open: no scenario asks what was written"},
 	{"umm/follow.c umm_guard_start *", "hmm run's"},
 	{"umm/follow.c guard_main *", "hmm run's"},
+	{"hmm/asleep.c *", "hmm run's"},
 	{"hmm/budget.c *", "hmm run's"},
 	{"hmm/demote.c *", "hmm run's"},
 	{"hmm/reclaim.c *", "hmm run's"},
