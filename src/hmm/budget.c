@@ -427,10 +427,11 @@ static uint64_t cpu_ns(void)
 /* Of all threads of the process, those included that have ended; 0: it is not known, or has ended. */
 static uint64_t program_cpu_ns(const struct hmm_mm *mm)
 {
+	pid_t pid = atomic_load(&mm->space->pid); /* once: of 0 the clock is our own */
 	struct timespec ts;
 	clockid_t clock;
 
-	if (mm->space->pid <= 0 || clock_getcpuclockid(mm->space->pid, &clock) || clock_gettime(clock, &ts))
+	if (pid <= 0 || clock_getcpuclockid(pid, &clock) || clock_gettime(clock, &ts))
 		return 0;
 	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
 }

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -638,6 +639,15 @@ void hmm_mm_pid_ended(struct hmm_mm *mm)
 		return;
 	mm->space->pid = 0; /* it may become another's */
 	atomic_store(&mm->asked, 0);
+}
+
+void hmm_mm_kill(struct hmm_mm *mm)
+{
+	/* Read once: hmm_mm_pid_ended() may be at it, and kill(0) would be our own group. */
+	pid_t pid = atomic_load(&mm->space->pid);
+
+	if (pid > 0)
+		kill(pid, SIGKILL);
 }
 
 void hmm_mm_publish(struct hmm_mm *mm)

@@ -20,7 +20,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -669,8 +668,7 @@ int hmm_fault(void *priv, const struct umm_fault *f)
 	if ((mm->statm_fd < 0 || atomic_load(&mm->pid_ended)) && f->tid)
 		learn_pid(mm, f->tid);
 	if (atomic_load(&mm->doomed)) {
-		if (mm->space->pid > 0)
-			kill(mm->space->pid, SIGKILL);
+		hmm_mm_kill(mm);
 		return 0; /* it waits until it is dead: it must not go on with what it would find */
 	}
 	if (fault_of_inside(mm, f, &rc))

@@ -439,6 +439,8 @@ struct hmm_mm *hmm_mm_new(struct hmm *h, struct umm_space *space, char *window, 
 void hmm_mm_publish(struct hmm_mm *mm);
 /** The process that a fault told of has ended: the next one says who lives there. */
 void hmm_mm_pid_ended(struct hmm_mm *mm);
+/** Kills the process that is known to live in the space, if one is. */
+void hmm_mm_kill(struct hmm_mm *mm);
 /** The space has ended: its pages are let go.  The mm is freed with the space's last reference. */
 void hmm_mm_del(struct hmm_mm *mm);
 void hmm_say(struct hmm *h, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

@@ -258,8 +258,8 @@ static void member_kill(struct member *m)
 		sharers(m->pid, kill_one, NULL);
 	if (m->pidfd >= 0)
 		syscall(SYS_pidfd_send_signal, m->pidfd, SIGKILL, NULL, 0);
-	else if (m->mm->space->pid > 0)
-		kill(m->mm->space->pid, SIGKILL);
+	else
+		hmm_mm_kill(m->mm);
 }
 
 static int watch_add(struct supervisor *s, int fd, struct watch *w)
@@ -1371,8 +1371,8 @@ static void kill_tree(struct supervisor *s)
 	for (struct member *m = s->members; m; m = m->next)
 		if (m->pidfd >= 0)
 			syscall(SYS_pidfd_send_signal, m->pidfd, SIGKILL, NULL, 0);
-		else if (m->mm->space->pid > 0)
-			kill(m->mm->space->pid, SIGKILL);
+		else
+			hmm_mm_kill(m->mm);
 	pthread_mutex_unlock(&s->lock);
 	timerfd_settime(s->tick_fd, 0, &soon, NULL);
 }

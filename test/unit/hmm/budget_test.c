@@ -314,6 +314,53 @@ static void what_comes_back_soon_is_hot(void **state)
 	world_destroy(w);
 }
 
+/* Instead of libc's: nobody is killed here. */
+static _Atomic unsigned killed, killed_us;
+
+int kill(pid_t pid, int sig)
+{
+	if (pid > 0)
+		atomic_fetch_add(&killed, sig == SIGKILL);
+	else
+		atomic_store(&killed_us, 1);
+	return 0;
+}
+
+static _Atomic bool ending;
+
+/* As who measures finds it, and a fault tells of the next. */
+static void *end_main(void *arg)
+{
+	struct hmm_mm *mm = arg;
+
+	while (atomic_load(&ending)) {
+		atomic_store(&mm->pid_ended, false);
+		hmm_mm_pid_ended(mm);
+		mm->space->pid = 1000;
+	}
+	return NULL;
+}
+
+/* kill(0) would be all of the supervisor's process group. */
+static void who_has_just_ended_is_not_killed_as_all(void **state)
+{
+	const char *why;
+	struct world *w = world_create("lz4", 0, &why);
+	pthread_t thread;
+
+	assert_non_null(w);
+	atomic_store(&killed, 0);
+	atomic_store(&killed_us, 0);
+	atomic_store(&ending, true);
+	assert_int_equal(pthread_create(&thread, NULL, end_main, w->mm), 0);
+	while (atomic_load(&killed) < 10000000 && !atomic_load(&killed_us))
+		hmm_mm_kill(w->mm);
+	atomic_store(&ending, false);
+	pthread_join(thread, NULL);
+	assert_int_equal(atomic_load(&killed_us), 0);
+	world_destroy(w);
+}
+
 int main(void)
 {
 	const char *why;
@@ -326,6 +373,7 @@ int main(void)
 		cmocka_unit_test(nothing_cools_down_under_an_event),
 		cmocka_unit_test(windows_do_not_eat_the_budget),
 		cmocka_unit_test(what_comes_back_soon_is_hot),
+		cmocka_unit_test(who_has_just_ended_is_not_killed_as_all),
 	};
 
 	if (!w)
