@@ -163,7 +163,7 @@ static void *serve(void *arg)
 
 		number(page, PAGE, (unsigned)((at - (uintptr_t)s->base) / PAGE));
 		atomic_fetch_add(&s->served, 1); /* before who waits goes on */
-		CHECK_EQ(ioctl(s->uffd, UFFDIO_COPY, &copy), 0);
+		CHECK_EQ(ioctl(s->uffd, UFFDIO_COPY, &copy) ? -errno : 0, 0);
 	}
 	return NULL;
 }
