@@ -102,26 +102,30 @@ static void only_what_is_registered_is_taken_to_be(void **state)
 	world_destroy(w);
 }
 
-/* Three mappings side by side, of 1, 1 and 2 pages, and nothing around them: registered by one call. */
+/*
+ * Three mappings side by side, of 1, 1 and 2 pages: registered by one call.  What is around them is shared, so
+ * nobody registers it, and no allocator's next mapping can come to lie there (a sanitizer's did).
+ */
 static struct world *three(void)
 {
 	const char *why;
 	struct world *w = world_create("lz4", 0, &why);
-	char *area = mmap(NULL, 16 * UMM_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *area = mmap(NULL, 16 * UMM_PAGE, PROT_NONE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 
 	assert_non_null(w);
 	w->space->maps_fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
 	atomic_store(&w->mm->armed, true);
 	target.at = area + 6 * UMM_PAGE;
-	munmap(area, 6 * UMM_PAGE);
-	munmap(target.at + PAGES * UMM_PAGE, 6 * UMM_PAGE);
+	assert_ptr_equal(mmap(target.at, PAGES * UMM_PAGE, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0),
+			 target.at);
 	assert_int_equal(mprotect(target.at + UMM_PAGE, UMM_PAGE, PROT_READ), 0);
 	return w;
 }
 
 static void three_end(struct world *w)
 {
-	munmap(target.at, PAGES * UMM_PAGE);
+	munmap(target.at - 6 * UMM_PAGE, 16 * UMM_PAGE);
 	target.at = NULL;
 	world_destroy(w);
 }
