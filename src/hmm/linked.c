@@ -352,6 +352,7 @@ struct child {
 	bool failed;
 	bool strayed; /* a move was not noted: where pages are in it is not known */
 	bool lost;    /* contents are not to be had: what is away gets poison */
+	bool unread;  /* a device could not give a page, which was said */
 };
 
 static void child_fill(struct hmm_mm *mm, struct child *c);
@@ -502,6 +503,12 @@ static void child_fill(struct hmm_mm *mm, struct child *c)
 			case HMM_DEVICE:
 				d = mm->h->chain.dev[hmm_entry_tier(e)];
 				d->ops->copy_out(d, &payload, &dst, &status, 1);
+				if (status && !c->unread)
+					hmm_say(mm->h,
+						"pages of a forked child of process %d are lost to it, the first one is"
+						" %#llx: device %s could not read them; an access gets SIGBUS",
+						(int)mm->space->pid, (unsigned long long)addr, d->spec);
+				c->unread |= status != 0;
 				child_place(mm, c, addr, status ? NULL : buf);
 				break;
 			case HMM_POISONED:
@@ -597,15 +604,25 @@ static int linked_forked(void *priv, struct hmm_mm *mm, int uffd, struct hmm_mm 
 
 /* --------------------------------------------------------------------- life */
 
+/* Not by dprintf(): it takes a lock of stdio's, which who forks has while it waits for us. */
+static void say_line(const char *what, const char *end)
+{
+	char line[600];
+	int n = snprintf(line, sizeof(line), "hmm: %s%s\n", what, end);
+	ssize_t done = write(STDERR_FILENO, line, (size_t)n < sizeof(line) ? (size_t)n : sizeof(line) - 1);
+
+	(void)done; /* nobody is left to tell */
+}
+
 static void linked_say(void *priv, const char *line)
 {
-	dprintf(STDERR_FILENO, "hmm: %s\n", line);
+	say_line(line, "");
 }
 
 static void linked_fatal(void *priv, struct hmm_mm *mm, const char *why)
 {
 	/* Whatever went on would go on with wrong data. */
-	dprintf(STDERR_FILENO, "hmm: %s; ending the process\n", why);
+	say_line(why, "; ending the process");
 	abort();
 }
 
