@@ -13,8 +13,6 @@ from hmmtest import Failed, main_of  # noqa: E402
 LONG = 4 if os.environ.get("HMM_TEST_LONG") else 1
 
 
-
-
 def rw(h, pattern, threads, kind, rounds, to=None, mib=256, min_out=None, **expect):
     r = h.run([os.path.join(h.build, "test/run/load/rw"), pattern, str(threads), str(mib), str(kind),
                str(rounds * LONG)], ram=f"{mib // 4}M", to=to)
@@ -62,6 +60,17 @@ def file_alone(h):
     expect(len(s["devices"]) == 1, "more devices than were asked for", s)
 
 
+def read_again(h):
+    """What came back from a file and was not written to goes without being written again."""
+    mib, rounds = 96, 4
+    s = rw(h, "scan", 1, 1, rounds, to="file:/var/tmp", mib=mib)
+    pages, written = mib * 256, s["devices"][0]["copied_in"]
+    print(f"{pages} pages filled, {s['pages_out']} went, {written} were written, {s['clean_drops']} dropped")
+    expect(s["pages_out"] > rounds * pages * 3 // 4, "little went out again", s)
+    # Each once, when it goes for the first time; by the second pass all have.
+    expect(written < pages * 5 // 4, "what was only read was written again", s)
+
+
 def lz4_full(h):
     """Nothing takes what does not fit: a line says so, once, and the program goes on."""
     r = h.run([os.path.join(h.build, "test/run/load/rw"), "rand", "2", "192", "1", str(LONG)], ram="48M", to="lz4")
@@ -70,4 +79,5 @@ def lz4_full(h):
     expect(n == 1, f"said {n} times", r.err())
 
 
-main_of(sequential, sequential_8_threads, steps, random, random_8_threads, incompressible, file_alone, lz4_full)
+main_of(sequential, sequential_8_threads, steps, random, random_8_threads, incompressible, file_alone,
+        read_again, lz4_full)

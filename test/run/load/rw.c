@@ -6,6 +6,7 @@
  *
  * seq: ROUNDS passes, each page read, every second of them rewritten.
  * step: the same, but by every fifth page, then those behind them.
+ * scan: ROUNDS passes, each page read, none rewritten.
  * rand: ROUNDS times as many accesses as there are pages, half of them writes.
  */
 #include <pthread.h>
@@ -21,7 +22,7 @@ static struct {
 	size_t npages;
 	unsigned threads, rounds;
 	enum v_kind kind;
-	bool random, step;
+	bool random, step, scan;
 } W;
 
 /* The @i-th of @n things, when every STEPth of them comes first. */
@@ -57,7 +58,7 @@ static void *work(void *arg)
 		for (size_t i = 0; i < mine; i++) {
 			rnd = v_mix(rnd + 0x9e3779b97f4a7c15ull);
 			size_t n = W.random ? rnd % mine : W.step ? by_step(i, mine) : i;
-			visit(n * W.threads + t, W.random ? rnd >> 63 : (n + r) % 2);
+			visit(n * W.threads + t, !W.scan && (W.random ? rnd >> 63 : (n + r) % 2));
 		}
 	}
 	return NULL;
@@ -68,11 +69,12 @@ int main(int argc, char **argv)
 	pthread_t thread[64];
 
 	if (argc != 6) {
-		fprintf(stderr, "usage: rw seq|step|rand THREADS MIB KIND ROUNDS\n");
+		fprintf(stderr, "usage: rw seq|step|scan|rand THREADS MIB KIND ROUNDS\n");
 		return 2;
 	}
 	W.random = !strcmp(argv[1], "rand");
 	W.step = !strcmp(argv[1], "step");
+	W.scan = !strcmp(argv[1], "scan");
 	W.threads = (unsigned)atoi(argv[2]);
 	W.npages = (size_t)atoi(argv[3]) * V_MIB / V_PAGE / W.threads * W.threads;
 	W.kind = (enum v_kind)atoi(argv[4]);
