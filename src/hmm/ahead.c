@@ -11,15 +11,18 @@
  * that do nothing else, some at a time.
  *
  *	a fault of a walk	queues what lies up to AHEAD_PAGES before it
- *	a thread		takes a piece, of at most a cluster; "under way"; brings
- *				it back as a fault would; "under way" no more; wakes
- *				those who were found waiting for it
+ *	a thread		takes a piece, of at most a cluster; waits for room;
+ *				"under way"; brings it back as a fault would; "under
+ *				way" no more; wakes those who were found waiting for it
  *	a fault in a piece	that is under way is left to it: what is placed there
  *				wakes whoever waits, and what is not is woken in the end,
- *				and is served when it comes again
+ *				and is served when it comes again.  One that is not is
+ *				served at once: the room is waited for by a piece, and
+ *				may come to a fault sooner
  *
  * All of it is a favour: whatever is in the way (no room, a change of the space, an
- * error of the device) ends a piece, and a fault finds out what it was.
+ * error of the device) ends a piece, and a fault finds out what it was.  A space that is
+ * doomed has no piece: it is before its first fault is served.
  *
  * Locking: the lock here is the innermost, and nothing is called under it.  A piece
  * has a reference to its space.
@@ -38,6 +41,7 @@ struct piece {
 	struct hmm_mm *mm; /* NULL: none; else with a reference to its space */
 	uint64_t start;
 	uint64_t npages;
+	bool taken;
 	bool under_way;
 	bool wanted; /* somebody waits for a page of it */
 };
@@ -58,7 +62,7 @@ static struct piece *piece_next(struct hmm_ahead *a)
 	for (unsigned i = 0; i < PIECES; i++) {
 		struct piece *p = &a->piece[(a->next + i) % PIECES];
 
-		if (!p->mm || p->under_way)
+		if (!p->mm || p->taken)
 			continue;
 		a->next = (unsigned)(p - a->piece) + 1;
 		return p;
@@ -86,21 +90,23 @@ static bool is_slow(struct hmm_mm *mm, uint64_t addr)
 	return slow;
 }
 
+/* Room for what is away of a piece, which may have to be waited for. */
+static void piece_charge(struct hmm_mm *mm, uint64_t start, uint64_t npages)
+{
+	uint64_t there = 0;
+
+	while (there < npages && !is_slow(mm, start + there * UMM_PAGE))
+		there++;
+	if (there < npages)
+		hmm_budget_charge(mm, npages - there);
+}
+
 static void piece_fetch(struct hmm_mm *mm, uint64_t start, uint64_t npages)
 {
-	bool charged = false;
-
-	for (uint64_t done = 0; done < npages && !atomic_load(&mm->dead) && !atomic_load(&mm->doomed);) {
+	for (uint64_t done = 0; done < npages && !atomic_load(&mm->dead);) {
 		uint64_t addr = start + done * UMM_PAGE;
-		int rc = 0;
+		int rc = is_slow(mm, addr) ? hmm_bring_ahead(mm, addr, (unsigned)(npages - done)) : 0;
 
-		/* Once: it may have to wait for room, and somebody for the piece. */
-		if (is_slow(mm, addr)) {
-			if (!charged)
-				hmm_budget_charge(mm, npages - done);
-			charged = true;
-			rc = hmm_bring_ahead(mm, addr, (unsigned)(npages - done));
-		}
 		if (rc < 0)
 			return;
 		/* What is there, or is to be asked for by a touch, is passed over. */
@@ -122,8 +128,12 @@ static void *ahead_main(void *arg)
 			pthread_cond_wait(&a->work, &a->lock);
 			continue;
 		}
-		p->under_way = true;
+		p->taken = true;
 		struct piece mine = *p;
+		pthread_mutex_unlock(&a->lock);
+		piece_charge(mine.mm, mine.start, mine.npages);
+		pthread_mutex_lock(&a->lock);
+		p->under_way = true;
 		pthread_mutex_unlock(&a->lock);
 		piece_fetch(mine.mm, mine.start, mine.npages);
 		pthread_mutex_lock(&a->lock);

@@ -6,6 +6,79 @@
 #define HALF (N / 2)
 #define FETCHERS 2u /* threads that fetch ahead */
 
+/* What the test stops others at, each until it is let go. */
+static struct {
+	pthread_t fetcher[FETCHERS];
+	unsigned fetchers;
+	bool making;
+	_Atomic bool no_room, nobody_asks;
+	_Atomic unsigned without_room, asking, left;
+	_Atomic bool freed_early;
+} stop;
+
+int __real_pthread_create(pthread_t *t, const pthread_attr_t *attr, void *(*main)(void *), void *arg);
+int __wrap_pthread_create(pthread_t *t, const pthread_attr_t *attr, void *(*main)(void *), void *arg);
+int __wrap_pthread_create(pthread_t *t, const pthread_attr_t *attr, void *(*main)(void *), void *arg)
+{
+	int rc = __real_pthread_create(t, attr, main, arg);
+
+	if (stop.making && !rc && stop.fetchers < FETCHERS)
+		stop.fetcher[stop.fetchers++] = *t;
+	return rc;
+}
+
+void __real_hmm_budget_charge(struct hmm_mm *mm, uint64_t pages);
+void __wrap_hmm_budget_charge(struct hmm_mm *mm, uint64_t pages);
+void __wrap_hmm_budget_charge(struct hmm_mm *mm, uint64_t pages)
+{
+	bool fetches = false;
+
+	for (unsigned i = 0; i < stop.fetchers; i++)
+		fetches |= pthread_equal(stop.fetcher[i], pthread_self()) != 0;
+	atomic_fetch_add(&stop.without_room, fetches);
+	while (fetches && atomic_load(&stop.no_room))
+		sched_yield();
+	__real_hmm_budget_charge(mm, pages);
+}
+
+bool __real_hmm_ahead_comes(struct hmm_mm *mm, uint64_t addr);
+bool __wrap_hmm_ahead_comes(struct hmm_mm *mm, uint64_t addr);
+bool __wrap_hmm_ahead_comes(struct hmm_mm *mm, uint64_t addr)
+{
+	bool comes = __real_hmm_ahead_comes(mm, addr);
+
+	atomic_fetch_add(&stop.left, comes);
+	return comes;
+}
+
+uint64_t __real_hmm_ahead_ask(struct hmm_mm *mm, uint64_t from, uint64_t page);
+uint64_t __wrap_hmm_ahead_ask(struct hmm_mm *mm, uint64_t from, uint64_t page);
+uint64_t __wrap_hmm_ahead_ask(struct hmm_mm *mm, uint64_t from, uint64_t page)
+{
+	atomic_fetch_add(&stop.asking, 1);
+	while (atomic_load(&stop.nobody_asks))
+		sched_yield();
+	from = __real_hmm_ahead_ask(mm, from, page);
+	atomic_fetch_sub(&stop.asking, 1);
+	return from;
+}
+
+void __real_umm_monitor_stop(struct umm_monitor *m);
+void __wrap_umm_monitor_stop(struct umm_monitor *m);
+void __wrap_umm_monitor_stop(struct umm_monitor *m)
+{
+	atomic_store(&stop.nobody_asks, false);
+	__real_umm_monitor_stop(m);
+}
+
+void __real_hmm_ahead_free(struct hmm *h);
+void __wrap_hmm_ahead_free(struct hmm *h);
+void __wrap_hmm_ahead_free(struct hmm *h)
+{
+	atomic_store(&stop.freed_early, atomic_load(&stop.asking) != 0);
+	__real_hmm_ahead_free(h);
+}
+
 struct scene {
 	struct world *w;
 	struct fake *f;
@@ -22,8 +95,12 @@ static int setup(void **state)
 		exit(skip_all(why));
 	}
 	s->f = s->w->fake[0];
+	memset(&stop, 0, sizeof(stop));
+	stop.making = true;
 	hmm_ahead_start(s->w->h); /* there was no such device when the engine began */
+	stop.making = false;
 	assert_non_null(s->w->h->ahead);
+	assert_int_equal(stop.fetchers, FETCHERS);
 	s->p = managed(s->w, N, 1);
 	for (unsigned i = 0; i < N; i += HALF)
 		assert_int_equal(out(s->w, s->p + i * UMM_PAGE, HALF), HALF);
@@ -117,19 +194,36 @@ static void touch_begin(struct scene *s, struct toucher *t, unsigned at)
 	assert_int_equal(pthread_create(&t->thread, NULL, toucher_main, t), 0);
 }
 
+/* The first page of the piece that a fault at page @at asks for. */
+static unsigned piece_after(const struct scene *s, unsigned at)
+{
+	uint64_t in_leaf = (uintptr_t)page(s, at) & (LEAF - 1);
+
+	/* The cluster of the fault ends with its leaf. */
+	return in_leaf + HMM_PLACE_MAX * UMM_PAGE > LEAF ? at + (unsigned)((LEAF - in_leaf) / UMM_PAGE)
+							 : at + HMM_PLACE_MAX;
+}
+
+/* A walk to where what was asked for ahead of it so far is there, so that all of them begin anew. */
+static unsigned walk_to_new_pieces(struct scene *s)
+{
+	unsigned at = walk_to_clusters(s);
+
+	for (unsigned i = 0; i < HMM_STREAMS; i++)
+		while (s->w->mm->stream[i].fetched > (uintptr_t)page(s, at) / UMM_PAGE)
+			at += present(s->w, page(s, at));
+	return at;
+}
+
 /*
  * A walk waits for its page, all that fetch ahead for theirs, and one more touches
  * a page that one of them is fetching.
  */
 static void wait_in_a_piece(struct scene *s, struct toucher t[2])
 {
-	unsigned at = walk_to_clusters(s);
+	unsigned at = walk_to_new_pieces(s), piece = piece_after(s, at);
 	uint64_t faults;
 
-	/* What was asked for so far is there, so that all of them begin anew. */
-	for (unsigned i = 0; i < HMM_STREAMS; i++)
-		while (s->w->mm->stream[i].fetched > (uintptr_t)page(s, at) / UMM_PAGE)
-			at += present(s->w, page(s, at));
 	fake_tell(s->f, &s->f->block_out, true);
 	touch_begin(s, &t[0], at);
 	pthread_mutex_lock(&s->f->lock);
@@ -137,10 +231,6 @@ static void wait_in_a_piece(struct scene *s, struct toucher t[2])
 		pthread_cond_wait(&s->f->moved, &s->f->lock);
 	pthread_mutex_unlock(&s->f->lock);
 	faults = atomic_load(&s->w->mm->faults);
-	unsigned piece = at + HMM_PLACE_MAX;
-	/* The cluster of the fault ends with its leaf. */
-	if (((uintptr_t)page(s, at) & (LEAF - 1)) + HMM_PLACE_MAX * UMM_PAGE > LEAF)
-		piece = at + (unsigned)((LEAF - ((uintptr_t)page(s, at) & (LEAF - 1))) / UMM_PAGE);
 	assert_true(piece + 3 < N);
 	touch_begin(s, &t[1], piece + 3);
 	while (atomic_load(&s->w->mm->faults) == faults)
@@ -211,7 +301,71 @@ static void what_is_unmapped_meanwhile_does_not_come(void **state)
 	fake_comes_to_hold(s->f, 0);
 }
 
-int main(void)
+/* Who waits for a page that is dropped meanwhile is told, too, when the piece is over. */
+static void what_is_dropped_under_who_waits(void **state)
+{
+	struct scene *s = *state;
+	struct toucher t[2];
+
+	wait_in_a_piece(s, t);
+	while (!atomic_load(&stop.left))
+		sched_yield();
+	assert_int_equal(madvise(page(s, t[1].page), UMM_PAGE, MADV_DONTNEED), 0);
+	fake_tell(s->f, &s->f->block_out, false);
+	for (unsigned i = 0; i < 2; i++) {
+		pthread_join(t[i].thread, NULL);
+		assert_int_equal(t[i].sig, 0);
+	}
+	assert_true(t[0].right);
+	assert_true(page_is(page(s, t[1].page), 0, t[1].page));
+	for (unsigned i = t[1].page + 1; i < N; i++)
+		assert_true(page_is(page(s, i), 1, i));
+}
+
+/* A piece that has not begun to come because there is no room for it is nothing to wait for. */
+static void who_faults_where_there_is_no_room_yet(void **state)
+{
+	struct scene *s = *state;
+	unsigned at = walk_to_new_pieces(s), begun;
+	struct toucher t;
+
+	begun = atomic_load(&stop.without_room);
+	atomic_store(&stop.left, 0);
+	atomic_store(&stop.no_room, true);
+	assert_true(page_is(page(s, at), 1, at));
+	while (atomic_load(&stop.without_room) < begun + FETCHERS)
+		sched_yield();
+	at = piece_after(s, at) + 3;
+	assert_false(present(s->w, page(s, at)));
+	touch_begin(s, &t, at);
+	while (!present(s->w, page(s, at)) && !atomic_load(&stop.left))
+		sched_yield();
+	atomic_store(&stop.no_room, false);
+	pthread_join(t.thread, NULL);
+	assert_true(t.right);
+	assert_int_equal(atomic_load(&stop.left), 0);
+	all_come_back(s);
+}
+
+/* A fault that is served while all ends may still ask. */
+static void who_asks_at_the_end(void **state)
+{
+	struct scene *s = *state;
+	unsigned at = walk_to_new_pieces(s);
+	struct toucher t;
+
+	atomic_store(&stop.nobody_asks, true);
+	touch_begin(s, &t, at);
+	while (!atomic_load(&stop.asking))
+		sched_yield();
+	world_destroy(s->w);
+	pthread_join(t.thread, NULL);
+	assert_false(atomic_load(&stop.freed_early));
+	assert_int_equal(atomic_load(&stop.asking), 0);
+	free(s);
+}
+
+int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
@@ -220,7 +374,12 @@ int main(void)
 		T(who_faults_there_waits_for_it),
 		T(what_cannot_be_fetched_is_for_who_touches_it),
 		T(what_is_unmapped_meanwhile_does_not_come),
+		T(what_is_dropped_under_who_waits),
+		T(who_faults_where_there_is_no_room_yet),
+		cmocka_unit_test_setup(who_asks_at_the_end, setup),
 	};
 
+	if (argc > 1)
+		cmocka_set_test_filter(argv[1]);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
