@@ -29,6 +29,10 @@
  * A look-up may go anywhere in the table, and each page of it that is looked at is
  * RAM, of every process.  So there are several, each twice as large as the one
  * before, and who enters a page when the one in use is half full goes to the next.
+ * The smaller ones are left where they are: together they are smaller than the one in
+ * use.  So are the larger ones when all begins anew: a program that has made that many
+ * threads once, eleven thousand and more, makes as many again, and fills them then.  With
+ * all of them a process never costs more than 1 MiB.
  */
 #ifndef UMM_CTL_H
 #define UMM_CTL_H

@@ -735,6 +735,32 @@ static void a_table_of_pins_is_small(void **state)
 	munmap(ctl, len);
 }
 
+/* What is left behind when it grows is less than what is in use, and is used again when all begins anew. */
+static void tables_of_pins_left_behind_are_few(void **state)
+{
+	size_t len = (sizeof(struct umm_ctl) + UMM_PAGE - 1) & ~(UMM_PAGE - 1);
+	struct umm_ctl *ctl = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	unsigned most = 0;
+
+	assert_true(ctl != MAP_FAILED);
+	madvise(ctl, len, MADV_NOHUGEPAGE);
+	for (unsigned round = 0; round < 3; round++) {
+		for (uint64_t pfn = 1; pfn <= UMM_PIN_SLOTS / 2; pfn++) {
+			umm_pin_add(ctl, pfn * 3 + round);
+			if (pfn & (pfn - 1) || round)
+				continue;
+			/* Head, and a page at each end that is another table's as well. */
+			assert_in_range(touched(ctl, len), 1, 2 * ((8u << umm_pin_bits(ctl)) / UMM_PAGE) + 3);
+		}
+		assert_int_equal(umm_pin_bits(ctl), UMM_PIN_BITS_MAX);
+		most = round ? most : touched(ctl, len);
+		assert_int_equal(touched(ctl, len), most);
+		umm_pin_clear(ctl);
+	}
+	assert_in_range(most, 1, (1 << 20) / UMM_PAGE + 2);
+	munmap(ctl, len);
+}
+
 /* It grows, and has what it had, and not more; until it is full, and begins anew. */
 static void a_table_of_pins_grows(void **state)
 {
@@ -904,6 +930,7 @@ int main(void)
 		cmocka_unit_test(a_control_block_is_pinned),
 		cmocka_unit_test(a_table_of_pins_is_small),
 		cmocka_unit_test(a_table_of_pins_grows),
+		cmocka_unit_test(tables_of_pins_left_behind_are_few),
 		cmocka_unit_test(what_cannot_move_is_remembered),
 		cmocka_unit_test(unregistered_memory_stays),
 		cmocka_unit_test(pinned_pages_stay),
