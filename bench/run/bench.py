@@ -4,15 +4,19 @@
 
 bench.py BUILD [OUT]      OUT.json: all that was measured; OUT-*.svg: plots, if gnuplot is there
 
-A few minutes; HMM_BENCH_LONG=1: all sizes of local memory, and data that compress
-more and not at all.  HMM_BENCH_ROUNDS, _MIB, _OPS, _LOCAL, _WORK, _RATIOS, _CLUSTERS,
-_TIERS, _REAL (of redis, numpy, graph), _FLOORS (0: none) and _ONLY (names of systems,
-with commas between) change either.  plot.py draws what several runs have measured.
+Measured are: what paging is made of (floors); everybody with half of the memory local;
+hmm run, zram and all in RAM with more and less of it (the sweep), and with data that
+compress more and not at all; programs of others.  HMM_BENCH_LONG=1: everybody at all
+sizes of local memory and with all data.  HMM_BENCH_ROUNDS, _MIB, _OPS, _LOCAL, _WORK,
+_RATIOS, _RATIO_WORK, _CLUSTERS, _TIERS, _REAL (of redis, numpy, graph), _FLOORS (0: none),
+_SWEEP and _SWEEP_MIB, _ONLY (names of systems, with commas between) and _CPUS (how many
+it all runs on; 0: all) change either.  plot.py draws what several runs have measured.
 
 All systems take turns, round after round, on one machine: the ratios of a round say
 something, the figures do not.  "50 % local": swap may keep half of the program's
 memory resident.  What it then takes in all, its compressed pool counted, is measured,
-and is the budget of hmm run.
+and is the budget of hmm run.  What that takes is measured likewise, by the cgroup that
+both its processes and the program are in, and not only told by itself.
 """
 import json
 import os
@@ -30,6 +34,8 @@ OOM_TRIES = 3
 IN_ORDER = ("fill", "read", "write", "stride", "burst")
 AT_RANDOM = ("uniform", "zipf", "chase", "threads")
 REAL = {"redis": 256, "numpy": 128, "graph": 128}  # MiB
+OURS = ("hmm run", "all in RAM")
+SWEEP_CLUSTERS = (0, 2)  # best at random, best in order
 LONG = os.environ.get("HMM_BENCH_LONG") == "1"
 
 
@@ -51,9 +57,17 @@ class Bench:
         self.bursts = "burst" in self.workloads
         self.workloads = [w for w in self.workloads if w != "burst"]
         self.tiers = setting("TIERS", "lz4 file", "lz4 file").split()
-        self.ratios = setting("RATIOS", "2", "2 1 4").split()
+        self.ratios = setting("RATIOS", "2 1 4", "2 1 4").split()
         self.real = setting("REAL", " ".join(REAL), " ".join(REAL)).split()
         self.clusters = [int(c) for c in setting("CLUSTERS", "0 1 2 3", "0 1 2 3 4 5").split()]
+        self.sweep = [int(x) for x in setting("SWEEP", "100 75 50 37 25 12", "").split()]
+        self.sweep_mib = int(setting("SWEEP_MIB", 128, 128))
+        self.ratio_work = setting("RATIO_WORK", "read write uniform", " ".join(self.workloads)).split()
+        self.locals = [int(x) for x in setting("LOCAL", "50", "100 75 50 37 25 12").split()]
+        self.cpus = sorted(os.sched_getaffinity(0))
+        if int(setting("CPUS", 2, 2)):  # of more than two, that which has eight threads would say less
+            self.cpus = self.cpus[:int(setting("CPUS", 2, 2))]
+            os.sched_setaffinity(0, self.cpus)
         self.u = rivals.Undo()
         self.group = None
         if not os.geteuid():
@@ -72,21 +86,30 @@ class Bench:
     def work(self, mib, ratio, workloads=None):
         return [self.exe["work"], *self.cpu(), str(mib), str(ratio), str(self.ops), *(workloads or self.workloads)]
 
+    def watched(self, cmd):
+        """What it printed, and the RAM that it and who pages for it had at most."""
+        most = 0
+
+        def look():
+            nonlocal most
+            most = max(most, self.group.usage())
+        return rivals.run(cmd, self.group, look if self.group else None), most
+
     def hmm(self, work, budget, chain):
         with tempfile.NamedTemporaryFile(prefix="hmm-bench-") as f:
-            r = rivals.run([self.hmm_exe, "run", "--to", chain, "--ram", str(budget), "--stats", f.name, "--",
-                            *work], self.group)
-            st = json.loads(f.read())
-        return r, st["peak_bytes"]
+            r, most = self.watched([self.hmm_exe, "run", "--to", chain, "--ram", str(budget), "--stats", f.name, "--",
+                                    *work])
+            told = json.loads(f.read())["peak_bytes"]
+        return {"work": r, "peak": max(most, told), "told": told}
 
     def floors(self):
         out = {}
-        for ratio in (1, 2, 4) if LONG else (2,):
+        for ratio in 1, 2, 4:
             out[f"speed, {ratio}x data"] = rivals.run([self.exe["floor"], "speed", "64", str(ratio)], self.group)
         rows = {}
         back = [self.hmm_exe, "run", "--to", "lz4", "--ram", "96M", "--", self.exe["floor"], "back", "128", "5000"]
         for _ in range(self.rounds):
-            for where, pre in ("", []), (", one CPU", ["taskset", "-c", "0"]):
+            for where, pre in ("", []), (", one CPU", ["taskset", "-c", str(self.cpus[0])]):
                 for name, cmd in (("bare handler", [self.exe["floor"], "bare", "64", "5000"]),
                                   ("bare handler and one LZ4 page", [self.exe["floor"], "lz4", "64", "5000"]),
                                   ("hmm run", back)):
@@ -94,45 +117,54 @@ class Bench:
         out["fault-back"] = rows
         out["bulk"] = [rivals.run([self.exe["bulk"], "64", "2"], self.group) for _ in range(self.rounds)]
         if self.group:
-            out["idle"] = [self.hmm(self.work(64, 2, ["idle"]), 48 * MIB, "lz4")[0]["idle"] for _ in range(self.rounds)]
+            out["idle"] = [self.hmm(self.work(64, 2, ["idle"]), 48 * MIB, "lz4")["work"]["idle"]
+                           for _ in range(self.rounds)]
         return out
 
-    def systems(self, tier):
-        """Name, and how to get a rival that is set up."""
-        few = self.clusters if LONG else self.clusters[:1]
-        kinds = [("zram", rivals.Zram, None, self.clusters), ("zram, MADV_PAGEOUT ahead", rivals.Zram, "pager", few),
-                 ("zswap", rivals.Zswap, None, few)]
+    def systems(self, tier, few):
+        """(name, vm.page-cluster, a rival that is set up, or None for what needs none).  @few: of rivals only zram."""
+        clusters = self.clusters if LONG else self.clusters[:1]
+        kinds = [("zram", rivals.Zram, None, SWEEP_CLUSTERS if few else self.clusters)]
+        if not few:
+            kinds += [("zram, MADV_PAGEOUT ahead", rivals.Zram, "pager", clusters), ("zswap", rivals.Zswap, None, clusters)]
         if tier == "file":
             kinds = [("file swap", rivals.FileSwap, None, (0, 5))]
         for name, kind, pager, clusters in kinds:
             why = rivals.why_not(kind) if self.group else "needs root and cgroups"
+            if not why and self.only and name not in self.only:
+                why = "not asked for"
             if why:
                 self.note(f"{name} is left out: {why}")
                 continue
-            if self.only and name not in self.only:
-                continue
             for c in clusters:
                 yield name, c, kind(self.u, self.group, c, self.exe[pager] if pager else None)
+        for name in OURS:
+            if self.only and name not in self.only:
+                self.note(f"{name} is left out: not asked for")
+            else:
+                yield name, None, None
 
-    def measure(self, name, rival, work, limit):
+    def measure(self, name, rival, work, limit, budget):
+        """A run of a rival's, as watched() has it, or None."""
         for _ in range(OOM_TRIES):
             try:
-                return rival.measure(work, limit)
+                return {"work": rival.measure(work, limit, budget), "peak": rival.peak}
             except rivals.Killed:
                 self.note(f"{name} with {limit / MIB:.0f} MiB: the kernel's out-of-memory killer ended the program; again")
             except (OSError, RuntimeError, rivals.subprocess.CalledProcessError) as e:
                 self.note(f"{name} with {limit / MIB:.0f} MiB: {e}")
                 return None
+        self.note(f"{name} with {limit / MIB:.0f} MiB: given up")
         return None
 
-    def point(self, tier, ratio, local, workloads=None):
+    def point(self, tier, ratio, local, workloads=None, few=False, mib=None):
         """All systems at one size of local memory."""
-        mib = self.mib
+        mib = mib or self.mib
         limit = mib * MIB * local // 100 + SLACK
         chain = "lz4" if tier == "lz4" else "file:/var/tmp"
         budget, cells = self.turns(tier, self.work(mib, ratio, workloads), limit, chain,
                                    # Nobody to be equal to: what LZ4 makes of it, and a tenth more.
-                                   limit + mib * MIB * (100 - local) / 100 / ratio * 1.1)
+                                   limit + mib * MIB * (100 - local) / 100 / ratio * 1.1, few)
         return {"tier": tier, "mib": mib, "ratio": ratio, "local": local, "limit": limit, "budget": budget,
                 "cells": cells, "title": f"{mib} MiB of {ratio}x data, {local} % local"}
 
@@ -141,16 +173,11 @@ class Bench:
         mib = REAL[name] * (2 if LONG else 1)
         cmd = [self.exe[name]] if name == "graph" else [sys.executable, os.path.join(HERE, "real.py")]
         cmd += [*self.cpu(), *([] if name == "graph" else [name]), str(mib)]
-        most = 0
-
-        def look():
-            nonlocal most
-            most = max(most, self.group.usage())
         if not self.group:
             self.note(f"{name} is left out: needs root and cgroups")
             return None
         try:
-            rivals.run(cmd, self.group, look)
+            most = self.watched(cmd)[1]
         except RuntimeError as e:
             self.note(f"{name} is left out: {e}")
             return None
@@ -161,32 +188,43 @@ class Bench:
         return {"mib": mib, "limit": most // 2, "budget": budget, "tier": "lz4", "cells": cells,
                 "title": f"{name}, {most / MIB:.0f} MiB, 50 % local"}
 
-    def turns(self, tier, work, limit, chain, else_budget):
-        """Everybody in turn, round after round.  Returns hmm run's budget, and what was measured."""
+    def turns(self, tier, work, limit, chain, else_budget, few=False):
+        """Everybody in turn, there and back.  Returns hmm run's budget, and what was measured."""
         budget = limit if tier == "file" else 0
         cells = {}
         for rnd in range(self.rounds):
-            for name, cluster, rival in self.systems(tier):
-                r = self.measure(name, rival, work, limit)
-                if not r:
-                    continue
-                cells.setdefault((name, cluster), []).append((r, rival.peak))
-                if not budget and name == "zram":
-                    budget = rival.peak
-            budget = budget or int(else_budget)
-            for name in "hmm run", "all in RAM":
-                if self.only and name not in self.only:
-                    continue
-                got = self.hmm(work, budget, chain) if name == "hmm run" else (rivals.run(work, self.group), 0)
-                cells.setdefault((name, None), []).append(got)
-            print(f"  {os.path.basename(work[0])}, {tier}: round {rnd + 1} of {self.rounds}", file=sys.stderr)
-        return budget, [{"system": n, "cluster": c, "runs": [{"work": r, "peak": p} for r, p in v]}
-                        for (n, c), v in cells.items()]
+            order = list(self.systems(tier, few))
+            for name, cluster, rival in reversed(order) if rnd % 2 else order:
+                if rival:
+                    r = self.measure(name, rival, work, limit, budget)
+                    if not budget and r and name == "zram":
+                        budget = max(limit, r["peak"])  # it may have no need of all that it was given
+                elif name == "hmm run":
+                    budget = budget or int(else_budget)
+                    r = self.hmm(work, budget, chain)
+                else:
+                    r = dict(zip(("work", "peak"), self.watched(work)))
+                if r:
+                    cells.setdefault((name, cluster), []).append(r)
+            print(f"  {os.path.basename(work[0])}, {tier}, {limit / MIB:.0f} MiB: round {rnd + 1} of {self.rounds}",
+                  file=sys.stderr)
+        return budget, [{"system": n, "cluster": c, "runs": v} for (n, c), v in cells.items()]
 
     def all(self):
-        locals_ = [int(x) for x in str(setting("LOCAL", "50", "100 75 50 37 25 12")).split()]
-        points = [(t, int(r)) for t in self.tiers for r in self.ratios if self.workloads and (t == "lz4" or r != "4")]
-        return [self.point(t, r, loc) for t, r in points for loc in locals_]
+        """Everybody; what else there is of other data, in the short form, has few rivals and few workloads."""
+        if not self.workloads:
+            return []
+        points = []
+        for tier in self.tiers:
+            for ratio in map(int, self.ratios):
+                few = ratio != 2 and not LONG
+                if tier == "lz4" or not few and ratio != 4:
+                    points += [self.point(tier, ratio, local, self.ratio_work if few else None, few)
+                               for local in self.locals]
+        return points
+
+    def all_sizes(self):
+        return [self.point("lz4", 2, local, None, True, self.sweep_mib) for local in self.sweep if self.workloads]
 
     def others(self):
         """Bursts take RAM that would count for all else; and programs of others."""
@@ -239,8 +277,7 @@ def print_point(p):
             faults = median(r["faults"] for r in runs)
             miss = (median(r["seconds"] for r in runs) - median(r["seconds"] for r in ram[1])) / faults * 1e6 \
                 if ram and faults > 50 and name != "all in RAM" else None
-            ratio = [a["seconds"] / b["seconds"] for a, b in zip(runs, mine[1])] if mine and name not in (
-                "hmm run", "all in RAM") else None
+            ratio = [a["seconds"] / b["seconds"] for a, b in zip(runs, mine[1])] if mine and name != "hmm run" else None
             print(f"{w if name == names(p)[0] else '':10}{name:26}"
                   f"{spread([figure(w, r) for r in runs]) + ' ' + unit:>24}"
                   f"{'' if cluster is None else cluster:>8}{hits:>7}{'' if miss is None else f'{miss:.1f}':>8}"
@@ -248,9 +285,34 @@ def print_point(p):
                   + (f"{median(r['p50'] for r in runs):9.2f}{median(r['p99'] for r in runs):9.1f}" if 'p50' in runs[0]
                      else ""))
     for name in names(p):
-        peaks = [r["peak"] for c in p["cells"] if c["system"] == name for r in c["runs"] if r["peak"]]
-        print(f"{name}: " + ", ".join(([f"{max(peaks) / MIB:.0f} MiB of RAM at most"] if peaks else [])
-                                      + ([f"{cpu[name]:.2f} s of CPU in all"] if name in cpu else [])))
+        runs = [r for c in p["cells"] if c["system"] == name for r in c["runs"] if r["peak"]]
+        told = [r["told"] for r in runs if "told" in r]
+        print(f"{name}: " + ", ".join(
+            ([f"{max(r['peak'] for r in runs) / MIB:.0f} MiB of RAM at most"] if runs else [])
+            + ([f"{max(told) / MIB:.0f} by its own account"] if told else [])
+            + ([f"{cpu[name]:.2f} s of CPU in all"] if name in cpu else [])
+            + ([f"hmm run: {cpu['hmm run'] / cpu[name]:.2f} times as much"]
+               if name not in OURS and cpu.get(name) and "hmm run" in cpu else [])))
+
+
+def print_sweep(points):
+    """By how much of the memory is local: hmm run's figure, zram's at its best, what the one is faster by."""
+    print(f"\n{points[0]['mib']} MiB of {points[0]['ratio']}x data by local memory: hmm run, zram at its best page-cluster,"
+          " hmm run is faster by, misses of 100 of either, p99 in us of either")
+    for w in points[0]["cells"][0]["runs"][0]["work"]:
+        for p in points:
+            mine, zram = best(p, "hmm run", w), best(p, "zram", w)
+            if not mine:
+                continue
+            unit = "GB/s" if w in IN_ORDER else "us"
+            text = f"{w if p is points[0] else '':10}{p['local']:4} %{spread([figure(w, r) for r in mine[1]]):>20} {unit:5}"
+            both = [mine] + ([zram] if zram else [])
+            if zram:
+                text += (f"{spread([figure(w, r) for r in zram[1]]):>20} {unit:5}"
+                         f"{spread([b['seconds'] / a['seconds'] for a, b in zip(mine[1], zram[1])]):>20}   ")
+            text += "".join(f"{100 * median(r['faults'] / r['ops'] for r in b[1]):7.1f}" for b in both)
+            text += "".join(f"{median(r['p99'] for r in b[1]):9.1f}" for b in both if "p99" in b[1][0])
+            print(text)
 
 
 def print_floors(f):
@@ -266,8 +328,6 @@ def print_floors(f):
         mine, bare = rows["hmm run" + where], rows["bare handler and one LZ4 page" + where]
         print(f"hmm run / (bare handler and one LZ4 page){where}: "
               + spread([a["back_median"] / b["back_median"] for a, b in zip(mine, bare)]))
-
-
     ratio = [x["back_p99"] / x["back_median"] for x in rows["hmm run"]]
     print(f"hmm run, p99 / median: {spread(ratio)}")
     bulk = f["bulk"]
@@ -286,7 +346,7 @@ def machine():
                 if line.startswith("model name")), "?")
     virtual = "virtual machine" if " hypervisor" in rivals.read("/proc/cpuinfo") else "no hypervisor"
     return {"kernel": os.uname().release, "cpu": cpu, "cpus": os.cpu_count(), "virtual": virtual,
-            "load": os.getloadavg()[0]}
+            "mem_mib": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE") // MIB, "load": os.getloadavg()[0]}
 
 
 def main():
@@ -295,21 +355,25 @@ def main():
     build = os.path.abspath(sys.argv[1])
     b = Bench(build)
     try:
-        out = {"machine": machine(), "mib": b.mib, "ops": b.ops, "rounds": b.rounds}
+        out = {"machine": {**machine(), "used_cpus": len(b.cpus)}, "mib": b.mib, "ops": b.ops, "rounds": b.rounds}
         if setting("FLOORS", "1", "1") != "0":
             out["floors"] = b.floors()
-        out["points"], out["others"] = b.all(), b.others()
+        out["points"], out["sweep"], out["others"] = b.all(), b.all_sizes(), b.others()
         out["notes"] = b.notes
     finally:
         b.u.back_to(0)
         b.u.close()
     m = out["machine"]
-    print(f"{m['cpus']} x {m['cpu']}, {m['virtual']}, Linux {m['kernel']}, load {m['load']:.1f} at the start;"
+    print(f"{m['cpus']} x {m['cpu']}, of which {m['used_cpus']} are used, {m['mem_mib'] / 1024:.0f} GiB, {m['virtual']},"
+          f" Linux {m['kernel']}, load {m['load']:.1f} at the start;"
           f" {b.mib} MiB, {b.ops} accesses at random, {b.rounds} rounds")
     if "floors" in out:
         print_floors(out["floors"])
     for p in out["points"] + out["others"]:
         print_point(p)
+    if out["sweep"]:
+        print_sweep(out["sweep"])
+    print()
     for n in out["notes"]:
         print(n)
     if len(sys.argv) > 2:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Plots of what bench.py measured, by gnuplot.
 
-plot.py OUT JSON...     of the points of several of its runs together
+plot.py OUT JSON...     of several of its runs together
 """
 import json
 import shutil
@@ -18,8 +18,31 @@ def block(name, rows):
     return f"${name} << EOD\n" + "\n".join(" ".join(map(str, r)) for r in rows) + "\nEOD\n"
 
 
-def series(points, tier, ratio):
-    return sorted((p for p in points if p["tier"] == tier and p["ratio"] == ratio), key=lambda p: p["local"])
+# Each has its colour on all plots.
+SYSTEMS = ("hmm run", "zram", "all in RAM", "zram, MADV_PAGEOUT ahead", "zswap", "file swap")
+
+
+def colour(system):
+    return SYSTEMS.index(system) + 1
+
+
+def head(path, title, down, across, width, height, lines):
+    """So many plots on a page, and below all of them what their lines are."""
+    keys = 20 * lines
+    w, h = width * across, height * down + keys
+    return (f"set terminal svg size {w},{h} noenhanced\nset output '{path}'\n"
+            f"set multiplot layout {down},{across} title '{title}'"
+            f" margins screen {80 / w},{1 - 20 / w},{(keys + 60) / h},{1 - 60 / h}"
+            f" spacing screen {110 / w},{100 / h}\n"
+            "set key at screen .5,screen 0 bottom center\n")
+
+
+def kind(point):
+    return point["tier"], point["ratio"], point["mib"]
+
+
+def series(points, which):
+    return sorted((p for p in points if kind(p) == which), key=lambda p: p["local"])
 
 
 def cell_runs(point, system):
@@ -37,33 +60,42 @@ def pages_a_second(r):
     return r["ops"] / r["seconds"]
 
 
-def p99(r):
-    return r["p99"]
+def throughput(points, title, path):
+    rows = [(w, pages_a_second, "pages a second") for w in points[0]["cells"][0]["runs"][0]["work"]]
+    by_local(points, title, path, rows, 3)
 
 
-def by_local(points, title, path, figure, label):
+def distribution(points, title, path):
+    """A column for each workload whose accesses are timed, a row for each of the percentiles."""
+    timed = [w for w, r in points[0]["cells"][0]["runs"][0]["work"].items() if "p99" in r]
+    if timed:
+        by_local(points, title, path,
+                 [(w, lambda r, p=p: r[p], f"{name} of an access, us")
+                  for p, name in (("p50", "median"), ("p99", "99 %"), ("p999", "99.9 %")) for w in timed], len(timed))
+
+
+def by_local(points, title, path, plots, across):
+    """@plots: (workload, what to make of a run, its name)"""
     systems = list(dict.fromkeys(c["system"] for p in points for c in p["cells"]))
-    workloads = [w for w, r in points[0]["cells"][0]["runs"][0]["work"].items() if figure is not p99 or "p99" in r]
-    data, plots = "", []
-    for wi, w in enumerate(workloads):
+    data, text = "", []
+    for i, (w, figure, label) in enumerate(plots):
         lines = []
         for si, s in enumerate(systems):
             rows = [(p["local"], *of_best(p, s, w, figure)) for p in points if cell_runs(p, s)]
-            data += block(f"d{wi}_{si}", rows)
-            lines.append(f"$d{wi}_{si} using 1:2:3:4 with yerrorlines lc {si + 1} title '{s}'")
-        plots.append(f"set title '{w}'\nset key {'bottom right' if not wi else 'off'}\nplot " + ", ".join(lines))
-    rows = (len(workloads) + 3) // 4
-    gnuplot(f"{data}set terminal svg size 1600,{450 * rows}\nset output '{path}'\n"
-            f"set multiplot layout {rows},4 title '{title}'\n"
-            f"set xlabel 'local memory, %'\nset ylabel '{label}'\nset logscale y\nset xrange [100:0]\n"
-            + "\n".join(plots) + "\nunset multiplot\n")
+            data += block(f"d{i}_{si}", rows)
+            lines.append(f"$d{i}_{si} using 1:2:3:4 with yerrorlines lc {colour(s)} title '{s}'")
+        text.append(f"set title '{w}'\nset ylabel '{label}'\n{'set key off' if i else ''}\nplot " + ", ".join(lines))
+    down = (len(plots) + across - 1) // across
+    gnuplot(data + head(path, title, down, across, 340, 270, len(systems)) + "set xlabel 'local memory, %'\nset logscale y\nset xrange [105:5]\n"
+            + "\n".join(text) + "\nunset multiplot\n")
 
 
 def latencies(point, title, path):
+    systems = list(dict.fromkeys(c["system"] for c in point["cells"]))
     data, plots = "", []
     for wi, w in enumerate(w for w, r in point["cells"][0]["runs"][0]["work"].items() if "hist" in r):
         lines = []
-        for si, s in enumerate(dict.fromkeys(c["system"] for c in point["cells"])):
+        for si, s in enumerate(systems):
             c = min(cell_runs(point, s), key=lambda c: statistics.median(r["work"][w]["seconds"] for r in c["runs"]))
             sums = {}
             for r in c["runs"]:
@@ -74,10 +106,11 @@ def latencies(point, title, path):
                 rows.append((us, left / total))
                 left -= sums[us]
             data += block(f"l{wi}_{si}", rows)
-            lines.append(f"$l{wi}_{si} using 1:2 with steps lc {si + 1} title '{s}'")
-        plots.append(f"set title '{w}'\nset key {'top right' if not wi else 'off'}\nplot " + ", ".join(lines))
-    gnuplot(f"{data}set terminal svg size 1200,900\nset output '{path}'\nset multiplot layout 2,2 title '{title}'\n"
-            "set xlabel 'an access takes longer than, us'\nset ylabel 'part of all accesses'\nset logscale xy\n"
+            lines.append(f"$l{wi}_{si} using 1:2 with steps lc {colour(s)} title '{s}'")
+        plots.append(f"set title '{w}'\n{'set key off' if wi else ''}\nplot " + ", ".join(lines))
+    if not plots:
+        return
+    gnuplot(data + head(path, title, 2, 2, 500, 350, len(systems)) + "set xlabel 'an access takes longer than, us'\nset ylabel 'part of all accesses'\nset logscale xy\n"
             "set yrange [1e-4:1]\n" + "\n".join(plots) + "\nunset multiplot\n")
 
 
@@ -93,19 +126,23 @@ def all(out, path):
     if not shutil.which("gnuplot"):
         print("no plots: gnuplot (Debian package gnuplot-nox) is not there")
         return
-    for tier, ratio in dict.fromkeys((p["tier"], p["ratio"]) for p in out["points"]):
-        s = series(out["points"], tier, ratio)
+    for part, which in dict.fromkeys((part, kind(p)) for part in ("points", "sweep") for p in out[part]):
+        tier, ratio, mib = which
+        s, title = series(out[part], which), f"{tier}, {mib} MiB of {ratio}x data"
+        name = f"{path}-{tier}-{ratio}x-{mib}M" + ("-sweep" if part == "sweep" else "")
         if len(s) > 1:
-            by_local(s, f"{tier}, {ratio}x data", f"{path}-{tier}-{ratio}x.svg", pages_a_second, "pages a second")
-            by_local(s, f"{tier}, {ratio}x data", f"{path}-{tier}-{ratio}x-p99.svg", p99, "p99 of an access, us")
-        half = min(s, key=lambda p: abs(p["local"] - 50))
-        latencies(half, f"{tier}, {ratio}x data, {half['local']} % local", f"{path}-{tier}-{ratio}x-latency.svg")
+            throughput(s, title, name + ".svg")
+            distribution(s, title, name + "-percentiles.svg")
+        for p in s:
+            latencies(p, f"{title}, {p['local']} % local", f"{name}-latency-{p['local']}.svg")
     print(f"plots: {path}-*.svg")
 
 
 if __name__ == "__main__":
-    points = []
-    for name in sys.argv[2:]:
-        with open(name) as f:
-            points += json.load(f)["points"]
-    all({"points": points}, sys.argv[1])
+    got = {"points": [], "sweep": []}
+    for path in sys.argv[2:]:
+        with open(path) as f:
+            one = json.load(f)
+        for part, points in got.items():
+            points += one[part]
+    all(got, sys.argv[1])

@@ -169,14 +169,21 @@ class Rival:
         self.u, self.group, self.cluster, self.pager, self.peak = u, group, cluster, pager, 0
 
     def pool(self):
-        """RAM that it takes for what is swapped out."""
+        """RAM that it takes for what is swapped out, where the cgroup does not count it."""
         return 0
+
+    def charged(self):
+        """Is the pool part of what the cgroup counts, and limits?"""
+        return False
 
     def set_up(self):
         pass
 
-    def measure(self, cmd, limit, run=run):
-        """What @run makes of it, given the command, the cgroup to be in, and what to call meanwhile."""
+    def measure(self, cmd, limit, total, run=run):
+        """
+        What @run makes of it, given the command, the cgroup to be in, and what to call meanwhile.  It may have
+        @limit bytes resident, and takes about @total in all, its pool counted, where that is known.
+        """
         depth = len(self.u.steps)
         self.peak = 0
         try:
@@ -185,7 +192,7 @@ class Rival:
             self.set_up()
             self.u.push("empty", self.group.mem)  # what it has in the swap would not fit in its memory
             # Who pages out ahead keeps below by itself, and may be late.
-            self.group.limit(limit + limit // 4 if self.pager else limit)
+            self.group.limit(limit + limit // 4 if self.pager else total if self.charged() and total else limit)
             return run(self.command(cmd, limit), self.group, self.look)
         finally:
             self.u.back_to(depth)
@@ -246,8 +253,11 @@ class Zswap(FileSwap):
                     raise
         super().set_up()
 
+    def charged(self):
+        return self.group.v2
+
     def pool(self):
-        for line in read("/proc/meminfo").splitlines():
+        for line in [] if self.charged() else read("/proc/meminfo").splitlines():
             if line.startswith("Zswap:"):
                 return int(line.split()[1]) << 10
         return 0

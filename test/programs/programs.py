@@ -461,7 +461,7 @@ def swapped(line, result, want, ram, limit):
 
     u = rivals.Undo()
     try:
-        return rivals.Zram(u, rivals.Group(u, "hmm-programs"), 3).measure(line, ram, run)
+        return rivals.Zram(u, rivals.Group(u, "hmm-programs"), 3).measure(line, ram, 0, run)
     finally:
         u.back_to(0)
         u.close()
