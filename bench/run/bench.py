@@ -341,21 +341,13 @@ def print_floors(f):
         print(f"idle, near the budget: {spread([100 * x['cpu'] / x['seconds'] for x in f['idle']])} % of a CPU")
 
 
-def machine():
-    cpu = next((line.split(":")[1].strip() for line in rivals.read("/proc/cpuinfo").splitlines()
-                if line.startswith("model name")), "?")
-    virtual = "virtual machine" if " hypervisor" in rivals.read("/proc/cpuinfo") else "no hypervisor"
-    return {"kernel": os.uname().release, "cpu": cpu, "cpus": os.cpu_count(), "virtual": virtual,
-            "mem_mib": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE") // MIB, "load": os.getloadavg()[0]}
-
-
 def main():
     for s in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(s, lambda n, f: sys.exit(128 + n))
     build = os.path.abspath(sys.argv[1])
     b = Bench(build)
     try:
-        out = {"machine": {**machine(), "used_cpus": len(b.cpus)}, "mib": b.mib, "ops": b.ops, "rounds": b.rounds}
+        out = {"machine": rivals.machine(), "mib": b.mib, "ops": b.ops, "rounds": b.rounds}
         if setting("FLOORS", "1", "1") != "0":
             out["floors"] = b.floors()
         out["points"], out["sweep"], out["others"] = b.all(), b.all_sizes(), b.others()
@@ -363,10 +355,7 @@ def main():
     finally:
         b.u.back_to(0)
         b.u.close()
-    m = out["machine"]
-    print(f"{m['cpus']} x {m['cpu']}, of which {m['used_cpus']} are used, {m['mem_mib'] / 1024:.0f} GiB, {m['virtual']},"
-          f" Linux {m['kernel']}, load {m['load']:.1f} at the start;"
-          f" {b.mib} MiB, {b.ops} accesses at random, {b.rounds} rounds")
+    print(f"{rivals.machine_text(out['machine'])}; {b.mib} MiB, {b.ops} accesses at random, {b.rounds} rounds")
     if "floors" in out:
         print_floors(out["floors"])
     for p in out["points"] + out["others"]:

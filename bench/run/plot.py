@@ -111,7 +111,7 @@ def latencies(point, title, path):
     if not plots:
         return
     gnuplot(data + head(path, title, 2, 2, 500, 350, len(systems)) + "set xlabel 'an access takes longer than, us'\nset ylabel 'part of all accesses'\nset logscale xy\n"
-            "set yrange [1e-4:1]\n" + "\n".join(plots) + "\nunset multiplot\n")
+            "set yrange [1e-4:1]\nset xtics .1,100\n" + "\n".join(plots) + "\nunset multiplot\n")
 
 
 def by_size(points, path):

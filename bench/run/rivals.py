@@ -121,6 +121,10 @@ class Group:
         else:
             write(self.mem + "/memory.limit_in_bytes", nbytes or -1)
 
+    def cpu_seconds(self):
+        word = read(self.cpu).split()  # as cpu_used() in measure.h
+        return int(word[1]) / 1e6 if self.v2 else int(word[0]) / 1e9
+
     def usage(self):
         return int(read(self.mem + ("/memory.current" if self.v2 else "/memory.usage_in_bytes")))
 
@@ -275,3 +279,18 @@ def why_not(kind):
         if len(read("/proc/swaps").splitlines()) > 1:
             return "others swap on this machine, too"
     return None
+
+
+def machine():
+    """What figures are from."""
+    info = read("/proc/cpuinfo")
+    cpu = next((line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")), "?")
+    return {"kernel": os.uname().release, "cpu": cpu, "cpus": os.cpu_count(), "used_cpus": len(os.sched_getaffinity(0)),
+            "mem_mib": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE") // MIB,
+            "virtual": "virtual machine" if " hypervisor" in info else "no hypervisor", "load": os.getloadavg()[0]}
+
+
+def machine_text(m=None):
+    m = m or machine()
+    return (f"{m['cpus']} x {m['cpu']}, of which {m['used_cpus']} are used, {m['mem_mib'] / 1024:.0f} GiB, {m['virtual']},"
+            f" Linux {m['kernel']}, load {m['load']:.1f} at the start")

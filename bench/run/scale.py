@@ -2,15 +2,19 @@
 # SPDX-License-Identifier: MIT
 """Is a page as cheap where there are many?  `make bench-scale`, as root.
 
-scale.py BUILD OUT [MIB|sparse...]     OUT.json, and OUT.svg if gnuplot is there; 256 to 16384 MiB, and sparse
+scale.py BUILD OUT [WHAT...]     OUT.json, and OUT.svg if gnuplot is there
+
+WHAT: 256, 1024, 4096, 16384, or any other number of MiB; sparse: a TiB of which a part
+is used, 2 MiB here and there; mappings: 10,000 of them; threads: 500 of them, all at
+work on any page.  HMM_SCALE_MIB: how much the last three have, HMM_SCALE_OPS: how often
+threads look.
 
 Half of the memory is local.  It is filled, with data that compress four times, and
-read.  Told are the CPU time of everybody for each page that was moved, either way,
-less what the program takes by itself; what the engine has beside what its devices
-have, windows, records, the supervisor itself; and what the device has beside what it
-stored: its own records, and holes.
-
-"sparse": a TiB of which a part is used, 2 MiB here and there.
+read.  Told are the CPU time of everybody, from start to end, for each page that was
+moved, either way, less what the program takes by itself; what the engine has beside
+what its devices have, windows, records, the supervisor itself; what the device has
+beside what it stored: its own records, and holes; and how many mappings the program
+has, alone and so.
 """
 import json
 import os
@@ -24,8 +28,11 @@ import rivals
 from rivals import MIB
 
 SIZES = (256, 1024, 4096, 16384)
-SPARSE_GIB, SPARSE_MIB = 1024, 1024
-WORK = ("read",)
+SPARSE_GIB, MAPPINGS, THREADS = 1024, 10000, 500
+MIB_OF_OTHERS = int(os.environ.get("HMM_SCALE_MIB", 1024))
+ACCESSES = int(os.environ.get("HMM_SCALE_OPS", 100000))
+# The host of a virtual machine may have to find memory when it is first used: not once in what is measured.
+ALONE_RUNS = 2
 
 
 def engine(s):
@@ -46,8 +53,17 @@ class Scale:
         self.u = rivals.Undo()
         self.group = rivals.Group(self.u, f"hmm-scale-{os.getpid()}")
 
-    def work(self, mib):
-        return [self.exe, "-c", self.group.cpu, str(mib), "4", "1", *WORK]
+    def work(self, what):
+        """(MiB, the program and what it is told)"""
+        mib = int(what) if what.isdigit() else MIB_OF_OTHERS
+        how = {"sparse": ["-s", str(SPARSE_GIB)], "mappings": ["-m", str(MAPPINGS)],
+               "threads": ["-t", str(THREADS)]}.get(what, [])
+        return mib, [self.exe, *how, str(mib), "4", str(ACCESSES), "threads" if what == "threads" else "read"]
+
+    def mappings(self, most):
+        for pid in rivals.read(self.group.mem + "/cgroup.procs").split():
+            if rivals.read(f"/proc/{pid}/comm") == "work":
+                most["mappings"] = max(most.get("mappings", 0), rivals.read(f"/proc/{pid}/maps").count("\n") + 1)
 
     def look(self, most):
         """The engine as it is when most is away."""
@@ -59,61 +75,66 @@ class Scale:
             if s["away_bytes"] > most.get("away_bytes", 0):
                 most.update(s)
 
-    def under_hmm(self, cmd, mib):
-        """(what it printed, at the end, when most was away)"""
-        def watch():
+    def run(self, cmd, watch):
+        """(what it printed, CPU seconds of all that it made)"""
+        def look():
             try:
-                self.look(most)
+                watch()
             except (OSError, ValueError):
                 pass  # it has just ended
+        before = self.group.cpu_seconds()
+        r = rivals.run(cmd, self.group, look)
+        return r, self.group.cpu_seconds() - before
+
+    def under_hmm(self, cmd, mib):
+        """(what it printed, CPU seconds, statistics at the end, and when most was away)"""
         most = {}
+
+        def watch():
+            self.look(most)
+            self.mappings(most)
         with tempfile.NamedTemporaryFile(prefix="hmm-scale-") as f:
-            r = rivals.run([self.hmm, "run", "--to", "lz4", "--ram", f"{mib * 3 // 4}M", "--stats", f.name, "--", *cmd],
-                           self.group, watch)
-            return r, json.loads(f.read()), most
+            r, cpu = self.run([self.hmm, "run", "--to", "lz4", "--ram", f"{mib * 3 // 4}M", "--stats", f.name, "--",
+                               *cmd], watch)
+            return r, cpu, json.loads(f.read()), most
 
-    @staticmethod
-    def bookkeeping(most):
-        return {"away_bytes": most["away_bytes"], "engine_bytes": engine(most), "record_bytes": records(most),
-                "hole_bytes": holes(most)}
-
-    def point(self, mib):
-        alone = rivals.run(self.work(mib), self.group)
-        with_hmm, s, most = self.under_hmm(self.work(mib), mib)
+    def point(self, what):
+        mib, cmd = self.work(what)
+        alone = {}
+        cpu_alone = min(self.run(cmd, lambda: self.mappings(alone))[1] for _ in range(ALONE_RUNS))
+        r, cpu, s, most = self.under_hmm(cmd, mib)
         moved = s["pages_out"] + s["pages_in"]
-        cpu = sum(with_hmm[w]["cpu"] - alone[w]["cpu"] for w in ("fill", *WORK))
-        return {"mib": mib, "moved": moved, "us_a_page": 1e6 * cpu / moved,
-                "seconds": sum(with_hmm[w]["seconds"] for w in ("fill", *WORK)), **self.bookkeeping(most)}
-
-    def sparse(self):
-        cmd = [self.exe, "-s", str(SPARSE_GIB), "-c", self.group.cpu, str(SPARSE_MIB), "4", "1", *WORK]
-        r, s, most = self.under_hmm(cmd, SPARSE_MIB)
-        return {"mib": f"{SPARSE_GIB} GiB, {SPARSE_MIB}", "moved": s["pages_out"] + s["pages_in"],
-                "seconds": sum(r[w]["seconds"] for w in ("fill", *WORK)), **self.bookkeeping(most)}
+        return {"what": what, "mib": mib, "moved": moved, "us_a_page": 1e6 * (cpu - cpu_alone) / moved,
+                "cpu": cpu, "cpu_alone": cpu_alone, "seconds": sum(w["seconds"] for w in r.values()),
+                "p99": r.get("threads", {}).get("p99"), "mappings": most["mappings"],
+                "mappings_alone": alone.get("mappings", 0), "away_bytes": most["away_bytes"],
+                "engine_bytes": engine(most), "record_bytes": records(most), "hole_bytes": holes(most)}
 
 
 def main():
     build, out = sys.argv[1:3]
     b = Scale(build)
     points = []
-    print(f"{'MiB':>14} {'moved':>9} {'CPU us a page':>14} {'away, MiB':>10} {'engine, MiB':>12} {'records, MiB':>13} "
-          f"{'of away, %':>11} {'holes, MiB':>11} {'s':>6}")
+    print(f"{rivals.machine_text()}; vm.max_map_count {rivals.read('/proc/sys/vm/max_map_count')}")
+    print(f"{'what':>14} {'MiB':>6} {'moved':>9} {'CPU us a page':>14} {'away, MiB':>10} {'engine, MiB':>12} {'records, MiB':>13} "
+          f"{'of away, %':>11} {'holes, MiB':>11} {'s':>6} {'mappings':>9} {'alone':>6}")
     try:
-        for size in sys.argv[3:] or (*SIZES, "sparse"):
-            p = b.sparse() if size == "sparse" else b.point(int(size))
+        for what in sys.argv[3:] or (*map(str, SIZES), "sparse", "mappings", "threads"):
+            p = b.point(what)
             points.append(p)
-            cpu = f"{p['us_a_page']:.2f}" if "us_a_page" in p else ""
             kept = p["engine_bytes"] + p["record_bytes"]
-            print(f"{p['mib']:>14} {p['moved']:9} {cpu:>14} {p['away_bytes'] / MIB:10.0f} "
+            print(f"{p['what']:>14} {p['mib']:6} {p['moved']:9} {p['us_a_page']:14.2f} {p['away_bytes'] / MIB:10.0f} "
                   f"{p['engine_bytes'] / MIB:12.1f} {p['record_bytes'] / MIB:13.1f} "
                   f"{100 * kept / p['away_bytes']:11.2f} {p['hole_bytes'] / MIB:11.1f} "
-                  f"{p['seconds']:6.1f}", flush=True)
+                  f"{p['seconds']:6.1f} {p['mappings']:9} {p['mappings_alone']:6}"
+                  + (f"  p99 of an access {p['p99']:.0f} us" if p["p99"] else ""), flush=True)
     finally:
         b.u.close()
     with open(out + ".json", "w") as f:
-        json.dump(points, f, indent=1)
-    if shutil.which("gnuplot"):
-        plot.by_size([p for p in points if "us_a_page" in p], out + ".svg")
+        json.dump({"machine": rivals.machine(), "points": points}, f, indent=1)
+    by_size = [p for p in points if p["what"].isdigit()]
+    if by_size and shutil.which("gnuplot"):
+        plot.by_size(by_size, out + ".svg")
         print(f"plot: {out}.svg")
 
 

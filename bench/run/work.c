@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * work [-c FILE] [-t THREADS] [-s GIB] MIB RATIO OPS WORKLOAD...
+ * work [-c FILE] [-t THREADS] [-s GIB | -m MAPPINGS] MIB RATIO OPS WORKLOAD...
  *
  * Memory that is partly away, used as programs use it.  Prints one line of
  * JSON, an object for each workload:
@@ -21,7 +21,8 @@
  *   idle           nothing at all, for seconds: what is it that whoever pages for it does?
  *
  * Each is done once before it is measured, so that what the one before left is
- * not what it finds.  -s: the memory is spread over so much address space, 2 MiB at a place.  RATIO: how far LZ4
+ * not what it finds.  -s: the memory is spread over so much address space, 2 MiB at a place.  -m: it is as many
+ * mappings, with a page between them that nobody may use.  RATIO: how far LZ4
  * compresses the data, 1, 2 or 4.  Every access checks a word that tells which page it is.
  */
 #include <fcntl.h>
@@ -42,7 +43,7 @@
 
 #define STRIDE 5u
 #define PIECE 512u
-#define THREADS_MAX 64u
+#define THREADS_MAX 512u
 #define BUCKETS 256u /* eight an octave */
 #define ZIPF 0.99
 #define BURST_PART 4u
@@ -56,13 +57,13 @@ struct hist {
 };
 
 static uint64_t *pages;
-static size_t npages, ops, apart = PIECE; /* pages of address space for each PIECE that is used */
+static size_t npages, ops, piece = PIECE, apart = PIECE; /* pages of address space for each piece that is used */
 static int cpu_fd = -1;
 static double zeta, zeta2;
 
 static uint64_t *page_at(size_t i)
 {
-	return pages + (i / PIECE * apart + i % PIECE) * DATA_WORDS;
+	return pages + (i / piece * apart + i % piece) * DATA_WORDS;
 }
 
 static void wrong(size_t page, uint64_t got)
@@ -377,40 +378,60 @@ static void measure(const char *name, size_t (*run)(struct hist *h), bool warm)
 	fflush(stdout);
 }
 
-int main(int argc, char **argv)
+/* Where all of it is to be: in one piece, or spread over @gib, or in so many mappings. */
+static void map_pages(size_t gib, size_t mappings)
 {
-	size_t gib = 0, bytes;
-	int opt;
+	size_t bytes = npages * DATA_PAGE;
 
-	while ((opt = getopt(argc, argv, "c:t:s:")) != -1) {
-		if (opt == 'c')
-			cpu_fd = open(optarg, O_RDONLY | O_CLOEXEC);
-		else if (opt == 't')
-			nthreads = (unsigned)atoi(optarg);
-		else if (opt == 's')
-			gib = (size_t)atol(optarg);
-		else
-			return 2;
-	}
-	if (argc - optind < 3 || nthreads < 1 || nthreads > THREADS_MAX) {
-		fprintf(stderr, "usage: work [-c FILE] [-t THREADS] [-s GIB] MIB RATIO OPS WORKLOAD...\n");
-		return 2;
-	}
-	npages = (size_t)atol(argv[optind]) * (1 << 20) / DATA_PAGE;
-	fill_ratio = (uint64_t)atol(argv[optind + 1]);
-	ops = (size_t)atol(argv[optind + 2]);
-	bytes = npages * DATA_PAGE;
-	if (gib << 30 > bytes) {
+	if (mappings) {
+		piece = npages > mappings ? npages / mappings : 1;
+		apart = piece + 1;
+		bytes = (npages / piece + 1) * apart * DATA_PAGE;
+	} else if (gib << 30 > bytes) {
 		bytes = gib << 30;
 		apart = bytes / DATA_PAGE / ((npages + PIECE - 1) / PIECE);
 	}
 	pages = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (pages == MAP_FAILED) {
 		perror("mmap");
-		return 1;
+		exit(1);
 	}
 	/* What is measured is paging, not how huge pages are had and split. */
 	madvise(pages, bytes, MADV_NOHUGEPAGE);
+	for (size_t i = 0; mappings && i < npages; i += piece) {
+		if (!munmap(page_at(i) + piece * DATA_WORDS, DATA_PAGE))
+			continue;
+		perror("munmap");
+		exit(1);
+	}
+}
+
+int main(int argc, char **argv)
+{
+	size_t gib = 0, mappings = 0;
+	int opt;
+
+	while ((opt = getopt(argc, argv, "c:t:s:m:")) != -1) {
+		if (opt == 'c')
+			cpu_fd = open(optarg, O_RDONLY | O_CLOEXEC);
+		else if (opt == 't')
+			nthreads = (unsigned)atoi(optarg);
+		else if (opt == 's')
+			gib = (size_t)atol(optarg);
+		else if (opt == 'm')
+			mappings = (size_t)atol(optarg);
+		else
+			return 2;
+	}
+	if (argc - optind < 3 || nthreads < 1 || nthreads > THREADS_MAX) {
+		fprintf(stderr,
+			"usage: work [-c FILE] [-t THREADS] [-s GIB | -m MAPPINGS] MIB RATIO OPS WORKLOAD...\n");
+		return 2;
+	}
+	npages = (size_t)atol(argv[optind]) * (1 << 20) / DATA_PAGE;
+	fill_ratio = (uint64_t)atol(argv[optind + 1]);
+	ops = (size_t)atol(argv[optind + 2]);
+	map_pages(gib, mappings);
 	zipf_init();
 	measure("fill", do_fill, false);
 	for (int i = optind + 3; i < argc; i++) {
