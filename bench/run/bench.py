@@ -9,7 +9,7 @@ hmm run, zram and all in RAM with more and less of it (the sweep), and with data
 compress more and not at all; programs of others.  HMM_BENCH_LONG=1: everybody at all
 sizes of local memory and with all data.  HMM_BENCH_ROUNDS, _MIB, _OPS, _LOCAL, _WORK,
 _RATIOS, _RATIO_WORK, _CLUSTERS, _TIERS, _REAL (of redis, numpy, graph), _FLOORS (0: none),
-_SWEEP and _SWEEP_MIB, _ONLY (names of systems, with commas between) and _CPUS (how many
+_SWEEP, _ONLY (names of systems, with commas between) and _CPUS (how many
 it all runs on; 0: all) change either.  plot.py draws what several runs have measured.
 
 All systems take turns, round after round, on one machine: the ratios of a round say
@@ -61,7 +61,6 @@ class Bench:
         self.real = setting("REAL", " ".join(REAL), " ".join(REAL)).split()
         self.clusters = [int(c) for c in setting("CLUSTERS", "0 1 2 3", "0 1 2 3 4 5").split()]
         self.sweep = [int(x) for x in setting("SWEEP", "100 75 50 37 25 12", "").split()]
-        self.sweep_mib = int(setting("SWEEP_MIB", 128, 128))
         self.ratio_work = setting("RATIO_WORK", "read write uniform", " ".join(self.workloads)).split()
         self.locals = [int(x) for x in setting("LOCAL", "50", "100 75 50 37 25 12").split()]
         self.cpus = sorted(os.sched_getaffinity(0))
@@ -157,9 +156,9 @@ class Bench:
         self.note(f"{name} with {limit / MIB:.0f} MiB: given up")
         return None
 
-    def point(self, tier, ratio, local, workloads=None, few=False, mib=None):
+    def point(self, tier, ratio, local, workloads=None, few=False):
         """All systems at one size of local memory."""
-        mib = mib or self.mib
+        mib = self.mib
         limit = mib * MIB * local // 100 + SLACK
         chain = "lz4" if tier == "lz4" else "file:/var/tmp"
         budget, cells = self.turns(tier, self.work(mib, ratio, workloads), limit, chain,
@@ -224,7 +223,7 @@ class Bench:
         return points
 
     def all_sizes(self):
-        return [self.point("lz4", 2, local, None, True, self.sweep_mib) for local in self.sweep if self.workloads]
+        return [self.point("lz4", 2, local, None, True) for local in self.sweep if self.workloads]
 
     def others(self):
         """Bursts take RAM that would count for all else; and programs of others."""

@@ -5,7 +5,7 @@
 bench.py BUILD [TEST...]
 
 By default nobody swaps: what is set up for that is the whole machine's.  HMM_TEST_LONG=1, as
-root: everybody, other programs and the floors, too.
+root: everybody, a graph search and the floors, too.
 """
 import json
 import os
@@ -72,9 +72,11 @@ def check_point(p, workloads, want):
 
 
 def bench(h):
-    env = {"HMM_BENCH_MIB": "32", "HMM_BENCH_SWEEP_MIB": "32", "HMM_BENCH_SWEEP": "50 25", "HMM_BENCH_ROUNDS": "1",
+    env = {"HMM_BENCH_MIB": "32", "HMM_BENCH_SWEEP": "50 25", "HMM_BENCH_ROUNDS": "1",
            "HMM_BENCH_OPS": str(OPS), "HMM_BENCH_LONG": "0"}
-    if not LONG:
+    if LONG:
+        env.update(HMM_BENCH_CLUSTERS="0 2", HMM_BENCH_REAL="graph")
+    else:
         env.update(HMM_BENCH_ONLY=",".join(OURS), HMM_BENCH_FLOORS="0", HMM_BENCH_REAL="", HMM_BENCH_RATIOS="2 4")
     before = machine()
     with tempfile.TemporaryDirectory(prefix="hmm-test-") as d:
