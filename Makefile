@@ -9,8 +9,8 @@
 #   make stress     stress-ng's memory stressors, each way of --vm once, on a quarter of their memory; PART=K/N of them
 #   make programs   real programs on all, half and a quarter of their memory, against themselves without hmm
 #   make demo       a real program on a third of the RAM it needs
-#   make bench      measurements; hmm run beside the kernel's swap takes minutes, or HMM_BENCH_LONG=1 (bench/run/bench.py)
-#   make bench-scale    is a page as cheap where there are many?  256 MiB to 16 GiB, and a part of a TiB; minutes
+#   make bench      measurements: hmm run beside the kernel's swap, half an hour; HMM_BENCH_LONG=1: hours (bench/run/bench.py)
+#   make bench-scale    is a page as cheap where there are many?  256 MiB to 16 GiB, a part of a TiB, 10,000 mappings, 500 threads; minutes
 #   make kernel-suite   the kernel's own tests of HMM on our dmirror; fetches a kernel's source, or KERNEL_SOURCE=DIR
 #   make fuzz       for a minute, or SECONDS=N: what reads the bytes of a remote peer, under libFuzzer
 #   make model      searches the models of the protocols to the end, and breaks their rules (doc/model.md)

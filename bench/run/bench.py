@@ -204,7 +204,7 @@ class Bench:
                 else:
                     r = dict(zip(("work", "peak"), self.watched(work)))
                 if r:
-                    cells.setdefault((name, cluster), []).append(r)
+                    cells.setdefault((name, cluster), []).append({**r, "round": rnd})
             print(f"  {os.path.basename(work[0])}, {tier}, {limit / MIB:.0f} MiB: round {rnd + 1} of {self.rounds}",
                   file=sys.stderr)
         return budget, [{"system": n, "cluster": c, "runs": v} for (n, c), v in cells.items()]
@@ -237,8 +237,15 @@ def median(v):
 
 def best(point, system, workload):
     """The runs of a system at the vm.page-cluster that is best for a workload: (cluster, [result])."""
-    rows = [(c["cluster"], [r["work"][workload] for r in c["runs"]]) for c in point["cells"] if c["system"] == system]
+    rows = [(c["cluster"], [{**r["work"][workload], "round": r["round"]} for r in c["runs"]])
+            for c in point["cells"] if c["system"] == system]
     return min(rows, key=lambda x: median(r["seconds"] for r in x[1])) if rows else None
+
+
+def ratios(runs, mine):
+    """How much longer it took than what is @mine, in each round that has both."""
+    by_round = {r["round"]: r["seconds"] for r in mine}
+    return [r["seconds"] / by_round[r["round"]] for r in runs if r["round"] in by_round]
 
 
 def names(point):
@@ -276,7 +283,7 @@ def print_point(p):
             faults = median(r["faults"] for r in runs)
             miss = (median(r["seconds"] for r in runs) - median(r["seconds"] for r in ram[1])) / faults * 1e6 \
                 if ram and faults > 50 and name != "all in RAM" else None
-            ratio = [a["seconds"] / b["seconds"] for a, b in zip(runs, mine[1])] if mine and name != "hmm run" else None
+            ratio = ratios(runs, mine[1]) if mine and name != "hmm run" else None
             print(f"{w if name == names(p)[0] else '':10}{name:26}"
                   f"{spread([figure(w, r) for r in runs]) + ' ' + unit:>24}"
                   f"{'' if cluster is None else cluster:>8}{hits:>7}{'' if miss is None else f'{miss:.1f}':>8}"
@@ -308,7 +315,7 @@ def print_sweep(points):
             both = [mine] + ([zram] if zram else [])
             if zram:
                 text += (f"{spread([figure(w, r) for r in zram[1]]):>20} {unit:5}"
-                         f"{spread([b['seconds'] / a['seconds'] for a, b in zip(mine[1], zram[1])]):>20}   ")
+                         f"{spread(ratios(zram[1], mine[1])):>20}   ")
             text += "".join(f"{100 * median(r['faults'] / r['ops'] for r in b[1]):7.1f}" for b in both)
             text += "".join(f"{median(r['p99'] for r in b[1]):9.1f}" for b in both if "p99" in b[1][0])
             print(text)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Plots of what bench.py measured, by gnuplot.
 
-plot.py OUT JSON...     of several of its runs together
+plot.py OUT JSON...     of several of its runs together, or of several of scale.py's
 """
 import json
 import shutil
@@ -115,11 +115,16 @@ def latencies(point, title, path):
 
 
 def by_size(points, path):
+    """Of scale.py's points those that differ by size alone."""
+    points = sorted((p for p in points if p["what"].isdigit()), key=lambda p: p["mib"])
+    if len(points) < 2 or not shutil.which("gnuplot"):
+        return
     rows = [(p["mib"], p["us_a_page"], 100 * (p["engine_bytes"] + p["record_bytes"]) / p["away_bytes"]) for p in points]
     gnuplot(block("d", rows) + f"set terminal svg size 800,500\nset output '{path}'\nset xlabel 'MiB, half of them local'\n"
             "set logscale x 2\nset yrange [0:*]\nset ylabel 'CPU us a page moved'\nset ytics nomirror\n"
             "set y2label 'kept beside what is stored, % of what is away'\nset y2tics\nset y2range [0:*]\n"
             "plot $d using 1:2 with linespoints title 'CPU', $d using 1:3 axes x1y2 with linespoints title 'kept'\n")
+    print(f"plot: {path}")
 
 
 def all(out, path):
@@ -139,10 +144,15 @@ def all(out, path):
 
 
 if __name__ == "__main__":
-    got = {"points": [], "sweep": []}
+    got = {"points": [], "sweep": [], "sizes": []}
     for path in sys.argv[2:]:
         with open(path) as f:
             one = json.load(f)
-        for part, points in got.items():
-            points += one[part]
-    all(got, sys.argv[1])
+        if "sweep" in one:
+            got["points"] += one["points"]
+            got["sweep"] += one["sweep"]
+        else:
+            got["sizes"] += one["points"]
+    if got["points"] + got["sweep"]:
+        all(got, sys.argv[1])
+    by_size(got["sizes"], sys.argv[1] + "-sizes.svg")

@@ -18,7 +18,6 @@ has, alone and so.
 """
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -132,10 +131,7 @@ def main():
         b.u.close()
     with open(out + ".json", "w") as f:
         json.dump({"machine": rivals.machine(), "points": points}, f, indent=1)
-    by_size = [p for p in points if p["what"].isdigit()]
-    if by_size and shutil.which("gnuplot"):
-        plot.by_size(by_size, out + ".svg")
-        print(f"plot: {out}.svg")
+    plot.by_size(points, out + ".svg")
 
 
 if __name__ == "__main__":
