@@ -35,6 +35,7 @@ IN_ORDER = ("fill", "read", "write", "stride", "burst")
 AT_RANDOM = ("uniform", "zipf", "chase", "threads")
 REAL = {"redis": 256, "numpy": 128, "graph": 128}  # MiB
 OURS = ("hmm run", "all in RAM")
+MORE_RAM = 1.1  # of what it may have, and no ratio is of equal RAM
 SWEEP_CLUSTERS = (0, 2)  # best at random, best in order
 LONG = os.environ.get("HMM_BENCH_LONG") == "1"
 
@@ -295,10 +296,13 @@ def print_point(p):
         told = [r["told"] for r in runs if "told" in r]
         print(f"{name}: " + ", ".join(
             ([f"{max(r['peak'] for r in runs) / MIB:.0f} MiB of RAM at most"] if runs else [])
-            + ([f"{max(told) / MIB:.0f} by its own account"] if told else [])
+            + ([f"{max(told) / MIB:.0f} by its own account",
+                f"{max(r['peak'] for r in runs) / p['budget']:.2f} times what it may have"] if told else [])
             + ([f"{cpu[name]:.2f} s of CPU in all"] if name in cpu else [])
             + ([f"hmm run: {cpu['hmm run'] / cpu[name]:.2f} times as much"]
                if name not in OURS and cpu.get(name) and "hmm run" in cpu else [])))
+        if told and max(r["peak"] for r in runs) > MORE_RAM * p["budget"]:
+            print("hmm run had so much more RAM than it may have that the ratios above are not of equal RAM")
 
 
 def print_sweep(points):
@@ -319,6 +323,9 @@ def print_sweep(points):
             text += "".join(f"{100 * median(r['faults'] / r['ops'] for r in b[1]):7.1f}" for b in both)
             text += "".join(f"{median(r['p99'] for r in b[1]):9.1f}" for b in both if "p99" in b[1][0])
             print(text)
+    for p in points:
+        most = max((r["peak"] for c in p["cells"] if c["system"] == "hmm run" for r in c["runs"]), default=0)
+        print(f"{p['local']} %: hmm run had {most / MIB:.0f} MiB of RAM at most, may have {p['budget'] / MIB:.0f}")
 
 
 def print_floors(f):
