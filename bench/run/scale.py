@@ -87,7 +87,7 @@ class Scale:
 
     def under_hmm(self, cmd, mib):
         """(what it printed, CPU seconds, statistics at the end, and when most was away)"""
-        most = {}
+        most = {"away_bytes": 0, "total_bytes": 0, "resident_bytes": 0, "store_ram_bytes": 0, "devices": [], "mappings": 0}
 
         def watch():
             self.look(most)
@@ -103,7 +103,7 @@ class Scale:
         cpu_alone = min(self.run(cmd, lambda: self.mappings(alone))[1] for _ in range(ALONE_RUNS))
         r, cpu, s, most = self.under_hmm(cmd, mib)
         moved = s["pages_out"] + s["pages_in"]
-        return {"what": what, "mib": mib, "moved": moved, "us_a_page": 1e6 * (cpu - cpu_alone) / moved,
+        return {"what": what, "mib": mib, "moved": moved, "us_a_page": 1e6 * (cpu - cpu_alone) / max(moved, 1),
                 "cpu": cpu, "cpu_alone": cpu_alone, "seconds": sum(w["seconds"] for w in r.values()),
                 "p99": r.get("threads", {}).get("p99"), "mappings": most["mappings"],
                 "mappings_alone": alone.get("mappings", 0), "away_bytes": most["away_bytes"],
@@ -124,7 +124,7 @@ def main():
             kept = p["engine_bytes"] + p["record_bytes"]
             print(f"{p['what']:>14} {p['mib']:6} {p['moved']:9} {p['us_a_page']:14.2f} {p['away_bytes'] / MIB:10.0f} "
                   f"{p['engine_bytes'] / MIB:12.1f} {p['record_bytes'] / MIB:13.1f} "
-                  f"{100 * kept / p['away_bytes']:11.2f} {p['hole_bytes'] / MIB:11.1f} "
+                  f"{100 * kept / max(p['away_bytes'], 1):11.2f} {p['hole_bytes'] / MIB:11.1f} "
                   f"{p['seconds']:6.1f} {p['mappings']:9} {p['mappings_alone']:6}"
                   + (f"  p99 of an access {p['p99']:.0f} us" if p["p99"] else ""), flush=True)
     finally:

@@ -130,7 +130,8 @@ def scale(h):
             points = {p["what"]: p for p in json.load(f)["points"]}
         for what, p in points.items():
             # A quarter does not fit, is filled and read three times, the last one a word of each page.
-            if p["moved"] < p["mib"] * 256 // 4 or p["away_bytes"] <= 0:
+            # Of so many mappings none may have gone when it ends, with so little in them: see "load mappings".
+            if what != "mappings" and (p["moved"] < p["mib"] * 256 // 4 or p["away_bytes"] <= 0):
                 raise Failed(f"{what}: {p}")
         if points["mappings"]["mappings_alone"] < 10000 or points["threads"]["mappings_alone"] < 500:
             raise Failed(f"{points['mappings']['mappings_alone']} mappings, of threads"
