@@ -549,7 +549,7 @@ static void shrink(struct hmm *h, uint64_t total, struct place *place)
 	/* Asked once a round: who measures may change it. */
 	for (uint64_t low; total > (low = low_at(h)) && !atomic_load(&h->stop) && !atomic_load(&h->resting);) {
 		uint64_t over = (total - low) / UMM_PAGE + 1;
-		uint64_t failed = atomic_load(&h->out_failed);
+		uint64_t failed = atomic_load(&h->out_failed), copies = hmm_clean_in_ram(h);
 		/* Little at a time: each round who waits is told, and shares are weighed anew. */
 		uint64_t asked = over < 2 * UMM_BATCH_PAGES ? over : 2 * UMM_BATCH_PAGES;
 		make_way(h, place);
@@ -565,6 +565,9 @@ static void shrink(struct hmm *h, uint64_t total, struct place *place)
 				nanosleep(&(struct timespec){.tv_nsec = TIGHT_NS}, NULL);
 			continue;
 		}
+		/* What copies took is room now, and there may be more of them. */
+		if (hmm_clean_in_ram(h) < copies)
+			continue;
 		/* A program that changes its mappings all the time is in the way, but not for ever. */
 		if (atomic_load(&h->out_failed) == failed && ++futile < FUTILE_ROUNDS) {
 			nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);

@@ -70,7 +70,8 @@ bool hmm_clean_keeps(struct hmm_mm *mm, unsigned tier, unsigned cluster)
 		return false;
 	if (!costs_ram(h, tier))
 		return true;
-	if (cluster < SCAN)
+	/* Where nothing can go any more, what comes back makes room. */
+	if (cluster < SCAN || atomic_load(&h->full))
 		return false;
 	return atomic_load(&mm->clean_score) >= SCORE_KEEPS || !(atomic_fetch_add(&mm->clean_turn, 1) % SAMPLE);
 }
@@ -216,6 +217,16 @@ static void tighten(struct hmm *h, unsigned tier, const struct hmm_device_stats 
 		atomic_store(&h->trim_rest[tier], TRIM_REST);
 }
 
+uint64_t hmm_clean_in_ram(struct hmm *h)
+{
+	uint64_t n = 0;
+
+	for (unsigned t = 0; t < h->chain.n; t++)
+		if (costs_ram(h, t))
+			n += atomic_load(&h->clean[t]);
+	return n;
+}
+
 void hmm_clean_shed(struct hmm_mm *mm, bool full)
 {
 	struct hmm *h = mm->h;
@@ -248,7 +259,7 @@ void hmm_clean_shed(struct hmm_mm *mm, bool full)
 		uint64_t kept = atomic_load(&h->clean[t]), limit = kept_at_most(mm, t);
 
 		over = kept && taken > limit_taken ? taken - limit_taken : 0;
-		if (over || (kept && full && !costs_ram(h, t)))
+		if (over || (kept && full))
 			shed(mm, t, over / each + SHED_PAGES);
 		else if (kept > limit)
 			shed(mm, t, kept - limit); /* it walks no more */

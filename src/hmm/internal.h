@@ -562,6 +562,8 @@ unsigned hmm_clean_match(struct hmm_mm *mm, unsigned b, const void *const src[],
 /** Adapt to what there is room for, and make room where a device is full; @full: one has just refused pages.  out_lock
  * held. */
 void hmm_clean_shed(struct hmm_mm *mm, bool full);
+/** Copies that take RAM: what could be let go where nothing else goes. */
+uint64_t hmm_clean_in_ram(struct hmm *h);
 
 /* chain.c */
 int hmm_chain_open(const char *spec, uint64_t budget, struct hmm_chain *c, char *err, size_t errlen);

@@ -10,6 +10,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 from hmmtest import Failed, main_of  # noqa: E402
 
+MIB = 1 << 20
 LONG = 4 if os.environ.get("HMM_TEST_LONG") else 1
 
 
@@ -79,5 +80,13 @@ def lz4_full(h):
     expect(n == 1, f"said {n} times", r.err())
 
 
+def full_of_copies(h):
+    """Nothing more goes, and pages come back: what the device has of those makes room then, or both would be in RAM."""
+    r = h.run([os.path.join(h.build, "test/run/load/rw"), "seq", "1", "256", "1", str(2 * LONG)], ram="257M", to="lz4")
+    r.expect(min_out=256 * 64, stderr="^hmm: all devices are full")
+    s = r.stats()
+    expect(s["peak_bytes"] < 257 * MIB * 5 // 4, "a quarter more than the budget", s)
+
+
 main_of(sequential, sequential_8_threads, steps, random, random_8_threads, incompressible, file_alone,
-        read_again, lz4_full)
+        read_again, lz4_full, full_of_copies)
