@@ -4,10 +4,10 @@
  *
  * DOC: who tells
  *
- * Each thread of the tree has a clock of its CPU time (a performance event of the
- * kernel's own, no hardware's) that sends SIGIO to the watcher when it has run for
- * AWAKE_NS, wherever it is: a read into fresh memory is one call, from which it may
- * come back too late.  What the threads start meanwhile inherits the clock.
+ * Each thread of the tree, and of whoever else shares memory with it, has a clock of its CPU time (a performance event
+ * of the kernel's own, no hardware's) that sends SIGIO to the watcher when it has run for AWAKE_NS, wherever it is: a
+ * read into fresh memory is one call, from which it may come back too late.  What the threads start meanwhile inherits
+ * the clock.
  *
  * The watcher arms the clocks when nothing has run for a while, looks once more, and
  * then sleeps for as long as nobody runs: what has run before its clock was armed
@@ -58,29 +58,39 @@ static int clock_open(pid_t tid)
 	return rc;
 }
 
-/* All threads of process @pid.  0 or -errno. */
-static int arm_process(struct hmm_asleep *a, pid_t pid)
+/* What all threads of all processes are armed by. */
+struct arming {
+	struct hmm_asleep *a;
+	int rc;
+};
+
+/* All threads of process @pid. */
+static void arm_process(pid_t pid, void *arg)
 {
+	struct arming *to = arg;
+	struct hmm_asleep *a = to->a;
 	struct dirent *e;
 	char path[48];
-	int rc = 0;
 	DIR *dir;
 
+	if (to->rc)
+		return;
 	snprintf(path, sizeof(path), "/proc/%d/task", (int)pid);
 	dir = pid > 0 ? opendir(path) : NULL;
-	if (!dir)
-		return -ESRCH;
-	while (!rc && (e = readdir(dir))) {
+	if (!dir) {
+		to->rc = -ESRCH;
+		return;
+	}
+	while (!to->rc && (e = readdir(dir))) {
 		pid_t tid = (pid_t)atol(e->d_name);
 		int fd = tid <= 0 ? -ESRCH : a->n == HMM_ASLEEP_THREADS ? -EMFILE : clock_open(tid);
 
 		if (fd >= 0)
 			a->fd[a->n++] = fd;
 		else if (fd != -ESRCH) /* ended meanwhile, or no thread's name */
-			rc = fd;
+			to->rc = fd;
 	}
 	closedir(dir);
-	return rc;
 }
 
 static void drain(const sigset_t *set)
@@ -92,9 +102,10 @@ static void drain(const sigset_t *set)
 void hmm_asleep_begin(struct hmm *h)
 {
 	struct hmm_asleep *a = &h->asleep;
+	struct arming to = {.a = a};
 	struct hmm_mm **list;
 	sigset_t set;
-	int n, rc;
+	int n;
 
 	if (a->refused)
 		return;
@@ -105,15 +116,19 @@ void hmm_asleep_begin(struct hmm *h)
 	/* Before the list: who joins after it wakes us. */
 	atomic_store(&a->armed, true);
 	n = hmm_mms_get(h, &list);
-	rc = n < 0 ? n : 0;
-	for (int i = 0; i < n && !rc; i++)
-		rc = arm_process(a, list[i]->space->pid);
+	to.rc = n < 0 ? n : 0;
+	for (int i = 0; i < n && !to.rc; i++) {
+		if (h->opt.processes)
+			h->opt.processes(h->opt.priv, list[i], arm_process, &to);
+		else
+			arm_process(list[i]->space->pid, &to);
+	}
 	if (n >= 0)
 		hmm_mms_put(list, (unsigned)n);
-	if (!rc)
+	if (!to.rc)
 		return;
 	hmm_asleep_end(h);
-	a->refused = rc == -EACCES || rc == -EPERM || rc == -ENOSYS;
+	a->refused = to.rc == -EACCES || to.rc == -EPERM || to.rc == -ENOSYS;
 }
 
 void hmm_asleep_end(struct hmm *h)

@@ -344,6 +344,8 @@ struct hmm_options {
 	/** Does task @tid, as we see its number, live in @mm?  Asked of spaces that nobody signed on for.  1, 0, or
 	 * -errno; -EAGAIN: ask again. */
 	int (*lives_in)(void *priv, struct hmm_mm *mm, pid_t tid);
+	/** @each for each process that lives in @mm, or shares it; NULL: only the one that is known. */
+	void (*processes)(void *priv, struct hmm_mm *mm, void (*each)(pid_t pid, void *arg), void *arg);
 	/** A fault in the engine's own arena (mm->keep_start ..): somebody calls.  0, or -EAGAIN as a fault. */
 	int (*called)(void *priv, struct hmm_mm *mm, uint64_t addr);
 	void *priv;
@@ -380,10 +382,10 @@ struct hmm {
 	pthread_cond_t room;       /* it has made room */
 	pthread_cond_t ended;      /* stop */
 	_Atomic bool want_set;
-	_Atomic uint32_t newly_armed;       /* spaces, since the watcher measured */
-	uint64_t looked_at;                 /* bytes, when they last changed much; the watcher's, as is calm */
-	uint32_t calm;                      /* looks since */
-	uint32_t still;                     /* looks in a row at which no program had run; the watcher's, too */
+	_Atomic uint32_t newly_armed; /* spaces, since the watcher measured */
+	uint64_t looked_at;           /* bytes, when they last changed much; the watcher's, as is calm */
+	uint32_t calm;                /* looks since */
+	uint32_t still;               /* looks in a row at which no program had run; the watcher's, too */
 	struct hmm_asleep asleep;
 	_Atomic bool credit_due, crediting; /* shares are to be measured anew; somebody does */
 	_Atomic uint64_t shared; /* bytes that spaces have in common, as of the last measurement: not in the estimate */
@@ -647,8 +649,8 @@ int hmm_budget_start(struct hmm *h);
 void hmm_budget_stop(struct hmm *h);
 
 /* asleep.c, the watcher's but for the last */
-/** Has all threads of the tree watched, if that can be had (hmm->asleep.armed); what ran until then is for the caller to
- * see, afterwards. */
+/** Has all threads of the tree watched, if that can be had (hmm->asleep.armed); what ran until then is for the caller
+ * to see, afterwards. */
 void hmm_asleep_begin(struct hmm *h);
 void hmm_asleep_end(struct hmm *h);
 /** Sleeps for @ns, or until one of them has run: then it returns false. */

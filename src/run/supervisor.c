@@ -244,6 +244,21 @@ static unsigned sharers(pid_t agent, void (*each)(pid_t pid, void *arg), void *a
 	return n;
 }
 
+/* For hmm_options. */
+static void each_process(void *priv, struct hmm_mm *mm, void (*each)(pid_t pid, void *arg), void *arg)
+{
+	struct member *m = mm->gone_priv;
+
+	if (m->agent > 0) {
+		sharers(m->agent, each, arg);
+	} else if (m->pid > 0) {
+		each(m->pid, arg);
+		sharers(m->pid, each, arg);
+	} else {
+		each(atomic_load(&mm->space->pid), arg);
+	}
+}
+
 static void kill_one(pid_t pid, void *arg)
 {
 	kill(pid, SIGKILL);
@@ -1628,6 +1643,7 @@ static int start(struct supervisor *s, char *err, size_t errlen)
 		.forked = forked,
 		.called = called,
 		.lives_in = task_lives_in,
+		.processes = each_process,
 		.priv = s,
 	};
 	struct itimerspec it = {.it_interval = {0, TICK_NS}, .it_value = {0, TICK_NS}};

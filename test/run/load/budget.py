@@ -128,4 +128,9 @@ def populated(h):
     watch(h, "populate", 1, 512, 192)
 
 
-main_of(single, processes, many, forked, woken, populated)
+def woken_by_another(h):
+    """Who wakes up shares the memory, and is no thread of the program."""
+    watch(h, "shared", 1, 512, 192)
+
+
+main_of(single, processes, many, forked, woken, woken_by_another, populated)

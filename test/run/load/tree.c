@@ -6,10 +6,12 @@
  * gone through it once since, 'e' the end.
  *
  * own: each its part.  wake: the same, but half of it is mapped, and read into by
- * one call, when nothing has run for a while.  populate: the same, but by MADV_POPULATE_WRITE.  fork: one fills all of
+ * one call, when nothing has run for a while.  populate: the same, but by MADV_POPULATE_WRITE.
+ * shared: the same, but by another process that shares the memory.  fork: one fills all of
  * it, the others are its forks, and each rewrites a part that all have, then checks the rest.
  */
 #include <pthread.h>
+#include <sched.h>
 #include <sys/wait.h>
 
 #include "../victim.h"
@@ -20,7 +22,7 @@
 static struct {
 	unsigned nproc, passes;
 	size_t npages; /* a process */
-	bool fork, wake, populate;
+	bool fork, wake, populate, shared;
 	int phase;
 	pthread_barrier_t *barrier;
 	char *mem;
@@ -45,6 +47,30 @@ static void grow_at_once(char *at, size_t len)
 	close(zero);
 }
 
+static struct {
+	char *at;
+	size_t len;
+} G;
+
+static int grow_for_all(void *arg)
+{
+	grow_at_once(G.at, G.len);
+	return 0;
+}
+
+/* Who does it has been there, asleep, for as long as everybody. */
+static void grow_by_another(char *at, size_t len)
+{
+	static char stack[64 << 10] __attribute__((aligned(16)));
+	int status = 1;
+
+	G.at = at;
+	G.len = len;
+	pid_t pid = clone(grow_for_all, stack + sizeof(stack), CLONE_VM | SIGCHLD, NULL);
+	if (pid < 0 || waitpid(pid, &status, 0) != pid || status)
+		_exit(1);
+}
+
 static void fill_own(uint64_t seed)
 {
 	size_t first = T.wake ? T.npages / 2 : T.npages;
@@ -55,7 +81,9 @@ static void fill_own(uint64_t seed)
 	if (T.wake)
 		munmap(rest, (T.npages - first) * V_PAGE);
 	v_fill_all(T.mem, first, seed, 1, V_QUARTER);
-	if (T.wake)
+	if (T.shared)
+		grow_by_another(rest, (T.npages - first) * V_PAGE);
+	else if (T.wake)
 		grow_at_once(rest, (T.npages - first) * V_PAGE);
 	for (size_t i = first; i < T.npages; i++)
 		v_fill(T.mem + i * V_PAGE, i, seed, 1, V_QUARTER);
@@ -92,12 +120,13 @@ int main(int argc, char **argv)
 	int bad = 0;
 
 	if (argc != 6) {
-		fprintf(stderr, "usage: tree own|wake|populate|fork PROCESSES MIB PASSES PHASE\n");
+		fprintf(stderr, "usage: tree own|wake|populate|shared|fork PROCESSES MIB PASSES PHASE\n");
 		return 2;
 	}
 	T.fork = !strcmp(argv[1], "fork");
 	T.populate = !strcmp(argv[1], "populate");
-	T.wake = T.populate || !strcmp(argv[1], "wake");
+	T.shared = !strcmp(argv[1], "shared");
+	T.wake = T.populate || T.shared || !strcmp(argv[1], "wake");
 	T.nproc = (unsigned)atoi(argv[2]);
 	T.npages = (size_t)atoi(argv[3]) * V_MIB / V_PAGE;
 	if (!T.fork)
