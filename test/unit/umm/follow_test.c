@@ -19,6 +19,7 @@
 
 #define FAULTS 64u /* in a row, and it is followed */
 #define LOOKS 2000
+#define TRIES 200
 
 /* Stands for a thread that faults: on one CPU, and there all the time while it spins. */
 struct program {
@@ -140,51 +141,69 @@ static void scene_end(struct scene *s)
 	close(s->fd);
 }
 
+/* On a busy machine who is humble may not run, and is raised, at any moment: what was to be seen is tried again then.
+ */
+static bool was_raised(const struct scene *s)
+{
+	return !s->f.humble || umm_guard_cpu(s->g) < 0 || sched_getscheduler(0) != SCHED_IDLE;
+}
+
 static void goes_where_the_program_is(void **state)
 {
 	struct scene s;
+	bool raised = true;
 
-	scene_begin(&s, false);
-	serve(&s.f, &s.p, FAULTS);
-	assert_true(is_free()); /* one is not a fault in a row */
-	assert_int_equal(umm_guard_cpu(s.g), -1);
-	umm_follow(&s.f, s.p.tid);
-	assert_true(bound_to(s.p.cpu));
-	assert_true(s.f.humble);
-	assert_int_equal(umm_guard_cpu(s.g), s.p.cpu);
-	assert_int_equal(sched_getscheduler(0), SCHED_IDLE);
-	/* Faults of several: anywhere, and as good as anybody. */
-	umm_follow(&s.f, 0);
-	assert_true(is_free());
-	assert_int_equal(umm_guard_cpu(s.g), -1);
-	scene_end(&s);
+	for (unsigned i = 0; raised && i < TRIES; i++) {
+		scene_begin(&s, false);
+		serve(&s.f, &s.p, FAULTS);
+		assert_true(is_free()); /* one is not a fault in a row */
+		assert_int_equal(umm_guard_cpu(s.g), -1);
+		umm_follow(&s.f, s.p.tid);
+		assert_true(bound_to(s.p.cpu));
+		int off = umm_guard_cpu(s.g);
+		raised = was_raised(&s);
+		if (!raised)
+			assert_int_equal(off, s.p.cpu);
+		/* Faults of several: anywhere, and as good as anybody. */
+		umm_follow(&s.f, 0);
+		assert_true(is_free());
+		assert_int_equal(umm_guard_cpu(s.g), -1);
+		scene_end(&s);
+	}
+	assert_false(raised);
 }
 
 /* Whom it follows is elsewhere now: it looks again and finds nothing, and asks sooner than it would. */
 static void asks_again_when_it_finds_nothing(void **state)
 {
+	bool raised = true, goes = false;
 	struct scene s;
 	int cpu;
 
 	if (CPU_COUNT(&all) < 2)
 		skip(); /* there is nowhere to go */
-	scene_begin(&s, false);
-	serve(&s.f, &s.p, FAULTS + 1);
-	assert_true(s.f.humble);
-	for (cpu = 0; !CPU_ISSET((unsigned)cpu, &all) || cpu == s.p.cpu;)
-		cpu++;
-	program_goes_to(&s.p, cpu);
-	while (atomic_load(&s.p.on) != cpu) {
-		umm_follow_turn(&s.f); /* else it is raised, and asks for that */
-		usleep(200);
+	for (unsigned i = 0; raised && i < TRIES; i++) {
+		scene_begin(&s, false);
+		serve(&s.f, &s.p, FAULTS + 1);
+		for (cpu = 0; !CPU_ISSET((unsigned)cpu, &all) || cpu == s.p.cpu;)
+			cpu++;
+		program_goes_to(&s.p, cpu);
+		while (atomic_load(&s.p.on) != cpu) {
+			umm_follow_turn(&s.f); /* else it is raised, and asks for that */
+			usleep(200);
+		}
+		raised = was_raised(&s);
+		for (unsigned k = 0; k < FAULTS / 8; k++) {
+			umm_follow_turn(&s.f);
+			umm_follow_found(&s.f, 0);
+			umm_follow(&s.f, s.p.tid);
+		}
+		goes = bound_to(cpu);
+		raised |= was_raised(&s);
+		scene_end(&s);
 	}
-	for (unsigned i = 0; i < FAULTS / 8; i++) {
-		umm_follow_turn(&s.f);
-		umm_follow_found(&s.f, 0);
-		umm_follow(&s.f, s.p.tid);
-	}
-	assert_true(bound_to(cpu));
-	scene_end(&s);
+	assert_false(raised);
+	assert_true(goes);
 }
 
 /* Its CPU is another's: it has the lead, and maybe locks. */
