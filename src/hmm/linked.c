@@ -615,7 +615,7 @@ static void say_line(const char *what, const char *end)
 	for (size_t done = 0; done < len;) {
 		ssize_t wrote = (write)(STDERR_FILENO, line + done, len - done);
 
-		if (wrote < 0 && errno != EINTR)
+		if (!wrote || (wrote < 0 && errno != EINTR))
 			break;
 		done += wrote > 0 ? (size_t)wrote : 0;
 	}

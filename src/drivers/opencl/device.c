@@ -120,11 +120,6 @@ static int device_copy_out(struct hmm_device *dev, const hmm_handle_t handle[], 
 	sigset_t old;
 	int rc = 0;
 
-	if (!cl->reach && !fork_is_over(cl)) {
-		for (unsigned i = 0; i < n; i++)
-			status[i] = -EIO;
-		return -EIO;
-	}
 	cl_lock(cl, &old);
 	while (is_being_written(cl, handle, n))
 		pthread_cond_wait(&cl->changed, &cl->lock);

@@ -157,9 +157,6 @@ struct hmm_cl {
 	uint64_t moves;        /* changes of what is in which slot: see launch.c */
 	bool failed;
 	bool stop;
-	/* fork.c: somebody is in fork(), and pages are still here; and who has waited in vain for the end of it */
-	bool left, in_vain;
-	pthread_t who_in_vain;
 	struct hmm_cl_stats st;
 
 	pthread_t worker, waiter;
@@ -304,7 +301,5 @@ void *launch_waiter(void *arg);
 /* fork.c */
 void fork_add(struct hmm_cl *cl);
 void fork_del(struct hmm_cl *cl);
-/** Before the runtime is asked for a page.  Waits for a fork that left some here; false: it does not end. */
-bool fork_is_over(struct hmm_cl *cl);
 
 #endif

@@ -397,42 +397,6 @@ static void a_fork_without_memory_for_what_comes_home(void **state)
 	job_end(&j);
 }
 
-/*
- * There never is any, or a page cannot be placed: the fork goes on, what is here stays
- * here, and the child has what it should have.
- */
-static void a_fork_after_which_pages_are_still_there(void **state)
-{
-	static const int with[] = {-ENOMEM, -ENOENT};
-	struct world *w = *state;
-	struct job j = job(w);
-	int status;
-	pid_t pid;
-
-	assert_int_equal(launch(j.k, N, NULL), 0);
-	assert_int_equal(hmm_cl_wait(w->cl), 0);
-	for (unsigned k = 0; k < 2; k++) {
-		place_f = (struct fault){0, 1 << 30, with[k]};
-		pid = fork();
-		if (!pid) {
-			for (unsigned i = 0; i < N; i++)
-				if (j.b[i] != i + 1)
-					_exit(1);
-			_exit(0);
-		}
-		assert_in_range(place_f.fails, 0, (1 << 30) - 1000);
-		place_f.fails = 0;
-		assert_int_equal(on_device(w, j.b, 64), 64);
-		assert_int_equal(waitpid(pid, &status, 0), pid);
-		assert_int_equal(status, 0);
-	}
-	for (unsigned i = 0; i < N; i++)
-		assert_int_equal(j.b[i], i + 1);
-	assert_int_equal(launch(j.k, N, NULL), 0);
-	assert_int_equal(hmm_cl_wait(w->cl), 0);
-	job_end(&j);
-}
-
 /* Pointers that no argument names are the runtime's business, too. */
 static void shared_virtual_memory_is_named(struct world *w, bool coarse)
 {
@@ -515,8 +479,6 @@ int main(int argc, char **argv)
 		{"a_device_that_takes_nothing", a_device_that_takes_nothing, setup_copies, world_teardown, NULL},
 		{"a_device_that_is_lost", a_device_that_is_lost, setup_copies, world_teardown, NULL},
 		{"a_fork_without_memory_for_what_comes_home", a_fork_without_memory_for_what_comes_home, setup_copies,
-		 world_teardown, NULL},
-		{"a_fork_after_which_pages_are_still_there", a_fork_after_which_pages_are_still_there, setup_copies,
 		 world_teardown, NULL},
 		{"fine_grained_memory_is_named", fine_grained_memory_is_named, setup_reach, world_teardown, NULL},
 		{"a_kernel_without_what_follows_it", a_kernel_without_what_follows_it, setup_copies, world_teardown,
