@@ -41,7 +41,7 @@
  * While nothing runs the watcher looks less often, but never later than a program
  * which wakes up at once could grow by half of what the budget may be exceeded by
  * for a moment.  A sleep and a wake-up cost more than all it does at a look, so after
- * ASLEEP_LOOKS such looks it sleeps until somebody has run, where that can be had
+ * some such looks it sleeps until somebody has run, where that can be had
  * (asleep.c).
  *
  * DOC: two threads
@@ -97,7 +97,6 @@
 #define WALK_REST_NS 1000000000ull
 #define STILL_LOOKS 8u
 #define SLEEP_STILL_NS 100000000ull
-#define ASLEEP_LOOKS 64u
 #define SLEEP_ASLEEP_NS 1000000000ull
 #define HOLD_NS 20000000ull
 #define HOLD_MAX_NS 200000000ull
@@ -638,22 +637,28 @@ static uint64_t pause_ns(const struct hmm *h, uint64_t total)
 /* Returns whether the watcher has slept as long as all do: it looks again at once. */
 static bool sleeps_with_all(struct hmm *h, bool nothing_runs)
 {
-	bool armed = atomic_load(&h->asleep.armed);
-
 	h->still = nothing_runs ? h->still + 1 : 0;
-	if (armed && (!nothing_runs || !hmm_asleep_wait(h, SLEEP_ASLEEP_NS))) {
-		hmm_asleep_end(h);
-		h->still = 0;
-	} else if (!armed && h->still && h->still % ASLEEP_LOOKS == 0) {
-		hmm_asleep_begin(h); /* what has run until then shows at the next look */
+	if (hmm_asleep_ask(h, h->still)) {
+		pthread_mutex_lock(&h->wait_lock);
+		pthread_cond_signal(&h->want);
+		pthread_mutex_unlock(&h->wait_lock);
 	}
-	return armed && nothing_runs;
+	if (nothing_runs) {
+		if (!hmm_asleep_armed(h))
+			return false;
+		if (hmm_asleep_wait(h, SLEEP_ASLEEP_NS))
+			return true;
+	}
+	hmm_asleep_disarm(h);
+	h->still = 0;
+	return nothing_runs;
 }
 
 static void *watch_main(void *arg)
 {
 	struct hmm *h = arg;
 
+	hmm_asleep_begin(h);
 	go_before_others();
 	go_at_once(); /* the walkers inherit both */
 	while (!atomic_load(&h->stop)) {
@@ -697,10 +702,15 @@ static void *reclaim_main(void *arg)
 		uint64_t total;
 
 		pthread_mutex_lock(&h->wait_lock);
-		while (!atomic_load(&h->want_set) && !atomic_load(&h->stop))
+		while (!atomic_load(&h->want_set) && !atomic_load(&h->stop) &&
+		       atomic_load(&h->asleep.state) != HMM_ASLEEP_ASKED)
 			pthread_cond_wait(&h->want, &h->wait_lock);
-		atomic_store(&h->want_set, false);
+		bool wanted = atomic_exchange(&h->want_set, false);
 		pthread_mutex_unlock(&h->wait_lock);
+		if (!wanted && !atomic_load(&h->stop)) {
+			hmm_asleep_arm(h);
+			continue;
+		}
 		total = hmm_budget_measure(h);
 		if (total <= high_at(h))
 			atomic_store(&h->full, false);
@@ -766,6 +776,7 @@ void hmm_budget_stop(struct hmm *h)
 	stop_and_tell(h);
 	pthread_join(h->watch_thread, NULL);
 	pthread_join(h->reclaim_thread, NULL);
+	hmm_asleep_disarm(h);
 	hmm_walkers_stop(h);
 	h->budget_started = false;
 }

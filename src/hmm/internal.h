@@ -321,12 +321,19 @@ struct hmm_chain {
 };
 
 #define HMM_ASLEEP_THREADS 64u /* a tree of more is looked at by the clock */
+#define HMM_ASLEEP_LOOKS 64u   /* in a row at which nothing had run, until clocks are asked for */
 
 /* asleep.c */
+enum { HMM_ASLEEP_IDLE, HMM_ASLEEP_ASKED, HMM_ASLEEP_ARMING, HMM_ASLEEP_ARMED };
+
 struct hmm_asleep {
-	_Atomic bool armed;
-	bool refused; /* no such clocks for us */
-	unsigned n;
+	_Atomic int state;
+	pid_t watcher;
+	bool watched;         /* there is a watcher; wait_lock */
+	bool looked;          /* it has seen that all are armed; the watcher's */
+	_Atomic bool refused; /* no such clocks for us */
+	_Atomic unsigned rest;
+	unsigned n; /* whose state it is */
 	int fd[HMM_ASLEEP_THREADS];
 };
 
@@ -344,8 +351,9 @@ struct hmm_options {
 	/** Does task @tid, as we see its number, live in @mm?  Asked of spaces that nobody signed on for.  1, 0, or
 	 * -errno; -EAGAIN: ask again. */
 	int (*lives_in)(void *priv, struct hmm_mm *mm, pid_t tid);
-	/** @each for each process that lives in @mm, or shares it; NULL: only the one that is known. */
-	void (*processes)(void *priv, struct hmm_mm *mm, void (*each)(pid_t pid, void *arg), void *arg);
+	/** @each for each process that lives in @mm, or shares it, until it returns false; NULL: only the one that is
+	 * known.  0, or -errno: some may have been missed. */
+	int (*processes)(void *priv, struct hmm_mm *mm, bool (*each)(pid_t pid, void *arg), void *arg);
 	/** A fault in the engine's own arena (mm->keep_start ..): somebody calls.  0, or -EAGAIN as a fault. */
 	int (*called)(void *priv, struct hmm_mm *mm, uint64_t addr);
 	void *priv;
@@ -648,14 +656,20 @@ bool hmm_ahead_comes(struct hmm_mm *mm, uint64_t addr);
 int hmm_budget_start(struct hmm *h);
 void hmm_budget_stop(struct hmm *h);
 
-/* asleep.c, the watcher's but for the last */
-/** Has all threads of the tree watched, if that can be had (hmm->asleep.armed); what ran until then is for the caller
- * to see, afterwards. */
+/* asleep.c */
+/** The watcher's: begin and end of its life. */
 void hmm_asleep_begin(struct hmm *h);
 void hmm_asleep_end(struct hmm *h);
-/** Sleeps for @ns, or until one of them has run: then it returns false. */
+/** The watcher's, @still looks after anything has run.  True: hmm_asleep_arm() is to be called, by the reclaimer. */
+bool hmm_asleep_ask(struct hmm *h, uint32_t still);
+void hmm_asleep_arm(struct hmm *h);
+/** The watcher's: it may sleep, if the look that it has just had says so. */
+bool hmm_asleep_armed(struct hmm *h);
+/** The watcher's, or whose who has joined it and the reclaimer. */
+void hmm_asleep_disarm(struct hmm *h);
+/** The watcher's: sleeps for @ns, or until one of them has run: then it returns false. */
 bool hmm_asleep_wait(struct hmm *h, uint64_t ns);
-/** From anywhere, once there is a watcher: a space has joined, or it is to stop. */
+/** From anywhere: a space has joined, or the watcher is to stop. */
 void hmm_asleep_wake(struct hmm *h);
 
 /* walkers.c */

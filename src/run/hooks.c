@@ -152,6 +152,11 @@ static void forks_applied(void)
 		umm_evlock_applied(&ctl->evlock);
 }
 
+static size_t round_up(size_t len)
+{
+	return (len + UMM_PAGE - 1) & ~(size_t)(UMM_PAGE - 1);
+}
+
 /*
  * Pages of a mapping that nobody has found yet are made without a fault, and by one call without a moment at which it
  * could be registered, which is when what goes above the budget begins to wait.  So there are such moments.
@@ -176,8 +181,9 @@ API int madvise(void *addr, size_t len, int advice)
 	switch (advice) {
 	case MADV_POPULATE_READ:
 	case MADV_POPULATE_WRITE:
-		if ((uintptr_t)addr + len < len)
-			break; /* refused as a whole */
+		/* By whole pages, as the kernel goes: what wraps around is refused as a whole. */
+		if (len > SIZE_MAX - UMM_PAGE || (uintptr_t)addr + round_up(len) < (uintptr_t)addr)
+			break;
 		return populate(real, addr, len, advice);
 	case MADV_GUARD_INSTALL: {
 		int err = errno;

@@ -80,10 +80,10 @@ struct member {
 	struct supervisor *sup;
 	struct hmm_mm *mm;
 	struct watch w_sock, w_pidfd;
-	_Atomic int sock;  /* agent; -1: none */
-	_Atomic int pidfd; /* program; -1: unknown (raw fork) */
-	_Atomic pid_t pid; /* program */
-	pid_t agent;       /* as we see it */
+	_Atomic int sock;    /* agent; -1: none */
+	_Atomic int pidfd;   /* program; -1: unknown (raw fork) */
+	_Atomic pid_t pid;   /* program */
+	_Atomic pid_t agent; /* as we see it */
 	int ctl_fd;
 	void *ctl_map;
 	unsigned forks; /* that everything rests for; mm->out_lock */
@@ -221,8 +221,10 @@ static bool program_left(const struct member *m)
 	       has_memory(m->pid) && has_memory(m->agent);
 }
 
-/* Every process that lives in the agent's address space, but the agent: @each; returns how many. */
-static unsigned sharers(pid_t agent, void (*each)(pid_t pid, void *arg), void *arg)
+/* Every process that lives in the agent's address space, but the agent: @each, until it returns false; returns how
+ * many.
+ */
+static unsigned sharers(pid_t agent, bool (*each)(pid_t pid, void *arg), void *arg)
 {
 	DIR *d = opendir("/proc");
 	struct dirent *e;
@@ -236,8 +238,8 @@ static unsigned sharers(pid_t agent, void (*each)(pid_t pid, void *arg), void *a
 		if (!lives_in(agent, pid))
 			continue;
 		n++;
-		if (each)
-			each(pid, arg);
+		if (each && !each(pid, arg))
+			break;
 	}
 	if (d)
 		closedir(d);
@@ -245,23 +247,25 @@ static unsigned sharers(pid_t agent, void (*each)(pid_t pid, void *arg), void *a
 }
 
 /* For hmm_options. */
-static void each_process(void *priv, struct hmm_mm *mm, void (*each)(pid_t pid, void *arg), void *arg)
+static int each_process(void *priv, struct hmm_mm *mm, bool (*each)(pid_t pid, void *arg), void *arg)
 {
 	struct member *m = mm->gone_priv;
+	pid_t agent = atomic_load(&m->agent), pid = atomic_load(&m->pid);
 
-	if (m->agent > 0) {
-		sharers(m->agent, each, arg);
-	} else if (m->pid > 0) {
-		each(m->pid, arg);
-		sharers(m->pid, each, arg);
-	} else {
-		each(atomic_load(&mm->space->pid), arg);
-	}
+	/* With an agent to compare with, whoever lives there is found, or somebody may not be looked at. */
+	if (agent > 0)
+		return sharers(agent, each, arg) ? 0 : -ESRCH;
+	if (pid <= 0)
+		pid = atomic_load(&mm->space->pid);
+	if (each(pid, arg) && pid > 0)
+		sharers(pid, each, arg);
+	return 0;
 }
 
-static void kill_one(pid_t pid, void *arg)
+static bool kill_one(pid_t pid, void *arg)
 {
 	kill(pid, SIGKILL);
+	return true;
 }
 
 static void member_kill(struct member *m)
@@ -441,7 +445,7 @@ static void lists_add(struct lists *l, uint64_t at)
 }
 
 /* The kernel tells of those whom we may look at. */
-static void lists_of(pid_t pid, void *lists)
+static bool lists_of(pid_t pid, void *lists)
 {
 	struct lists *l = lists;
 	char path[64];
@@ -465,6 +469,7 @@ static void lists_of(pid_t pid, void *lists)
 	}
 	if (d)
 		closedir(d);
+	return true;
 }
 
 /*
@@ -706,9 +711,11 @@ static int member_create(struct supervisor *s, uint64_t arena, int uffd, int pag
 		uffd = pagemap = maps = -1;
 		goto unmap;
 	}
-	rc = hmm_mm_add(s->h, space, (char *)m->ctl_map + ARENA_CTL, NULL, m, &m->mm);
-	if (rc) {
+	m->mm = hmm_mm_new(s->h, space, (char *)m->ctl_map + ARENA_CTL, NULL, m);
+	if (!m->mm) {
+		umm_space_put(space);
 		uffd = pagemap = maps = -1;
+		rc = -ENOMEM;
 		goto unmap;
 	}
 	m->mm->gone = member_gone;
@@ -717,6 +724,7 @@ static int member_create(struct supervisor *s, uint64_t arena, int uffd, int pag
 	arena_layout(&a, (char *)(uintptr_t)arena);
 	m->mm->keep_start = (uintptr_t)a.base;
 	m->mm->keep_end = (uintptr_t)a.base + a.len;
+	hmm_mm_publish(m->mm); /* who goes through the list finds it as it is */
 	ctl->space_id = m->mm->id;
 	m->w_sock = (struct watch){W_SOCK, m};
 	m->w_pidfd = (struct watch){W_PIDFD, m};
@@ -933,9 +941,10 @@ static int welcome(struct member *m, int uffd)
 	return sendmsg(m->sock, &msg, MSG_NOSIGNAL) < 0 ? -errno : 0;
 }
 
-static void note_pid(pid_t pid, void *arg)
+static bool note_pid(pid_t pid, void *arg)
 {
 	*(pid_t *)arg = pid;
+	return true;
 }
 
 /* The program has left the space.  Does another process live in it (CLONE_VM)?  Then the space is that one's now. */

@@ -569,6 +569,9 @@ static void do_populate(struct ctx *c)
 {
 	CHECK(!madvise(c->a, LEN / 2, MADV_POPULATE_READ), "MADV_POPULATE_READ");
 	CHECK(!madvise(c->a + LEN / 2, LEN / 2, MADV_POPULATE_WRITE), "MADV_POPULATE_WRITE");
+	/* Lengths that wrap around when they are rounded up are refused before anything is done. */
+	CHECK(madvise(c->a, -(size_t)c->a - 1, MADV_POPULATE_READ) && errno == EINVAL, "wraps around");
+	CHECK(madvise(NULL, SIZE_MAX, MADV_POPULATE_WRITE) && errno == EINVAL, "wraps around by itself");
 	CHECK_ALL(c->a, AREA, c->seed, GEN_OLD, "populated");
 }
 
