@@ -991,6 +991,20 @@ static bool has_died(void *priv)
 	return true;
 }
 
+/* Pages of the area that it returns are on their way from staging to the window, and who carries them has died. */
+static char *died_half_way(struct world *w)
+{
+	struct hmm_victim v[4];
+	char *p = managed(w, N, 1);
+
+	assert_int_equal(hmm_out_begin(w->mm, 0, v, victims(p, N, v)), 0);
+	for (unsigned r = 0; r < w->ctl->batch[0].nr; r++)
+		atomic_store(&w->ctl->batch[0].run[r].state, UMM_RUN_MOVED);
+	memset(w->window, 0, STAGING);
+	w->space->gone = has_died;
+	return p;
+}
+
 /*
  * What was on its way from staging to the window when the inside died is nowhere
  * any more: a child that is forked before its parent is dead must die, too, and
@@ -1000,18 +1014,12 @@ static void fork_after_death(unsigned generations)
 {
 	const char *why;
 	struct world *w = world_create("lz4", 1, &why);
-	struct hmm_victim v[4];
 	int status = 0;
 	bool ended;
 	pid_t pid;
 
 	assert_non_null(w);
-	char *p = managed(w, N, 1);
-	assert_int_equal(hmm_out_begin(w->mm, 0, v, victims(p, N, v)), 0);
-	for (unsigned r = 0; r < w->ctl->batch[0].nr; r++)
-		atomic_store(&w->ctl->batch[0].run[r].state, UMM_RUN_MOVED);
-	memset(w->window, 0, STAGING);
-	w->space->gone = has_died;
+	char *p = died_half_way(w);
 	pid = raw_fork();
 	if (!pid) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -1053,15 +1061,10 @@ static void an_engine_ends_while_a_fork_is_applied(void **state)
 {
 	const char *why;
 	struct world *w = world_create("lz4", 1, &why);
-	struct hmm_victim v[4];
 	pid_t pid;
 
 	assert_non_null(w);
-	char *p = managed(w, N, 1);
-	assert_int_equal(hmm_out_begin(w->mm, 0, v, victims(p, N, v)), 0);
-	for (unsigned r = 0; r < w->ctl->batch[0].nr; r++)
-		atomic_store(&w->ctl->batch[0].run[r].state, UMM_RUN_MOVED);
-	w->space->gone = has_died;
+	died_half_way(w);
 	w->slow_fatal = true;
 	mallopt(M_PERTURB, 0xa5); /* what is used after it was freed shows */
 	pid = raw_fork();
