@@ -15,8 +15,9 @@ it all runs on; 0: all) change either.  plot.py draws what several runs have mea
 All systems take turns, round after round, on one machine: the ratios of a round say
 something, the figures do not.  "50 % local": swap may keep half of the program's
 memory resident.  What it then takes in all, its compressed pool counted, is measured,
-and is the budget of hmm run.  What that takes is measured likewise, by the cgroup that
-both its processes and the program are in, and not only told by itself.
+and is the budget of hmm run: zram's peak in its first run.  What that takes is measured
+likewise, by the cgroup that both its processes and the program are in, and not only told
+by itself.
 """
 import json
 import os
@@ -196,7 +197,8 @@ class Bench:
             order = list(self.systems(tier, few))
             for name, cluster, rival in reversed(order) if rnd % 2 else order:
                 if rival:
-                    r = self.measure(name, rival, work, limit, budget)
+                    # Who counts its pool is limited to what hmm run will have, also before zram has told.
+                    r = self.measure(name, rival, work, limit, budget or int(else_budget))
                     if not budget and r and name == "zram":
                         budget = max(limit, r["peak"])  # it may have no need of all that it was given
                 elif name == "hmm run":
@@ -264,20 +266,33 @@ def figure(workload, r):
     return each if r["ops"] == 1 else 4096 / each / 1e9 if workload in IN_ORDER else each * 1e6
 
 
+def cpu_seconds(p, name):
+    """Medians of each workload at its best vm.page-cluster, added.  Of what is measured: no first passes, which warm up."""
+    used = [[r["cpu"] for r in best(p, name, w)[1] if "cpu" in r] for w in p["cells"][0]["runs"][0]["work"]]
+    return sum(median(v) for v in used if v)
+
+
+def most_ram(p, name):
+    return max((r["peak"] for c in p["cells"] if c["system"] == name for r in c["runs"]), default=0)
+
+
+def print_if_unequal(p):
+    if most_ram(p, "hmm run") > MORE_RAM * p["budget"]:
+        print(f"{p['title']}: hmm run had so much more RAM than it may have that its ratios are not of equal RAM")
+
+
 def print_point(p):
     print(f"\n{p['title']}: {p['limit'] / MIB:.0f} MiB resident for swap,"
           f" {p['budget'] / MIB:.0f} MiB in all for hmm run, which moves to {p['tier']}")
     print(f"{'':10}{'':26}{'median (spread)':>24}{'page-':>8}{'hits':>7}{'us a':>8}{'CPU':>8}"
           f"   {'hmm run is faster by':24}{'p50':>9}{'p99':>9}")
     print(f"{'':10}{'':26}{'':>24}{'cluster':>8}{'%':>7}{'miss':>8}{'s':>8}{'':27}{'us':>9}{'us':>9}")
-    cpu = {}
+    cpu = {name: cpu_seconds(p, name) for name in names(p)}
     for w in p["cells"][0]["runs"][0]["work"]:
         mine, ram = best(p, "hmm run", w), best(p, "all in RAM", w)
         for name in names(p):
             cluster, runs = best(p, name, w)
             used = [r["cpu"] for r in runs if "cpu" in r]
-            if used:
-                cpu[name] = cpu.get(name, 0) + median(used)
             whole = runs[0]["ops"] == 1
             unit = "s" if whole else "GB/s" if w in IN_ORDER else "us"
             hits = "" if whole else f"{100 * (1 - min(1, median(r['faults'] / r['ops'] for r in runs))):.1f}"
@@ -295,14 +310,13 @@ def print_point(p):
         runs = [r for c in p["cells"] if c["system"] == name for r in c["runs"] if r["peak"]]
         told = [r["told"] for r in runs if "told" in r]
         print(f"{name}: " + ", ".join(
-            ([f"{max(r['peak'] for r in runs) / MIB:.0f} MiB of RAM at most"] if runs else [])
+            ([f"{most_ram(p, name) / MIB:.0f} MiB of RAM at most"] if runs else [])
             + ([f"{max(told) / MIB:.0f} by its own account",
-                f"{max(r['peak'] for r in runs) / p['budget']:.2f} times what it may have"] if told else [])
-            + ([f"{cpu[name]:.2f} s of CPU in all"] if name in cpu else [])
+                f"{most_ram(p, name) / p['budget']:.2f} times what it may have"] if told else [])
+            + ([f"{cpu[name]:.2f} s of CPU in what is measured"] if cpu[name] else [])
             + ([f"hmm run: {cpu['hmm run'] / cpu[name]:.2f} times as much"]
-               if name not in OURS and cpu.get(name) and "hmm run" in cpu else [])))
-        if told and max(r["peak"] for r in runs) > MORE_RAM * p["budget"]:
-            print("hmm run had so much more RAM than it may have that the ratios above are not of equal RAM")
+               if name not in OURS and cpu[name] and cpu.get("hmm run") else [])))
+    print_if_unequal(p)
 
 
 def print_sweep(points):
@@ -324,8 +338,12 @@ def print_sweep(points):
             text += "".join(f"{median(r['p99'] for r in b[1]):9.1f}" for b in both if "p99" in b[1][0])
             print(text)
     for p in points:
-        most = max((r["peak"] for c in p["cells"] if c["system"] == "hmm run" for r in c["runs"]), default=0)
-        print(f"{p['local']} %: hmm run had {most / MIB:.0f} MiB of RAM at most, may have {p['budget'] / MIB:.0f}")
+        cpu = {name: cpu_seconds(p, name) for name in names(p)}
+        print(f"{p['local']} %: hmm run had {most_ram(p, 'hmm run') / MIB:.0f} MiB of RAM at most,"
+              f" may have {p['budget'] / MIB:.0f}"
+              + (f"; {cpu['hmm run']:.2f} s of CPU in what is measured" if cpu.get("hmm run") else "")
+              + (f", {cpu['hmm run'] / cpu['zram']:.2f} times zram's" if cpu.get("hmm run") and cpu.get("zram") else ""))
+        print_if_unequal(p)
 
 
 def print_floors(f):

@@ -60,14 +60,19 @@ def pages_a_second(r):
     return r["ops"] / r["seconds"]
 
 
+def workloads(points):
+    """{name: what a run has of it}; points of several runs of the benchmark need not have the same."""
+    return {w: r for p in points for w, r in p["cells"][0]["runs"][0]["work"].items()}
+
+
 def throughput(points, title, path):
-    rows = [(w, pages_a_second, "pages a second") for w in points[0]["cells"][0]["runs"][0]["work"]]
+    rows = [(w, pages_a_second, "pages a second") for w in workloads(points)]
     by_local(points, title, path, rows, 3)
 
 
 def distribution(points, title, path):
     """A column for each workload whose accesses are timed, a row for each of the percentiles."""
-    timed = [w for w, r in points[0]["cells"][0]["runs"][0]["work"].items() if "p99" in r]
+    timed = [w for w, r in workloads(points).items() if "p99" in r]
     if timed:
         by_local(points, title, path,
                  [(w, lambda r, p=p: r[p], f"{name} of an access, us")
@@ -81,8 +86,9 @@ def by_local(points, title, path, plots, across):
     for i, (w, figure, label) in enumerate(plots):
         lines = []
         for si, s in enumerate(systems):
-            rows = [(p["local"], *of_best(p, s, w, figure)) for p in points if cell_runs(p, s)]
-            data += block(f"d{i}_{si}", rows)
+            rows = [(p["local"], *of_best(p, s, w, figure)) for p in points if cell_runs(p, s) and w in workloads([p])]
+            # It has its line below all plots, also where it is not on this one.
+            data += block(f"d{i}_{si}", rows or [["NaN"] * 4])
             lines.append(f"$d{i}_{si} using 1:2:3:4 with yerrorlines lc {colour(s)} title '{s}'")
         text.append(f"set title '{w}'\nset ylabel '{label}'\n{'set key off' if i else ''}\nplot " + ", ".join(lines))
     down = (len(plots) + across - 1) // across
