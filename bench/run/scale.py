@@ -100,13 +100,16 @@ class Scale:
     def point(self, what):
         mib, cmd = self.work(what)
         alone = {}
-        cpu_alone = min(self.run(cmd, lambda: self.mappings(alone))[1] for _ in range(ALONE_RUNS))
+        runs = [self.run(cmd, lambda: self.mappings(alone)) for _ in range(ALONE_RUNS)]
+        cpu_alone = min(cpu for _, cpu in runs)
         r, cpu, s, most = self.under_hmm(cmd, mib)
+        for count, told in (alone, runs[0][0]), (most, r):  # it may have ended before anybody has looked
+            count["mappings"] = max(count.get("mappings", 0), told.pop("mappings", 0))
         moved = s["pages_out"] + s["pages_in"]
         return {"what": what, "mib": mib, "moved": moved, "us_a_page": 1e6 * (cpu - cpu_alone) / max(moved, 1),
                 "cpu": cpu, "cpu_alone": cpu_alone, "seconds": sum(w["seconds"] for w in r.values()),
                 "p99": r.get("threads", {}).get("p99"), "mappings": most["mappings"],
-                "mappings_alone": alone.get("mappings", 0), "away_bytes": most["away_bytes"],
+                "mappings_alone": alone["mappings"], "away_bytes": most["away_bytes"],
                 "engine_bytes": engine(most), "record_bytes": records(most), "hole_bytes": holes(most)}
 
 

@@ -406,6 +406,23 @@ static void map_pages(size_t gib, size_t mappings)
 	}
 }
 
+/* How many mappings the program has. */
+static size_t count_mappings(void)
+{
+	FILE *f = fopen("/proc/self/maps", "re");
+	size_t n = 0;
+	int c;
+
+	if (!f) {
+		perror("/proc/self/maps");
+		exit(1);
+	}
+	while ((c = getc(f)) != EOF)
+		n += c == '\n';
+	fclose(f);
+	return n;
+}
+
 int main(int argc, char **argv)
 {
 	size_t gib = 0, mappings = 0;
@@ -450,6 +467,8 @@ int main(int argc, char **argv)
 	}
 	for (size_t i = 0; i < npages; i++)
 		check(i);
+	if (mappings)
+		printf(", \"mappings\": %zu", count_mappings());
 	printf("}\n");
 	return 0;
 }
