@@ -238,17 +238,33 @@ static void *map_at_random(void *arg)
 	return NULL;
 }
 
+/* Where, and what is there instead: pages of before, or of zeros, say more than that it is wrong. */
+static void say_difference(const char *x, const char *y, size_t n, int64_t offset)
+{
+	size_t first = 0, wrong = 0, zero = 0;
+
+	while (first < n && x[first] == y[first])
+		first++;
+	for (size_t i = first; i < n; i++) {
+		wrong += x[i] != y[i];
+		zero += x[i] != y[i] && !y[i];
+	}
+	fprintf(stderr, "copy: %s is not what %s is: from byte %lld on %zu of %zu bytes, %zu of them zero\n", opt.to,
+		opt.from, (long long)(offset + (int64_t)first), wrong, n - first, zero);
+}
+
 static void compare(int64_t size)
 {
 	int a = open(opt.from, O_RDONLY | O_CLOEXEC), b = open(opt.to, O_RDONLY | O_CLOEXEC);
 	static char x[1 << 16], y[1 << 16];
+	int64_t offset = 0;
 	struct stat st;
 
 	if (a < 0 || b < 0 || fstat(b, &st) || st.st_size != size)
 		fail(opt.to, -EIO);
-	for (ssize_t n; (n = read(a, x, sizeof(x))) > 0;)
+	for (ssize_t n; (n = read(a, x, sizeof(x))) > 0; offset += n)
 		if (read(b, y, sizeof(y)) != n || memcmp(x, y, (size_t)n)) {
-			fprintf(stderr, "copy: %s is not what %s is\n", opt.to, opt.from);
+			say_difference(x, y, (size_t)n, offset);
 			exit(1);
 		}
 	close(a);
