@@ -42,6 +42,15 @@
 #define AWAKE_NS 250000ull /* in which HMM_ASLEEP_THREADS touch half of what a burst may be, in small pages */
 #define REST_MAX 6u
 
+static sigset_t sigio(void)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGIO);
+	return set;
+}
+
 /* What all threads of all processes are armed by. */
 struct arming {
 	struct hmm *h;
@@ -151,10 +160,8 @@ void hmm_asleep_arm(struct hmm *h)
 
 void hmm_asleep_begin(struct hmm *h)
 {
-	sigset_t set;
+	sigset_t set = sigio();
 
-	sigemptyset(&set);
-	sigaddset(&set, SIGIO);
 	pthread_sigmask(SIG_BLOCK, &set, NULL);
 	h->asleep.watcher = gettid();
 	pthread_mutex_lock(&h->wait_lock);
@@ -172,12 +179,10 @@ void hmm_asleep_end(struct hmm *h)
 bool hmm_asleep_ask(struct hmm *h, uint32_t still)
 {
 	struct hmm_asleep *a = &h->asleep;
-	sigset_t set;
+	sigset_t set = sigio();
 
 	if (!still || atomic_load(&a->state) != HMM_ASLEEP_IDLE || a->refused || still % (HMM_ASLEEP_LOOKS << a->rest))
 		return false;
-	sigemptyset(&set);
-	sigaddset(&set, SIGIO);
 	while (sigtimedwait(&set, NULL, &(struct timespec){0}) > 0)
 		; /* of the last time */
 	a->looked = false;
@@ -205,10 +210,8 @@ void hmm_asleep_disarm(struct hmm *h)
 bool hmm_asleep_wait(struct hmm *h, uint64_t ns)
 {
 	struct timespec ts = {.tv_sec = (time_t)(ns / 1000000000), .tv_nsec = (long)(ns % 1000000000)};
-	sigset_t set;
+	sigset_t set = sigio();
 
-	sigemptyset(&set);
-	sigaddset(&set, SIGIO);
 	return sigtimedwait(&set, NULL, &ts) < 0;
 }
 

@@ -665,20 +665,6 @@ void hmm_mm_publish(struct hmm_mm *mm)
 	hmm_asleep_wake(h);
 }
 
-int hmm_mm_add(struct hmm *h, struct umm_space *space, char *window, const struct hmm_inside_ops *inside, void *priv,
-	       struct hmm_mm **mmp)
-{
-	struct hmm_mm *mm = hmm_mm_new(h, space, window, inside, priv);
-
-	if (!mm) {
-		umm_space_put(space);
-		return -ENOMEM;
-	}
-	hmm_mm_publish(mm);
-	*mmp = mm;
-	return 0;
-}
-
 void hmm_mm_del(struct hmm_mm *mm)
 {
 	struct hmm *h = mm->h;

@@ -333,7 +333,7 @@ struct hmm_asleep {
 	bool looked;          /* it has seen that all are armed; the watcher's */
 	_Atomic bool refused; /* no such clocks for us */
 	_Atomic unsigned rest;
-	unsigned n; /* whose state it is */
+	unsigned n; /* with fd: the reclaimer's until they are armed, then the watcher's */
 	int fd[HMM_ASLEEP_THREADS];
 };
 
@@ -344,7 +344,7 @@ struct hmm_options {
 	void (*fatal)(void *priv, struct hmm_mm *mm, const char *why); /* the space must die: its records are lost */
 	/**
 	 * A managed space was forked.  Make a space for the child, whose
-	 * userfaultfd is @uffd (the callee's from now on), and hmm_mm_add() it.
+	 * userfaultfd is @uffd (the callee's from now on), and hmm_mm_publish() it.
 	 * Runs under the parent's event lock.  0 or -errno: the child must die.
 	 */
 	int (*forked)(void *priv, struct hmm_mm *parent, int uffd, struct hmm_mm **child);
@@ -432,17 +432,12 @@ static inline char *hmm_slot_page(const struct hmm_mm *mm, unsigned b, unsigned 
 int hmm_create(const struct hmm_options *opt, struct hmm **hp, char *err, size_t errlen);
 void hmm_destroy(struct hmm *h);
 /**
- * hmm_mm_add() - manage a space.
- * @space: one reference becomes the mm's, also on error; its uffd has agreed on features.
+ * To manage a space takes two steps: hmm_mm_new() makes its records, the caller fills in what is its own, and from
+ * hmm_mm_publish() on whoever goes through all spaces finds them.  The first one allocates, which must not be done
+ * under the event lock: malloc's lock may be held by who waits for an event to be read.  The second one may,
+ * exclusively; the mm has the reference that the caller has taken from there on.  Before that free() ends it.
+ * @space: its uffd has agreed on features.
  * @window: UMM_BATCHES * UMM_BATCH_PAGES pages that the inside fills; the caller's.
- */
-int hmm_mm_add(struct hmm *h, struct umm_space *space, char *window, const struct hmm_inside_ops *inside, void *priv,
-	       struct hmm_mm **mmp);
-/**
- * The same in two steps, for a space that is served already.  hmm_mm_new() allocates, which
- * must not be done under the event lock: malloc's lock may be held by who waits for an event
- * to be read.  hmm_mm_publish() is called under it, exclusively; the mm has the reference
- * that the caller has taken from there on.  Before that free() ends it.
  */
 struct hmm_mm *hmm_mm_new(struct hmm *h, struct umm_space *space, char *window, const struct hmm_inside_ops *inside,
 			  void *priv);
@@ -665,7 +660,7 @@ bool hmm_asleep_ask(struct hmm *h, uint32_t still);
 void hmm_asleep_arm(struct hmm *h);
 /** The watcher's: it may sleep, if the look that it has just had says so. */
 bool hmm_asleep_armed(struct hmm *h);
-/** The watcher's, or whose who has joined it and the reclaimer. */
+/** The watcher's, or of whoever has joined it and the reclaimer. */
 void hmm_asleep_disarm(struct hmm *h);
 /** The watcher's: sleeps for @ns, or until one of them has run: then it returns false. */
 bool hmm_asleep_wait(struct hmm *h, uint64_t ns);

@@ -115,7 +115,7 @@ static struct crowd *crowd_create(struct world *w)
 		struct umm_space *space;
 
 		assert_int_equal(umm_space_adopt(0, -1, -1, -1, w->ctl, &space), 0);
-		assert_int_equal(hmm_mm_add(w->h, space, NULL, &crowd_inside, &c->arms[i], &c->mm[i]), 0);
+		assert_int_equal(world_manage(w->h, space, NULL, &crowd_inside, &c->arms[i], &c->mm[i]), 0);
 	}
 	return c;
 }

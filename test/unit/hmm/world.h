@@ -157,6 +157,21 @@ static inline void world_fatal(void *priv, struct hmm_mm *mm, const char *why)
 		usleep(50000);
 }
 
+/* One reference to @space becomes the mm's, also on error. */
+static inline int world_manage(struct hmm *h, struct umm_space *space, char *window,
+			       const struct hmm_inside_ops *inside, void *priv, struct hmm_mm **mmp)
+{
+	struct hmm_mm *mm = hmm_mm_new(h, space, window, inside, priv);
+
+	if (!mm) {
+		umm_space_put(space);
+		return -ENOMEM;
+	}
+	hmm_mm_publish(mm);
+	*mmp = mm;
+	return 0;
+}
+
 struct child {
 	struct umm_ctl *ctl;
 	char *window;
@@ -181,7 +196,7 @@ static inline int world_forked(void *priv, struct hmm_mm *parent, int uffd, stru
 	c->window = malloc(STAGING);
 	if (w->await_child)
 		poll(&(struct pollfd){.fd = uffd, .events = POLLIN}, 1, -1);
-	if (umm_space_adopt(0, uffd, -1, -1, c->ctl, &space) || hmm_mm_add(w->h, space, c->window, NULL, NULL, child))
+	if (umm_space_adopt(0, uffd, -1, -1, c->ctl, &space) || world_manage(w->h, space, c->window, NULL, NULL, child))
 		abort();
 	(*child)->gone = child_gone;
 	(*child)->gone_priv = c;
@@ -242,7 +257,7 @@ static inline struct world *world_create(const char *chain, unsigned fakes, cons
 		w->h->chain.dev[i] = &w->fake[i]->dev;
 		w->h->chain.n = i + 1;
 	}
-	assert_int_equal(hmm_mm_add(w->h, w->space, w->window, &world_inside, w, &w->mm), 0);
+	assert_int_equal(world_manage(w->h, w->space, w->window, &world_inside, w, &w->mm), 0);
 	w->mm->smaps_fd = open("/proc/self/smaps", O_RDONLY | O_CLOEXEC);
 	w->mm->statm_fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
 	w->in = (struct umm_inside){.uffd = uffd, .ctl = w->ctl, .window = w->window};
