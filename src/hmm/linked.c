@@ -438,13 +438,17 @@ static void child_events(struct hmm_mm *mm, struct child *c)
 		c->failed = c->strayed = true;
 }
 
+/* Not what the fork has left out, or emptied. */
+static bool child_has(const struct child *c, uint64_t addr)
+{
+	return !hmm_iset_meets(&c->absent, addr, addr + 1) && !hmm_iset_meets(&c->empty, addr, addr + 1);
+}
+
 static void child_place(struct hmm_mm *mm, struct child *c, uint64_t addr, const void *page)
 {
 	uint64_t done;
 	int rc;
 
-	if (hmm_iset_meets(&c->absent, addr, addr + 1) || hmm_iset_meets(&c->empty, addr, addr + 1))
-		return;
 	do {
 		uint64_t at = addr;
 
@@ -485,10 +489,11 @@ static void child_fill(struct hmm_mm *mm, struct child *c)
 			void *dst = buf;
 			int status = 0;
 
+			if (hmm_entry_here(e) || !child_has(c, addr))
+				continue;
 			if (c->lost) {
 				/* Refused where there is something, be it PARKING: that is the page itself. */
-				if (!hmm_entry_here(e))
-					child_place(mm, c, addr, NULL);
+				child_place(mm, c, addr, NULL);
 				continue;
 			}
 			switch (hmm_entry_state(e)) {

@@ -73,8 +73,8 @@ struct outcome {
 		const char *what;
 		int64_t value;
 	} note[NOTES];
-	char why[160]; /* what was wrong; empty: nothing */
-	unsigned buses;
+	char why[160];               /* what was wrong; empty: nothing */
+	unsigned buses, child_buses; /* SIGBUS that this process got, and its child */
 	char lines[8192];
 };
 
@@ -422,8 +422,11 @@ static void s_take(void)
 	right(f, PAGES, 4);
 }
 
-/* A child has what the parent has, wherever that is; it may refuse to live, but not with other data. */
-static void fork_with(bool lossy)
+/*
+ * A child has what the parent has, wherever that is; it may refuse to live, but not
+ * with other data.  @touched: the parent has brought pages back before.
+ */
+static void fork_with(bool lossy, bool touched)
 {
 	char *p = map(PAGES, 1), *gone = map(PAGES, 2), *empty = map(PAGES, 3);
 	struct world w;
@@ -435,7 +438,9 @@ static void fork_with(bool lossy)
 		out_of(&w, p, PAGES);
 		out_of(&w, gone, PAGES);
 		out_of(&w, empty, PAGES);
-		right(p, 2, 1);
+		if (touched)
+			right(p, 2, 1);
+		unsigned buses = out->buses;
 		pid_t pid = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
 		if (!pid) {
 			right(p, PAGES, 1);
@@ -444,7 +449,10 @@ static void fork_with(bool lossy)
 		}
 		if (pid < 0 || waitpid(pid, &status, 0) != pid)
 			wrong("no child");
+		out->child_buses = out->buses - buses;
+		out->buses = buses;
 		note("child", status);
+		note("child's SIGBUS", out->child_buses);
 		if (WIFEXITED(status) && WEXITSTATUS(status) && !*out->why)
 			wrong("the child's status is %d", WEXITSTATUS(status));
 		if (*out->why)
@@ -464,12 +472,18 @@ static void fork_with(bool lossy)
 
 static void s_fork(void)
 {
-	fork_with(false);
+	fork_with(false, true);
 }
 
 static void s_fork_lost(void)
 {
-	fork_with(true);
+	fork_with(true, true);
+}
+
+/* The first that is lost is lost to the child. */
+static void s_fork_lost_to_child(void)
+{
+	fork_with(true, false);
 }
 
 /* The program changes what is away. */
@@ -805,6 +819,7 @@ static const struct scenario {
 	{"fork", s_fork},
 	{"fork untold", s_fork, "umm/uffd.c umm_uffd_api ioctl UFFDIO_API", EPERM},
 	{"fork while lost", s_fork_lost},
+	{"fork, lost to the child", s_fork_lost_to_child},
 	{"change", s_change},
 	{"dmirror", s_dmirror},
 	{"huge", s_huge},
@@ -931,6 +946,13 @@ static enum end run(const struct scenario *sc, struct outcome *o)
 		return BAD;
 	}
 	bool said_lost = strstr(o->lines, " is lost"), said_end = strstr(o->lines, "ending the process");
+	bool said_child = strstr(o->lines, " lost to it");
+	/* What the parent has lost before it forks is lost to both. */
+	if (o->child_buses ? !said_child && !said_lost : said_child) {
+		snprintf(o->why, sizeof(o->why), "%u pages are lost to the child, and a line says %s", o->child_buses,
+			 said_child ? "that some are" : "nothing of it");
+		return BAD;
+	}
 	if ((o->buses || (WIFSIGNALED(status) && WTERMSIG(status) == SIGBUS)) && !said_lost) {
 		snprintf(o->why, sizeof(o->why), "SIGBUS, and no line says why");
 		return BAD;
