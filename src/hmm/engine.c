@@ -15,6 +15,7 @@
 #include "hmm/internal.h"
 
 #define MARKS_TRIES 64u
+#define LATER_TRIES 400u /* 20 ms and more, for a change whose event is about to come */
 #define SMALL_BUDGET (64ull << 20)
 #define SMALL_AHEAD (HMM_PLACE_MAX / 4)
 
@@ -216,6 +217,74 @@ static void marks_inherit(struct hmm_mm *mm, struct hmm_mm *child)
 	atomic_store(&child->space->ctl->marked, child->wipeonfork.n > 0);
 }
 
+/* Does the child get anything of what is away in @set?  Event lock held exclusively. */
+static bool is_away(struct hmm_mm *mm, const struct hmm_iset *set)
+{
+	struct hmm_leaf *leaf;
+
+	for (unsigned i = 0; i < set->n; i++) {
+		uint64_t end = set->v[i].end;
+
+		for (uint64_t at = set->v[i].start; (leaf = hmm_leaf_next(mm, at, end));
+		     at = leaf->base + (1ull << HMM_LEAF_SHIFT)) {
+			uint64_t a = leaf->base > at ? leaf->base : at;
+			uint64_t z = leaf->base + (1ull << HMM_LEAF_SHIFT);
+
+			for (; leaf->held && a < z && a < end; a += UMM_PAGE)
+				if (!hmm_entry_here(leaf->e[hmm_leaf_index(a)]))
+					return true;
+		}
+	}
+	return false;
+}
+
+/*
+ * What has come to lie somewhere since the fork tells nothing of what was there.  Returns
+ * how many changes there have been, of any kind, or -errno.
+ */
+static int leave_out_later(struct hmm_mm *mm, struct hmm_iset *absent, struct hmm_iset *empty, unsigned *nth)
+{
+	const struct uffd_msg *msg;
+	int n = 0;
+
+	while ((msg = umm_space_event_behind(mm->space, nth))) {
+		uint64_t start = msg->arg.remove.start, end = msg->arg.remove.end;
+		bool lies = msg->event == UFFD_EVENT_UNMAP || msg->event == UFFD_EVENT_REMAP;
+
+		if (msg->event == UFFD_EVENT_REMAP) {
+			start = msg->arg.remap.to;
+			end = start + msg->arg.remap.len;
+		}
+		if (lies && (hmm_iset_del(absent, start, end) || hmm_iset_del(empty, start, end)))
+			return -ENOMEM;
+		n += msg->event != UFFD_EVENT_PAGEFAULT;
+	}
+	return n;
+}
+
+/*
+ * Marks as smaps says that they are now, of whom nothing else is known.  A change that
+ * is under way may be nothing but the fork itself, whose caller has not run on yet, so
+ * it is waited for within bounds, and only where it could matter.
+ */
+static int marks_before(struct hmm_mm *mm, struct hmm_iset *absent, struct hmm_iset *empty)
+{
+	unsigned nth = 0;
+
+	for (unsigned i = 0; i < LATER_TRIES; i++) {
+		bool changing = umm_uffd_is_changing(mm->space->uffd);
+		int n;
+
+		if (!is_away(mm, absent) && !is_away(mm, empty))
+			return 0;
+		n = leave_out_later(mm, absent, empty, &nth);
+		if (n || !changing)
+			return n < 0 ? n : 0;
+		nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
+	}
+	return 0;
+}
+
 /* At a fork, the event lock held exclusively: what the child has not, and what is empty there.  0 or -errno. */
 static int marks_at_fork(struct hmm_mm *mm, struct hmm_iset *absent, struct hmm_iset *empty)
 {
@@ -240,7 +309,7 @@ static int marks_at_fork(struct hmm_mm *mm, struct hmm_iset *absent, struct hmm_
 	known = mm->marks_known && atomic_load(&mm->space->ctl->armed);
 	pthread_mutex_unlock(&mm->lock);
 	if (!known)
-		return rc;
+		return rc ? rc : marks_before(mm, absent, empty);
 	if (!rc && !umm_uffd_is_changing(mm->space->uffd)) {
 		marks_set(mm, absent, empty);
 		return 0;

@@ -101,6 +101,8 @@ struct umm_space {
 	struct umm_monitor *monitor;
 	uint64_t monitor_key;
 	bool own_monitor;
+	struct umm_messages
+		*reading; /* what is being applied, and how far; who holds the event lock exclusively has it */
 	const struct umm_space_ops *ops;
 	void *priv;
 	void (*destroy)(void *priv); /* when the last reference goes */
@@ -240,6 +242,11 @@ void umm_monitor_settle(struct umm_monitor *m);
  * for it to be read: @m (NULL: none) has one to give up when there is no other.
  */
 ssize_t umm_monitor_read(struct umm_monitor *m, int uffd, struct uffd_msg *msg, size_t len);
+/**
+ * In ops->forked(): the @nth event, from 0 on, that came behind the fork, and will be applied after it.
+ * Reads what there is if it must, and then whoever waits for that goes on; counts @nth up; NULL: there is none yet.
+ */
+const struct uffd_msg *umm_space_event_behind(struct umm_space *s, unsigned *nth);
 /** Called by who serves a fault, before it sleeps: another thread takes over the waiting. */
 void umm_monitor_yield(void);
 /** Called by who may be serving a fault, before it makes a thread: that has its scheduling (follow.c) for ever. */

@@ -215,13 +215,13 @@ ssize_t umm_monitor_read(struct umm_monitor *m, int uffd, struct uffd_msg *msg, 
 	return got;
 }
 
-struct batch {
+struct umm_messages {
 	struct uffd_msg msg[READ_ROOM];
-	unsigned n;
+	unsigned n, at; /* @at: the one that is being applied */
 };
 
 /* Returns how many messages came. */
-static unsigned batch_read(struct umm_space *s, struct batch *b)
+static unsigned batch_read(struct umm_space *s, struct umm_messages *b)
 {
 	unsigned room = READ_ROOM - b->n < READ_MAX ? READ_ROOM - b->n : READ_MAX, n = 0;
 	ssize_t got = room ? umm_monitor_read(s->monitor, s->uffd, &b->msg[b->n], room * sizeof(b->msg[0])) : 0;
@@ -291,7 +291,7 @@ static bool is_early(struct umm_space *s, const struct uffd_msg *m)
 
 /* Message @i moves something to where something is: what comes before it is put there.  Returns whether there is such.
  */
-static bool batch_overtaken(struct umm_space *s, struct batch *b, unsigned i)
+static bool batch_overtaken(struct umm_space *s, struct umm_messages *b, unsigned i)
 {
 	uint64_t start = b->msg[i].arg.remap.to, end = start + b->msg[i].arg.remap.len;
 	unsigned k = i + 1;
@@ -321,7 +321,7 @@ static bool batch_overtaken(struct umm_space *s, struct batch *b, unsigned i)
 static unsigned space_read(struct umm_space *s, struct umm_fault *faults, bool *more)
 {
 	struct umm_monitor *m = s->monitor;
-	struct batch b = {.n = 0};
+	struct umm_messages b = {.n = 0};
 	unsigned nfaults = 0, turns = 0, turn;
 
 	*more = false;
@@ -332,8 +332,10 @@ static unsigned space_read(struct umm_space *s, struct umm_fault *faults, bool *
 		return 0;
 	}
 	turn = reading_begin(m);
+	s->reading = &b;
 	*more = batch_read(s, &b) == READ_MAX;
 	for (unsigned i = 0; i < b.n; i++) {
+		b.at = i;
 		/* Each may have been overtaken in turn, but by no more than there are. */
 		while (is_early(s, &b.msg[i]) && turns++ < READ_ROOM && batch_overtaken(s, &b, i))
 			;
@@ -348,9 +350,21 @@ static unsigned space_read(struct umm_space *s, struct umm_fault *faults, bool *
 			.tid = msg->arg.pagefault.feat.ptid,
 		};
 	}
+	s->reading = NULL;
 	reading_end(m, turn);
 	umm_evlock_unexcl(&s->ctl->evlock);
 	return nfaults;
+}
+
+const struct uffd_msg *umm_space_event_behind(struct umm_space *s, unsigned *nth)
+{
+	struct umm_messages *b = s->reading;
+
+	if (!b)
+		return NULL;
+	if (b->at + 1 + *nth >= b->n && !batch_read(s, b))
+		return NULL;
+	return &b->msg[b->at + 1 + (*nth)++];
 }
 
 static int space_fault(struct umm_space *s, const struct umm_fault *f)
