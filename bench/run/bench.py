@@ -37,6 +37,8 @@ AT_RANDOM = ("uniform", "zipf", "chase", "threads")
 REAL = {"redis": 256, "numpy": 128, "graph": 128}  # MiB
 OURS = ("hmm run", "all in RAM")
 MORE_RAM = 1.1  # of what it may have, and no ratio is of equal RAM
+SPEEDS = ("first-touch", "memcpy", "lz4-in", "lz4-out")
+FAULTS = {"fault-process": "bare handler", "fault-process-lz4": "bare handler and one LZ4 page", "hmm-back": "hmm run"}
 SWEEP_CLUSTERS = (0, 2)  # best at random, best in order
 LONG = os.environ.get("HMM_BENCH_LONG") == "1"
 
@@ -49,7 +51,7 @@ def setting(name, short, long):
 class Bench:
     def __init__(self, build):
         self.build, self.notes, self.rows = build, [], []
-        self.exe = {n: os.path.join(build, "bench/run", n) for n in ("work", "floor", "pager", "graph", "bulk")}
+        self.exe = {n: os.path.join(build, "bench/run", n) for n in ("work", "pager", "graph", "bulk")}
         self.hmm_exe = os.path.join(build, "hmm")
         self.rounds = int(setting("ROUNDS", 3, 5))
         self.mib = int(setting("MIB", 256, 512))
@@ -103,18 +105,23 @@ class Bench:
             told = json.loads(f.read())["peak_bytes"]
         return {"work": r, "peak": max(most, told), "told": told}
 
+    def command(self, names, *args, pre=()):
+        """What hmm bench measures of @names, one round of each: {name: figure}."""
+        r = rivals.run([*pre, self.hmm_exe, "bench", "--json", "-", "--rounds", "1", "--only", names, *args], self.group)
+        for name, why in r["skipped"].items():
+            raise RuntimeError(f"hmm bench: {name}: {why}")
+        return {f["name"]: f for f in r["figures"]}
+
     def floors(self):
-        out = {}
-        for ratio in 1, 2, 4:
-            out[f"speed, {ratio}x data"] = rivals.run([self.exe["floor"], "speed", "64", str(ratio)], self.group)
-        rows = {}
-        back = [self.hmm_exe, "run", "--to", "lz4", "--ram", "96M", "--", self.exe["floor"], "back", "128", "5000"]
+        out, rows = {}, {}
         for _ in range(self.rounds):
+            for ratio in 1, 2, 4:
+                out.setdefault(f"speed, {ratio}x data", []).append(
+                    {n: f["gb_per_s"] for n, f in self.command(",".join(SPEEDS), "--ratio", str(ratio)).items()})
             for where, pre in ("", []), (", one CPU", ["taskset", "-c", str(self.cpus[0])]):
-                for name, cmd in (("bare handler", [self.exe["floor"], "bare", "64", "5000"]),
-                                  ("bare handler and one LZ4 page", [self.exe["floor"], "lz4", "64", "5000"]),
-                                  ("hmm run", back)):
-                    rows.setdefault(name + where, []).append(rivals.run(pre + cmd, self.group))
+                for name, f in self.command(",".join(FAULTS), "--mib", "128", pre=pre).items():
+                    rows.setdefault(FAULTS[name] + where, []).append(
+                        {"back_median": f["median"] / 1e3, "back_p99": f["p99s"][0] / 1e3})
         out["fault-back"] = rows
         out["bulk"] = [rivals.run([self.exe["bulk"], "64", "2"], self.group) for _ in range(self.rounds)]
         if self.group:
@@ -349,8 +356,7 @@ def print_sweep(points):
 def print_floors(f):
     for name, r in f.items():
         if name.startswith("speed"):
-            print(f"{name}: first touch {r['first_touch']} GB/s, memcpy {r['memcpy']}, LZ4 in {r['lz4_in']},"
-                  f" LZ4 out {r['lz4_out']}; {r['lz4_ratio']} times smaller")
+            print(f"{name}, GB/s: " + ", ".join(f"{n} {spread([x[n] for x in r])}" for n in SPEEDS))
     print(f"{'fault-back, us':42}{'median (spread)':>24}{'p99':>8}")
     rows = f["fault-back"]
     for name, r in rows.items():

@@ -14,9 +14,9 @@
 #include <stdio.h>
 #include <sys/mman.h>
 
-#include "data.h"
+#include "cli/bench/data.h"
 #include "hmm.h"
-#include "measure.h"
+#include "cli/bench/measure.h"
 
 #define ROUNDS 5
 

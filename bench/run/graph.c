@@ -13,8 +13,8 @@
 #include <stdio.h>
 #include <sys/mman.h>
 
-#include "data.h"
-#include "measure.h"
+#include "cli/bench/data.h"
+#include "cli/bench/measure.h"
 
 #define DEGREE 64u /* of the average vertex */
 #define ALPHA 1.5  /* of the vertices one in d^ALPHA has more than d edges */

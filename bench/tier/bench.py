@@ -26,19 +26,21 @@ def line(cmd):
 
 def main():
     build, out = sys.argv[1:3]
-    floor, rtt, hmm = (os.path.join(build, p) for p in ("bench/run/floor", "bench/tier/rtt", "hmm"))
+    rtt, hmm = (os.path.join(build, p) for p in ("bench/tier/rtt", "hmm"))
     server = subprocess.Popen([hmm, "serve", "--listen", "ofi://127.0.0.1:0", "--memory", "512M"],
                               stdout=subprocess.PIPE, text=True)
     rows = {"round trip": [], "bare fault": [], "from the server": [], "from lz4": []}
     try:
         spec = re.search(r"ofi://\S+", server.stdout.readline())[0]
         run = [hmm, "run", "--ram", BUDGET, "--to"]
-        work = ["--", floor, "back", str(NEED), str(OPS)]
+        work = ["--", hmm, "bench", "back", str(NEED), str(OPS)]
+        bare = [hmm, "bench", "--json", "-", "--rounds", "1", "--mib", str(NEED), "--only", "fault-process"]
         for _ in range(ROUNDS):
             r = line([rtt, str(OPS)])
             rows["round trip"].append((r["median"], r["mean"]))
-            for name, cmd in (("bare fault", [floor, "bare", str(NEED), str(OPS)]),
-                              ("from the server", run + [spec] + work), ("from lz4", run + ["lz4"] + work)):
+            f = line(bare)["figures"][0]
+            rows["bare fault"].append((f["median"] / 1e3, f["means"][0] / 1e3))
+            for name, cmd in ("from the server", run + [spec] + work), ("from lz4", run + ["lz4"] + work):
                 r = line(cmd)
                 rows[name].append((r["back_median"], r["back_mean"]))
     finally:

@@ -7,5 +7,6 @@ int hmm_run_main(int argc, char **argv);
 int hmm_stat_main(int argc, char **argv);
 int hmm_serve_main(int argc, char **argv);
 int hmm_doctor_main(int argc, char **argv);
+int hmm_bench_main(int argc, char **argv);
 
 #endif

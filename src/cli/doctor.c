@@ -13,6 +13,7 @@
  * safe, and the line says in what.  Each carries the command that mends it.
  */
 #include "cli/cli.h"
+#include "cli/json.h"
 #include "cli/kernel_bugs.h"
 #include "hmm_uapi.h"
 
@@ -496,20 +497,6 @@ static void print_text(const struct report *r, FILE *out)
 	fputs(can_run(r) ? "hmm run can work here.\n" : "hmm run cannot work here.\n", out);
 }
 
-static void print_string(const char *s, FILE *out)
-{
-	fputc('"', out);
-	for (; *s; s++) {
-		if (*s == '"' || *s == '\\')
-			fprintf(out, "\\%c", *s);
-		else if ((unsigned char)*s < 0x20)
-			fprintf(out, "\\u%04x", *s);
-		else
-			fputc(*s, out);
-	}
-	fputc('"', out);
-}
-
 static void print_json(const struct report *r, FILE *out)
 {
 	static const char *const word[] = {"ok", "warning", "problem"};
@@ -521,9 +508,9 @@ static void print_json(const struct report *r, FILE *out)
 
 		fprintf(out, "%s\n{\"name\":\"%s\",\"status\":\"%s\",\"detail\":", i ? "," : "", c->name,
 			word[c->status]);
-		print_string(c->detail, out);
+		cli_json_string(out, c->detail);
 		fputs(",\"mend\":", out);
-		print_string(c->mend, out);
+		cli_json_string(out, c->mend);
 		fputc('}', out);
 	}
 	fputs("\n]}\n", out);

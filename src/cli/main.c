@@ -14,6 +14,7 @@ static const struct {
 	{"stat", hmm_stat_main, "ask a running one what is where"},
 	{"serve", hmm_serve_main, "lend memory to programs that run elsewhere"},
 	{"doctor", hmm_doctor_main, "what this machine lacks, and how to mend it"},
+	{"bench", hmm_bench_main, "what it costs and gains on this machine"},
 };
 
 #define NR_COMMANDS (sizeof(commands) / sizeof(commands[0]))

@@ -5,6 +5,7 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "cli/json.h"
 #include "hmm/internal.h"
 
 struct sums {
@@ -41,20 +42,6 @@ static double ratio(struct hmm *h)
 	return stored ? (double)atomic_load(&h->away_peak) * UMM_PAGE / (double)stored : 0;
 }
 
-static void json_string(FILE *f, const char *s)
-{
-	fputc('"', f);
-	for (; *s; s++) {
-		if (*s == '"' || *s == '\\')
-			fprintf(f, "\\%c", *s);
-		else if ((unsigned char)*s < 0x20)
-			fprintf(f, "\\u%04x", *s);
-		else
-			fputc(*s, f);
-	}
-	fputc('"', f);
-}
-
 void stats_json(struct hmm *h, FILE *f)
 {
 	uint64_t total = hmm_budget_measure(h);
@@ -80,7 +67,7 @@ void stats_json(struct hmm *h, FILE *f)
 
 		h->chain.dev[i]->ops->stats(h->chain.dev[i], &st);
 		fputs(i ? ", {\"spec\": " : "{\"spec\": ", f);
-		json_string(f, h->chain.dev[i]->spec);
+		cli_json_string(f, h->chain.dev[i]->spec);
 		fprintf(f,
 			", \"pages\": %" PRIu64 ", \"bytes_stored\": %" PRIu64 ", \"bytes_ram\": %" PRIu64
 			", \"pages_same\": %" PRIu64 ", \"pages_raw\": %" PRIu64 ", \"copied_in\": %" PRIu64

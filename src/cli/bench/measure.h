@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* What all programs of the benchmark measure alike. */
-#ifndef BENCH_MEASURE_H
-#define BENCH_MEASURE_H
+/* What hmm bench and all programs of the benchmark measure alike. */
+#ifndef CLI_BENCH_MEASURE_H
+#define CLI_BENCH_MEASURE_H
 
 #include <stdint.h>
 #include <stdio.h>
@@ -10,16 +10,11 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/types.h>
-#include <time.h>
 #include <unistd.h>
 
-static inline uint64_t now_ns(void)
-{
-	struct timespec ts;
+#include "umm/clock.h"
 
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
-}
+#define now_ns umm_now_ns
 
 /* CPU time by @fd, a cgroup's account; 0 where there is none. */
 static inline uint64_t cpu_used(int fd)

@@ -4,8 +4,8 @@
  * resembles, and are zero from there on, so that a page is many short matches,
  * as real data are, and not one long one.
  */
-#ifndef BENCH_DATA_H
-#define BENCH_DATA_H
+#ifndef CLI_BENCH_DATA_H
+#define CLI_BENCH_DATA_H
 
 #include <stdint.h>
 #include <string.h>
