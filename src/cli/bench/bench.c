@@ -56,9 +56,11 @@ static const struct figure {
 	{"fault-same-cpu", "by a thread on the same CPU", "fault-kernel", bench_fault, FAULT_SAME_CPU, false},
 	{"fault-spinning", "by one that spins on another CPU", "fault-kernel", bench_fault, FAULT_SPINNING, false},
 	{"fault-asleep", "by one asleep on another CPU", "fault-kernel", bench_fault, FAULT_ASLEEP, false},
-	{"fault-process", "by another process", "fault-kernel", bench_fault, FAULT_PROCESS, false},
+	{"fault-process", "by another process, anywhere", "fault-kernel", bench_fault, FAULT_PROCESS, false},
 	{"fault-process-lz4", "the same, and a page decompressed", "fault-kernel", bench_fault, FAULT_PROCESS_LZ4,
 	 false},
+	{"fault-beside", "by another process on the same CPU", "fault-kernel", bench_fault, FAULT_BESIDE, false},
+	{"fault-beside-lz4", "the same, and a page decompressed", "fault-kernel", bench_fault, FAULT_BESIDE_LZ4, false},
 	{"copy-4k", "UFFDIO_COPY, a page at a time", "memcpy", bench_memory, MEM_COPY_4K, true},
 	{"copy-64k", "UFFDIO_COPY, 64 KiB at a time", "memcpy", bench_memory, MEM_COPY_64K, true},
 	{"move-4k", "UFFDIO_MOVE, a page at a time", "memcpy", bench_memory, MEM_MOVE_4K, true},
@@ -87,7 +89,7 @@ static const struct figure {
 	{"hmm-uniform", "hmm run, half local: any page", "ram-uniform", bench_run, RUN_ARG(RUN_HMM, RUN_UNIFORM),
 	 false},
 	{"hmm-cpu", "hmm run, half local: CPU in all", "ram-cpu", bench_run, RUN_ARG(RUN_HMM, RUN_CPU), false},
-	{"hmm-back", "a touch of a page that is away", "fault-process-lz4", bench_run_back, 0, false},
+	{"hmm-back", "hmm run, a page that is away is touched", "fault-beside-lz4", bench_run_back, 0, false},
 };
 
 #define NR_FIGURES (sizeof(figures) / sizeof(figures[0]))
@@ -163,7 +165,7 @@ static int parse(struct options *o, int argc, char **argv)
 		{"help", no_argument, NULL, 'h'},
 		{0},
 	};
-	unsigned long mib = 64, rounds = 5, ratio = 2;
+	unsigned long mib = 256, rounds = 5, ratio = 2;
 	char *only = NULL;
 	int c;
 

@@ -16,8 +16,9 @@
  *   fault-asleep     a thread on another CPU that waits in read(); PAUSE_NS before each fault, for it to fall asleep
  *   fault-process    another process, anywhere: poll, read, copy, as a supervisor has to
  *   fault-process-lz4    the same, which decompresses the page first: what a pager cannot do without
+ *   fault-beside fault-beside-lz4    these two on the CPU of who faults, where no CPU has to be woken
  *
- * Who faults is bound to the first CPU that we may use but in the last two, where the kernel is left to place
+ * Who faults is bound to the first CPU that we may use but in fault-process, where the kernel is left to place
  * both as it likes.  A handler that fails ends the program: nobody would be left to serve the fault.
  */
 #include <errno.h>
@@ -263,7 +264,7 @@ static int by_process(struct bench *b, int arg, struct range *r, uint64_t *ns)
 
 	if (rc)
 		return rc;
-	if (arg == FAULT_PROCESS_LZ4)
+	if (arg == FAULT_PROCESS_LZ4 || arg == FAULT_BESIDE_LZ4)
 		len = LZ4_compress_default(b->data, packed, DATA_PAGE, sizeof(packed));
 	fflush(stdout);
 	pid = fork();
@@ -301,6 +302,8 @@ int bench_fault(struct bench *b, int arg, struct bench_sample *s)
 		break;
 	case FAULT_PROCESS:
 	case FAULT_PROCESS_LZ4:
+	case FAULT_BESIDE: /* it inherits what we are bound to */
+	case FAULT_BESIDE_LZ4:
 		rc = by_process(b, arg, &r, ns);
 		break;
 	default:

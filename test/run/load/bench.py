@@ -5,17 +5,21 @@
 bench.py BUILD [TEST...]
 
 By default nobody swaps: what is set up for that is the whole machine's.  HMM_TEST_LONG=1, as
-root: everybody, a graph search and the floors, too.
+root: everybody, a graph search and the floors, too.  command*: hmm bench.
 """
 import json
+import math
 import os
 import shutil
+import signal
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from hmmtest import Failed, main_of, skip  # noqa: E402
+from hmmtest import Failed, comm, descendants, main_of, reap, skip, state  # noqa: E402
 
 SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../../bench/run")
 LONG = os.environ.get("HMM_TEST_LONG") == "1" and os.geteuid() == 0
@@ -154,5 +158,208 @@ def scale(h):
                          f" {points['threads']['mappings_alone']}: this tests nothing")
 
 
+# ------------------------------------------------------------------ hmm bench
+
+def hmm_bench(h, *args, prefix=(), exe=None, **popen):
+    return subprocess.run([*prefix, exe or os.path.join(h.build, "hmm"), "bench", *args], capture_output=True, text=True,
+                          **popen)
+
+
+def measured(h, *args, **how):
+    """What it says as JSON, once it was looked at."""
+    p = hmm_bench(h, *args, "--json", "-", **how)
+    if p.returncode or p.stderr:
+        raise Failed(f"{args}: status {p.returncode}: {p.stderr[-1000:]}")
+    return check_json(json.loads(p.stdout))
+
+
+def near(x, y):
+    return abs(x - y) <= .002 + .002 * abs(y)  # it is printed with three decimals, ratios with four
+
+
+def check_json(got):
+    by_name = {f["name"]: f for f in got["figures"]}
+    for f in got["figures"]:
+        r = f["rounds"]
+        if len(r) != got["rounds"] or not all(math.isfinite(x) and x > 0 for x in r):
+            raise Failed(f"{f['name']}: rounds are {r}")
+        if not (near(f["least"], min(r)) and near(f["most"], max(r)) and near(f["median"], statistics.median(r))):
+            raise Failed(f"{f['name']} does not sum up its rounds: {f}")
+        if "gb_per_s" in f and not near(f["gb_per_s"], 4096 / f["median"]):
+            raise Failed(f"{f['name']}: another speed than its time says: {f}")
+        for p99, mean, median in zip(f.get("p99s", ()), f.get("means", ()), r):
+            if not p99 >= median or not mean > 0:
+                raise Failed(f"{f['name']}: percentiles out of order: {f}")
+        if "floor" in f:
+            of, t = by_name[f["floor"]]["rounds"], f["times"]
+            ratios = [a / b for a, b in zip(r, of)]
+            # A floor of some ns has three decimals, too.
+            if not all(abs(t[k] / v - 1) < .01 for k, v in (("least", min(ratios)), ("most", max(ratios)),
+                                                             ("median", statistics.median(ratios)))):
+                raise Failed(f"{f['name']} is not so many times {f['floor']}: {t}, {ratios}")
+    if any(not why for why in got["skipped"].values()):
+        raise Failed(f"skipped, and nothing says why: {got['skipped']}")
+    return got
+
+
+def names(got):
+    return [f["name"] for f in got["figures"]]
+
+
+def listed(h):
+    return [line.split()[0] for line in hmm_bench(h, "--list").stdout.splitlines()]
+
+
+def command(h):
+    """Every figure that is listed is measured, or skipped with a reason, in the table and as JSON."""
+    every = listed(h)
+    with tempfile.TemporaryDirectory(prefix="hmm-test-") as d:
+        out = os.path.join(d, "out.json")
+        p = hmm_bench(h, "--mib", "32", "--rounds", "2", "--json", out)
+        if p.returncode:
+            raise Failed(f"status {p.returncode}: {p.stderr}")
+        with open(out) as f:
+            got = check_json(json.load(f))
+    if sorted([*names(got), *got["skipped"]]) != sorted(every) or len(set(every)) != len(every) or len(every) < 30:
+        raise Failed(f"listed are {every}, measured {names(got)}, skipped {list(got['skipped'])}")
+    lines = [line.split(None, 1) for line in p.stdout.splitlines() if line.strip()]
+    table = {line[0]: line[1] for line in lines if line[0] in every}
+    if set(table) != set(every):
+        raise Failed(f"not in the table: {set(every) - set(table)}")
+    for name, text in table.items():
+        if text.startswith("skipped: ") != (name in got["skipped"]) or got["skipped"].get(name, "") not in text:
+            raise Failed(f"{name}: the table and the JSON do not agree: {text}")
+    # What of it this machine allows must have been measured.
+    want = [n for n in every if not n.startswith("zram-")]
+    if subprocess.run([os.path.join(h.build, "hmm"), "doctor"], capture_output=True).returncode:
+        want = [n for n in want if n in ("syscall", "memcpy", "first-touch", "lz4-in", "lz4-out", "dontneed")]
+    if len(os.sched_getaffinity(0)) < 2:
+        want = [n for n in want if n not in ("fault-spinning", "fault-asleep")]
+    if not set(want) <= set(names(got)):
+        raise Failed(f"skipped are {got['skipped']}")
+    if "hmm-read" in names(got) and not 0 < got["hmm_peak_bytes"]:
+        raise Failed("hmm run had no memory")
+    m = got["machine"]
+    with open("/proc/cpuinfo") as f:
+        info = f.read()
+    if (m["kernel"] != os.uname().release or m["used_cpus"] != len(os.sched_getaffinity(0)) or m["cpu"] not in info
+            or m["virtual"] != (" hypervisor" in info) or m["kernel"] not in p.stdout or m["cpu"] not in p.stdout):
+        raise Failed(f"what machine is it?  {m}")
+
+
+def command_asked(h):
+    """Only what is asked for; and what cannot be asked for is one line and status 125."""
+    got = measured(h, "--mib", "32", "--rounds", "1", "--only", "fault-s*,memcpy")
+    asked = ["memcpy", "fault-sigbus", "fault-same-cpu", "fault-spinning"]
+    if [n for n in listed(h) if n in names(got) or n in got["skipped"]] != asked or got["mib"] != 32 or got["rounds"] != 1:
+        raise Failed(f"asked for {asked}: {got}")
+    for said, args in (("no-such", ("--only", "memcpy,no-such")), ("31", ("--mib", "31")), ("x", ("--mib", "x")),
+                       ("-64", ("--mib", "-64")), ("0", ("--rounds", "0")), ("3", ("--ratio", "3")),
+                       ("--no-such", ("--no-such",)), ("--json", ("--json",)), ("more", ("more",)),
+                       ("/no/such/place", ("--json", "/no/such/place", "--only", "syscall"))):
+        p = hmm_bench(h, *args)
+        if p.returncode != 125 or p.stdout or p.stderr.count("\n") != 1 or f"hmm bench: {said}: " not in p.stderr:
+            raise Failed(f"{args}: status {p.returncode}, {p.stdout}{p.stderr}")
+    with open("/dev/full", "w") as full:
+        for where in [], ["--json", "-"], ["--json", "/dev/full"]:
+            p = subprocess.run([os.path.join(h.build, "hmm"), "bench", "--only", "syscall", "--mib", "32", *where],
+                               stdout=full if "/dev/full" not in where else subprocess.DEVNULL, stderr=subprocess.PIPE)
+            if p.returncode != 125:
+                raise Failed(f"{where}: a full disk, and status {p.returncode}")
+
+
+def elsewhere(h, d):
+    """The command where anybody can look."""
+    os.chmod(d, 0o755)
+    for name in "hmm", "libhmm-preload.so":
+        shutil.copy(os.path.join(h.build, name), d)
+    return os.path.join(d, "hmm")
+
+
+def command_skips(h):
+    """What this user, or this kernel, cannot do is named, with the reason; and the rest is measured."""
+    def expect(what, got, skipped, why):
+        if set(got["skipped"]) != set(skipped):
+            raise Failed(f"{what}: skipped are {got['skipped']}, not {skipped}")
+        bad = {n: w for n, w in got["skipped"].items() if why(n) not in w}
+        if bad:
+            raise Failed(f"{what}: other reasons than {why('')}: {bad}")
+
+    plain = ["syscall", "memcpy", "first-touch", "lz4-in", "lz4-out", "fault-kernel", "dontneed"]
+    small = ("--mib", "32", "--rounds", "1")
+    every = listed(h)
+    runs = [n for n in every if n.startswith("hmm-")]
+    served = [n for n in every if n not in plain and n not in ("pagemap-scan",) and not n.startswith(("ram", "zram", "hmm"))]
+    only = ",".join([*plain, "pagemap-scan", *served, *runs])
+
+    got = measured(h, *small, "--only", "syscall,fault-*", preexec_fn=lambda: os.sched_setaffinity(0, list(
+        os.sched_getaffinity(0))[:1]))
+    expect("one CPU", got, ["fault-spinning", "fault-asleep"], lambda n: "second CPU")
+
+    got = measured(h, *small, "--only", only, prefix=[os.path.join(h.build, "test/run/life/life-denied"), "move"])
+    expect("no features", got, served + runs, lambda n: "userfaultfd" if n in served else "move pages")
+
+    got = measured(h, *small, "--only", "zram-*")
+    expect("not asked for", got, [n for n in every if n.startswith("zram-")], lambda n: "only with --zram")
+
+    if os.geteuid() or not shutil.which("setpriv"):
+        print("SKIP: only root can become nobody, by setpriv")
+        return
+    with tempfile.TemporaryDirectory(prefix="hmm-test-") as d:
+        exe = elsewhere(h, d)
+        nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+        with open("/proc/sys/vm/unprivileged_userfaultfd") as f:
+            closed = f.read().strip() == "0"
+        if not closed or not subprocess.run([*nobody, "test", "-r", "/dev/userfaultfd"]).returncode:
+            print("SKIP: userfaultfd is open to everybody here")
+            return
+        got = measured(h, *small, "--zram", "--only", only + ",zram-read", prefix=nobody, exe=exe, cwd="/")
+        expect("nobody", got, runs + ["zram-read"],
+               lambda n: "root" if n == "zram-read" else "no permission for userfaultfd")
+
+
+def until(cond, what):
+    """The clock is a watchdog only."""
+    end = time.monotonic() + 120
+    while not cond():
+        if time.monotonic() > end:
+            raise Failed(what)
+        reap()
+        time.sleep(.01)
+
+
+def ended_by(h, sig, args, begun):
+    """It is ended by @sig when @begun is so, and nothing of it is left."""
+    p = subprocess.Popen([os.path.join(h.build, "hmm"), "bench", "--mib", "32", "--rounds", "1000", *args],
+                         stdout=subprocess.DEVNULL)
+    until(begun, f"{args}: it does not begin")
+    p.send_signal(sig)
+    if p.wait() != -sig:
+        raise Failed(f"{args}: ended by {sig}, status {p.returncode}")
+    until(lambda: not [q for q in descendants() if state(q) != "Z"], f"{args}: something stays behind")
+
+
+def command_ended(h):
+    """Whoever is ended takes all that it runs along."""
+    for sig in signal.SIGTERM, signal.SIGINT, signal.SIGKILL:
+        ended_by(h, sig, ["--only", "hmm-read"], lambda: any(comm(p) == "hmm-supervisor" for p in descendants()))
+        ended_by(h, sig, ["--only", "fault-process"], lambda: len(descendants()) > 1)
+
+
+def command_zram(h):
+    """The machine is as it was, however it ends."""
+    if not LONG:
+        skip("it swaps: HMM_TEST_LONG=1, as root")
+    before = machine()
+    got = measured(h, "--mib", "32", "--rounds", "2", "--zram", "--only", "zram-*,hmm-read")
+    if machine() != before:
+        raise Failed(f"it was {before} before, and is {machine()}")
+    if got["skipped"] or not got["zram_peak_bytes"] or got["budget_bytes"] < 16 << 20:
+        raise Failed(f"{got}")
+    for sig in signal.SIGTERM, signal.SIGINT, signal.SIGKILL:
+        ended_by(h, sig, ["--zram", "--only", "zram-read"], lambda: machine() != before and len(machine()[1]) > len(before[1]))
+        until(lambda: machine() == before, f"ended by {sig}: it was {before} before, and is {machine()}")
+
+
 if __name__ == "__main__":
-    main_of(bench, scale)
+    main_of(bench, scale, command, command_asked, command_skips, command_ended, command_zram)
