@@ -35,6 +35,7 @@
 #define MIB_LEAST 32ul
 #define MIB_MOST (1ul << 16)
 #define ROUNDS_MOST 1000ul
+#define MORE_RAM 1.1 /* of what hmm run may have, and no ratio to zram is of equal RAM */
 
 static const char usage[] =
 	"usage: hmm bench [--mib N] [--rounds N] [--ratio 1|2|4] [--only NAME,...] [--zram] [--json FILE] [--list]\n";
@@ -44,7 +45,7 @@ static const struct figure {
 	const char *floor; /* what it is a multiple of; NULL: nothing */
 	int (*measure)(struct bench *b, int arg, struct bench_sample *s);
 	int arg;
-	bool page; /* of a page of 4096 bytes, so that it has a speed */
+	bool page; /* of a page whose bytes are touched or placed, so that it has a speed */
 } figures[] = {
 	{"syscall", "a system call", NULL, bench_memory, MEM_SYSCALL, false},
 	{"memcpy", "a page copied to memory that is there", NULL, bench_memory, MEM_MEMCPY, true},
@@ -66,8 +67,8 @@ static const struct figure {
 	{"move-4k", "UFFDIO_MOVE, a page at a time", "memcpy", bench_memory, MEM_MOVE_4K, true},
 	{"move-64k", "UFFDIO_MOVE, 64 KiB at a time", "memcpy", bench_memory, MEM_MOVE_64K, true},
 	{"move-2m", "UFFDIO_MOVE, 2 MiB at a time", "memcpy", bench_memory, MEM_MOVE_2M, true},
-	{"write-protect", "UFFDIO_WRITEPROTECT of a range", "memcpy", bench_memory, MEM_PROTECT, true},
-	{"pagemap-scan", "PAGEMAP_SCAN of a range", "memcpy", bench_memory, MEM_SCAN, true},
+	{"write-protect", "UFFDIO_WRITEPROTECT of a range", "memcpy", bench_memory, MEM_PROTECT, false},
+	{"pagemap-scan", "PAGEMAP_SCAN of a range", "memcpy", bench_memory, MEM_SCAN, false},
 	{"dontneed", "MADV_DONTNEED of a range", "memcpy", bench_memory, MEM_DONTNEED, true},
 	{"ram-fill", "alone, all in RAM: first touch", NULL, bench_run, RUN_ARG(RUN_RAM, RUN_FILL), true},
 	{"ram-read", "alone, all in RAM: read in order", NULL, bench_run, RUN_ARG(RUN_RAM, RUN_READ), true},
@@ -399,7 +400,10 @@ static void print_table(const struct options *o, const struct machine *m)
 		printf("\nhmm run may have %.0f MiB of RAM in all, and had %.0f at most\n",
 		       (double)b->budget / (1 << 20), (double)b->peak[RUN_HMM] / (1 << 20));
 	if (b->peak[RUN_ZRAM])
-		printf("zram swap had %.0f MiB of RAM in all at most\n", (double)b->peak[RUN_ZRAM] / (1 << 20));
+		printf("zram swap had %.0f MiB of RAM in all at most%s\n", (double)b->peak[RUN_ZRAM] / (1 << 20),
+		       (double)b->peak[RUN_HMM] > MORE_RAM * (double)b->budget
+			       ? ": hmm run had so much more that the ratios are not of equal RAM"
+			       : "");
 }
 
 static void json_list(FILE *f, const char *name, const struct result *r, unsigned n, size_t at)
