@@ -34,7 +34,7 @@ static double wall[KINDS], cpu[KINDS];
 
 static void best(int kind, size_t bytes, uint64_t t, uint64_t c)
 {
-	double w = (double)bytes / (double)(now_ns() - t), u = (double)bytes / (double)(cpu_ns() - c);
+	double w = (double)bytes / (double)(umm_now_ns() - t), u = (double)bytes / (double)(cpu_ns() - c);
 
 	wall[kind] = w > wall[kind] ? w : wall[kind];
 	cpu[kind] = u > cpu[kind] ? u : cpu[kind];
@@ -50,7 +50,7 @@ static void check(const char *what, int rc)
 
 static void unpack(int kind, const char *packed, const int *len, char *page, size_t npages)
 {
-	uint64_t c = cpu_ns(), t = now_ns();
+	uint64_t c = cpu_ns(), t = umm_now_ns();
 
 	for (size_t i = 0; i < npages; i++) {
 		if (LZ4_decompress_safe(packed, page + i * DATA_PAGE, len[i], DATA_PAGE) != (int)DATA_PAGE)
@@ -62,7 +62,7 @@ static void unpack(int kind, const char *packed, const int *len, char *page, siz
 
 static void pack(int kind, const char *p, size_t npages, char *to, int *len, void *state)
 {
-	uint64_t c = cpu_ns(), t = now_ns();
+	uint64_t c = cpu_ns(), t = umm_now_ns();
 
 	for (size_t i = 0; i < npages; i++) {
 		len[i] = LZ4_compress_fast_extState(state, p + i * DATA_PAGE, to, DATA_PAGE, DATA_PAGE + 64, 1);
@@ -120,13 +120,13 @@ int main(int argc, char **argv)
 
 		alone(p, npages, packed, len, page, state);
 		c = cpu_ns();
-		t = now_ns();
+		t = umm_now_ns();
 		check("hmm_migrate_to_device", hmm_migrate_to_device(mm, dev, start, start + bytes, NULL, &moved));
 		best(OUT, moved * DATA_PAGE, t, c);
 		if (moved != npages)
 			fprintf(stderr, "%zu pages of %zu went\n", (size_t)moved, npages);
 		c = cpu_ns();
-		t = now_ns();
+		t = umm_now_ns();
 		check("hmm_migrate_to_system", hmm_migrate_to_system(mm, dev, start, start + bytes, &moved));
 		best(IN, moved * DATA_PAGE, t, c);
 	}

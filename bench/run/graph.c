@@ -108,7 +108,7 @@ static uint64_t search(uint32_t root, uint64_t *ops)
 static void print(const char *name, int cpu_fd, uint64_t t, uint64_t cpu, uint64_t f, uint64_t ops, uint64_t result)
 {
 	printf("\"%s\": {\"ops\": 1, \"edges\": %llu, \"seconds\": %.6f, \"faults\": %llu, \"result\": %llu", name,
-	       (unsigned long long)ops, (double)(now_ns() - t) / 1e9, (unsigned long long)(faults() - f),
+	       (unsigned long long)ops, (double)(umm_now_ns() - t) / 1e9, (unsigned long long)(faults() - f),
 	       (unsigned long long)result);
 	if (cpu_fd >= 0)
 		printf(", \"cpu\": %.6f", (double)(cpu_used(cpu_fd) - cpu) / 1e9);
@@ -140,14 +140,14 @@ int main(int argc, char **argv)
 	level = map(nvertices);
 	queue = map(nvertices * sizeof(*queue));
 
-	t = now_ns();
+	t = umm_now_ns();
 	cpu = cpu_used(cpu_fd);
 	f = faults();
 	result = build(&ops);
 	printf("{");
 	print("build", cpu_fd, t, cpu, f, ops, result);
 	search(1, &ops);
-	t = now_ns();
+	t = umm_now_ns();
 	cpu = cpu_used(cpu_fd);
 	f = faults();
 	result = search(2, &ops);

@@ -44,9 +44,9 @@ static size_t touch_away(volatile char *p, int fd, size_t npages, size_t ops, ui
 
 		if (present(fd, p, page))
 			continue;
-		t = now_ns();
+		t = umm_now_ns();
 		(void)p[page * DATA_PAGE];
-		ns[n++] = now_ns() - t;
+		ns[n++] = umm_now_ns() - t;
 	}
 	return n;
 }

@@ -12,6 +12,9 @@
  *
  * A figure that cannot be had in one round is skipped as a whole, and the reason is told.
  *
+ * "hmm bench work" (work.c) and "hmm bench back" (back.c) are the programs that it runs: itself, so that
+ * nothing else need be installed, and bench/ has the same.
+ *
  * How each is measured stands at the head of memory.c, fault.c, run.c and back.c; what
  * --zram changes, and how it is taken back, at that of swap.c.
  */
@@ -410,15 +413,15 @@ static void json_list(FILE *f, const char *name, const struct result *r, unsigne
 {
 	fprintf(f, ", \"%s\": [", name);
 	for (unsigned k = 0; k < n; k++)
-		fprintf(f, "%s%.3f", k ? ", " : "", *(const double *)((const char *)&r->rounds[k] + at));
+		fprintf(f, "%s%.7g", k ? ", " : "", *(const double *)((const char *)&r->rounds[k] + at));
 	fputc(']', f);
 }
 
 static void json_figure(FILE *f, const struct figure *fig, const struct result *r, unsigned n)
 {
 	fprintf(f,
-		"{\"name\": \"%s\", \"what\": \"%s\", \"unit\": \"ns\", \"median\": %.3f, \"least\": %.3f, \"most\": "
-		"%.3f",
+		"{\"name\": \"%s\", \"what\": \"%s\", \"unit\": \"ns\", \"median\": %.7g, \"least\": %.7g, \"most\": "
+		"%.7g",
 		fig->name, fig->what, median(r->value, n), r->value[0], r->value[n - 1]);
 	json_list(f, "rounds", r, n, offsetof(struct bench_sample, value));
 	if (r->p99[0] > 0) {
@@ -426,9 +429,9 @@ static void json_figure(FILE *f, const struct figure *fig, const struct result *
 		json_list(f, "p99s", r, n, offsetof(struct bench_sample, p99));
 	}
 	if (fig->page)
-		fprintf(f, ", \"gb_per_s\": %.4f", DATA_PAGE / median(r->value, n));
+		fprintf(f, ", \"gb_per_s\": %.7g", DATA_PAGE / median(r->value, n));
 	if (r->floor)
-		fprintf(f, ", \"floor\": \"%s\", \"times\": {\"median\": %.4f, \"least\": %.4f, \"most\": %.4f}",
+		fprintf(f, ", \"floor\": \"%s\", \"times\": {\"median\": %.7g, \"least\": %.7g, \"most\": %.7g}",
 			fig->floor, median(r->ratio, n), r->ratio[0], r->ratio[n - 1]);
 	fputc('}', f);
 }

@@ -12,9 +12,7 @@
 #include <sys/types.h>
 #include <unistd.h>
 
-#include "umm/clock.h"
-
-#define now_ns umm_now_ns
+#include "umm/clock.h" /* umm_now_ns() */
 
 /* CPU time by @fd, a cgroup's account; 0 where there is none. */
 static inline uint64_t cpu_used(int fd)

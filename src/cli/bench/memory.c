@@ -65,13 +65,13 @@ static int lz4(struct bench *b, int arg, struct bench_sample *s)
 	}
 	memset(packed, 1, most);
 	memset(back, 1, bytes);
-	t = now_ns();
+	t = umm_now_ns();
 	for (size_t i = 0; i < b->npages; i++) {
 		len[i] = LZ4_compress_fast_extState(state, b->data + i * DATA_PAGE, to, DATA_PAGE, DATA_PAGE + ROOM, 1);
 		to += len[i];
 	}
 	if (arg == MEM_LZ4_OUT) {
-		t = now_ns();
+		t = umm_now_ns();
 		to = packed;
 		for (size_t i = 0; i < b->npages; i++) {
 			if (LZ4_decompress_safe(to, back + i * DATA_PAGE, len[i], DATA_PAGE) != (int)DATA_PAGE)
@@ -79,7 +79,7 @@ static int lz4(struct bench *b, int arg, struct bench_sample *s)
 			to += len[i];
 		}
 	}
-	s->value = (double)(now_ns() - t) / (double)b->npages;
+	s->value = (double)(umm_now_ns() - t) / (double)b->npages;
 	if (!rc && arg == MEM_LZ4_OUT)
 		rc = compare(b, back);
 out:
@@ -156,10 +156,10 @@ static int place(struct bench *b, int arg, struct bench_sample *s)
 	if (rc)
 		goto out;
 	rc = ioctl(fd, UFFDIO_REGISTER, &reg) ? -errno : 0;
-	t = now_ns();
+	t = umm_now_ns();
 	if (!rc)
 		rc = moves ? move(fd, to, from, bytes, piece) : copy(fd, to, from, bytes, piece);
-	s->value = (double)(now_ns() - t) / (double)b->npages;
+	s->value = (double)(umm_now_ns() - t) / (double)b->npages;
 	rc = rc ? bench_skip(b, "%s: %s", moves ? "UFFDIO_MOVE" : "UFFDIO_COPY", strerror(-rc)) : compare(b, to);
 	close(fd);
 out:
@@ -180,10 +180,10 @@ static int protect(struct bench *b, char *p, uint64_t *t)
 		return rc;
 	if (ioctl(fd, UFFDIO_REGISTER, &reg))
 		rc = bench_skip(b, "registering for write protection: %s", strerror(errno));
-	*t = now_ns();
+	*t = umm_now_ns();
 	if (!rc && ioctl(fd, UFFDIO_WRITEPROTECT, &wp))
 		rc = bench_skip(b, "UFFDIO_WRITEPROTECT: %s", strerror(errno));
-	*t = now_ns() - *t;
+	*t = umm_now_ns() - *t;
 	close(fd);
 	return rc;
 }
@@ -202,9 +202,9 @@ static int scan(struct bench *b, char *p, uint64_t *t)
 
 	if (fd < 0)
 		return bench_skip(b, "/proc/self/pagemap: %s", strerror(errno));
-	*t = now_ns();
+	*t = umm_now_ns();
 	n = ioctl(fd, PAGEMAP_SCAN, &arg);
-	*t = now_ns() - *t;
+	*t = umm_now_ns() - *t;
 	if (n < 0)
 		rc = bench_skip(b, "PAGEMAP_SCAN: %s (Linux 6.7)", strerror(errno));
 	else if (arg.walk_end != arg.end)
@@ -223,7 +223,7 @@ static int whole(struct bench *b, int arg, struct bench_sample *s)
 
 	if (arg != MEM_TOUCH)
 		memset(p, 1, bytes);
-	t = now_ns();
+	t = umm_now_ns();
 	if (arg == MEM_PROTECT) {
 		rc = protect(b, p, &t);
 	} else if (arg == MEM_SCAN) {
@@ -236,7 +236,7 @@ static int whole(struct bench *b, int arg, struct bench_sample *s)
 		else
 			for (size_t i = 0; i < b->npages; i++)
 				*(volatile char *)(p + i * DATA_PAGE) = 1;
-		t = now_ns() - t;
+		t = umm_now_ns() - t;
 	}
 	s->value = (double)t / (double)b->npages;
 	if (arg == MEM_MEMCPY)
@@ -251,10 +251,10 @@ int bench_memory(struct bench *b, int arg, struct bench_sample *s)
 
 	switch (arg) {
 	case MEM_SYSCALL:
-		t = now_ns();
+		t = umm_now_ns();
 		for (unsigned i = 0; i < SYSCALLS; i++)
 			syscall(SYS_getppid);
-		s->value = (double)(now_ns() - t) / SYSCALLS;
+		s->value = (double)(umm_now_ns() - t) / SYSCALLS;
 		return 0;
 	case MEM_LZ4_IN:
 	case MEM_LZ4_OUT:

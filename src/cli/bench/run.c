@@ -82,8 +82,11 @@ static int command_begin(struct bench *b, struct command *c)
 
 static void command_end(struct command *c)
 {
-	for (const int *fd = (const int[]){c->out, c->err, c->stats_fd, -1}; *fd >= 0; fd++)
-		close(*fd);
+	const int fds[] = {c->out, c->err, c->stats_fd};
+
+	for (unsigned i = 0; i < sizeof(fds) / sizeof(fds[0]); i++)
+		if (fds[i] >= 0)
+			close(fds[i]);
 }
 
 static void add_hmm_run(struct command *c, uint64_t budget)

@@ -172,11 +172,11 @@ static void any_page(bool zipf, size_t n, uint64_t *state, struct hist *h)
 		uint64_t r = data_mix(*state += 0x9e3779b97f4a7c15ull), t;
 		size_t page = zipf ? data_mix(zipf_rank(r)) % npages : r % npages;
 
-		t = now_ns();
+		t = umm_now_ns();
 		check(page);
 		if (i & 1)
 			__atomic_fetch_add(page_at(page) + COUNT, 1, __ATOMIC_RELAXED);
-		hist_add(h, now_ns() - t);
+		hist_add(h, umm_now_ns() - t);
 	}
 }
 
@@ -222,11 +222,11 @@ static size_t do_chase(struct hist *h)
 	static size_t page;
 
 	for (size_t i = 0; i < ops; i++) {
-		uint64_t t = now_ns();
+		uint64_t t = umm_now_ns();
 
 		check(page);
 		page = page_at(page)[NEXT];
-		hist_add(h, now_ns() - t);
+		hist_add(h, umm_now_ns() - t);
 	}
 	return ops;
 }
@@ -366,9 +366,9 @@ static void measure(const char *name, size_t (*run)(struct hist *h), bool warm)
 	memset(&h, 0, sizeof(h));
 	f = faults();
 	cpu = cpu_used(cpu_fd);
-	t = now_ns();
+	t = umm_now_ns();
 	n = run(&h);
-	t = now_ns() - t;
+	t = umm_now_ns() - t;
 	cpu = cpu_used(cpu_fd) - cpu;
 	f = faults() - f;
 	printf("%s\"%s\": {\"ops\": %zu, \"seconds\": %.6f, \"faults\": %llu", warm ? ", " : "{", name, n,
