@@ -5,8 +5,24 @@
  * Every private anonymous mapping is registered as a whole, also those that
  * are not moved from (read-only, executable), because a mapping of which only a
  * part is registered breaks mremap().
+ *
+ * DOC: a walk that comes to very many
+ *
+ * What is not registered grows unseen, and as fast as memory can be touched; what
+ * is registered faults, and waits for room.  To look at a mapping and to register it
+ * takes less than a microsecond, where a call registers many; to make sure that it was
+ * (register_run()) takes three.  So from some number of new mappings on a walk
+ * registers those that follow as it comes to them, and makes sure of all of them when
+ * it has got to the end.  The first is no more than that: it enters nothing, and
+ * what has become of a mapping meanwhile is for the second to find, which asks for
+ * everything anew.  That a mapping is registered and in no record is nothing new: so
+ * it is until the next walk, whenever something could not be made sure of.
+ *
+ * What is registered all over, by the records, is not looked at: whatever of it goes
+ * sends an event, and is none of the records' from then on.
  */
 #include <errno.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 
 #include "hmm/internal.h"
@@ -31,12 +47,23 @@ static uint64_t foreign_from(const struct hmm_mm *mm, uint64_t start)
  * faults of the program wait for.  But not too many.
  */
 #define RUN_MAPPINGS 128u
+#define MANY_MAPPINGS RUN_MAPPINGS
 #define REGISTER_TRIES 3u
 #define GROWN_MAX 64u
 
 struct run {
 	uint64_t start, end;
 	unsigned n;
+};
+
+/* What a walk has come to, and has done. */
+struct walk {
+	struct run run;        /* mappings side by side, not registered as far as is known */
+	struct run *early;     /* runs that were registered, to be made sure of */
+	unsigned nearly, room; /* of those */
+	unsigned found;        /* mappings in runs that are through */
+	bool more;             /* something has become managed */
+	bool left;             /* something that should be has not */
 };
 
 /* Both ends: whatever has been registered and then went sends an event. */
@@ -83,6 +110,18 @@ static int register_whole(struct hmm_mm *mm, uint64_t start, uint64_t *end, uint
 	return rc ? umm_uffd_register(uffd, start, *end - start, UFFDIO_REGISTER_MODE_MISSING) : 0;
 }
 
+/* The same, unless it was handed over since the walk looked: hmm_hands_off() says so under the lock that we hold shared.
+ */
+static int register_ours(struct hmm_mm *mm, uint64_t start, uint64_t *end)
+{
+	uint64_t foreign;
+
+	pthread_mutex_lock(&mm->lock);
+	foreign = foreign_from(mm, start);
+	pthread_mutex_unlock(&mm->lock);
+	return foreign < *end ? -EAGAIN : register_whole(mm, start, end, foreign);
+}
+
 /*
  * Event lock shared.  A mapping that was not registered goes and comes without
  * a word: between the look at it and its registration it may have been unmapped,
@@ -93,20 +132,13 @@ static int register_whole(struct hmm_mm *mm, uint64_t start, uint64_t *end, uint
  */
 static int register_run(struct hmm_mm *mm, const struct run *run, unsigned *done)
 {
-	uint64_t start = run->start, end = run->end, limit, at = start;
+	uint64_t start = run->start, end = run->end, at = start;
 	int uffd = mm->space->uffd;
 	struct umm_vma now;
 	int rc = 0;
 
 	*done = 0;
-	/* Handed over since the walk looked: hmm_hands_off() says so under the lock that we hold shared. */
-	pthread_mutex_lock(&mm->lock);
-	limit = foreign_from(mm, start);
-	pthread_mutex_unlock(&mm->lock);
-	if (limit < end)
-		return -EAGAIN;
-
-	rc = register_whole(mm, start, &end, limit);
+	rc = register_ours(mm, start, &end);
 	/*
 	 * -EAGAIN is also a fork whose event nobody has read: the child was made before
 	 * this was registered, and does not have it so.  It gets its records from ours when
@@ -192,13 +224,8 @@ static int manage(struct hmm_mm *mm, const struct run *run, unsigned *done)
 	return rc;
 }
 
-/* What a walk has done: something has become managed; something that should be has not. */
-struct outcome {
-	bool more, left;
-};
-
 /* One mapping is in the way of all: each by itself.  Returns -ESRCH, or 0. */
-static int manage_each(struct hmm_mm *mm, const struct run *run, struct outcome *o)
+static int manage_each(struct hmm_mm *mm, const struct run *run, struct walk *w)
 {
 	struct umm_vma v;
 	unsigned done;
@@ -206,7 +233,7 @@ static int manage_each(struct hmm_mm *mm, const struct run *run, struct outcome 
 
 	for (uint64_t at = run->start; at < run->end; at = v.end) {
 		if (umm_vma_next(mm->space, at, &v) || v.end > run->end) {
-			o->left = true;
+			w->left = true;
 			return 0;
 		}
 		if (!manageable(&v))
@@ -214,49 +241,96 @@ static int manage_each(struct hmm_mm *mm, const struct run *run, struct outcome 
 		rc = manage(mm, &(struct run){v.start, v.end, 1}, &done);
 		if (rc == -ESRCH)
 			return -ESRCH;
-		o->more |= done > 0;
-		o->left |= rc != 0;
+		w->more |= done > 0;
+		w->left |= rc != 0;
 	}
 	return 0;
 }
 
-/* Returns -ESRCH, or 0.  @run is empty then. */
-static int manage_all(struct hmm_mm *mm, struct run *run, struct outcome *o)
+/* Returns -ESRCH, or 0. */
+static int manage_all(struct hmm_mm *mm, const struct run *run, struct walk *w)
 {
 	unsigned done;
 	int rc;
 
-	if (!run->n)
-		return 0;
 	rc = manage(mm, run, &done);
-	o->more |= done > 0;
+	w->more |= done > 0;
 	if (rc && rc != -EAGAIN && rc != -ESRCH && run->n > 1)
-		rc = manage_each(mm, run, o);
-	o->left |= rc != 0;
-	*run = (struct run){0};
+		rc = manage_each(mm, run, w);
+	w->left |= rc != 0;
 	return rc == -ESRCH ? rc : 0;
+}
+
+/* Registers the run, if it can be, and keeps it in mind.  False: there is no memory for that. */
+static bool register_early(struct hmm_mm *mm, struct walk *w)
+{
+	uint64_t end = w->run.end;
+
+	if (w->nearly == w->room) {
+		unsigned room = w->room ? 2 * w->room : 64;
+		struct run *more = reallocarray(w->early, room, sizeof(*more));
+
+		if (!more)
+			return false;
+		w->early = more;
+		w->room = room;
+	}
+	w->early[w->nearly++] = w->run;
+	umm_evlock_shared(&mm->space->ctl->evlock);
+	register_ours(mm, w->run.start, &end); /* why not, if not, is seen when it is asked for again */
+	umm_evlock_unshared(&mm->space->ctl->evlock);
+	return true;
+}
+
+/* The run of a walk is at its end.  Of less than @least it is left where it is.  Returns -ESRCH, or 0. */
+static int run_end(struct hmm_mm *mm, struct walk *w, uint64_t least, bool singly)
+{
+	struct run run = w->run;
+
+	if (!run.n)
+		return 0;
+	if (run.n == RUN_MAPPINGS || run.end - run.start >= least) {
+		w->found += run.n;
+		if (singly || w->found <= MANY_MAPPINGS || !register_early(mm, w)) {
+			w->run.n = 0;
+			return manage_all(mm, &run, w);
+		}
+	}
+	w->run.n = 0;
+	return 0;
+}
+
+/* The first mapping that ends above @addr and of which there is no record that says that it is registered. */
+static int next_unregistered(struct hmm_mm *mm, uint64_t addr, struct umm_vma *v)
+{
+	const struct hmm_interval *in;
+
+	pthread_mutex_lock(&mm->lock);
+	in = hmm_iset_next(&mm->registered, addr);
+	if (in && in->start <= addr)
+		addr = in->end;
+	pthread_mutex_unlock(&mm->lock);
+	return umm_vma_next(mm->space, addr, v);
 }
 
 int hmm_discover(struct hmm_mm *mm, uint64_t least, bool *left)
 {
-	struct outcome o = {.left = least > 0};
-	struct run run = {0};
-	bool unforked = is_unforked(mm);
+	struct walk w = {.left = least > 0};
+	bool unforked = is_unforked(mm), singly;
 	struct umm_vma v;
 	uint64_t at = 0;
-	int rc;
+	int rc, walked;
 
 	if (left)
 		*left = true;
 	if (!atomic_load(&mm->armed))
 		return 0; /* asked for by a hook, while a fork still runs that asked nobody */
 	foreign_age(mm);
-	while (!(rc = umm_vma_next(mm->space, at, &v))) {
-		unsigned most;
+	while (!(walked = next_unregistered(mm, at, &v))) {
 		bool known;
 
 		at = v.end;
-		if (v.end - v.start < least || !manageable(&v) || (v.start < mm->keep_end && v.end > mm->keep_start))
+		if (!manageable(&v) || (v.start < mm->keep_end && v.end > mm->keep_start))
 			continue;
 		pthread_mutex_lock(&mm->lock);
 		known = hmm_iset_covers(&mm->registered, v.start, v.end) ||
@@ -267,23 +341,31 @@ int hmm_discover(struct hmm_mm *mm, uint64_t least, bool *left)
 			continue;
 		/* What is marked must be what was looked at; and by text each look takes a while, under the event lock.
 		 */
-		most = unforked || mm->space->maps_text ? 1 : RUN_MAPPINGS;
-		if ((run.end != v.start || run.n >= most) && manage_all(mm, &run, &o))
-			return -ESRCH;
-		if (!run.n)
-			run.start = v.start;
-		run.end = v.end;
-		run.n++;
+		singly = unforked || mm->space->maps_text;
+		if (w.run.end != v.start || w.run.n >= (singly ? 1 : RUN_MAPPINGS)) {
+			rc = run_end(mm, &w, least, singly);
+			if (rc)
+				goto out;
+		}
+		if (!w.run.n)
+			w.run.start = v.start;
+		w.run.end = v.end;
+		w.run.n++;
 	}
-	if (manage_all(mm, &run, &o))
-		return -ESRCH;
-	o.left |= rc != -ENOENT; /* the walk did not get to the end */
+	rc = run_end(mm, &w, least, unforked || mm->space->maps_text);
+	for (unsigned i = 0; !rc && i < w.nearly; i++)
+		rc = manage_all(mm, &w.early[i], &w);
+	if (rc)
+		goto out;
+	w.left |= walked != -ENOENT; /* the walk did not get to the end */
 	/* Marks of what was there before, not registered, went without an event. */
-	if (o.more && atomic_load(&mm->space->ctl->marked) && !atomic_load(&mm->space->ctl->no_fork_events))
-		o.left |= hmm_marks_read(mm) != 0;
+	if (w.more && atomic_load(&mm->space->ctl->marked) && !atomic_load(&mm->space->ctl->no_fork_events))
+		w.left |= hmm_marks_read(mm) != 0;
 	if (left)
-		*left = o.left;
-	return 0;
+		*left = w.left;
+out:
+	free(w.early);
+	return rc;
 }
 
 void hmm_forget(struct hmm_mm *mm, uint64_t start, uint64_t end)

@@ -105,6 +105,7 @@ static const struct inject_known inject_unreached[] = {
 	{"hmm/demote.c *", "hmm run's"},
 	{"hmm/reclaim.c *", "hmm run's"},
 	{"hmm/walkers.c *", "hmm run's"},
+	{"hmm/discover.c register_early *", "hmm run's"},
 	{"hmm/ahead.c *", "hmm run's"},
 	{"hmm/engine.c hmm_mms_get malloc", "hmm run's"},
 	{"hmm/engine.c hmm_find_unforked *", "hmm run's"},

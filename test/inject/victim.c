@@ -16,6 +16,7 @@
 
 #define PAGES (36 * V_MIB / V_PAGE)
 #define PIECE 1024ul
+#define MANY 320ul /* mappings that cannot merge: a walk registers some of them before it makes sure of any */
 
 static void refused(const char *what)
 {
@@ -31,6 +32,20 @@ static void check(const char *p, size_t from, size_t n, uint64_t gen)
 			fflush(stdout);
 			_exit(1);
 		}
+}
+
+static char *many_new(void)
+{
+	char *p = mmap(NULL, MANY * V_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (p == MAP_FAILED)
+		refused("mmap");
+	for (size_t i = 0; i < MANY; i++)
+		v_fill(p + i * V_PAGE, PAGES + i, 1, 0, V_HALF);
+	for (size_t i = 1; i < MANY; i += 2)
+		if (mprotect(p + i * V_PAGE, V_PAGE, PROT_READ))
+			refused("mprotect");
+	return p;
 }
 
 static void *thread_main(void *arg)
@@ -88,7 +103,7 @@ static int stat_of(const char *argv0)
 
 int main(int argc, char **argv)
 {
-	char *p, *q;
+	char *p, *q, *many;
 	pthread_t t;
 	pid_t pid;
 	int rc;
@@ -99,6 +114,7 @@ int main(int argc, char **argv)
 		return 0;
 	if (argc > 1 && !strcmp(argv[1], "no-raw")) /* a raw fork has nothing of what is managed then */
 		raw = false;
+	many = many_new();
 	p = mmap(NULL, PAGES * V_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (p == MAP_FAILED)
 		refused("mmap");
@@ -199,6 +215,7 @@ int main(int argc, char **argv)
 		return 1;
 	}
 	check(p + 3 * PIECE * V_PAGE, 3 * PIECE, PAGES - 3 * PIECE, 0);
+	check(many, PAGES, MANY, 0);
 	puts("right");
 	return 0;
 }
