@@ -381,19 +381,6 @@ static bool arm(struct hmm_mm *mm)
 	return !atomic_load(&ctl->no_fork_events) || !atomic_load(&ctl->forking) || now - mm->arming_ns > FORKING_NS;
 }
 
-static void arm_one(struct hmm_mm *mm)
-{
-	/* Before anything was registered, or where events are withheld, only the hook knows. */
-	if (atomic_load(&mm->space->ctl->has_forked))
-		atomic_store(&mm->forked, true);
-	if (!arm(mm))
-		return;
-	atomic_store(&mm->armed, true);
-	atomic_fetch_add(&mm->h->newly_armed, 1);
-	/* To register takes long while others fault there: first what can grow most. */
-	hmm_discover(mm, ARM_FIRST, NULL);
-}
-
 /* Among dozens that grow it must get its turn.  Who may not have that goes on without. */
 static void go_before_others(void)
 {
@@ -423,6 +410,49 @@ static uint64_t cpu_ns(void)
 	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
 }
 
+/* What the space has is registered, as far as it was found; or it will not be now. */
+static void armed_all(struct hmm_mm *mm)
+{
+	if (atomic_exchange(&mm->looking, false))
+		atomic_fetch_sub(&mm->h->looking, 1);
+}
+
+/* To make sure of thousands takes long, and those fault that grow: others have to run, to serve them. */
+static void looked(struct hmm_mm *mm, bool unsure)
+{
+	armed_all(mm);
+	mm->walk_ns = cpu_ns() - mm->walk_cpu_ns;
+	if (unsure && !mm->in_turn)
+		go_in_turn();
+	mm->in_turn |= unsure;
+}
+
+static void discover(struct hmm_mm *mm, uint64_t least, bool *left)
+{
+	mm->walk_cpu_ns = cpu_ns();
+	hmm_discover(mm, least, looked, left);
+	mm->sure_ns = cpu_ns() - mm->walk_cpu_ns;
+	mm->sure_ns = mm->sure_ns > mm->walk_ns ? mm->sure_ns - mm->walk_ns : 0;
+}
+
+static void arm_one(struct hmm_mm *mm)
+{
+	/* Before anything was registered, or where events are withheld, only the hook knows. */
+	if (atomic_load(&mm->space->ctl->has_forked))
+		atomic_store(&mm->forked, true);
+	if (!arm(mm))
+		return;
+	atomic_fetch_add(&mm->h->looking, 1);
+	atomic_store(&mm->looking, true);
+	atomic_store(&mm->armed, true);
+	atomic_fetch_add(&mm->h->newly_armed, 1);
+	/* To register takes long while others fault there: first what can grow most. */
+	discover(mm, ARM_FIRST, NULL);
+	armed_all(mm);
+	/* The rest at the next look, and at once. */
+	mm->walk_ns = mm->sure_ns = 0;
+}
+
 /* Of all threads of the process, those included that have ended; 0: it is not known, or has ended. */
 static uint64_t program_cpu_ns(const struct hmm_mm *mm)
 {
@@ -445,7 +475,7 @@ static bool is_still(const struct hmm_mm *mm)
 
 static void walk(struct hmm_mm *mm, uint64_t now)
 {
-	uint64_t ran = program_cpu_ns(mm), cpu;
+	uint64_t ran = program_cpu_ns(mm);
 	bool left;
 
 	atomic_store(&mm->settled, false);
@@ -454,32 +484,29 @@ static void walk(struct hmm_mm *mm, uint64_t now)
 	atomic_store(&mm->seen_resident, atomic_load(&mm->statm_resident));
 	atomic_store(&mm->walked_ns, now);
 	atomic_fetch_add(&mm->h->walked, 1);
-	cpu = cpu_ns();
-	hmm_discover(mm, 0, &left);
-	mm->walk_ns = cpu_ns() - cpu;
+	discover(mm, 0, &left);
 	atomic_store(&mm->settled, ran && !left);
 }
 
 static void look_at_one(struct hmm_mm *mm)
 {
 	uint64_t now = umm_now_ns();
-	bool slow;
 
 	if (!mm->inside || atomic_load(&mm->dead) || atomic_load(&mm->rest) ||
 	    (atomic_load(&mm->armed) && now < mm->discover_at_ns))
 		return;
 	/* Nor may it spin: marks are read with events, for which others have to run. */
-	slow = mm->walk_ns > AT_ONCE_NS || atomic_load(&mm->space->ctl->marked);
-	if (slow)
+	mm->in_turn = mm->walk_ns > AT_ONCE_NS || atomic_load(&mm->space->ctl->marked);
+	if (mm->in_turn)
 		go_in_turn();
 	if (atomic_load(&mm->armed))
 		walk(mm, now);
 	else
 		arm_one(mm);
-	if (slow)
+	if (mm->in_turn)
 		go_at_once();
-	/* Thousands of mappings take milliseconds to walk: at most a tenth of the time. */
-	mm->discover_at_ns = now + 10 * mm->walk_ns;
+	/* Thousands of mappings take milliseconds to walk: at most a tenth of the time, and half of it for new ones. */
+	mm->discover_at_ns = now + 10 * mm->walk_ns + 2 * mm->sure_ns;
 }
 
 /*
@@ -567,8 +594,9 @@ static void shrink(struct hmm *h, uint64_t total, struct place *place)
 		/* What copies took is room now, and there may be more of them. */
 		if (hmm_clean_in_ram(h) < copies)
 			continue;
-		/* A program that changes its mappings all the time is in the way, but not for ever. */
-		if (atomic_load(&h->out_failed) == failed && ++futile < FUTILE_ROUNDS) {
+		/* A program that changes its mappings all the time is in the way, but not for ever; who is being armed
+		 * has not been asked. */
+		if (atomic_load(&h->out_failed) == failed && (atomic_load(&h->looking) || ++futile < FUTILE_ROUNDS)) {
 			nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
 			continue;
 		}

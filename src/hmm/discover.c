@@ -110,7 +110,8 @@ static int register_whole(struct hmm_mm *mm, uint64_t start, uint64_t *end, uint
 	return rc ? umm_uffd_register(uffd, start, *end - start, UFFDIO_REGISTER_MODE_MISSING) : 0;
 }
 
-/* The same, unless it was handed over since the walk looked: hmm_hands_off() says so under the lock that we hold shared.
+/* The same, unless it was handed over since the walk looked: hmm_hands_off() says so under the lock that we hold
+ * shared.
  */
 static int register_ours(struct hmm_mm *mm, uint64_t start, uint64_t *end)
 {
@@ -313,7 +314,7 @@ static int next_unregistered(struct hmm_mm *mm, uint64_t addr, struct umm_vma *v
 	return umm_vma_next(mm->space, addr, v);
 }
 
-int hmm_discover(struct hmm_mm *mm, uint64_t least, bool *left)
+int hmm_discover(struct hmm_mm *mm, uint64_t least, void (*looked)(struct hmm_mm *mm, bool unsure), bool *left)
 {
 	struct walk w = {.left = least > 0};
 	bool unforked = is_unforked(mm), singly;
@@ -353,6 +354,8 @@ int hmm_discover(struct hmm_mm *mm, uint64_t least, bool *left)
 		w.run.n++;
 	}
 	rc = run_end(mm, &w, least, unforked || mm->space->maps_text);
+	if (looked)
+		looked(mm, w.nearly > 0);
 	for (unsigned i = 0; !rc && i < w.nearly; i++)
 		rc = manage_all(mm, &w.early[i], &w);
 	if (rc)

@@ -218,6 +218,7 @@ struct hmm_mm {
 	const struct hmm_inside_ops *_Atomic inside; /* NULL: nothing can be moved out */
 	void *inside_priv;
 	_Atomic bool armed;
+	_Atomic bool looking; /* the walk that arms it has not got to the end: nothing is moved out before */
 	_Atomic bool dead;
 	_Atomic bool ready;       /* a forked child: its records are complete */
 	_Atomic bool doomed;      /* its records are not right: who faults in it is killed, and never served */
@@ -274,10 +275,13 @@ struct hmm_mm {
 	uint64_t keep_start, keep_end; /* the engine's own arena in there */
 	struct hmm_mm *walk_next;      /* walkers.c */
 	bool walking;                  /* walkers.c */
-	uint64_t walk_ns;              /* CPU time of the last walk over its mappings; its walker's, as is: */
-	uint64_t discover_at_ns;       /* not again before */
-	uint64_t arming_ns;            /* its hooks were told to ask; the watcher's */
-	_Atomic bool settled;          /* a walk has left nothing; what follows is as it was before that one began */
+	uint64_t walk_ns;        /* CPU time that the last walk took to look at its mappings; its walker's, as is: */
+	uint64_t sure_ns;        /* that it took for what it had found; */
+	uint64_t walk_cpu_ns;    /* the walker's when it began; */
+	bool in_turn;            /* the walker has given up its priority; */
+	uint64_t discover_at_ns; /* not again before */
+	uint64_t arming_ns;      /* its hooks were told to ask; the watcher's */
+	_Atomic bool settled;    /* a walk has left nothing; what follows is as it was before that one began */
 	_Atomic uint64_t seen_cpu_ns, seen_size, seen_resident;
 	_Atomic uint64_t walked_ns;                  /* when it began */
 	_Atomic uint64_t statm_size, statm_resident; /* pages, as measured last */
@@ -391,6 +395,7 @@ struct hmm {
 	pthread_cond_t ended;      /* stop */
 	_Atomic bool want_set;
 	_Atomic uint32_t newly_armed; /* spaces, since the watcher measured */
+	_Atomic uint32_t looking;     /* spaces that are being armed */
 	uint64_t looked_at;           /* bytes, when they last changed much; the watcher's, as is calm */
 	uint32_t calm;                /* looks since */
 	uint32_t still;               /* looks in a row at which no program had run; the watcher's, too */
@@ -622,10 +627,12 @@ int hmm_unforked_back(struct hmm_mm *mm);
 /** mremap() was seen; event lock held exclusively. */
 void hmm_unforked_follow(struct hmm_mm *mm, const struct umm_change *c);
 /**
- * Register what is not yet, of mappings of @least bytes or more.  @left, unless NULL: out, whether there is something
- * that could not be registered, or was not looked at.  0 or -errno.
+ * Register what is not yet, of mappings that are @least bytes or more, or are so with those beside them, or very many.
+ * @looked, unless NULL: is called when the walk has got to the end, with whether what it has found is still to be made
+ * sure of.  @left, unless NULL: out, whether there is something that could not be registered, or was not looked at.
+ * 0 or -errno.
  */
-int hmm_discover(struct hmm_mm *mm, uint64_t least, bool *left);
+int hmm_discover(struct hmm_mm *mm, uint64_t least, void (*looked)(struct hmm_mm *mm, bool unsure), bool *left);
 void hmm_forget(struct hmm_mm *mm, uint64_t start, uint64_t end); /* unmapped */
 
 /* reclaim.c */

@@ -251,7 +251,8 @@ static uint64_t reclaim_mm(struct hmm_mm *mm, uint64_t pages, bool tidy)
 
 static bool gives(const struct hmm_mm *mm)
 {
-	return mm->inside && atomic_load(&mm->armed) && !atomic_load(&mm->dead) && !atomic_load(&mm->rest);
+	return mm->inside && atomic_load(&mm->armed) && !atomic_load(&mm->looking) && !atomic_load(&mm->dead) &&
+	       !atomic_load(&mm->rest);
 }
 
 /*

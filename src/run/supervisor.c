@@ -560,7 +560,7 @@ static int64_t call_do(struct member *m, uint32_t op, uint64_t start, uint64_t l
 
 	switch (op) {
 	case UMM_CALL_UNIFORM:
-		return hmm_discover(m->mm, 0, NULL);
+		return hmm_discover(m->mm, 0, NULL, NULL);
 	case UMM_CALL_HANDS_OFF:
 		if (start % UMM_PAGE || len % UMM_PAGE || end < start)
 			return -EINVAL;

@@ -162,7 +162,7 @@ static void each_of_many_gives_its_part(void **state)
 	c->mm[0]->anon_pages = 0;
 	w->mm->anon_pages = 1000000;
 	atomic_store(&w->mm->armed, true);
-	assert_int_equal(hmm_discover(w->mm, 0, NULL), 0);
+	assert_int_equal(hmm_discover(w->mm, 0, NULL, NULL), 0);
 	assert_true(hmm_reclaim(w->h, 1) > 0);
 	for (unsigned i = 0; i < MANY; i++)
 		assert_int_equal(atomic_load(&c->asked[i]), 2);
@@ -215,7 +215,7 @@ static void nothing_cools_down_under_an_event(void **state)
 
 	w->mm->anon_pages = N;
 	atomic_store(&w->mm->armed, true);
-	assert_int_equal(hmm_discover(w->mm, 0, NULL), 0);
+	assert_int_equal(hmm_discover(w->mm, 0, NULL, NULL), 0);
 	for (unsigned i = 0; i < N; i++) {
 		struct hmm_leaf *leaf = hmm_leaf_get(w->mm, (uintptr_t)p + i * UMM_PAGE);
 
@@ -249,7 +249,7 @@ static void windows_do_not_eat_the_budget(void **state)
 	w->mm->window_fd = fd;
 	w->mm->anon_pages = N;
 	atomic_store(&w->mm->armed, true);
-	assert_int_equal(hmm_discover(w->mm, 0, NULL), 0);
+	assert_int_equal(hmm_discover(w->mm, 0, NULL, NULL), 0);
 
 	w->h->opt.budget = 16 * STAGING;
 	atomic_store(&w->h->walks, true);
@@ -285,7 +285,7 @@ static void what_comes_back_soon_is_hot(void **state)
 
 	w->mm->anon_pages = N;
 	atomic_store(&w->mm->armed, true);
-	assert_int_equal(hmm_discover(w->mm, 0, NULL), 0);
+	assert_int_equal(hmm_discover(w->mm, 0, NULL, NULL), 0);
 	uint32_t tick = atomic_load(&w->mm->tick);
 	assert_true(hmm_reclaim(w->h, N) >= N);
 	assert_true(atomic_load(&w->mm->tick) !=

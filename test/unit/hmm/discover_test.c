@@ -90,11 +90,11 @@ static void only_what_is_registered_is_taken_to_be(void **state)
 	assert_int_equal(mprotect(target.at, PAGES * UMM_PAGE, PROT_READ | PROT_WRITE), 0);
 
 	target.swap = true;
-	assert_int_equal(hmm_discover(w->mm, 0, NULL), 0);
+	assert_int_equal(hmm_discover(w->mm, 0, NULL, NULL), 0);
 	assert_false(is_registered(w, 0));
 	/* Left as it is, the next walk finds what there is. */
 	target.swap = false;
-	assert_int_equal(hmm_discover(w->mm, 0, NULL), 0);
+	assert_int_equal(hmm_discover(w->mm, 0, NULL, NULL), 0);
 	for (unsigned i = 0; i < PAGES; i++)
 		assert_true(is_registered(w, i));
 	target.at = NULL;
@@ -137,13 +137,13 @@ static void one_of_several_is_mapped_anew(void **state)
 	target.swap = true;
 	target.which = 1;
 	target.calls = 0;
-	assert_int_equal(hmm_discover(w->mm, 0, NULL), 0);
+	assert_int_equal(hmm_discover(w->mm, 0, NULL, NULL), 0);
 	assert_int_equal(target.calls, 1);
 	assert_true(is_registered(w, 0));
 	assert_false(is_registered(w, 1));
 	target.swap = false;
 	target.which = 0;
-	assert_int_equal(hmm_discover(w->mm, 0, NULL), 0);
+	assert_int_equal(hmm_discover(w->mm, 0, NULL, NULL), 0);
 	for (unsigned i = 0; i < PAGES; i++)
 		assert_true(is_registered(w, i));
 	three_end(w);
@@ -160,7 +160,7 @@ static void one_of_several_is_somebody_elses(void **state)
 	assert_int_equal(__real_umm_uffd_register(other, (uintptr_t)target.at + UMM_PAGE, UMM_PAGE,
 						  UFFDIO_REGISTER_MODE_MISSING),
 			 0);
-	assert_int_equal(hmm_discover(w->mm, 0, NULL), 0);
+	assert_int_equal(hmm_discover(w->mm, 0, NULL, NULL), 0);
 	assert_true(is_registered(w, 0));
 	assert_false(is_registered(w, 1));
 	assert_true(is_registered(w, 2));
@@ -187,7 +187,7 @@ static void what_a_child_was_born_without(void **state)
 	assert_int_equal(mprotect(target.at, PAGES * UMM_PAGE, PROT_READ | PROT_WRITE), 0);
 
 	target.fork = true;
-	assert_int_equal(hmm_discover(w->mm, 0, NULL), 0);
+	assert_int_equal(hmm_discover(w->mm, 0, NULL, NULL), 0);
 	while (!(pid = atomic_load(&target.child)))
 		sched_yield();
 	umm_evlock_excl(&w->ctl->evlock);
@@ -201,7 +201,7 @@ static void what_a_child_was_born_without(void **state)
 	assert_true(hmm_iset_covers(&child->registered, (uintptr_t)p, (uintptr_t)p + PAGES * UMM_PAGE));
 	assert_false(hmm_iset_meets(&child->registered, (uintptr_t)target.at, (uintptr_t)target.at + PAGES * UMM_PAGE));
 	/* The parent's is, when it is looked at again. */
-	assert_int_equal(hmm_discover(w->mm, 0, NULL), 0);
+	assert_int_equal(hmm_discover(w->mm, 0, NULL, NULL), 0);
 	assert_true(is_registered(w, 0));
 	kill(pid, SIGKILL);
 	assert_int_equal(waitpid(pid, NULL, 0), pid);
@@ -298,7 +298,7 @@ static void a_child_gets_what_could_not_be_registered(void **state)
 		struct world *w = untold();
 
 		target.fail = why[i];
-		assert_int_equal(hmm_discover(w->mm, 0, NULL), 0);
+		assert_int_equal(hmm_discover(w->mm, 0, NULL, NULL), 0);
 		assert_int_equal(marked_pages(target.at, PAGES), PAGES);
 		assert_false(is_registered(w, 0));
 		target.fail = 0;
@@ -314,7 +314,7 @@ static void a_child_gets_what_a_mapping_grew_by(void **state)
 		struct world *w = untold();
 		char *p = target.at, *q;
 
-		assert_int_equal(hmm_discover(w->mm, 0, NULL), 0);
+		assert_int_equal(hmm_discover(w->mm, 0, NULL, NULL), 0);
 		assert_true(is_registered(w, 0));
 		if (moved) /* the place behind it is taken */
 			assert_true(mmap(p + PAGES * UMM_PAGE, UMM_PAGE, PROT_NONE,
@@ -338,7 +338,7 @@ static void a_child_gets_what_was_handed_over(void **state)
 {
 	struct world *w = untold();
 
-	assert_int_equal(hmm_discover(w->mm, 0, NULL), 0);
+	assert_int_equal(hmm_discover(w->mm, 0, NULL, NULL), 0);
 	assert_true(is_registered(w, 0));
 	assert_int_equal(hmm_hands_off(w->mm, (uintptr_t)target.at, (uintptr_t)target.at + 2 * UMM_PAGE), 0);
 	assert_int_equal(marked_pages(target.at, 2), 0);
@@ -376,7 +376,7 @@ static void a_child_gets_what_is_moved_just_then(void **state)
 	char *to = mmap(NULL, PAGES * UMM_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	void *ret;
 
-	assert_int_equal(hmm_discover(w->mm, 0, NULL), 0);
+	assert_int_equal(hmm_discover(w->mm, 0, NULL, NULL), 0);
 	assert_true(is_registered(w, 0));
 	ops.advise = advise_too_late;
 	w->mm->inside = &ops;
