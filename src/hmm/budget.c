@@ -440,14 +440,14 @@ static void arm_one(struct hmm_mm *mm)
 	/* Before anything was registered, or where events are withheld, only the hook knows. */
 	if (atomic_load(&mm->space->ctl->has_forked))
 		atomic_store(&mm->forked, true);
-	if (!arm(mm))
-		return;
 	atomic_fetch_add(&mm->h->looking, 1);
 	atomic_store(&mm->looking, true);
-	atomic_store(&mm->armed, true);
-	atomic_fetch_add(&mm->h->newly_armed, 1);
-	/* To register takes long while others fault there: first what can grow most. */
-	discover(mm, ARM_FIRST, NULL);
+	if (arm(mm)) {
+		atomic_store(&mm->armed, true);
+		atomic_fetch_add(&mm->h->newly_armed, 1);
+		/* To register takes long while others fault there: first what can grow most. */
+		discover(mm, ARM_FIRST, NULL);
+	}
 	armed_all(mm);
 	/* The rest at the next look, and at once. */
 	mm->walk_ns = mm->sure_ns = 0;
@@ -576,13 +576,15 @@ static void shrink(struct hmm *h, uint64_t total, struct place *place)
 	for (uint64_t low; total > (low = low_at(h)) && !atomic_load(&h->stop) && !atomic_load(&h->resting);) {
 		uint64_t over = (total - low) / UMM_PAGE + 1;
 		uint64_t failed = atomic_load(&h->out_failed), copies = hmm_clean_in_ram(h);
+		/* Who is being armed is not asked yet: that nothing goes says nothing. */
+		bool asks_all = !atomic_load(&h->looking);
 		/* Little at a time: each round who waits is told, and shares are weighed anew. */
 		uint64_t asked = over < 2 * UMM_BATCH_PAGES ? over : 2 * UMM_BATCH_PAGES;
 		make_way(h, place);
 		uint64_t went = hmm_reclaim(h, asked);
 
 		total = hmm_budget_measure(h);
-		atomic_store(&h->tight, total > h->opt.budget && went < asked / 2);
+		atomic_store(&h->tight, asks_all && total > h->opt.budget && went < asked / 2);
 		room_made(h);
 		if (went) {
 			futile = 0;
@@ -594,9 +596,8 @@ static void shrink(struct hmm *h, uint64_t total, struct place *place)
 		/* What copies took is room now, and there may be more of them. */
 		if (hmm_clean_in_ram(h) < copies)
 			continue;
-		/* A program that changes its mappings all the time is in the way, but not for ever; who is being armed
-		 * has not been asked. */
-		if (atomic_load(&h->out_failed) == failed && (atomic_load(&h->looking) || ++futile < FUTILE_ROUNDS)) {
+		/* A program that changes its mappings all the time is in the way, but not for ever. */
+		if (atomic_load(&h->out_failed) == failed && (!asks_all || ++futile < FUTILE_ROUNDS)) {
 			nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
 			continue;
 		}
