@@ -59,6 +59,7 @@ struct run {
 /* What a walk has come to, and has done. */
 struct walk {
 	struct run run;        /* mappings side by side, not registered as far as is known */
+	uint64_t row;          /* where those begin that lie side by side with it, in runs before it, too */
 	struct run *early;     /* runs that were registered, to be made sure of */
 	unsigned nearly, room; /* of those */
 	unsigned found;        /* mappings in runs that are through */
@@ -290,7 +291,7 @@ static int run_end(struct hmm_mm *mm, struct walk *w, uint64_t least, bool singl
 
 	if (!run.n)
 		return 0;
-	if (run.n == RUN_MAPPINGS || run.end - run.start >= least) {
+	if (run.n == RUN_MAPPINGS || run.end - (singly ? run.start : w->row) >= least) {
 		w->found += run.n;
 		if (singly || w->found <= MANY_MAPPINGS || !register_early(mm, w)) {
 			w->run.n = 0;
@@ -348,6 +349,8 @@ int hmm_discover(struct hmm_mm *mm, uint64_t least, void (*looked)(struct hmm_mm
 			if (rc)
 				goto out;
 		}
+		if (w.run.end != v.start)
+			w.row = v.start;
 		if (!w.run.n)
 			w.run.start = v.start;
 		w.run.end = v.end;

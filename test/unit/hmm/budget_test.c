@@ -56,6 +56,46 @@ static void what_is_above_it_goes(void **state)
 	world_destroy(w);
 }
 
+static void who_is_being_armed_is_not_asked(void **state)
+{
+	char *p;
+	struct world *w = begin(&p, 1);
+
+	atomic_store(&w->mm->armed, true);
+	assert_int_equal(hmm_discover(w->mm, 0, NULL, NULL), 0);
+	atomic_store(&w->mm->looking, true);
+	assert_int_equal(hmm_reclaim(w->h, N), 0);
+	assert_int_equal(count_present(w, p, N), N);
+	atomic_store(&w->mm->looking, false);
+	assert_true(hmm_reclaim(w->h, N) > 0);
+	all_are(p, N, 1);
+	world_destroy(w);
+}
+
+/* Nor does it mean that nothing goes any more. */
+static void while_one_is_being_armed_faults_wait(void **state)
+{
+	char *p;
+	struct world *w = begin(&p, 1);
+
+	w->h->opt.budget = UMM_PAGE;
+	atomic_store(&w->mm->rest, 1);
+	atomic_store(&w->h->looking, 1);
+	assert_int_equal(hmm_budget_start(w->h), 0);
+	while (atomic_load(&w->h->looks) < 40) {
+		assert_false(atomic_load(&w->h->full));
+		assert_false(atomic_load(&w->h->tight));
+		sched_yield();
+	}
+	atomic_store(&w->h->looking, 0);
+	while (!atomic_load(&w->h->full))
+		sched_yield();
+	hmm_budget_stop(w->h);
+	atomic_store(&w->mm->rest, 0);
+	all_are(p, N, 1);
+	world_destroy(w);
+}
+
 static void full_devices_are_told_of_once(void **state)
 {
 	char *p;
@@ -367,6 +407,8 @@ int main(void)
 	struct world *w = world_create("lz4", 0, &why);
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(what_is_above_it_goes),
+		cmocka_unit_test(who_is_being_armed_is_not_asked),
+		cmocka_unit_test(while_one_is_being_armed_faults_wait),
 		cmocka_unit_test(full_devices_are_told_of_once),
 		cmocka_unit_test(of_many_spaces_none_is_left_out),
 		cmocka_unit_test(each_of_many_gives_its_part),

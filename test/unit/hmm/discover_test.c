@@ -3,7 +3,7 @@
  * A mapping that changes between the look at it and its registration.
  *
  * umm_uffd_register() is replaced by the linker: what happens around it is what
- * another thread could do there.
+ * another thread could do there.  So is umm_vma_next(), to be counted.
  */
 #include "world.h"
 
@@ -11,16 +11,25 @@
 
 int __real_umm_uffd_register(int uffd, uint64_t start, uint64_t len, uint64_t mode);
 int __wrap_umm_uffd_register(int uffd, uint64_t start, uint64_t len, uint64_t mode);
+int __real_umm_vma_next(struct umm_space *space, uint64_t addr, struct umm_vma *vma);
+int __wrap_umm_vma_next(struct umm_space *space, uint64_t addr, struct umm_vma *vma);
 
 static struct {
-	char *at;  /* PAGES pages; all else is somebody else's. */
+	char *at; /* PAGES pages, or as many as "pages" says; all else is somebody else's. */
+	unsigned pages;
 	bool swap; /* one is unmapped before it is registered, and mapped anew after */
 	unsigned which;
-	unsigned calls;
+	unsigned calls, looks;
 	bool fork; /* a child is made before it is registered, and nobody has heard of it yet */
 	int fail;  /* it is refused */
 	_Atomic pid_t child;
 } target;
+
+int __wrap_umm_vma_next(struct umm_space *space, uint64_t addr, struct umm_vma *vma)
+{
+	target.looks++;
+	return __real_umm_vma_next(space, addr, vma);
+}
 
 static void *forker(void *unused)
 {
@@ -42,7 +51,7 @@ int __wrap_umm_uffd_register(int uffd, uint64_t start, uint64_t len, uint64_t mo
 
 	if (!target.at)
 		return __real_umm_uffd_register(uffd, start, len, mode);
-	if (start < first || start >= first + PAGES * UMM_PAGE)
+	if (start < first || start >= first + (target.pages ? target.pages : PAGES) * UMM_PAGE)
 		return -EBUSY;
 	target.calls++;
 	if (target.fail)
@@ -398,6 +407,157 @@ static void a_child_gets_what_is_moved_just_then(void **state)
 	untold_end(w);
 }
 
+/* ------------------------------------------------ walks that come to very many */
+
+#define MANY 512u
+#define CHANGED 300u /* one of those that are registered early */
+
+static struct {
+	struct world *w;
+	unsigned calls, ours, kernels; /* of "looked"; pages in the records, and registered, at the last one */
+	bool unsure;
+	void (*then)(char *page);
+	int other; /* somebody else's userfaultfd */
+} half;
+
+static bool kernel_has(unsigned page)
+{
+	return umm_inside_registered(half.w->space->uffd, (uintptr_t)target.at + page * UMM_PAGE) == 0;
+}
+
+static void looked(struct hmm_mm *mm, bool unsure)
+{
+	half.calls++;
+	half.unsure = unsure;
+	half.ours = half.kernels = 0;
+	for (unsigned i = 0; i < MANY; i++) {
+		half.ours += is_registered(half.w, i);
+		half.kernels += kernel_has(i);
+	}
+	if (half.then)
+		half.then(target.at + CHANGED * UMM_PAGE);
+	half.then = NULL;
+}
+
+static void map_anew(char *page)
+{
+	assert_int_equal(munmap(page, UMM_PAGE), 0);
+	assert_ptr_equal(mmap(page, UMM_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0),
+			 page);
+}
+
+static void map_anew_for_another(char *page)
+{
+	map_anew(page);
+	assert_int_equal(__real_umm_uffd_register(half.other, (uintptr_t)page, UMM_PAGE, UFFDIO_REGISTER_MODE_MISSING),
+			 0);
+}
+
+static void hand_over(char *page)
+{
+	assert_int_equal(hmm_hands_off(half.w->mm, (uintptr_t)page, (uintptr_t)page + UMM_PAGE), 0);
+}
+
+/* So many pages side by side, a mapping each.  What is around them is shared, as above. */
+static struct world *very_many(void)
+{
+	char *area = mmap(NULL, (MANY + 2) * UMM_PAGE, PROT_NONE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	const char *why;
+	struct world *w = world_create("lz4", 0, &why);
+	uint64_t got;
+
+	assert_non_null(w);
+	w->space->maps_fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+	atomic_store(&w->mm->armed, true);
+	target.at = area + UMM_PAGE;
+	target.pages = MANY;
+	for (unsigned i = 0; i < MANY; i++)
+		assert_true(mmap(target.at + i * UMM_PAGE, UMM_PAGE, i % 2 ? PROT_READ : PROT_READ | PROT_WRITE,
+				 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != MAP_FAILED);
+	memset(&half, 0, sizeof(half));
+	half.w = w;
+	half.other = umm_inside_uffd();
+	assert_true(half.other >= 0);
+	assert_int_equal(umm_uffd_api(half.other, 0, 0, &got), 0);
+	return w;
+}
+
+static void very_many_end(struct world *w)
+{
+	close(half.other);
+	munmap(target.at - UMM_PAGE, (MANY + 2) * UMM_PAGE);
+	target.at = NULL;
+	target.pages = 0;
+	world_destroy(w);
+}
+
+static unsigned all_registered(struct world *w)
+{
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < MANY; i++)
+		n += is_registered(w, i) && kernel_has(i);
+	return n;
+}
+
+static void very_many_are_registered_before_they_are_made_sure_of(void **state)
+{
+	struct world *w = very_many();
+
+	assert_int_equal(hmm_discover(w->mm, 0, looked, NULL), 0);
+	assert_int_equal(half.calls, 1);
+	assert_true(half.unsure);
+	assert_int_equal(half.kernels, MANY);
+	assert_true(half.ours < MANY / 2); /* the first ones are made sure of at once */
+	assert_int_equal(all_registered(w), MANY);
+	/* What is in the records is neither looked at any more, nor registered. */
+	target.calls = target.looks = 0;
+	assert_int_equal(hmm_discover(w->mm, 0, looked, NULL), 0);
+	assert_int_equal(half.calls, 2);
+	assert_false(half.unsure);
+	assert_int_equal(target.calls, 0);
+	assert_true(target.looks < MANY / 2);
+	very_many_end(w);
+}
+
+static void one_of_very_many_changes_in_between(void **state)
+{
+	for (unsigned what = 0; what < 3; what++) {
+		struct world *w = very_many();
+
+		half.then = what == 0 ? map_anew : what == 1 ? map_anew_for_another : hand_over;
+		assert_int_equal(hmm_discover(w->mm, 0, looked, NULL), 0);
+		assert_true(half.unsure);
+		assert_int_equal(half.kernels, MANY);
+		assert_int_equal(is_registered(w, CHANGED), what == 0);
+		/* Handed over it is in the way of those that it was looked at with, but not the next time. */
+		if (what == 2)
+			assert_int_equal(hmm_discover(w->mm, 0, looked, NULL), 0);
+		assert_int_equal(all_registered(w), MANY - (what != 0));
+		assert_int_equal(is_registered(w, CHANGED), what == 0);
+		very_many_end(w);
+	}
+}
+
+static void small_ones_side_by_side_are_large(void **state)
+{
+	struct world *w = very_many();
+	char *lone = target.at + MANY / 2 * UMM_PAGE;
+
+	/* Between two that are shared. */
+	for (int i = -1; i <= 1; i += 2)
+		assert_true(mmap(lone + i * (long)UMM_PAGE, UMM_PAGE, PROT_NONE, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED,
+				 -1, 0) != MAP_FAILED);
+	assert_int_equal(hmm_discover(w->mm, MANY / 4 * UMM_PAGE, looked, NULL), 0);
+	assert_true(is_registered(w, 0));
+	assert_true(is_registered(w, MANY / 2 - 2));
+	assert_false(kernel_has(MANY / 2));
+	assert_true(is_registered(w, MANY - 1));
+	assert_int_equal(hmm_discover(w->mm, 0, looked, NULL), 0);
+	assert_true(is_registered(w, MANY / 2));
+	very_many_end(w);
+}
+
 int main(void)
 {
 	const char *why;
@@ -406,6 +566,9 @@ int main(void)
 		cmocka_unit_test(only_what_is_registered_is_taken_to_be),
 		cmocka_unit_test(one_of_several_is_mapped_anew),
 		cmocka_unit_test(one_of_several_is_somebody_elses),
+		cmocka_unit_test(very_many_are_registered_before_they_are_made_sure_of),
+		cmocka_unit_test(one_of_very_many_changes_in_between),
+		cmocka_unit_test(small_ones_side_by_side_are_large),
 		cmocka_unit_test(what_a_child_was_born_without),
 		cmocka_unit_test(a_child_gets_what_could_not_be_registered),
 		cmocka_unit_test(a_child_gets_what_a_mapping_grew_by),
