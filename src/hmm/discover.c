@@ -270,7 +270,7 @@ static bool register_early(struct hmm_mm *mm, struct walk *w)
 
 	if (w->nearly == w->room) {
 		unsigned room = w->room ? 2 * w->room : 64;
-		struct run *more = reallocarray(w->early, room, sizeof(*more));
+		struct run *more = realloc(w->early, room * sizeof(*more));
 
 		if (!more)
 			return false;
