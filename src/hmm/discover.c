@@ -63,6 +63,7 @@ struct walk {
 	struct run *early;     /* runs that were registered, to be made sure of */
 	unsigned nearly, room; /* of those */
 	unsigned found;        /* mappings in runs that are through */
+	unsigned aside;        /* in those that were left for another walk, being small */
 	bool more;             /* something has become managed */
 	bool left;             /* something that should be has not */
 };
@@ -284,19 +285,25 @@ static bool register_early(struct hmm_mm *mm, struct walk *w)
 	return true;
 }
 
-/* The run of a walk is at its end.  Of less than @least it is left where it is.  Returns -ESRCH, or 0. */
+/*
+ * The run of a walk is at its end.  Of less than @least it is left where it is, unless that have been very many.
+ * Returns -ESRCH, or 0.
+ */
 static int run_end(struct hmm_mm *mm, struct walk *w, uint64_t least, bool singly)
 {
 	struct run run = w->run;
 
 	if (!run.n)
 		return 0;
-	if (run.n == RUN_MAPPINGS || run.end - (singly ? run.start : w->row) >= least) {
+	if (run.n == RUN_MAPPINGS || run.end - (singly ? run.start : w->row) >= least ||
+	    (!singly && w->aside > MANY_MAPPINGS)) {
 		w->found += run.n;
 		if (singly || w->found <= MANY_MAPPINGS || !register_early(mm, w)) {
 			w->run.n = 0;
 			return manage_all(mm, &run, w);
 		}
+	} else {
+		w->aside += run.n;
 	}
 	w->run.n = 0;
 	return 0;

@@ -558,6 +558,21 @@ static void small_ones_side_by_side_are_large(void **state)
 	very_many_end(w);
 }
 
+static void very_many_small_ones_are_not_left_for_later(void **state)
+{
+	struct world *w = very_many();
+
+	for (unsigned i = 1; i < MANY; i += 2)
+		assert_true(mmap(target.at + i * UMM_PAGE, UMM_PAGE, PROT_NONE, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED,
+				 -1, 0) != MAP_FAILED);
+	assert_int_equal(hmm_discover(w->mm, MANY * UMM_PAGE, looked, NULL), 0);
+	assert_false(kernel_has(0));
+	assert_true(is_registered(w, MANY - 2));
+	assert_int_equal(hmm_discover(w->mm, 0, looked, NULL), 0);
+	assert_int_equal(all_registered(w), MANY / 2);
+	very_many_end(w);
+}
+
 int main(void)
 {
 	const char *why;
@@ -569,6 +584,7 @@ int main(void)
 		cmocka_unit_test(very_many_are_registered_before_they_are_made_sure_of),
 		cmocka_unit_test(one_of_very_many_changes_in_between),
 		cmocka_unit_test(small_ones_side_by_side_are_large),
+		cmocka_unit_test(very_many_small_ones_are_not_left_for_later),
 		cmocka_unit_test(what_a_child_was_born_without),
 		cmocka_unit_test(a_child_gets_what_could_not_be_registered),
 		cmocka_unit_test(a_child_gets_what_a_mapping_grew_by),
