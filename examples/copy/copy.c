@@ -11,7 +11,7 @@
  * opens files with O_DIRECT; -p registers nothing.  --ratio copies with and
  * without registered buffers in turns, in one run, and says by how much the one
  * is faster.  --torture copies again and again, beside a thread that frees and
- * maps at random, and compares each copy.
+ * maps at random, buffers of the copy among the rest, and compares each copy.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -78,6 +78,23 @@ static char *buffer(void)
 	return p;
 }
 
+/* To be freed by another thread, who must not be waited for: where there is no room they are freed here. */
+static _Atomic(char *) freed_there[8];
+static bool beside; /* of who copies */
+
+static void give_back(char *buf)
+{
+	for (unsigned i = 0; beside && buf && i < sizeof(freed_there) / sizeof(freed_there[0]); i++)
+		buf = atomic_exchange(&freed_there[i], buf);
+	free(buf);
+}
+
+static void free_what_was_given(void)
+{
+	for (unsigned i = 0; i < sizeof(freed_there) / sizeof(freed_there[0]); i++)
+		free(atomic_exchange(&freed_there[i], NULL));
+}
+
 static int open_file(const char *path, int flags)
 {
 	int fd = open(path, flags | O_CLOEXEC | (opt.direct ? O_DIRECT : 0), 0666);
@@ -135,13 +152,13 @@ static uint64_t copy_once(struct hmm_uring *u, int from, int to, int64_t size)
 		}
 		/* Now and then a buffer is given back, and another one had. */
 		if (++done_with % 64 == 0) {
-			free(p->buf);
+			give_back(p->buf);
 			p->buf = buffer();
 		}
 		under_way -= !piece_begin(u, p, from, &next, size);
 	}
 	for (unsigned i = 0; i < opt.depth; i++)
-		free(piece[i].buf);
+		give_back(piece[i].buf);
 	if (opt.direct && size % (int64_t)opt.block && ftruncate(to, size))
 		fail(opt.to, -errno);
 	return now_ns() - t0;
@@ -218,6 +235,7 @@ static void *map_at_random(void *arg)
 	while (!stop) {
 		unsigned i = (unsigned)rand_r(&seed) % 32;
 
+		free_what_was_given();
 		if (i & 1)
 			free(mine[i]);
 		else if (mine[i])
@@ -235,6 +253,7 @@ static void *map_at_random(void *arg)
 		else if (mine[i])
 			munmap(mine[i], len[i]);
 	}
+	free_what_was_given();
 	return NULL;
 }
 
@@ -283,6 +302,7 @@ static void torture(struct umm_space *space, int from, int to, int64_t size)
 	mallopt(M_MMAP_THRESHOLD, 4096);
 	if (pthread_create(&t, NULL, map_at_random, NULL))
 		fail("thread", -EAGAIN);
+	beside = true;
 	do {
 		if (ftruncate(to, 0))
 			fail(opt.to, -errno);
@@ -290,6 +310,7 @@ static void torture(struct umm_space *space, int from, int to, int64_t size)
 		compare(size);
 		copies++;
 	} while (now_ns() < until);
+	beside = false;
 	stop = true;
 	pthread_join(t, NULL);
 	hmm_uring_stats(u, &st);

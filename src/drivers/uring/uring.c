@@ -14,6 +14,10 @@
  * EFAULT.  Memory may be perfectly good again by then, so it is begun once more
  * without a registration, and what the kernel says to that is the answer.
  *
+ * What another thread has freed the program may be given at once, and read into,
+ * before anybody was told that it was unmapped.  So the kernel is asked before a
+ * registration is used that is there already (HMM_REG_SYNC).
+ *
  * At fork the kernel gives the child copies of pinned pages: slots stay filled
  * (test/kernel/uring_fixed_keeps_over_fork).
  *
@@ -255,7 +259,7 @@ int hmm_uring_open(struct umm_space *space, const struct hmm_uring_params *param
 	/* What is in use and has been replaced holds a slot, too. */
 	struct hmm_reg_params reg = {.max_bytes = p.max_bytes,
 				     .max_entries = buffers - buffers / 4,
-				     .flags = p.flags & HMM_URING_HOOKED ? HMM_REG_HOOKED : 0};
+				     .flags = HMM_REG_SYNC | (p.flags & HMM_URING_HOOKED ? HMM_REG_HOOKED : 0)};
 	struct hmm_uring *u;
 	int rc;
 

@@ -16,8 +16,10 @@
 #include <unistd.h>
 #include <cmocka.h>
 
+#include "../../skip.h"
 #include "hmm_uring.h"
 #include "umm/hooks.h"
+#include "umm/internal.h"
 #include "umm/sys.h"
 
 #define PAGE 4096ul
@@ -340,6 +342,78 @@ static void right_beside_who_maps(void **state)
 	pthread_join(t, NULL);
 }
 
+static void *raw_munmap_main(void *arg)
+{
+	sys2(SYS_munmap, arg, LEN);
+	return NULL;
+}
+
+static char *had_anew(char *p)
+{
+	long rc;
+
+	do
+		rc = sys6(SYS_mmap, p, LEN, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE,
+			  -1, 0);
+	while (rc != (long)p && !sched_yield());
+	return p;
+}
+
+/* Another thread has freed @p, as free() does, and nobody has read of it by the time it is had anew and read into. */
+static void unmapped_and_had_anew(struct fixture *f, char *p)
+{
+	struct umm_monitor *m = f->space->monitor;
+	pthread_t t;
+
+	umm_monitor_del(f->space);
+	assert_int_equal(pthread_create(&t, NULL, raw_munmap_main, p), 0);
+	had_anew(p);
+	assert_int_equal(receive(f, p), LEN);
+	/* Whoever reads it now, what was read into it is there, and not in pages of before. */
+	umm_space_sync(f->space);
+	pthread_join(t, NULL);
+	assert_int_equal(umm_monitor_add(m, f->space), 0);
+	for (size_t i = 0; i < LEN; i++)
+		assert_int_equal(p[i], 9);
+	memset(p, 10, LEN);
+	assert_int_equal(send_all(f, p), LEN);
+	assert_file(f, 10);
+}
+
+static void freed_by_another_thread(void **state)
+{
+	struct fixture *f = *state;
+
+	if (geteuid())
+		skip_because("an ordinary user is not told of raw calls");
+	memset(f->mem, 9, LEN);
+	assert_int_equal(send_all(f, f->mem), LEN);
+	assert_int_equal(receive(f, f->mem), LEN);
+	assert_int_equal(stats(f).fixed, 2);
+	unmapped_and_had_anew(f, f->mem);
+}
+
+/* A registration that is had again may span what has become another thread's memory meanwhile. */
+static void what_was_ours_and_anothers_since(void **state)
+{
+	struct fixture *f = *state;
+	char *p = mmap(NULL, 2 * LEN, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (geteuid())
+		skip_because("an ordinary user is not told of raw calls");
+	memset(p, 9, 2 * LEN);
+	assert_int_equal(send_all(f, p), LEN);
+	assert_int_equal(receive(f, p), LEN);
+	assert_int_equal(receive(f, p + LEN), LEN);
+	assert_int_equal(stats(f).reg.entries, 1);
+	sys2(SYS_munmap, p, LEN);
+	memset(had_anew(p), 7, LEN); /* it is another's now, who has to do with no transfers */
+	assert_int_equal(send_all(f, p + LEN), LEN);
+	assert_int_equal(stats(f).reg.renewed, 1);
+	unmapped_and_had_anew(f, p);
+	munmap(p, 2 * LEN);
+}
+
 /* Closes what the kernel calls a ring, as close_range() would.  How many there were. */
 static unsigned close_rings(void)
 {
@@ -390,6 +464,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(few_slots, setup_small, teardown),
 		T_(registered_over_a_fork),
 		T_(its_descriptor_closed),
+		T_(freed_by_another_thread),
+		T_(what_was_ours_and_anothers_since),
 		T_(right_beside_who_maps),
 	};
 
