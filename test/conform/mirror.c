@@ -147,7 +147,8 @@ static void the_zero_page_is_replaced(const struct variant *v)
 struct server {
 	int uffd;
 	char *base;
-	atomic_uint served;
+	atomic_uint served; /* pages */
+	bool had[NPAGES];   /* of the thread that serves */
 };
 
 /* The program's own: page i is numbered from i on. */
@@ -160,10 +161,20 @@ static void *serve(void *arg)
 	while (read(s->uffd, &m, sizeof(m)) == sizeof(m)) {
 		uint64_t at = m.arg.pagefault.address & ~(PAGE - 1);
 		struct uffdio_copy copy = {.dst = at, .src = (uintptr_t)page, .len = PAGE};
+		unsigned i = (unsigned)((at - (uintptr_t)s->base) / PAGE);
+		bool again = s->had[i];
 
-		number(page, PAGE, (unsigned)((at - (uintptr_t)s->base) / PAGE));
-		atomic_fetch_add(&s->served, 1); /* before who waits goes on */
-		CHECK_EQ(ioctl(s->uffd, UFFDIO_COPY, &copy) ? -errno : 0, 0);
+		s->had[i] = true;
+		number(page, PAGE, i);
+		if (!again)
+			atomic_fetch_add(&s->served, 1); /* before who waits goes on */
+		/*
+		 * Who waits may be woken for nothing, by a signal or by a futex of before, faults again, and is read
+		 * of a second time as the page comes.
+		 */
+		CHECK_EQ(ioctl(s->uffd, UFFDIO_COPY, &copy) ? -errno : 0, again ? -EEXIST : 0);
+		if (again)
+			CHECK_EQ(ioctl(s->uffd, UFFDIO_WAKE, &(struct uffdio_range){at, PAGE}), 0);
 	}
 	return NULL;
 }
