@@ -20,9 +20,9 @@
  * What changes is not served again: calls that the hooks see (and wait for us)
  * find the registration dropped when they go on; raw ones that the kernel tells
  * of make it invalid before they return (until then another thread that is given
- * the same addresses may be served what was there; see HMM_REG_SYNC), and a device that pins drops it with
- * the next call made to the cache.  A raw mprotect() tells nobody.  Memory that
- * is registered is watched (umm_space_watch()), whole mappings of it.
+ * the same addresses may be served what was there; see HMM_REG_SYNC and hmm_reg_lost()), and a device that pins drops
+ *it with the next call made to the cache.  A raw mprotect() tells nobody.  Memory that is registered is watched
+ *(umm_space_watch()), whole mappings of it.
  *
  * A change while a registration is in use is a race that the program has with
  * itself, as it is without us: the device may have seen the old pages.
@@ -124,6 +124,20 @@ void hmm_reg_cache_close(struct hmm_reg_cache *cache);
  */
 int hmm_reg_get(struct hmm_reg_cache *cache, const void *addr, size_t len, unsigned flags, uint64_t deadline_ns,
 		struct hmm_reg **regp);
+
+/**
+ * hmm_reg_lost() - has what is registered changed since?
+ * @reg: of hmm_reg_get(), not given back yet.
+ *
+ * After umm_space_sync() that includes what nobody has been told of yet.  So who
+ * hands much to a device at once asks the kernel once for all of it, where
+ * HMM_REG_SYNC asks it with each hit.
+ *
+ * Context: Thread-safe.
+ * Return: true: give it back, and get it again or do without.  What is registered
+ * again already, for another caller, is not lost.
+ */
+bool hmm_reg_lost(const struct hmm_reg *reg);
 
 /**
  * hmm_reg_put() - the device is done with it

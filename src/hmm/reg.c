@@ -30,7 +30,8 @@
  * What has not been read yet that lock does not tell.  An unmap's event comes when
  * the addresses are free already: a thread that is given them may find the entry of
  * what was there.  The kernel knows, but must be asked (umm_space_sync_until()),
- * which takes several times what a hit does: only with HMM_REG_SYNC.
+ * which takes many times what a hit does: only with HMM_REG_SYNC; or by who looks
+ * once, before much is handed over, whether any of it is lost (hmm_reg_lost()).
  *
  * Only of memory that is watched the kernel tells: see watch_and_map().
  *
@@ -490,6 +491,11 @@ int hmm_reg_get(struct hmm_reg_cache *c, const void *addr, size_t len, unsigned 
 	if (!rc)
 		*regp = &e->pub;
 	return rc;
+}
+
+bool hmm_reg_lost(const struct hmm_reg *reg)
+{
+	return atomic_load(&((const struct entry *)reg)->lost);
 }
 
 void hmm_reg_put(struct hmm_reg_cache *c, struct hmm_reg *reg)

@@ -15,8 +15,9 @@
  * without a registration, and what the kernel says to that is the answer.
  *
  * What another thread has freed the program may be given at once, and read into,
- * before anybody was told that it was unmapped.  So the kernel is asked before a
- * registration is used that is there already (HMM_REG_SYNC).
+ * before anybody was told that it was unmapped.  So before transfers are handed
+ * over the kernel is asked, once for all of them, and which of them have lost their
+ * registration go without.
  *
  * At fork the kernel gives the child copies of pinned pages: slots stay filled
  * (test/kernel/uring_fixed_keeps_over_fork).
@@ -44,7 +45,9 @@
 
 /* A transfer. */
 struct job {
-	struct job *next; /* of those that are free */
+	struct job *next;   /* of those that are free */
+	struct job *queued; /* of those that are registered and not handed over */
+	struct io_uring_sqe *sqe;
 	struct hmm_reg *reg;
 	void *user;
 	char *buf;
@@ -67,7 +70,7 @@ struct hmm_uring {
 	struct hmm_reg_cache *cache; /* NULL: nothing is registered */
 	struct slots slots;
 	unsigned depth, under_way;
-	struct job *jobs, *free;
+	struct job *jobs, *free, *queued;
 	struct hmm_uring_stats stats;
 };
 
@@ -129,10 +132,52 @@ static const struct hmm_device_ops uring_ops = {
 
 /* ---------------------------------------------------------------- transfers */
 
+static void prepare(struct hmm_uring *u, struct job *j)
+{
+	struct io_uring_sqe *sqe = j->sqe;
+
+	if (j->reg && j->write)
+		io_uring_prep_write_fixed(sqe, j->fd, j->buf, (unsigned)j->len, (__u64)j->offset,
+					  (int)j->reg->range->cookie - 1);
+	else if (j->reg)
+		io_uring_prep_read_fixed(sqe, j->fd, j->buf, (unsigned)j->len, (__u64)j->offset,
+					 (int)j->reg->range->cookie - 1);
+	else if (j->write)
+		io_uring_prep_write(sqe, j->fd, j->buf, (unsigned)j->len, (__u64)j->offset);
+	else
+		io_uring_prep_read(sqe, j->fd, j->buf, (unsigned)j->len, (__u64)j->offset);
+	io_uring_sqe_set_data(sqe, j);
+	if (j->reg)
+		u->stats.fixed++;
+	else
+		u->stats.plain++;
+}
+
+/* Once is enough: what a buffer was before it was the caller's has happened by now. */
+static void before_handing_over(struct hmm_uring *u)
+{
+	if (!u->queued)
+		return;
+	umm_space_sync(u->space);
+	for (; u->queued; u->queued = u->queued->queued) {
+		struct job *j = u->queued;
+
+		if (!hmm_reg_lost(j->reg))
+			continue;
+		hmm_reg_put(u->cache, j->reg);
+		j->reg = NULL;
+		u->stats.fixed--;
+		u->stats.again++;
+		prepare(u, j);
+	}
+}
+
 static int submit(struct hmm_uring *u)
 {
-	int rc = io_uring_submit(&u->ring);
+	int rc;
 
+	before_handing_over(u);
+	rc = io_uring_submit(&u->ring);
 	return rc < 0 ? rc : 0;
 }
 
@@ -149,21 +194,12 @@ static int begin(struct hmm_uring *u, struct job *j)
 		if (!sqe)
 			return -EAGAIN;
 	}
-	if (j->reg && j->write)
-		io_uring_prep_write_fixed(sqe, j->fd, j->buf, (unsigned)j->len, (__u64)j->offset,
-					  (int)j->reg->range->cookie - 1);
-	else if (j->reg)
-		io_uring_prep_read_fixed(sqe, j->fd, j->buf, (unsigned)j->len, (__u64)j->offset,
-					 (int)j->reg->range->cookie - 1);
-	else if (j->write)
-		io_uring_prep_write(sqe, j->fd, j->buf, (unsigned)j->len, (__u64)j->offset);
-	else
-		io_uring_prep_read(sqe, j->fd, j->buf, (unsigned)j->len, (__u64)j->offset);
-	io_uring_sqe_set_data(sqe, j);
-	if (j->reg)
-		u->stats.fixed++;
-	else
-		u->stats.plain++;
+	j->sqe = sqe;
+	prepare(u, j);
+	if (j->reg) {
+		j->queued = u->queued;
+		u->queued = j;
+	}
 	return 0;
 }
 
@@ -217,6 +253,7 @@ int hmm_uring_wait(struct hmm_uring *u, struct hmm_uring_done *done)
 
 		rc = io_uring_peek_cqe(&u->ring, &cqe);
 		if (rc) {
+			before_handing_over(u);
 			rc = io_uring_submit_and_wait(&u->ring, 1);
 			if (rc >= 0)
 				rc = io_uring_peek_cqe(&u->ring, &cqe);
@@ -259,7 +296,7 @@ int hmm_uring_open(struct umm_space *space, const struct hmm_uring_params *param
 	/* What is in use and has been replaced holds a slot, too. */
 	struct hmm_reg_params reg = {.max_bytes = p.max_bytes,
 				     .max_entries = buffers - buffers / 4,
-				     .flags = HMM_REG_SYNC | (p.flags & HMM_URING_HOOKED ? HMM_REG_HOOKED : 0)};
+				     .flags = p.flags & HMM_URING_HOOKED ? HMM_REG_HOOKED : 0};
 	struct hmm_uring *u;
 	int rc;
 

@@ -232,17 +232,40 @@ static void memory_comes_and_goes(void **state)
 	assert_true(stats(f).reg.invalidated >= 29);
 }
 
-static void lost_before_the_kernel_came_to_it(void **state)
-{
-	struct fixture *f = *state;
+bool __real_hmm_reg_lost(const struct hmm_reg *reg);
+bool __wrap_hmm_reg_lost(const struct hmm_reg *reg);
+static bool lost_later;
 
-	memset(f->mem, 1, LEN);
+bool __wrap_hmm_reg_lost(const struct hmm_reg *reg)
+{
+	return !lost_later && __real_hmm_reg_lost(reg);
+}
+
+/* Its slot is emptied, the memory is good. */
+static void lost_under_way(struct fixture *f, char value)
+{
+	uint64_t again = stats(f).again, fixed = stats(f).fixed;
+
+	assert_int_equal(mprotect(f->mem, LEN, PROT_READ | PROT_WRITE), 0);
+	memset(f->mem, value, LEN);
 	assert_int_equal(hmm_uring_write(f->u, f->fd, f->mem, LEN, 0, f), 0);
-	/* Not handed over yet; its slot is emptied, the memory is good. */
 	assert_int_equal(mprotect(f->mem, LEN, PROT_READ), 0);
 	assert_int_equal(finish(f, f), LEN);
-	assert_file(f, 1);
-	assert_int_equal(stats(f).again, 1);
+	assert_file(f, value);
+	assert_int_equal(stats(f).again, again + 1);
+	assert_int_equal(stats(f).fixed, fixed + lost_later);
+}
+
+static void lost_before_it_was_handed_over(void **state)
+{
+	lost_under_way(*state, 1);
+}
+
+static void lost_before_the_kernel_came_to_it(void **state)
+{
+	lost_later = true;
+	lost_under_way(*state, 2);
+	lost_later = false;
 }
 
 static void few_slots(void **state)
@@ -460,6 +483,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(without_registering, setup_plain, teardown),
 		T_(what_is_wrong_the_kernel_says),
 		T_(memory_comes_and_goes),
+		T_(lost_before_it_was_handed_over),
 		T_(lost_before_the_kernel_came_to_it),
 		cmocka_unit_test_setup_teardown(few_slots, setup_small, teardown),
 		T_(registered_over_a_fork),
