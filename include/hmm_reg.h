@@ -20,9 +20,10 @@
  * What changes is not served again: calls that the hooks see (and wait for us)
  * find the registration dropped when they go on; raw ones that the kernel tells
  * of make it invalid before they return (until then another thread that is given
- * the same addresses may be served what was there; see HMM_REG_SYNC and hmm_reg_lost()), and a device that pins drops
- *it with the next call made to the cache.  A raw mprotect() tells nobody.  Memory that is registered is watched
- *(umm_space_watch()), whole mappings of it.
+ * the same addresses may be served what was there; see HMM_REG_SYNC, hmm_reg_lost()),
+ * and a device that pins drops it with the next call made to the cache.  A raw
+ * mprotect() tells nobody.  Memory that is registered is watched (umm_space_watch()),
+ * whole mappings of it.
  *
  * A change while a registration is in use is a race that the program has with
  * itself, as it is without us: the device may have seen the old pages.
