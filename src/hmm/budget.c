@@ -18,7 +18,7 @@
  *   arm	at 15/16 of the budget everything is registered, so that growth
  *		shows as faults, which can be held back.  Before: nothing at all.
  *		Of many spaces that grow fast some sooner, but not below half.
- *		Of a space nothing is moved before the walk that arms it got to
+ *		Of a space with an agent from its start on nothing is moved before the walk that arms it got to
  *		the end, and until then it is not taken for one that cannot give:
  *		to read the marks of its mappings takes longer than to register
  *		all of them, and keeps who would from it.

@@ -89,6 +89,10 @@ static int register_whole(struct hmm_mm *mm, uint64_t start, uint64_t *end, uint
 	struct umm_vma next;
 	unsigned tries = 0, grown = 0;
 
+	/* Another one may lie there by now, of which this is a part. */
+	rc = umm_vma_next(mm->space, start, &next);
+	if (rc || next.start < start)
+		return rc && rc != -ENOENT ? rc : -EAGAIN;
 	for (;;) {
 		uint64_t limit = foreign;
 
@@ -148,9 +152,13 @@ static int register_run(struct hmm_mm *mm, const struct run *run, unsigned *done
 	 * the event is read, which our lock puts off; ours must not say otherwise.
 	 */
 	while (!rc && at < end) {
-		rc = umm_vma_next(mm->space, at, &now) || now.start > at || !manageable(&now)
-			     ? -EAGAIN /* the next walk finds it as it is */
-			     : is_registered(uffd, &now);
+		bool there = !umm_vma_next(mm->space, at, &now) && now.start <= at;
+
+		rc = there && manageable(&now) ? is_registered(uffd, &now)
+					       : -EAGAIN; /* the next walk finds it as it is */
+		/* What has come to be there since the walk looked, and is none of ours to register. */
+		if (there && !manageable(&now))
+			umm_uffd_unregister(uffd, now.start, now.end - now.start);
 		if (!rc) {
 			at = now.end;
 			++*done;
@@ -264,10 +272,29 @@ static int manage_all(struct hmm_mm *mm, const struct run *run, struct walk *w)
 	return rc == -ESRCH ? rc : 0;
 }
 
+/*
+ * A run of a while ago: of what it was, some may have gone, or have become another's, and the rest is there.
+ * Returns -ESRCH, or 0.
+ */
+static int manage_late(struct hmm_mm *mm, const struct run *run, struct walk *w)
+{
+	unsigned done;
+	int rc = manage(mm, run, &done);
+
+	w->more |= done > 0;
+	if (rc && rc != -ESRCH)
+		rc = manage_each(mm, run, w);
+	pthread_mutex_lock(&mm->lock);
+	hmm_iset_del(&mm->early, run->start, run->end); /* the records have it, or it is none of ours */
+	pthread_mutex_unlock(&mm->lock);
+	return rc;
+}
+
 /* Registers the run, if it can be, and keeps it in mind.  False: there is no memory for that. */
 static bool register_early(struct hmm_mm *mm, struct walk *w)
 {
 	uint64_t end = w->run.end;
+	int rc;
 
 	if (w->nearly == w->room) {
 		unsigned room = w->room ? 2 * w->room : 64;
@@ -278,6 +305,11 @@ static bool register_early(struct hmm_mm *mm, struct walk *w)
 		w->early = more;
 		w->room = room;
 	}
+	pthread_mutex_lock(&mm->lock);
+	rc = hmm_iset_add(&mm->early, w->run.start, w->run.end);
+	pthread_mutex_unlock(&mm->lock);
+	if (rc)
+		return false;
 	w->early[w->nearly++] = w->run;
 	umm_evlock_shared(&mm->space->ctl->evlock);
 	register_ours(mm, w->run.start, &end); /* why not, if not, is seen when it is asked for again */
@@ -366,8 +398,8 @@ int hmm_discover(struct hmm_mm *mm, uint64_t least, void (*looked)(struct hmm_mm
 	rc = run_end(mm, &w, least, unforked || mm->space->maps_text);
 	if (looked)
 		looked(mm, w.nearly > 0);
-	for (unsigned i = 0; !rc && i < w.nearly; i++)
-		rc = manage_all(mm, &w.early[i], &w);
+	for (unsigned i = 0; !rc && walked != -ESRCH && i < w.nearly; i++)
+		rc = manage_late(mm, &w.early[i], &w);
 	if (rc)
 		goto out;
 	w.left |= walked != -ENOENT; /* the walk did not get to the end */
@@ -389,6 +421,22 @@ void hmm_forget(struct hmm_mm *mm, uint64_t start, uint64_t end)
 	hmm_iset_del(&mm->foreign_old, start, end);
 	hmm_iset_del(&mm->stuck, start, end);
 	pthread_mutex_unlock(&mm->lock);
+}
+
+/* Event lock exclusively.  What a walk may have registered of a range that is somebody else's.  0 or -errno. */
+static int let_go_early(struct hmm_mm *mm, uint64_t start, uint64_t end)
+{
+	const struct hmm_interval *in;
+	int rc = 0;
+
+	pthread_mutex_lock(&mm->lock);
+	for (uint64_t at = start; !rc && (in = hmm_iset_next(&mm->early, at)) && in->start < end; at = in->end) {
+		uint64_t a = in->start > start ? in->start : start, z = in->end < end ? in->end : end;
+
+		rc = umm_uffd_unregister(mm->space->uffd, a, z - a);
+	}
+	pthread_mutex_unlock(&mm->lock);
+	return rc;
 }
 
 int hmm_hands_off(struct hmm_mm *mm, uint64_t start, uint64_t end)
@@ -418,9 +466,9 @@ int hmm_hands_off(struct hmm_mm *mm, uint64_t start, uint64_t end)
 	/*
 	 * The kernel lets go of whatever is registered there, be it by another
 	 * descriptor; and we may have registered what is not in the records yet
-	 * (register_run()).
+	 * (register_run()), or was registered early.
 	 */
-	rc = theirs ? 0 : umm_uffd_unregister(mm->space->uffd, start, end - start);
+	rc = theirs ? let_go_early(mm, start, end) : umm_uffd_unregister(mm->space->uffd, start, end - start);
 	if (rc)
 		goto unlock; /* part of it is unmapped, or somebody else's: it is what it was */
 	/* What could not be brought back keeps its poison; to us it is no more than any other page. */

@@ -15,7 +15,7 @@
 #include "hmm/internal.h"
 
 #define MARKS_TRIES 64u
-#define LATER_TRIES 400u /* 20 ms and more, for a change whose event is about to come */
+#define LATER_TRIES 200u /* 10 ms and more, for a change whose event is about to come */
 #define SMALL_BUDGET (64ull << 20)
 #define SMALL_AHEAD (HMM_PLACE_MAX / 4)
 
@@ -187,6 +187,20 @@ static int marks_read_once(struct hmm_mm *mm)
 	return rc;
 }
 
+static int marks_unknown_if(struct hmm_mm *mm, int rc)
+{
+	pthread_mutex_lock(&mm->lock);
+	if (rc)
+		mm->marks_known = false;
+	pthread_mutex_unlock(&mm->lock);
+	return rc;
+}
+
+int hmm_marks_try(struct hmm_mm *mm)
+{
+	return marks_unknown_if(mm, marks_read_once(mm));
+}
+
 int hmm_marks_read(struct hmm_mm *mm)
 {
 	int rc = -EAGAIN;
@@ -196,12 +210,7 @@ int hmm_marks_read(struct hmm_mm *mm)
 		/* The changer must run before the kernel says that it is through. */
 		nanosleep(&(struct timespec){.tv_nsec = i < 4 ? 0 : 1000000}, NULL);
 	}
-	if (rc) {
-		pthread_mutex_lock(&mm->lock);
-		mm->marks_known = false;
-		pthread_mutex_unlock(&mm->lock);
-	}
-	return rc;
+	return marks_unknown_if(mm, rc);
 }
 
 /* What is empty in the child is marked there, too, whether anything was away or not. */
@@ -238,51 +247,69 @@ static bool is_away(struct hmm_mm *mm, const struct hmm_iset *set)
 	return false;
 }
 
-/*
- * What has come to lie somewhere since the fork tells nothing of what was there.  Returns
- * how many changes there have been, of any kind, or -errno.
- */
-static int leave_out_later(struct hmm_mm *mm, struct hmm_iset *absent, struct hmm_iset *empty, unsigned *nth)
+/* Adds to @changed where something has gone, or come to lie, since the fork, as far as there are events of it.  0 or
+ * -errno. */
+static int find_changed(struct hmm_mm *mm, struct hmm_iset *changed, unsigned *nth)
 {
 	const struct uffd_msg *msg;
-	int n = 0;
+	int rc = 0;
 
-	while ((msg = umm_space_event_behind(mm->space, nth))) {
-		uint64_t start = msg->arg.remove.start, end = msg->arg.remove.end;
-		bool lies = msg->event == UFFD_EVENT_UNMAP || msg->event == UFFD_EVENT_REMAP;
-
-		if (msg->event == UFFD_EVENT_REMAP) {
-			start = msg->arg.remap.to;
-			end = start + msg->arg.remap.len;
-		}
-		if (lies && (hmm_iset_del(absent, start, end) || hmm_iset_del(empty, start, end)))
-			return -ENOMEM;
-		n += msg->event != UFFD_EVENT_PAGEFAULT;
+	while (!rc && (msg = umm_space_event_behind(mm->space, nth))) {
+		if (msg->event == UFFD_EVENT_UNMAP)
+			rc = hmm_iset_add(changed, msg->arg.remove.start, msg->arg.remove.end);
+		else if (msg->event == UFFD_EVENT_REMAP)
+			rc = hmm_iset_add(changed, msg->arg.remap.to, msg->arg.remap.to + msg->arg.remap.len);
 	}
-	return n;
+	return rc;
+}
+
+/* Of @set what is marked in @now, too, and has changed. */
+static int leave_out(struct hmm_iset *set, const struct hmm_iset *changed, const struct hmm_iset *now)
+{
+	const struct hmm_interval *in;
+	int rc = 0;
+
+	for (unsigned i = 0; i < changed->n && !rc; i++) {
+		uint64_t end = changed->v[i].end;
+
+		for (uint64_t at = changed->v[i].start; !rc && (in = hmm_iset_next(now, at)) && in->start < end;
+		     at = in->end)
+			rc = hmm_iset_del(set, in->start > at ? in->start : at, in->end < end ? in->end : end);
+	}
+	return rc;
 }
 
 /*
- * Marks as smaps says that they are now, of whom nothing else is known.  A change that
- * is under way may be nothing but the fork itself, whose caller has not run on yet, so
- * it is waited for within bounds, and only where it could matter.
+ * Marks as smaps says that they are now, of whom nothing else is known.  What has
+ * changed since the fork, and is still marked when smaps is read again, came there
+ * marked; what is not was there before, and is marked no more because it is gone.
+ *
+ * A change that is under way may be nothing but the fork itself, whose caller has not
+ * run on yet, so it is waited for within bounds, and only where it could matter.
  */
 static int marks_before(struct hmm_mm *mm, struct hmm_iset *absent, struct hmm_iset *empty)
 {
+	struct hmm_iset changed = {0}, absent_now = {0}, empty_now = {0};
+	bool matters = is_away(mm, absent) || is_away(mm, empty), changing = true;
 	unsigned nth = 0;
+	int rc = 0;
 
-	for (unsigned i = 0; i < LATER_TRIES; i++) {
-		bool changing = umm_uffd_is_changing(mm->space->uffd);
-		int n;
-
-		if (!is_away(mm, absent) && !is_away(mm, empty))
-			return 0;
-		n = leave_out_later(mm, absent, empty, &nth);
-		if (n || !changing)
-			return n < 0 ? n : 0;
-		nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
+	for (unsigned i = 0; matters && changing && !rc && i < LATER_TRIES; i++) {
+		if (i)
+			nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
+		changing = umm_uffd_is_changing(mm->space->uffd);
+		rc = find_changed(mm, &changed, &nth);
 	}
-	return 0;
+	if (!rc && changed.n)
+		rc = hmm_find_unforked(mm, &absent_now, &empty_now);
+	if (!rc)
+		rc = leave_out(absent, &changed, &absent_now);
+	if (!rc)
+		rc = leave_out(empty, &changed, &empty_now);
+	hmm_iset_clear(&changed);
+	hmm_iset_clear(&absent_now);
+	hmm_iset_clear(&empty_now);
+	return rc;
 }
 
 /* At a fork, the event lock held exclusively: what the child has not, and what is empty there.  0 or -errno. */
@@ -640,7 +667,8 @@ static bool mm_mapped(void *priv, uint64_t start, uint64_t end)
 	bool is;
 
 	pthread_mutex_lock(&mm->lock);
-	is = hmm_iset_meets(&mm->registered, start, end);
+	/* What was registered early sends events as well; that it did not come to be only costs a wait. */
+	is = hmm_iset_meets(&mm->registered, start, end) || hmm_iset_meets(&mm->early, start, end);
 	pthread_mutex_unlock(&mm->lock);
 	return is;
 }
@@ -658,6 +686,7 @@ static void mm_free(void *priv)
 	hmm_iset_clear(&mm->registered);
 	hmm_iset_clear(&mm->foreign);
 	hmm_iset_clear(&mm->foreign_old);
+	hmm_iset_clear(&mm->early);
 	hmm_iset_clear(&mm->stuck);
 	hmm_iset_clear(&mm->unforked);
 	hmm_iset_clear(&mm->unforked_todo);

@@ -250,6 +250,7 @@ struct hmm_mm {
 
 	pthread_mutex_t lock; /* what follows */
 	struct hmm_iset registered;
+	struct hmm_iset early;       /* a walk has registered that, or is about to, and makes sure of it later */
 	struct hmm_iset foreign;     /* somebody else's userfaultfd: hands off */
 	struct hmm_iset foreign_old; /* the same, of a while ago: about to be asked for again */
 	uint64_t foreign_aged_ns;
@@ -259,6 +260,7 @@ struct hmm_mm {
 	 */
 	struct hmm_iset dontfork, wipeonfork;
 	_Atomic bool marks_known;
+	uint64_t marks_tried_ns; /* out_lock */
 	/* What a child will not have of ours, and what of that is still to be seen to for a fork (unforked.c). */
 	struct hmm_iset unforked, unforked_todo;
 	uint64_t moves;   /* mremap() of what concerns forks; written under the event lock, exclusively */
@@ -541,6 +543,8 @@ void hmm_overtaken_free(struct hmm_mm *mm);
 
 /** Look up in smaps what of @mm a child will not inherit as it is.  The event lock is not held.  0 or -errno. */
 int hmm_marks_read(struct hmm_mm *mm);
+/** The same, by one look: -EAGAIN where a change is under way. */
+int hmm_marks_try(struct hmm_mm *mm);
 
 /* access.c: devices at the pages that they hold */
 /** Copy the pages from @addr on that are on @tier.  Returns how many (0: the first is not), or -errno of the device. */

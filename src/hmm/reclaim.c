@@ -14,6 +14,7 @@
 #define SCAN_RUNS 128u
 #define LEAF_BYTES (1ull << HMM_LEAF_SHIFT)
 #define WINDOW_BYTES (UMM_BATCHES * UMM_BATCH_PAGES * UMM_PAGE)
+#define MARKS_REST_NS 1000000000ull
 #define WINDOWS_PART 16u /* of the budget: more than this windows do not take between two rounds */
 
 #define SCATTERED (UMM_BATCH_PAGES / 4) /* pages in a batch, where nobody walks: windows are RAM */
@@ -165,17 +166,23 @@ static void window_cut(struct hmm_mm *mm)
 
 /*
  * Before the first page goes, and not when the space is armed: others are growing
- * then.  Hooks tell from there on; what cannot be read now is read at each fork.
+ * then.  Hooks tell from there on; what cannot be read now is read at each fork.  A
+ * look takes long where mappings are many, and is in vain where they change all the
+ * time, while faults wait for room: so it is one look, and not the next one at once.
  */
 static void marks_learn(struct hmm_mm *mm)
 {
+	uint64_t now = umm_now_ns();
 	bool known;
 
 	pthread_mutex_lock(&mm->lock);
 	known = mm->marks_known;
 	pthread_mutex_unlock(&mm->lock);
-	if (!known && !atomic_load(&mm->space->ctl->no_fork_events))
-		hmm_marks_read(mm);
+	if (known || atomic_load(&mm->space->ctl->no_fork_events) ||
+	    (mm->marks_tried_ns && now - mm->marks_tried_ns < MARKS_REST_NS))
+		return;
+	hmm_marks_try(mm);
+	mm->marks_tried_ns = umm_now_ns();
 }
 
 /* @n pages went.  out_lock held. */

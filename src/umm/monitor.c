@@ -56,7 +56,7 @@
 
 #define MONITOR_THREADS_MAX 16u
 #define READ_MAX 32u          /* messages at a time */
-#define READ_ROOM 64u         /* and those that are read because one of them came too early */
+#define READ_ROOM 96u         /* and those that are read because one of them came too early, or for a fork */
 #define LATE_NS 1000000000ull /* a change is told of: who made it needs to run for a moment */
 #define FEW_CPUS 2
 #define KEEP_OF_FEW 16u /* faults, up to which the lead is kept with so many CPUs */
@@ -362,8 +362,8 @@ const struct uffd_msg *umm_space_event_behind(struct umm_space *s, unsigned *nth
 
 	if (!b)
 		return NULL;
-	if (b->at + 1 + *nth >= b->n && !batch_read(s, b))
-		return NULL;
+	if (b->at + 1 + *nth >= b->n && (b->n > READ_ROOM - 2 * READ_MAX || !batch_read(s, b)))
+		return NULL; /* also where there would be no room left for what comes too early */
 	return &b->msg[b->at + 1 + (*nth)++];
 }
 

@@ -409,8 +409,34 @@ static void a_child_gets_what_is_moved_just_then(void **state)
 
 /* ------------------------------------------------ walks that come to very many */
 
+ssize_t __real_read(int fd, void *buf, size_t len);
+ssize_t __wrap_read(int fd, void *buf, size_t len);
+
+static volatile bool swap_reads;
+
+/* Of two events the later one comes first, as it may where who unmaps is preempted before the event is queued. */
+ssize_t __wrap_read(int fd, void *buf, size_t len)
+{
+	struct uffd_msg msg[2];
+	ssize_t got;
+
+	if (!swap_reads || len < sizeof(msg))
+		return __real_read(fd, buf, len);
+	swap_reads = false;
+	/* Each waits until its own has been read: one at a time would let the first one go on. */
+	while ((got = __real_read(fd, msg, sizeof(msg))) < 0 && errno == EAGAIN)
+		sched_yield();
+	assert_int_equal(got, sizeof(msg));
+	assert_int_equal(msg[0].event, UFFD_EVENT_UNMAP);
+	assert_int_equal(msg[1].event, UFFD_EVENT_REMAP);
+	memcpy(buf, &msg[1], sizeof(msg[0]));
+	memcpy((char *)buf + sizeof(msg[0]), &msg[0], sizeof(msg[0]));
+	return sizeof(msg);
+}
+
 #define MANY 512u
 #define CHANGED 300u /* one of those that are registered early */
+#define RUN 128u     /* mappings at a time */
 
 static struct {
 	struct world *w;
@@ -529,14 +555,148 @@ static void one_of_very_many_changes_in_between(void **state)
 		assert_int_equal(hmm_discover(w->mm, 0, looked, NULL), 0);
 		assert_true(half.unsure);
 		assert_int_equal(half.kernels, MANY);
-		assert_int_equal(is_registered(w, CHANGED), what == 0);
-		/* Handed over it is in the way of those that it was looked at with, but not the next time. */
-		if (what == 2)
-			assert_int_equal(hmm_discover(w->mm, 0, looked, NULL), 0);
 		assert_int_equal(all_registered(w), MANY - (what != 0));
 		assert_int_equal(is_registered(w, CHANGED), what == 0);
 		very_many_end(w);
 	}
+}
+
+/* A larger one, that begins before it, in the place of what has a hole before it. */
+static void map_larger(char *page)
+{
+	for (int i = 0; i < 2; i++)
+		assert_int_equal(munmap(page - i * UMM_PAGE, UMM_PAGE), 0);
+	assert_ptr_equal(mmap(page - UMM_PAGE, 2 * UMM_PAGE, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0),
+			 page - UMM_PAGE);
+}
+
+static void a_larger_one_is_there_in_between(void **state)
+{
+	struct world *w = very_many();
+	char *page = target.at + CHANGED * UMM_PAGE, *to;
+
+	for (unsigned i = 1; i < MANY; i += 2)
+		assert_true(mmap(target.at + i * UMM_PAGE, UMM_PAGE, PROT_NONE, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED,
+				 -1, 0) != MAP_FAILED);
+	half.then = map_larger;
+	assert_int_equal(hmm_discover(w->mm, 0, looked, NULL), 0);
+	/* Registered in part it could not be moved. */
+	assert_int_equal(kernel_has(CHANGED - 1), kernel_has(CHANGED));
+	to = mremap(page - UMM_PAGE, 2 * UMM_PAGE, 3 * UMM_PAGE, MREMAP_MAYMOVE);
+	assert_true(to != MAP_FAILED);
+	munmap(to, 3 * UMM_PAGE);
+	very_many_end(w);
+}
+
+static void map_shared(char *page)
+{
+	assert_int_equal(munmap(page, UMM_PAGE), 0);
+	assert_ptr_equal(mmap(page, UMM_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0),
+			 page);
+}
+
+static void unmap_some(char *page)
+{
+	for (unsigned i = 0; i < MANY; i += RUN)
+		assert_int_equal(munmap(target.at + i * UMM_PAGE, UMM_PAGE), 0);
+}
+
+static void what_is_none_of_ours_in_between_is_let_go_of(void **state)
+{
+	struct world *w = very_many();
+
+	half.then = map_shared;
+	assert_int_equal(hmm_discover(w->mm, 0, looked, NULL), 0);
+	assert_false(kernel_has(CHANGED));
+	assert_false(is_registered(w, CHANGED));
+	assert_int_equal(all_registered(w), MANY - 1);
+	very_many_end(w);
+
+	/* And holes are not in the way of what is beside them. */
+	w = very_many();
+	half.then = unmap_some;
+	assert_int_equal(hmm_discover(w->mm, 0, looked, NULL), 0);
+	assert_int_equal(all_registered(w), MANY - MANY / RUN);
+	very_many_end(w);
+}
+
+/* Together with what is another's already. */
+static void hand_over_with_a_foreign_one(char *page)
+{
+	assert_int_equal(hmm_hands_off(half.w->mm, (uintptr_t)page - UMM_PAGE, (uintptr_t)page + UMM_PAGE), 0);
+	assert_int_equal(__real_umm_uffd_register(half.other, (uintptr_t)page - UMM_PAGE, 2 * UMM_PAGE,
+						  UFFDIO_REGISTER_MODE_MISSING),
+			 0);
+}
+
+static void handed_over_with_a_foreign_one(void **state)
+{
+	struct world *w = very_many();
+	uint64_t before = (uintptr_t)target.at + (CHANGED - 1) * UMM_PAGE;
+
+	assert_int_equal(hmm_hands_off(w->mm, before, before + UMM_PAGE), 0);
+	assert_int_equal(__real_umm_uffd_register(half.other, before, UMM_PAGE, UFFDIO_REGISTER_MODE_MISSING), 0);
+	half.then = hand_over_with_a_foreign_one;
+	assert_int_equal(hmm_discover(w->mm, 0, looked, NULL), 0);
+	assert_false(is_registered(w, CHANGED));
+	assert_int_equal(all_registered(w), MANY - 2);
+	very_many_end(w);
+}
+
+static char *moving; /* with its page away */
+
+static void *unmap_main(void *page)
+{
+	munmap(page, UMM_PAGE);
+	return NULL;
+}
+
+static void *move_main(void *to)
+{
+	if (mremap(moving, UMM_PAGE, UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to) != to)
+		abort();
+	return NULL;
+}
+
+/* What is there is unmapped, and what is away moved there, by two threads; the later one is told of first. */
+static void move_there(char *page)
+{
+	pthread_t a, b;
+	unsigned char in;
+
+	umm_space_get(half.w->space);
+	umm_monitor_del(half.w->space);
+	assert_int_equal(pthread_create(&a, NULL, unmap_main, page), 0);
+	poll(&(struct pollfd){.fd = half.w->space->uffd, .events = POLLIN}, 1, -1);
+	assert_int_equal(pthread_create(&b, NULL, move_main, page), 0);
+	while (mincore(page, UMM_PAGE, &in))
+		sched_yield();
+	swap_reads = true;
+	while (swap_reads) {
+		umm_space_drain(half.w->space);
+		sched_yield();
+	}
+	assert_int_equal(umm_monitor_add(half.w->h->monitor, half.w->space), 0);
+	umm_space_put(half.w->space);
+	pthread_join(a, NULL);
+	pthread_join(b, NULL);
+}
+
+static void a_move_to_where_one_was_is_told_of_first(void **state)
+{
+	struct world *w = very_many();
+	char *at = target.at;
+
+	target.at = NULL; /* all is to be registered */
+	moving = managed(w, 1, 0);
+	target.at = at;
+	memset(moving, 'z', UMM_PAGE);
+	assert_int_equal(out(w, moving, 1), 1);
+	half.then = move_there;
+	assert_int_equal(hmm_discover(w->mm, 0, looked, NULL), 0);
+	assert_int_equal(at[CHANGED * UMM_PAGE + 9], 'z');
+	very_many_end(w);
 }
 
 static void small_ones_side_by_side_are_large(void **state)
@@ -583,6 +743,10 @@ int main(void)
 		cmocka_unit_test(one_of_several_is_somebody_elses),
 		cmocka_unit_test(very_many_are_registered_before_they_are_made_sure_of),
 		cmocka_unit_test(one_of_very_many_changes_in_between),
+		cmocka_unit_test(a_larger_one_is_there_in_between),
+		cmocka_unit_test(what_is_none_of_ours_in_between_is_let_go_of),
+		cmocka_unit_test(handed_over_with_a_foreign_one),
+		cmocka_unit_test(a_move_to_where_one_was_is_told_of_first),
 		cmocka_unit_test(small_ones_side_by_side_are_large),
 		cmocka_unit_test(very_many_small_ones_are_not_left_for_later),
 		cmocka_unit_test(what_a_child_was_born_without),

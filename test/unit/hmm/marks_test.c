@@ -3,7 +3,7 @@
  * What a child does not inherit (MADV_DONTFORK, MADV_WIPEONFORK), of who has no agent:
  * there smaps alone tells, after the fork, and whoever forked goes on meanwhile.
  *
- * fdopen(), by which smaps is read, waits until that has changed its mappings.
+ * fdopen() and fclose(), between which smaps is read, wait until that has changed its mappings.
  */
 #include "world.h"
 
@@ -13,17 +13,34 @@
 
 FILE *__real_fdopen(int fd, const char *mode);
 FILE *__wrap_fdopen(int fd, const char *mode);
+int __real_fclose(FILE *f);
+int __wrap_fclose(FILE *f);
 
-static _Atomic(char *) going; /* is unmapped, or moved away, right after the fork */
+static _Atomic(char *) going;       /* is unmapped, or moved away, right after the fork */
+static _Atomic(char *) going_later; /* the same, when smaps was read */
+static _Atomic unsigned reads;      /* of smaps */
 
-FILE *__wrap_fdopen(int fd, const char *mode)
+static void wait_until_gone(char *p)
 {
-	char *p = atomic_exchange(&going, NULL);
 	unsigned char there;
 
 	while (p && !mincore(p, UMM_PAGE, &there))
 		sched_yield();
+}
+
+FILE *__wrap_fdopen(int fd, const char *mode)
+{
+	wait_until_gone(atomic_exchange(&going, NULL));
 	return __real_fdopen(fd, mode);
+}
+
+int __wrap_fclose(FILE *f)
+{
+	int rc = __real_fclose(f);
+
+	atomic_fetch_add(&reads, 1);
+	wait_until_gone(atomic_exchange(&going_later, NULL));
+	return rc;
 }
 
 static struct world *begin(void)
@@ -78,6 +95,80 @@ static void over_what_is_away(void **state)
 	moved_over(MADV_DONTFORK);
 }
 
+/* What was marked at the fork, and is unmapped when smaps has been read, was marked. */
+static void unmapped_after(int mark)
+{
+	struct world *w = begin();
+	char *marked = managed(w, N, 1), *kept = managed(w, N, 2), byte;
+	struct hmm_mm *child = NULL;
+	int fd[2];
+
+	assert_int_equal(pipe(fd), 0);
+	assert_int_equal(out(w, marked, N), N);
+	assert_int_equal(madvise(marked, N * UMM_PAGE, mark), 0);
+	atomic_store(&reads, 0);
+	atomic_store(&going_later, marked);
+	pid_t pid = raw_fork();
+	if (!pid)
+		_exit(read(fd[0], &byte, 1) != 1 || !holds(kept, 2) || (mark == MADV_WIPEONFORK && !holds(marked, 0)));
+	while (!atomic_load(&reads))
+		sched_yield();
+	assert_int_equal(munmap(marked, N * UMM_PAGE), 0);
+	while (!child || !atomic_load(&child->ready)) {
+		pthread_mutex_lock(&w->h->lock);
+		for (struct hmm_mm *mm = w->h->mms; mm; mm = mm->next)
+			child = mm == w->mm ? child : mm;
+		pthread_mutex_unlock(&w->h->lock);
+		sched_yield();
+	}
+	/* Nothing of it is the child's, neither what it held nor, without a mapping, its place. */
+	assert_int_equal(atomic_load(&child->radix.away), 0);
+	assert_int_equal(hmm_iset_meets(&child->registered, (uintptr_t)marked, (uintptr_t)marked + N * UMM_PAGE),
+			 mark == MADV_WIPEONFORK);
+	assert_int_equal(write(fd[1], "", 1), 1);
+	ends_well(pid);
+	close(fd[0]);
+	close(fd[1]);
+	world_destroy(w);
+}
+
+static void unmapped_as_soon_as_it_was_read(void **state)
+{
+	unmapped_after(MADV_WIPEONFORK);
+	unmapped_after(MADV_DONTFORK);
+}
+
+static void *unmap_main(void *p)
+{
+	munmap(p, N * UMM_PAGE);
+	return NULL;
+}
+
+/* Marks that cannot be read, since a change is under way all the time, are not read again and again before pages go. */
+static void read_once_before_pages_go(void **state)
+{
+	struct world *w = begin();
+	char *p = managed(w, N, 1), *other = managed(w, N, 2);
+	pthread_t t;
+
+	umm_space_get(w->space);
+	umm_monitor_del(w->space);
+	assert_int_equal(pthread_create(&t, NULL, unmap_main, other), 0);
+	poll(&(struct pollfd){.fd = w->space->uffd, .events = POLLIN}, 1, -1);
+	w->mm->anon_pages = N;
+	atomic_store(&w->mm->armed, true);
+	atomic_store(&reads, 0);
+	hmm_reclaim(w->h, N);
+	hmm_reclaim(w->h, N);
+	assert_int_equal(atomic_load(&reads), 1);
+	assert_false(w->mm->marks_known);
+	assert_int_equal(umm_monitor_add(w->h->monitor, w->space), 0);
+	umm_space_put(w->space);
+	pthread_join(t, NULL);
+	all_are(p, N, 1);
+	world_destroy(w);
+}
+
 /* What is marked stays so, whatever else changes: something is unmapped, or mapped over. */
 static void beside_a_change(bool fixed)
 {
@@ -129,8 +220,8 @@ static void marked_and_nothing_goes(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(over_what_is_away),
-		cmocka_unit_test(marked_and_another_goes),
+		cmocka_unit_test(over_what_is_away),         cmocka_unit_test(unmapped_as_soon_as_it_was_read),
+		cmocka_unit_test(read_once_before_pages_go), cmocka_unit_test(marked_and_another_goes),
 		cmocka_unit_test(marked_and_nothing_goes),
 	};
 	const char *why;
