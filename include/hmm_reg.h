@@ -132,9 +132,10 @@ int hmm_reg_get(struct hmm_reg_cache *cache, const void *addr, size_t len, unsig
  *
  * After umm_space_sync() that includes what nobody has been told of yet.  So who
  * hands much to a device at once asks the kernel once for all of it, where
- * HMM_REG_SYNC asks it with each hit.
+ * HMM_REG_SYNC asks it with each hit.  Of memory that is not watched
+ * (HMM_REG_HOOKED) nobody is told but by hooks.
  *
- * Context: Thread-safe.
+ * Context: Thread-safe.  Not in callbacks, nor in a forked child.
  * Return: true: give it back, and get it again or do without.  What is registered
  * again already, for another caller, is not lost.
  */

@@ -102,7 +102,10 @@ int hmm_uring_write(struct hmm_uring *u, int fd, const void *buf, size_t len, in
  *
  * What else io_uring_enter() has to say comes through as it is.
  *
- * Context: One thread at a time.  Not in callbacks.  Sleeps.
+ * It waits until notifiers of @buf's space know of what has changed, a millisecond at
+ * most: where that does not end, transfers go without registered buffers.
+ *
+ * Context: One thread at a time.  Not in callbacks, nor under a lock that they take.  Sleeps.
  * Return: 0, or
  *	-ENOENT	none is under way
  *	-EINTR	a signal came

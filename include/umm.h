@@ -182,11 +182,25 @@ int umm_space_watch_around(struct umm_space *space, uint64_t start, uint64_t end
  * which is before notifiers have been told; and what it unmaps another thread may have
  * mapped again before its event was read.  Who remembers something until its
  * callback runs calls this before it trusts what it remembers.  Where nothing is
- * on its way it costs a system call.
+ * on its way it costs a system call; where threads change watched memory without
+ * end it may take as long (umm_space_sync_until()).
  *
  * Context: Thread-safe.  Not in callbacks, nor under a lock that they take.
  */
 void umm_space_sync(struct umm_space *space);
+
+/**
+ * umm_space_sync_until() - the same, within bounds
+ * @space: the caller's own.
+ * @deadline_ns: CLOCK_MONOTONIC; 0: none.
+ *
+ * Threads that change watched memory without end can keep one waiting as long.
+ *
+ * Context: Thread-safe.  Not in callbacks, nor under a lock that they take.
+ * Return: 0, or
+ *	-ETIME	it passed: something may be on its way that notifiers have not been told of
+ */
+int umm_space_sync_until(struct umm_space *space, uint64_t deadline_ns);
 
 /* ------------------------------------------------------------------ memory */
 

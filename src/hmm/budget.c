@@ -36,11 +36,10 @@
  * through at each look, for what has been mapped since.  Not of a space in which
  * nothing has run since the last walk began that left nothing to be done: the CPU
  * time of its process is what it was, and so is what it has mapped and resident
- * (another process may share it, or a debugger change it).  CPU time is read before the walk, so what ran during it shows at the
- * next look.  The time of a thread that runs at this moment is as of its last clock
- * tick: it may show one tick late, and never stays hidden, as it is not what it was
- * when the thread has run on.  Who changes a space from outside and leaves both
- * sizes as they were is met by a walk every WALK_REST_NS.
+ * (another process may share it, or a debugger change it).  CPU time is read before the walk, so what ran during it
+ *shows at the next look.  The time of a thread that runs at this moment is as of its last clock tick: it may show one
+ *tick late, and never stays hidden, as it is not what it was when the thread has run on.  Who changes a space from
+ *outside and leaves both sizes as they were is met by a walk every WALK_REST_NS.
  *
  * While nothing runs the watcher looks less often, but never later than a program
  * which wakes up at once could grow by half of what the budget may be exceeded by

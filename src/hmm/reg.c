@@ -469,7 +469,7 @@ int hmm_reg_get(struct hmm_reg_cache *c, const void *addr, size_t len, unsigned 
 	if (end <= start || end > ADDR_MOST || (flags & ~(HMM_MAP_WRITE | HMM_MAP_SYSTEM)))
 		return -EINVAL;
 	if ((c->params.flags & HMM_REG_SYNC) || !umm_space_in_sync(c->space)) {
-		rc = umm_space_sync_until(c->space, deadline_ns ? deadline_ns : UINT64_MAX);
+		rc = umm_space_sync_until(c->space, deadline_ns);
 		if (rc)
 			return rc;
 	}
@@ -495,7 +495,14 @@ int hmm_reg_get(struct hmm_reg_cache *c, const void *addr, size_t len, unsigned 
 
 bool hmm_reg_lost(const struct hmm_reg *reg)
 {
-	return atomic_load(&((const struct entry *)reg)->lost);
+	const struct entry *e = (const struct entry *)reg;
+	bool lost;
+
+	/* Not in the middle of being found mapped again, or not (unlose()). */
+	pthread_mutex_lock(&e->cache->lock);
+	lost = atomic_load(&e->lost);
+	pthread_mutex_unlock(&e->cache->lock);
+	return lost;
 }
 
 void hmm_reg_put(struct hmm_reg_cache *c, struct hmm_reg *reg)

@@ -252,8 +252,6 @@ void umm_monitor_yield(void);
 /** Called by who may be serving a fault, before it makes a thread: that has its scheduling (follow.c) for ever. */
 void umm_monitor_rise(void);
 
-/** umm_space_sync(), until @deadline_ns (UINT64_MAX: none) at most: 0 or -ETIME. */
-int umm_space_sync_until(struct umm_space *space, uint64_t deadline_ns);
 /** Is nothing that was read on its way to notifiers?  Who reads events holds the event lock until they are applied. */
 static inline bool umm_space_in_sync(struct umm_space *space)
 {

@@ -366,7 +366,7 @@ int umm_space_sync_until(struct umm_space *space, uint64_t deadline_ns)
 
 	wait_applied(space);
 	while (space->uffd >= 0 && umm_uffd_is_changing(space->uffd)) {
-		if (deadline_ns != UINT64_MAX && umm_now_ns() >= deadline_ns)
+		if (deadline_ns && umm_now_ns() >= deadline_ns)
 			return -ETIME;
 		signals_block(&old);
 		umm_space_drain(space);
@@ -379,5 +379,5 @@ int umm_space_sync_until(struct umm_space *space, uint64_t deadline_ns)
 
 void umm_space_sync(struct umm_space *space)
 {
-	umm_space_sync_until(space, UINT64_MAX);
+	umm_space_sync_until(space, 0);
 }

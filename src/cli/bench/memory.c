@@ -104,6 +104,7 @@ int bench_uffd(struct bench *b, uint64_t features, int *fd)
 	if (!ioctl(*fd, UFFDIO_API, &api))
 		return 0;
 	close(*fd);
+	*fd = -1;
 	return bench_skip(b, "this kernel's userfaultfd cannot do it (see hmm doctor)");
 }
 

@@ -6,10 +6,11 @@
  *
  * What is changed on the machine (a zram device, the swap on it, vm.page-cluster, a
  * memory cgroup) is noted in memory that a second process shares, each thing before it
- * is done.  That process, in a session of its own where no signal of the terminal's
- * comes, waits for the end of a pipe that nobody but us has open to write, and takes
- * back what is noted.  swap_end() closes the pipe and waits for it; if we die, however,
- * the kernel closes the pipe.  So there is one way back, and it is always the same.
+ * is done; but a zram device has no number before it is made.  That process, in a session of its own where no signal of
+ * the terminal's comes, waits for the end of a pipe that nobody but us has open to write, and takes back what is noted.
+ * swap_end() closes the pipe and waits for it; if we die, however, the kernel closes the pipe.  So there is one way
+ * back, and it is always the same.  It holds a lock until it has done so: who came meanwhile would note, and put back,
+ * what is ours.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -18,6 +19,7 @@
 #include <stdlib.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/swap.h>
@@ -29,7 +31,7 @@
 #include "cli/bench/bench.h"
 
 #define PAGE 4096u
-#define DISK_BYTES (4ull << 30)
+#define DISK_LEAST (4ull << 30)
 #define PRIORITY 32000
 #define TRIES 100
 #define TRY_NS 50000000l
@@ -46,8 +48,9 @@ struct swap {
 	char cluster[16];
 	bool v2;
 	char dir[64], procs[96], usage[96], dev[32], sys[64];
+	uint64_t disk; /* bytes */
 	pid_t undoer, owner;
-	int pipe;
+	int pipe, lock; /* of each of the two processes */
 };
 
 static int put(const char *path, const char *text)
@@ -116,8 +119,8 @@ static void undo(const struct swap *s)
 {
 	if (s->group)
 		empty_group(s);
-	if (s->swapping)
-		swapoff(s->dev);
+	if (s->swapping && swapoff(s->dev) && errno != EINVAL)
+		fprintf(stderr, "hmm bench: %s is still swapped to: %s\n", s->dev, strerror(errno));
 	if (s->node)
 		unlink(s->dev);
 	if (s->zram >= 0) {
@@ -173,6 +176,8 @@ void swap_end(struct swap *s)
 		while (waitpid(s->undoer, NULL, 0) < 0 && errno == EINTR)
 			;
 	}
+	if (s->lock >= 0)
+		close(s->lock);
 	munmap(s, sizeof(*s));
 }
 
@@ -205,14 +210,14 @@ static int make_group(struct bench *b, struct swap *s, uint64_t limit)
 }
 
 /* What mkswap(8) writes. */
-static int write_header(const char *dev)
+static int write_header(const char *dev, uint64_t bytes)
 {
 	struct {
 		char boot[1024];
 		uint32_t version, last_page, bad;
 		char rest[PAGE - 1024 - 12 - 10], magic[10];
 	} h = {.version = 1,
-	       .last_page = DISK_BYTES / PAGE - 1,
+	       .last_page = (uint32_t)(bytes / PAGE - 1),
 	       .magic = {'S', 'W', 'A', 'P', 'S', 'P', 'A', 'C', 'E', '2'}};
 	int fd = open(dev, O_WRONLY | O_CLOEXEC), rc = 0;
 
@@ -247,7 +252,7 @@ static int make_zram(struct bench *b, struct swap *s)
 	rc = put(path, "lz4");
 	if (rc)
 		return bench_skip(b, "zram without lz4: %s", strerror(-rc));
-	rc = put_number(s->sys, "disksize", DISK_BYTES);
+	rc = put_number(s->sys, "disksize", s->disk);
 	if (!rc && access(s->dev, F_OK)) {
 		snprintf(path, sizeof(path), "%sdev", s->sys);
 		if (get(path, text, sizeof(text)) || sscanf(text, "%u:%u", &major_nr, &minor_nr) != 2)
@@ -256,7 +261,7 @@ static int make_zram(struct bench *b, struct swap *s)
 		rc = mknod(s->dev, S_IFBLK | 0600, makedev(major_nr, minor_nr)) ? -errno : 0;
 	}
 	if (!rc)
-		rc = write_header(s->dev);
+		rc = write_header(s->dev, s->disk);
 	if (!rc) {
 		s->swapping = true;
 		if (swapon(s->dev, SWAP_FLAG_PREFER | PRIORITY))
@@ -279,8 +284,15 @@ int swap_begin(struct bench *b, uint64_t limit, struct swap **sp)
 		return bench_skip(b, "out of memory");
 	s->zram = -1;
 	s->owner = getpid();
-	rc = start_undoer(s);
-	rc = rc ? bench_skip(b, "a process to take it back: %s", strerror(-rc)) : make_group(b, s, limit);
+	s->disk = 2 * (uint64_t)b->npages * PAGE;
+	s->disk = s->disk > DISK_LEAST ? s->disk : DISK_LEAST;
+	s->lock = open(CLUSTER, O_RDONLY | O_CLOEXEC);
+	if (s->lock < 0 || flock(s->lock, LOCK_EX | LOCK_NB))
+		rc = bench_skip(b, "somebody else is at it: %s: %s", CLUSTER, strerror(errno));
+	else if ((rc = start_undoer(s)))
+		rc = bench_skip(b, "a process to take it back: %s", strerror(-rc));
+	else
+		rc = make_group(b, s, limit);
 	if (!rc)
 		rc = make_zram(b, s);
 	if (rc) {

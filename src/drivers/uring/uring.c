@@ -32,6 +32,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "hmm_uring.h"
@@ -41,6 +42,8 @@
 #define BUFFERS 1024u
 #define BUFFERS_LEAST 4u
 #define BUFFERS_MOST 16384u
+#define SYNC_NS 1000000ull           /* a hand-over waits for what changes */
+#define GET_NS 10000000ull           /* a range that does not hold still goes without */
 #define LEN_MOST ((uint64_t)1 << 30) /* the kernel's, of one buffer */
 
 /* A transfer. */
@@ -153,16 +156,29 @@ static void prepare(struct hmm_uring *u, struct job *j)
 		u->stats.plain++;
 }
 
-/* Once is enough: what a buffer was before it was the caller's has happened by now. */
+static uint64_t in_ns(uint64_t ns)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec + ns;
+}
+
+/*
+ * Once is enough: what a buffer was before it was the caller's has happened by now.
+ * Where changes do not end all goes without a registration, which is always right.
+ */
 static void before_handing_over(struct hmm_uring *u)
 {
+	bool unknown;
+
 	if (!u->queued)
 		return;
-	umm_space_sync(u->space);
+	unknown = umm_space_sync_until(u->space, in_ns(SYNC_NS)) != 0;
 	for (; u->queued; u->queued = u->queued->queued) {
 		struct job *j = u->queued;
 
-		if (!hmm_reg_lost(j->reg))
+		if (!hmm_reg_lost(j->reg) && !unknown)
 			continue;
 		hmm_reg_put(u->cache, j->reg);
 		j->reg = NULL;
@@ -215,7 +231,7 @@ static int transfer(struct hmm_uring *u, int fd, char *buf, size_t len, int64_t 
 	*j = (struct job){
 		.next = j->next, .user = user, .buf = buf, .len = len, .offset = offset, .fd = fd, .write = write};
 	/* A read writes to memory.  What cannot be registered is left to the kernel, which knows what is wrong. */
-	if (u->cache && hmm_reg_get(u->cache, buf, len, write ? 0 : HMM_MAP_WRITE, 0, &j->reg))
+	if (u->cache && hmm_reg_get(u->cache, buf, len, write ? 0 : HMM_MAP_WRITE, in_ns(GET_NS), &j->reg))
 		j->reg = NULL;
 	rc = begin(u, j);
 	if (rc) {

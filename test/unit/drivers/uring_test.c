@@ -95,10 +95,20 @@ static int setup_plain(void **state)
 	return setup_with(state, &p);
 }
 
+bool __real_hmm_reg_lost(const struct hmm_reg *reg);
+bool __wrap_hmm_reg_lost(const struct hmm_reg *reg);
+static bool lost_later;
+
+bool __wrap_hmm_reg_lost(const struct hmm_reg *reg)
+{
+	return !lost_later && __real_hmm_reg_lost(reg);
+}
+
 static int teardown(void **state)
 {
 	struct fixture *f = *state;
 
+	lost_later = false;
 	hmm_uring_close(f->u);
 	umm_hooks_set(NULL);
 	umm_space_close(f->space);
@@ -232,15 +242,6 @@ static void memory_comes_and_goes(void **state)
 	assert_true(stats(f).reg.invalidated >= 29);
 }
 
-bool __real_hmm_reg_lost(const struct hmm_reg *reg);
-bool __wrap_hmm_reg_lost(const struct hmm_reg *reg);
-static bool lost_later;
-
-bool __wrap_hmm_reg_lost(const struct hmm_reg *reg)
-{
-	return !lost_later && __real_hmm_reg_lost(reg);
-}
-
 /* Its slot is emptied, the memory is good. */
 static void lost_under_way(struct fixture *f, char value)
 {
@@ -266,6 +267,52 @@ static void lost_before_the_kernel_came_to_it(void **state)
 	lost_later = true;
 	lost_under_way(*state, 2);
 	lost_later = false;
+}
+
+/* Each of several that are handed over at once is looked at. */
+static void several_lost_before_they_were_handed_over(void **state)
+{
+	struct fixture *f = *state;
+	struct hmm_uring_stats before = stats(f);
+
+	memset(f->mem, 3, LEN);
+	memset(f->other, 3, LEN);
+	assert_int_equal(hmm_uring_write(f->u, f->fd, f->mem, LEN, 0, f), 0);
+	assert_int_equal(hmm_uring_write(f->u, f->fd, f->other, LEN, 0, f), 0);
+	assert_int_equal(mprotect(f->mem, LEN, PROT_READ), 0); /* the first one only */
+	assert_int_equal(finish(f, f), LEN);
+	assert_int_equal(finish(f, f), LEN);
+	assert_file(f, 3);
+	assert_int_equal(stats(f).again, before.again + 1);
+	assert_int_equal(stats(f).fixed, before.fixed + 1);
+	assert_int_equal(mprotect(f->mem, LEN, PROT_READ | PROT_WRITE), 0);
+}
+
+bool __real_umm_uffd_is_changing(int uffd);
+bool __wrap_umm_uffd_is_changing(int uffd);
+static _Atomic bool changes_without_end;
+
+bool __wrap_umm_uffd_is_changing(int uffd)
+{
+	return atomic_load(&changes_without_end) || __real_umm_uffd_is_changing(uffd);
+}
+
+/* Nobody waits for that to end, and what may be another's by now is not used. */
+static void handed_over_while_something_changes_without_end(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t fixed;
+
+	memset(f->mem, 4, LEN);
+	assert_int_equal(send_all(f, f->mem), LEN);
+	fixed = stats(f).fixed;
+	atomic_store(&changes_without_end, true);
+	assert_int_equal(send_all(f, f->mem), LEN);
+	atomic_store(&changes_without_end, false);
+	assert_file(f, 4);
+	assert_int_equal(stats(f).fixed, fixed);
+	assert_int_equal(send_all(f, f->mem), LEN);
+	assert_int_equal(stats(f).fixed, fixed + 1);
 }
 
 static void few_slots(void **state)
@@ -484,6 +531,8 @@ int main(void)
 		T_(what_is_wrong_the_kernel_says),
 		T_(memory_comes_and_goes),
 		T_(lost_before_it_was_handed_over),
+		T_(several_lost_before_they_were_handed_over),
+		T_(handed_over_while_something_changes_without_end),
 		T_(lost_before_the_kernel_came_to_it),
 		cmocka_unit_test_setup_teardown(few_slots, setup_small, teardown),
 		T_(registered_over_a_fork),
