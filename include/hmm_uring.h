@@ -83,7 +83,7 @@ void hmm_uring_close(struct hmm_uring *u);
  * @offset: bytes, in the file; -1: where @fd stands.
  * @user: comes back in hmm_uring_done.
  *
- * Handed to the kernel by hmm_uring_wait(), or when the ring is full.  A bad @buf
+ * Handed to the kernel by hmm_uring_wait().  A bad @buf
  * is told by the transfer, -EFAULT.  What else io_uring_enter() has to say comes
  * through as it is.
  *

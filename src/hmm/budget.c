@@ -18,8 +18,9 @@
  *   arm	at 15/16 of the budget everything is registered, so that growth
  *		shows as faults, which can be held back.  Before: nothing at all.
  *		Of many spaces that grow fast some sooner, but not below half.
- *		Of a space with an agent from its start on nothing is moved before the walk that arms it got to
- *		the end, and until then it is not taken for one that cannot give:
+ *		Of a space with an agent from its start on nothing is moved before
+ *		the walk that arms it got to the end, and until then it is not
+ *		taken for one that cannot give:
  *		to read the marks of its mappings takes longer than to register
  *		all of them, and keeps who would from it.
  *   high	above it pages are moved out, down to low
@@ -36,10 +37,11 @@
  * through at each look, for what has been mapped since.  Not of a space in which
  * nothing has run since the last walk began that left nothing to be done: the CPU
  * time of its process is what it was, and so is what it has mapped and resident
- * (another process may share it, or a debugger change it).  CPU time is read before the walk, so what ran during it
- *shows at the next look.  The time of a thread that runs at this moment is as of its last clock tick: it may show one
- *tick late, and never stays hidden, as it is not what it was when the thread has run on.  Who changes a space from
- *outside and leaves both sizes as they were is met by a walk every WALK_REST_NS.
+ * (another process may share it, or a debugger change it).  CPU time is read before the
+ * walk, so what ran during it shows at the next look.  The time of a thread that runs at
+ * this moment is as of its last clock tick: it may show one tick late, and never stays
+ * hidden, as it is not what it was when the thread has run on.  Who changes a space from
+ * outside and leaves both sizes as they were is met by a walk every WALK_REST_NS.
  *
  * While nothing runs the watcher looks less often, but never later than a program
  * which wakes up at once could grow by half of what the budget may be exceeded by

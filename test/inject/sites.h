@@ -79,7 +79,6 @@ static const struct inject_known inject_chance[] = {
 	{"hmm/block.c *", "huge pages are not to be had everywhere"},
 	{"drivers/dmirror/dmirror.c huge_to_device *", "huge pages are not to be had everywhere"},
 	{"drivers/dmirror/dmirror.c is_huge *", "huge pages are not to be had everywhere"},
-	{"drivers/uring/uring.c submit io_uring_submit", "its queue is full"},
 	{0},
 };
 

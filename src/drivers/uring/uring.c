@@ -188,28 +188,12 @@ static void before_handing_over(struct hmm_uring *u)
 	}
 }
 
-static int submit(struct hmm_uring *u)
-{
-	int rc;
-
-	before_handing_over(u);
-	rc = io_uring_submit(&u->ring);
-	return rc < 0 ? rc : 0;
-}
-
 static int begin(struct hmm_uring *u, struct job *j)
 {
 	struct io_uring_sqe *sqe = io_uring_get_sqe(&u->ring);
-	int rc;
 
-	if (!sqe) {
-		rc = submit(u);
-		if (rc)
-			return rc;
-		sqe = io_uring_get_sqe(&u->ring);
-		if (!sqe)
-			return -EAGAIN;
-	}
+	if (!sqe) /* the ring has room for as many as there are jobs */
+		return -EAGAIN;
 	j->sqe = sqe;
 	prepare(u, j);
 	if (j->reg) {
