@@ -228,9 +228,15 @@ static bool enter(struct file_xfer *x, unsigned wait)
 	return (rc == -EAGAIN || rc == -EBUSY) && x->reaped < x->submitted;
 }
 
+/* What somebody waits for and is one request is sooner there by a call that sleeps until then. */
+static bool through_ring(const struct file_xfer *x)
+{
+	return x->have_ring && (x->write || x->nr_req > 1);
+}
+
 void file_xfer_submit(struct file_xfer *x)
 {
-	if (!x->have_ring)
+	if (!through_ring(x))
 		return;
 	queue(x);
 	/* A failure shows again, and is dealt with, in file_xfer_wait(). */
@@ -241,7 +247,7 @@ void file_xfer_wait(struct file_xfer *x)
 {
 	unsigned done = 0;
 
-	if (x->have_ring) {
+	if (through_ring(x)) {
 		while (x->reaped < x->nr_req) {
 			queue(x);
 			if (!enter(x, 1)) {
