@@ -15,7 +15,9 @@
 #define LONG_NS 60000000000ull
 #define MOMENT_NS 300000000ull
 #define LOOKS_MEANWHILE 8u
-#define PIDS 3u
+#define PIDS (HMM_ASLEEP_THREADS + 1)
+#define SLEEPERS 3u
+#define STACK_SIZE 16384u
 #define MUCH (64u << 20)
 
 static struct tree {
@@ -36,18 +38,23 @@ static struct tree {
 } tree;
 
 /* As it does only where it waits for its byte. */
-static bool sleeps(pid_t pid)
+static bool thread_sleeps(pid_t pid, pid_t tid)
 {
 	char path[64], stat[128] = "", *at;
 	int fd;
 
-	snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", (int)pid, (int)tid);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	assert_true(fd >= 0);
 	assert_true(read(fd, stat, sizeof(stat) - 1) > 0);
 	close(fd);
 	at = strrchr(stat, ')');
 	return at && at[1] == ' ' && at[2] == 'S';
+}
+
+static bool sleeps(pid_t pid)
+{
+	return thread_sleeps(pid, pid);
 }
 
 static pid_t child_new(int *go)
@@ -230,9 +237,9 @@ static void without_descriptors_none_is_armed(void **state)
 	struct hmm *h = begin();
 	unsigned before = descriptors();
 
-	for (unsigned i = 0; i < PIDS; i++)
+	for (unsigned i = 0; i < 3; i++)
 		tree.pid[i] = tree.child;
-	tree.n = PIDS;
+	tree.n = 3;
 	assert_int_equal(getrlimit(RLIMIT_NOFILE, &was), 0);
 	none = was;
 	/* A clock for the first, and what it takes to look at the second, but no more. */
@@ -249,6 +256,188 @@ static void without_descriptors_none_is_armed(void **state)
 	assert_int_equal(atomic_load(&h->asleep.state), HMM_ASLEEP_IDLE);
 	assert_int_equal(atomic_load(&h->asleep.rest), 1);
 	assert_int_equal(descriptors(), before);
+	finish(h);
+}
+
+/* ------------------------------------------------------------- a process of threads */
+
+/* What a process of several threads and the test share. */
+struct sleepers {
+	pid_t tid[SLEEPERS], made;
+	int go[SLEEPERS][2]; /* where each waits for a byte */
+	bool makes;          /* who gets one makes somebody who runs, and waits again */
+	bool a_thread;       /* of its own process */
+};
+
+/* Each such process has its own. */
+static char sleepers_stack[SLEEPERS + 1][STACK_SIZE] __attribute__((aligned(64)));
+
+struct sleeper {
+	struct sleepers *s;
+	unsigned i;
+};
+
+static int run_on(void *arg)
+{
+	(void)arg;
+	for (volatile bool spin = true; spin;)
+		;
+	return 0;
+}
+
+static int sleep_on(void *arg)
+{
+	const struct sleeper *self = arg;
+	struct sleepers *s = self->s;
+	char byte;
+
+	while (read(s->go[self->i][0], &byte, 1) == 1) {
+		if (!s->makes)
+			return run_on(NULL);
+		if (clone(run_on, sleepers_stack[SLEEPERS] + STACK_SIZE,
+			  CLONE_VM | CLONE_PARENT_SETTID |
+				  (s->a_thread ? CLONE_SIGHAND | CLONE_THREAD : CLONE_PARENT | SIGCHLD),
+			  NULL, &s->made) < 0)
+			break;
+	}
+	_exit(1);
+}
+
+/* Without libc's threads: what they would take from malloc may be somebody's where this is forked. */
+static pid_t sleepers_new(struct sleepers *s, unsigned n)
+{
+	pid_t pid;
+
+	for (unsigned i = 0; i < n; i++) {
+		assert_int_equal(pipe(s->go[i]), 0);
+		s->tid[i] = 0;
+	}
+	s->made = 0;
+	pid = raw_fork();
+	if (!pid) {
+		struct sleeper self[SLEEPERS];
+
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		for (unsigned i = 0; i < n; i++)
+			self[i] = (struct sleeper){s, i};
+		for (unsigned i = 1; i < n; i++)
+			if (clone(sleep_on, sleepers_stack[i] + STACK_SIZE,
+				  CLONE_VM | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_PARENT_SETTID, &self[i],
+				  &s->tid[i]) < 0)
+				_exit(1);
+		sleep_on(&self[0]);
+	}
+	assert_true(pid > 0);
+	s->tid[0] = pid;
+	for (unsigned i = 0; i < n; i++)
+		while (!*(volatile pid_t *)&s->tid[i] || !thread_sleeps(pid, s->tid[i]))
+			sched_yield();
+	return pid;
+}
+
+static void sleepers_end(struct sleepers *s, unsigned n, pid_t pid)
+{
+	if (s->made && !s->a_thread) { /* a child of the test's */
+		kill(s->made, SIGKILL);
+		assert_int_equal(waitpid(s->made, NULL, 0), s->made);
+	}
+	kill(pid, SIGKILL);
+	assert_int_equal(waitpid(pid, NULL, 0), pid);
+	for (unsigned i = 0; i < n; i++) {
+		close(s->go[i][0]);
+		close(s->go[i][1]);
+	}
+}
+
+static struct sleepers *sleepers_map(void)
+{
+	struct sleepers *s = mmap(NULL, sizeof(*s), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	assert_true(s != MAP_FAILED);
+	memset(s, 0, sizeof(*s));
+	return s;
+}
+
+static void fall_asleep(struct hmm *h)
+{
+	assert_int_equal(atomic_load(&h->asleep.state), HMM_ASLEEP_ARMED);
+	assert_false(hmm_asleep_armed(h));
+	assert_true(hmm_asleep_armed(h));
+	assert_true(hmm_asleep_wait(h, MOMENT_NS));
+}
+
+/* Whichever it is: the watcher sleeps on none of them. */
+static void each_thread_has_a_clock(void **state)
+{
+	struct hmm *h = begin();
+	struct sleepers *s = sleepers_map();
+
+	for (unsigned i = 0; i < SLEEPERS; i++) {
+		tree.pid[0] = sleepers_new(s, SLEEPERS);
+		assert_true(hmm_asleep_ask(h, HMM_ASLEEP_LOOKS));
+		hmm_asleep_arm(h);
+		may_have_clocks(h);
+		assert_int_equal(h->asleep.n, SLEEPERS);
+		fall_asleep(h);
+		assert_int_equal(write(s->go[i][1], "", 1), 1);
+		assert_false(hmm_asleep_wait(h, LONG_NS));
+		hmm_asleep_disarm(h);
+		sleepers_end(s, SLEEPERS, tree.pid[0]);
+	}
+	munmap(s, sizeof(*s));
+	finish(h);
+}
+
+/* What has no clock of its own, as it was not there yet, has that of who made it. */
+static void who_is_made_meanwhile_has_a_clock(void **state)
+{
+	struct hmm *h = begin();
+	struct sleepers *s = sleepers_map();
+
+	s->makes = true;
+	for (unsigned i = 0; i < 2; i++) {
+		s->a_thread = i;
+		tree.pid[0] = sleepers_new(s, 1);
+		assert_true(hmm_asleep_ask(h, HMM_ASLEEP_LOOKS));
+		hmm_asleep_arm(h);
+		may_have_clocks(h);
+		fall_asleep(h);
+		assert_int_equal(write(s->go[0][1], "", 1), 1);
+		while (!*(volatile pid_t *)&s->made || !thread_sleeps(tree.pid[0], tree.pid[0]))
+			sched_yield();
+		/* What its own clock told, it told before it slept again. */
+		hmm_asleep_wait(h, 0);
+		assert_false(hmm_asleep_wait(h, LONG_NS));
+		hmm_asleep_disarm(h);
+		sleepers_end(s, 1, tree.pid[0]);
+	}
+	munmap(s, sizeof(*s));
+	finish(h);
+}
+
+/* A tree of more threads than there are clocks is looked at by the clock: no part of it has some. */
+static void very_many_threads_are_not_armed(void **state)
+{
+	struct hmm *h = begin();
+	unsigned before = descriptors();
+
+	for (unsigned i = 0; i < PIDS; i++)
+		tree.pid[i] = tree.child;
+	tree.n = HMM_ASLEEP_THREADS + 1;
+	assert_true(hmm_asleep_ask(h, HMM_ASLEEP_LOOKS));
+	hmm_asleep_arm(h);
+	may_have_clocks(h);
+	assert_int_equal(tree.asked, HMM_ASLEEP_THREADS + 1);
+	assert_int_equal(atomic_load(&h->asleep.state), HMM_ASLEEP_IDLE);
+	assert_int_equal(atomic_load(&h->asleep.rest), 1);
+	assert_int_equal(h->asleep.n, 0);
+	assert_int_equal(descriptors(), before);
+	/* One less is armed. */
+	tree.n = HMM_ASLEEP_THREADS;
+	assert_true(hmm_asleep_ask(h, HMM_ASLEEP_LOOKS << 1));
+	hmm_asleep_arm(h);
+	assert_int_equal(atomic_load(&h->asleep.state), HMM_ASLEEP_ARMED);
+	assert_int_equal(h->asleep.n, HMM_ASLEEP_THREADS);
 	finish(h);
 }
 
@@ -350,6 +539,9 @@ int main(void)
 		cmocka_unit_test(who_wakes_up_is_told_of),
 		cmocka_unit_test(all_are_armed_or_none),
 		cmocka_unit_test(without_descriptors_none_is_armed),
+		cmocka_unit_test(each_thread_has_a_clock),
+		cmocka_unit_test(who_is_made_meanwhile_has_a_clock),
+		cmocka_unit_test(very_many_threads_are_not_armed),
 		cmocka_unit_test(nobody_found_is_not_all_armed),
 		cmocka_unit_test(work_ends_the_arming),
 		cmocka_unit_test(while_it_is_armed_the_watcher_keeps_off),
