@@ -8,8 +8,8 @@ the agent or the library in the program, with the first occurrence failing;
 --full: of the engine as well, and other occurrences, and all of them; --scenario: of
 one only; --part: the Kth of N parts of these.  Each run must end in one of these
 ways: all is right; a call of the program was refused with an errno; hmm run refused,
-with a line; SIGBUS or SIGKILL, with a line that says why.  Nothing may be left
-running.  The clock decides nothing but that a run hangs.
+with a line; SIGBUS or SIGKILL, with a line that says why, of the process that died of it.
+Nothing may be left running.  The clock decides nothing but that a run hangs.
 """
 import errno
 import fnmatch
@@ -155,6 +155,42 @@ class Server:
         return rc == 0 or refused, f"\nserver: status {rc}: {said}"
 
 
+def who_died(path):
+    """(the program, its child that it died for) as the victim wrote them; 0: not known, or nobody."""
+    program = child = 0
+    try:
+        with open(path) as f:
+            for line in f:
+                what, pid = line.split()
+                program, child = (int(pid), child) if what == "program" else (program, int(pid))
+    except (OSError, ValueError):
+        pass
+    return program, child
+
+
+def says_why(said, sig, program, child):
+    """Does a line say why @sig ended @child of @program; or, where there is no @child, @program itself?
+
+    What is said of a child excuses nobody else.  Of who has not signed on the number is not known: 0.  What a
+    process has lost it has lost to children that it makes then, too: so they may die of what is said of it.
+    """
+    own = {str(program)} if program else set()
+    if child:
+        own |= {str(child), "0"}
+    for line in said.splitlines():
+        if not re.search(r"^hmm: .* (is|are) lost" if sig == signal.SIGBUS else r"^hmm( run)?: .*(kill|died)", line):
+            continue
+        about = re.search(r"\bprocess (\d+)", line)
+        of_child = re.search(r"\bforked child of process|\blost to (the child|it)\b", line)
+        if not about:
+            return True  # of all of them
+        if of_child and child and about[1] == str(program):
+            return True
+        if not of_child and (about[1] in own or not program):
+            return True
+    return False
+
+
 def run(build, plan, scenario, name=None, nth=1, count=1, err=0):
     """(how it ended or None, text, fired, hits of the site)"""
     args, always = SCENARIOS[scenario]
@@ -169,6 +205,9 @@ def run(build, plan, scenario, name=None, nth=1, count=1, err=0):
     failing = {"HMM_INJECT": plan.file.name}
     env = dict(os.environ, HMM_INJECT_RUN=plan.file.name, **(failing if scenario != SERVED else {}))
     mark = ("HMM_INJECT_RUN=" + plan.file.name).encode()
+    pids = plan.file.name + ".pids"
+    if os.path.exists(pids):
+        os.unlink(pids)
     at = os.path.join(build, "test/inject")
     server = port = None
     if any("{port}" in a for a in args):
@@ -225,10 +264,8 @@ def run(build, plan, scenario, name=None, nth=1, count=1, err=0):
         end = text.strip()
     elif status in (125, 126, 127) and re.search(r"^hmm( run)?: .", said, re.M):
         end = "hmm run refused"
-    elif status == -signal.SIGBUS and re.search(r"^hmm: .* (is|are) lost", said, re.M):
-        end = "SIGBUS"
-    elif status == -signal.SIGKILL and re.search(r"^hmm( run)?: .*(kill|died)", said, re.M):
-        end = "killed"
+    elif status in (-signal.SIGBUS, -signal.SIGKILL) and says_why(said, -status, *who_died(pids)):
+        end = "SIGBUS" if status == -signal.SIGBUS else "killed"
     return end, f"status {status}: {text.strip()}\n{said}{server_said}", fired, hits, stats
 
 
@@ -317,8 +354,9 @@ def main():
           f" {len(fired_at)} made to fail, {len(silent)} of these without a trace in what was said")
     for plan in plans:
         os.unlink(plan.script.name)
-        if os.path.exists(plan.file.name + ".stats"):
-            os.unlink(plan.file.name + ".stats")
+        for path in plan.file.name + ".stats", plan.file.name + ".pids":
+            if os.path.exists(path):
+                os.unlink(path)
     sys.exit(1 if bad else 0)
 
 

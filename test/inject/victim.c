@@ -54,6 +54,23 @@ static void *thread_main(void *arg)
 	return NULL;
 }
 
+/* For who judges: of whom a line must be. */
+static void note(const char *what, pid_t pid)
+{
+	const char *run = getenv("HMM_INJECT_RUN");
+	char path[256], text[64];
+	int fd;
+
+	if (!run)
+		return;
+	snprintf(path, sizeof(path), "%s.pids", run);
+	fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+	if (fd < 0)
+		return;
+	(void)!write(fd, text, (size_t)snprintf(text, sizeof(text), "%s %d\n", what, (int)pid));
+	close(fd);
+}
+
 static int reap(pid_t pid)
 {
 	int status;
@@ -63,7 +80,8 @@ static int reap(pid_t pid)
 	if (waitpid(pid, &status, 0) != pid)
 		refused("waitpid");
 	if (WIFSIGNALED(status)) {
-		/* As it died so do we: of SIGBUS there must be a line, of SIGKILL too. */
+		/* As it died so do we: of SIGBUS there must be a line, of SIGKILL too, and it must be of that child. */
+		note("child", pid);
 		signal(WTERMSIG(status), SIG_DFL);
 		kill(getpid(), WTERMSIG(status));
 	}
@@ -114,6 +132,7 @@ int main(int argc, char **argv)
 		return 0;
 	if (argc > 1 && !strcmp(argv[1], "no-raw")) /* a raw fork has nothing of what is managed then */
 		raw = false;
+	note("program", getpid());
 	many = many_new();
 	p = mmap(NULL, PAGES * V_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (p == MAP_FAILED)
