@@ -7,11 +7,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "umm/clock.h"
 #include "umm/internal.h"
+
+#define YIELDS 16u /* of who waits for a change, before it sleeps in between */
 
 static int proc_open(pid_t pid, const char *what)
 {
@@ -362,6 +365,7 @@ static void wait_applied(struct umm_space *space)
  */
 int umm_space_sync_until(struct umm_space *space, uint64_t deadline_ns)
 {
+	unsigned tries = 0;
 	sigset_t old;
 
 	wait_applied(space);
@@ -371,7 +375,15 @@ int umm_space_sync_until(struct umm_space *space, uint64_t deadline_ns)
 		signals_block(&old);
 		umm_space_drain(space);
 		signals_restore(&old);
-		sched_yield(); /* who changes must run before the kernel says that it is over */
+		/*
+		 * Who changes must run before the kernel says that it is over.  A caller of real-time priority
+		 * yields to nobody below it; who changes may be bound to its CPU.  Not libc's nanosleep(), in
+		 * which a thread can be cancelled.
+		 */
+		if (tries++ < YIELDS)
+			sched_yield();
+		else
+			syscall(SYS_nanosleep, &(struct timespec){.tv_nsec = 50000}, NULL);
 	}
 	wait_applied(space);
 	return 0;
