@@ -300,6 +300,30 @@ bool __wrap_umm_uffd_is_changing(int uffd)
 	return atomic_load(&changes_without_end) || __real_umm_uffd_is_changing(uffd);
 }
 
+/*
+ * What a registration is given to be had, and changes to end, is more than a machine takes that has nothing else to
+ * do.  Here it is as much as any takes; where something does not end it is as it is.
+ */
+#define PATIENCE_NS (atomic_load(&changes_without_end) ? 0 : 60000000000ull)
+
+int __real_hmm_reg_get(struct hmm_reg_cache *c, const void *addr, size_t len, unsigned flags, uint64_t deadline_ns,
+		       struct hmm_reg **regp);
+int __wrap_hmm_reg_get(struct hmm_reg_cache *c, const void *addr, size_t len, unsigned flags, uint64_t deadline_ns,
+		       struct hmm_reg **regp);
+int __real_umm_space_sync_until(struct umm_space *space, uint64_t deadline_ns);
+int __wrap_umm_space_sync_until(struct umm_space *space, uint64_t deadline_ns);
+
+int __wrap_hmm_reg_get(struct hmm_reg_cache *c, const void *addr, size_t len, unsigned flags, uint64_t deadline_ns,
+		       struct hmm_reg **regp)
+{
+	return __real_hmm_reg_get(c, addr, len, flags, deadline_ns + PATIENCE_NS, regp);
+}
+
+int __wrap_umm_space_sync_until(struct umm_space *space, uint64_t deadline_ns)
+{
+	return __real_umm_space_sync_until(space, deadline_ns ? deadline_ns + PATIENCE_NS : 0);
+}
+
 /* Nobody waits for that to end, and what may be another's by now is not used. */
 static void handed_over_while_something_changes_without_end(void **state)
 {
