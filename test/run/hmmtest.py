@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 
 SKIP = 77
 PR_SET_CHILD_SUBREAPER = 36
@@ -249,9 +250,12 @@ def main_of(*tests):
             continue
         try:
             t(h)
-            print("ok", t.__name__)
+            print("ok", t.__name__, flush=True)
         except Failed as e:
-            print("FAILED", t.__name__, e)
+            print("FAILED", t.__name__, e, flush=True)
+            bad += 1
+        except Exception:  # the driver's own fault, which is to be told of where the rest is, and ends no other test
+            print("FAILED", t.__name__, traceback.format_exc(), flush=True)
             bad += 1
         finally:
             kill_all(descendants())

@@ -19,7 +19,7 @@ import tempfile
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from hmmtest import Failed, comm, descendants, main_of, skip  # noqa: E402
+from hmmtest import Failed, comm, descendants, dump, main_of, skip  # noqa: E402
 
 SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../../bench/run")
 LONG = os.environ.get("HMM_TEST_LONG") == "1" and os.geteuid() == 0
@@ -337,6 +337,7 @@ def until(cond, what, status=None):
     end = time.monotonic() + 120
     while not cond():
         if time.monotonic() > end:
+            dump(descendants())
             raise Failed(what)
         try:
             while status is not None:
@@ -349,6 +350,14 @@ def until(cond, what, status=None):
         time.sleep(.01)
 
 
+def session(pid):
+    """Of a process that may end at any time: None when it has."""
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return None
+
+
 def ended_by(h, sig, args, begun):
     """It is ended by @sig when @begun is so; what it ran is ended with it, and does not just come to its end."""
     def end():
@@ -356,9 +365,10 @@ def ended_by(h, sig, args, begun):
                              stdout=subprocess.DEVNULL)
         until(begun, f"{args}: it does not begin")
         # Not who takes back what was changed, which has a session of its own.
-        runs = [q for q in descendants(p.pid) if comm(q) == "hmm" and os.getsid(q) == os.getsid(0)]
+        runs = [q for q in descendants(p.pid) if comm(q) == "hmm" and session(q) == os.getsid(0)]
         p.send_signal(sig)
-        if p.wait() != -sig:
+        until(lambda: p.poll() is not None, f"{args}: not ended by {sig}")
+        if p.returncode != -sig:
             raise Failed(f"{args}: ended by {sig}, status {p.returncode}")
         status = {}
         until(lambda: not descendants(), f"{args}: something stays behind", status)
