@@ -20,6 +20,8 @@
 
 #define PLACES 40u
 #define LEN (4 * UMM_PAGE)
+#define READ_MAX 32u  /* as monitor.c reads at a time */
+#define READ_ROOM 96u /* and keeps */
 
 static struct {
 	struct umm_space *space;
@@ -27,6 +29,8 @@ static struct {
 	int tell;
 	char at[PLACES + 1]; /* ' ': nothing is mapped there */
 	struct uffd_msg late;
+	bool looks_behind;
+	unsigned behind;  /* how many it found there */
 	int asked, after; /* the kernel is asked whether a change is under way: @late comes after so many times; 0:
 			     never */
 } W;
@@ -75,6 +79,11 @@ static bool mapped(void *priv, uint64_t start, uint64_t end)
 
 static void change(void *priv, const struct umm_change *c)
 {
+	if (W.looks_behind) { /* as who applies a fork does, to the end */
+		W.looks_behind = false;
+		while (umm_space_event_behind(W.space, &W.behind))
+			;
+	}
 	if (c->event == UMM_EVENT_REMAP)
 		W.at[place_of(c->new_start)] = W.at[place_of(c->start)];
 	W.at[place_of(c->start)] = ' ';
@@ -173,6 +182,23 @@ static void far_too_many(void **state)
 	assert_memory_equal(W.at, "b c   ", 6);
 }
 
+/*
+ * Who looks at what comes behind reads it, but not until there is no room left for what was made before: else the last
+ * one that it has read would be applied too early.
+ */
+static void room_is_left_for_what_is_read_behind(void **state)
+{
+	struct uffd_msg m[READ_ROOM + 1];
+
+	for (unsigned i = 0; i < READ_ROOM - 1; i++)
+		m[i] = unmap(5 + i % 30);
+	m[READ_ROOM - 1] = remap(1, 0);
+	m[READ_ROOM] = unmap(0);
+	W.looks_behind = true;
+	told(m, READ_ROOM + 1, "b c   ");
+	assert_true(W.behind >= READ_MAX); /* more than what had been read */
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -185,6 +211,7 @@ int main(void)
 		TEST(nothing_on_its_way),
 		TEST(a_circle),
 		TEST(far_too_many),
+		TEST(room_is_left_for_what_is_read_behind),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
