@@ -14,6 +14,7 @@
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -563,6 +564,43 @@ bool __real_hmm_range_mapped(struct hmm_range *range, uint64_t start, uint64_t e
 bool __wrap_hmm_range_mapped(struct hmm_range *range, uint64_t start, uint64_t end, bool write);
 static struct umm_space *changes;
 
+/* A thread that asks whether what it has is lost. */
+static struct asker {
+	struct hmm_reg *reg; /* NULL: nobody asks */
+	pthread_t thread;
+	_Atomic pid_t tid; /* it asks now */
+	atomic_bool answered, lost;
+} asker;
+
+static void *ask_main(void *arg)
+{
+	struct asker *a = arg;
+
+	atomic_store(&a->tid, (pid_t)sys0(SYS_gettid));
+	atomic_store(&a->lost, hmm_reg_lost(a->reg));
+	atomic_store(&a->answered, true);
+	return NULL;
+}
+
+/* Returns when it has its answer, or sleeps before it. */
+static void somebody_asks(struct asker *a)
+{
+	char path[64], state[64];
+
+	assert_int_equal(pthread_create(&a->thread, NULL, ask_main, a), 0);
+	while (!atomic_load(&a->tid))
+		sched_yield();
+	snprintf(path, sizeof(path), "/proc/self/task/%d/stat", (int)atomic_load(&a->tid));
+	do {
+		int fd = open(path, O_RDONLY | O_CLOEXEC);
+		ssize_t n = fd < 0 ? 0 : read(fd, state, sizeof(state) - 1);
+
+		if (fd >= 0)
+			close(fd);
+		state[n > 0 ? n : 0] = 0;
+	} while (!atomic_load(&a->answered) && !strstr(state, ") S "));
+}
+
 /* Once, where it is said: a change before somebody looks whether it is mapped. */
 bool __wrap_hmm_range_mapped(struct hmm_range *range, uint64_t start, uint64_t end, bool write)
 {
@@ -570,6 +608,8 @@ bool __wrap_hmm_range_mapped(struct hmm_range *range, uint64_t start, uint64_t e
 	struct umm_space *space = changes;
 
 	changes = NULL;
+	if (space && asker.reg)
+		somebody_asks(&asker);
 	if (space) {
 		umm_invalidate_begin(space, &c);
 		umm_invalidate_end(space, &c);
@@ -597,6 +637,30 @@ static void lost_while_had_again(void **state)
 	assert_int_equal(stats(f).lost, 0);
 	get_put(f, 0, 4);
 	assert_int_equal(stats(f).lost, 0);
+}
+
+/* Who has it, and asks while it is looked at whether it can be had again, is not told that it is good before it is. */
+static void lost_is_not_good_in_between(void **state)
+{
+	struct fixture *f = *state;
+	struct hmm_reg *reg = get(f, 0, 4, 0);
+	struct umm_change c = {.event = UMM_EVENT_CLEAR,
+			       .start = (uintptr_t)f->mem,
+			       .end = (uintptr_t)f->mem + PAGE,
+			       .blockable = true};
+
+	assert_int_equal(umm_invalidate_begin(f->space, &c), 0);
+	umm_invalidate_end(f->space, &c);
+	assert_true(hmm_reg_lost(reg));
+	asker.reg = reg;
+	changes = f->space;
+	get_put(f, 0, 4);
+	assert_null(changes);
+	pthread_join(asker.thread, NULL);
+	asker.reg = NULL;
+	assert_true(atomic_load(&asker.lost));
+	assert_true(hmm_reg_lost(reg));
+	hmm_reg_put(f->c, reg);
 }
 
 /* Registered for reading, and written to by the program: there must be no other page then. */
@@ -819,6 +883,7 @@ int main(void)
 		T_(a_child_is_served_nothing),
 		T_(lost_and_had_again),
 		T_(lost_while_had_again),
+		T_(lost_is_not_good_in_between),
 		T_(what_is_read_only_by_chance),
 		T_(what_is_mapped_is_watched),
 		T_(registered_while_being_dropped),
