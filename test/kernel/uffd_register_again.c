@@ -56,6 +56,7 @@ int main(void)
 	CHECK(count(uffd, p) == MAPPINGS, "all are registered (%u)", count(uffd, p));
 	CHECK(all_bytes(p, PAGE, 'x'), "the contents are what they were");
 	CHECK(actor_asleep(&a), "who waits for a page goes on waiting");
+	CHECK(uffd_quiet(uffd), "and was not woken to ask for it again");
 	CHECK(!uffd_fill(uffd, p + 2 * PAGE, 'y'), "COPY works");
 	actor_join(&a);
 	CHECK(p[2 * PAGE] == 'w' && p[2 * PAGE + 1] == 'y', "and gets it");
