@@ -412,6 +412,80 @@ static void fork_raw(void **state)
 	a_child_has_its_own(*state, true);
 }
 
+static sigjmp_buf bus_jump;
+
+static void on_bus(int sig)
+{
+	siglongjmp(bus_jump, sig);
+}
+
+/* All before page @first is right, and what comes then gets SIGBUS.  0, or 1 and a bit for what is not so. */
+static int lost_from(const char *mem, unsigned first, unsigned seed)
+{
+	struct sigaction sa = {.sa_handler = on_bus, .sa_flags = SA_NODEFER};
+	volatile int wrong = 0;
+
+	sigaction(SIGBUS, &sa, NULL);
+	for (volatile unsigned i = 0; i < NR; i++) {
+		if (sigsetjmp(bus_jump, 1)) {
+			wrong |= i < first ? 3 : 0;
+			continue;
+		}
+		if (((const volatile uint64_t *)mem)[i * (PAGE / 8)] != i * (PAGE / 8) * 2654435761u + seed)
+			wrong |= 5;
+		wrong |= i >= first ? 9 : 0;
+	}
+	return wrong;
+}
+
+/* glibc's, which who calls fork() holds until its event has been read. */
+void _IO_list_lock(void) __attribute__((weak));
+void _IO_list_unlock(void) __attribute__((weak));
+
+/*
+ * What the device cannot give to a child is lost to the child, and to nobody else, and one line says so.  That takes no
+ * lock of stdio's: some other thread may be in fork(), and be waiting for who says it.
+ */
+static void what_a_child_cannot_be_given(void **state)
+{
+	struct fixture *f = *state;
+	unsigned first = NR - 10;
+	char want[256], said[512] = "";
+	int lines = memfd_create("lines", MFD_CLOEXEC), was = dup(STDERR_FILENO), status;
+	uint64_t moved;
+	pid_t pid, rc;
+
+	fill(f, 11);
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev[0]->dev, f->addr, f->addr + SIZE, NULL, &moved), 0);
+	assert_int_equal(moved, NR);
+	f->dev[0]->fail_from = first;
+	f->dev[0]->fail_out = -EIO;
+	assert_int_equal(dup2(lines, STDERR_FILENO), STDERR_FILENO);
+	flockfile(stderr);
+	if (_IO_list_lock)
+		_IO_list_lock();
+	pid = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+	if (!pid)
+		_exit(lost_from(f->mem, first, 11));
+	rc = waitpid(pid, &status, 0);
+	if (_IO_list_unlock)
+		_IO_list_unlock();
+	funlockfile(stderr);
+	dup2(was, STDERR_FILENO);
+	close(was);
+	f->dev[0]->fail_out = 0;
+	assert_int_equal(rc, pid);
+	assert_int_equal(status, 0);
+	assert_true(pread(lines, said, sizeof(said) - 1, 0) > 0);
+	close(lines);
+	snprintf(want, sizeof(want),
+		 "hmm: pages of a forked child of process %d are lost to it, the first one is %#lx: device fake could"
+		 " not read them; an access gets SIGBUS\n",
+		 (int)getpid(), (unsigned long)(f->addr + first * PAGE));
+	assert_string_equal(said, want);
+	assert_filled(f->mem, SIZE, 11, 0);
+}
+
 static void a_shared_page_moves_without_the_other(void **state)
 {
 	struct fixture *f = *state;
@@ -1060,6 +1134,7 @@ int main(int argc, char **argv)
 		T(contents_dropped_a_moment_ago_can_move),
 		T(fork_by_libc),
 		T(fork_raw),
+		T(what_a_child_cannot_be_given),
 		T(a_shared_page_moves_without_the_other),
 		T(coherent_pages_stay_mapped),
 		T(a_coherent_device_with_a_node),
