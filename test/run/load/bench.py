@@ -7,6 +7,7 @@ bench.py BUILD [TEST...]
 By default nobody swaps: what is set up for that is the whole machine's.  HMM_TEST_LONG=1, as
 root: everybody, a graph search and the floors, too.  command*: hmm bench.
 """
+import fcntl
 import json
 import math
 import os
@@ -388,6 +389,29 @@ def command_ended(h):
         ended_by(h, sig, ["--only", "fault-process"], lambda: len(descendants()) > 1)
 
 
+def command_locked(h):
+    """Who comes while another one has changed the machine for itself leaves it as it is, and says so."""
+    if os.geteuid() or not os.access("/sys/class/zram-control/hot_add", os.F_OK):
+        skip("needs root, and zram")
+    before, had = machine(), os.listdir("/sys/block")
+    with open("/proc/sys/vm/page-cluster") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            skip("somebody swaps to zram here")
+        got = measured(h, "--mib", "32", "--rounds", "1", "--zram", "--only", "zram-read,syscall")
+        if machine() != before or os.listdir("/sys/block") != had:
+            raise Failed(f"it was {before} before, and is {machine()}")
+    if "somebody else is at it" not in got["skipped"].get("zram-read", "") or names(got) != ["syscall"]:
+        raise Failed(f"skipped are {got['skipped']}")
+
+
+def swapped_to():
+    """KiB of each swap device."""
+    with open("/proc/swaps") as f:
+        return {line.split()[0]: int(line.split()[2]) for line in f.readlines()[1:]}
+
+
 def command_zram(h):
     """The machine is as it was, however it ends."""
     if not LONG:
@@ -398,10 +422,20 @@ def command_zram(h):
         raise Failed(f"it was {before} before, and is {machine()}")
     if got["skipped"] or not got["zram_peak_bytes"] or got["budget_bytes"] < 16 << 20:
         raise Failed(f"{got}")
+    had, sizes = swapped_to(), set()
+
+    def begun():
+        new = [kib for dev, kib in swapped_to().items() if dev not in had]
+        sizes.update(new)
+        return machine() != before and new
+
     for sig in signal.SIGTERM, signal.SIGINT, signal.SIGKILL:
-        ended_by(h, sig, ["--zram", "--only", "zram-read"], lambda: machine() != before and len(machine()[1]) > len(before[1]))
+        ended_by(h, sig, ["--zram", "--only", "zram-read"], begun)
         until(lambda: machine() == before, f"ended by {sig}: it was {before} before, and is {machine()}")
+    # Room for all, however little is kept here; of its pages the first one is the header.
+    if sizes != {(4 << 20) - 4}:
+        raise Failed(f"swapped to {sizes} KiB, not to 4 GiB")
 
 
 if __name__ == "__main__":
-    main_of(bench, scale, command, command_asked, command_skips, command_ended, command_zram)
+    main_of(bench, scale, command, command_asked, command_skips, command_ended, command_locked, command_zram)
