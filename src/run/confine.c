@@ -29,6 +29,8 @@ static const struct sock_filter filter[] = {
 	REFUSE,
 	LOAD(nr),
 	LET(SYS_poll),
+	/* a poll(2) or sleep of its own that a stop, a freezer or a debugger interrupted: it is the kernel that calls this */
+	LET(SYS_restart_syscall),
 	LET(SYS_recvfrom),
 	LET(SYS_madvise),
 	LET(SYS_munlock),

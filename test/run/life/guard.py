@@ -15,7 +15,7 @@ import subprocess
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from hmmtest import Failed, comm, descendants, main_of, ppid, skip  # noqa: E402
+from hmmtest import Failed, comm, descendants, main_of, ppid, skip, state  # noqa: E402
 
 SYS_USERFAULTFD = 323
 
@@ -59,6 +59,26 @@ def keeps_off(h):
     r.until(lambda: os.sched_getaffinity(agent) < cpus, "the agent goes anywhere")
     os.kill(r.program(), signal.SIGKILL)
     r.wait()
+
+
+def interrupted(h):
+    """Who serves is stopped for a moment, as by a debugger, or when a container is frozen: it goes on with what it did."""
+    for mib in "16", "96":  # with nothing to do the agent sleeps in poll(2)
+        r = h.start([built(h, "life-spin"), mib, "1", "0"], ram="48M")
+        r.until(lambda: r.out().count("spinning") == 2, "it does not get going")
+        serving = [*r.agents(), r.supervisor(), *[p for p in descendants(r.pid) if comm(p) == "hmm-keeper"]]
+        check(len(serving) == 4, f"who serves: {serving}")
+        for n in range(40):
+            pid = serving[n % 4]
+            os.kill(pid, signal.SIGSTOP)
+            r.until(lambda: state(pid) in ("T", "Z", ""), "it does not stop")
+            os.kill(pid, signal.SIGCONT)
+            r.until(lambda: state(pid) != "T", "it does not go on")
+        check(all(state(p) not in ("", "Z") for p in serving), f"somebody who served is gone: {r.err()}")
+        for pid in [p for p in descendants(r.pid) if comm(p) == "life-spin"]:
+            os.kill(pid, signal.SIGTERM)
+        r.wait()
+        r.expect(rc=-signal.SIGTERM, min_out=mib == "96", no_stderr=r"page \d+ .* word|died|killed")
 
 
 def exec_quiet(h):
@@ -288,5 +308,5 @@ def limits_lifted(h):
             check(soft(r.program(), name) != soft(r.agents()[0], name), f"{name} is the agent's")
 
 
-main_of(control_sealed, other_users_supervisor, strangers, wrong_words, confined, keeps_off, exec_quiet, no_zombies,
-        end_of_file, kcmp_denied, old_kernel, static_image, small_stack, small_files, limits_lifted)
+main_of(control_sealed, other_users_supervisor, strangers, wrong_words, confined, keeps_off, interrupted,
+        exec_quiet, no_zombies, end_of_file, kcmp_denied, old_kernel, static_image, small_stack, small_files, limits_lifted)
