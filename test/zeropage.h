@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Whether anonymous memory that is only read is the kernel's one page of zeros.  There are machines on which it is a page
- * of its own from the first: those of s390 that run guests, and kernels that are told to.
+ * Whether anonymous memory that is only read is the kernel's one page of zeros.  There are machines on which it is a
+ * page of its own from the first: those of s390 that run guests, and kernels that are told to.
  */
 #ifndef HMM_TEST_ZEROPAGE_H
 #define HMM_TEST_ZEROPAGE_H
@@ -17,7 +17,8 @@
 
 static inline bool reads_share_a_page(void)
 {
-	volatile char *p = (volatile char *)mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	volatile char *p =
+		(volatile char *)mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	struct page_region region = {0};
 	struct pm_scan_arg arg = {
 		.size = sizeof(arg),

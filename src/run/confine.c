@@ -29,7 +29,7 @@ static const struct sock_filter filter[] = {
 	REFUSE,
 	LOAD(nr),
 	LET(SYS_poll),
-	/* a poll(2) or sleep of its own that a stop, a freezer or a debugger interrupted: it is the kernel that calls this */
+	/* how the kernel goes on with a poll(2) or sleep that a stop, a freezer or a debugger interrupted */
 	LET(SYS_restart_syscall),
 	LET(SYS_recvfrom),
 	LET(SYS_madvise),
