@@ -19,6 +19,7 @@
 #include <cmocka.h>
 
 #include "../../skip.h"
+#include "../../zeropage.h"
 #include "fake.h"
 #include "hmm_uapi.h"
 #include "umm/hooks.h"
@@ -288,15 +289,16 @@ static void reading_maps_what_may_be_written_so(void **state)
 
 	f->mem[PAGE] = 1;
 	open_range(f, HMM_DEV_FAULT);
-	/* One page is ours, the others are the zero page. */
+	/* One page is ours, the others are the zero page, where the kernel has one. */
+	bool zero = reads_share_a_page();
 	assert_int_equal(hmm_range_map(f->r, f->start, f->start + 3 * PAGE, 0, 0), 0);
-	assert_int_equal(T.maps, 3);
+	assert_int_equal(T.maps, zero ? 3 : 1);
 	assert_true(entry_of(f->start + PAGE)->write);
-	assert_false(entry_of(f->start)->write);
+	assert_int_equal(entry_of(f->start)->write, !zero);
 	/* To write means the two others. */
 	assert_int_equal(hmm_range_map(f->r, f->start, f->start + 3 * PAGE, HMM_MAP_WRITE, 0), 0);
-	assert_int_equal(T.maps, 5);
-	assert_int_equal(T.pages_mapped, 5);
+	assert_int_equal(T.maps, zero ? 5 : 1);
+	assert_int_equal(T.pages_mapped, zero ? 5 : 3);
 	assert_true(hmm_range_mapped(f->r, f->start, f->start + 3 * PAGE, true));
 	assert_false(hmm_range_mapped(f->r, f->start, f->start + 4 * PAGE, false));
 }
@@ -377,8 +379,8 @@ static void an_error_on_the_way_undoes_all(void **state)
 	/* A hole in the last block. */
 	assert_int_equal(munmap(f->mem + (NR - 2) * PAGE, PAGE), 0);
 	assert_int_equal(hmm_range_map(f->r, f->start, f->end, HMM_MAP_WRITE, 0), -EFAULT);
-	/* The three that had been mapped for reading had become writable. */
-	assert_int_equal(mapped_in(f->mem, NR), 0);
+	/* The three that had been mapped for reading had become writable, if they were not so before. */
+	assert_int_equal(mapped_in(f->mem, NR), reads_share_a_page() ? 0 : 3);
 	assert_true(T.settles > 0);
 	map_every_third(f, 9);
 	assert_int_equal(hmm_range_map(f->r, f->start, f->end, 0, 0), -EFAULT);
@@ -671,7 +673,7 @@ static void a_queue_waits_for_all_that_it_lost(void **state)
 	assert_int_equal(hmm_range_map(f->r, f->end - PAGE, f->end, 0, 0), 0);
 	assert_int_equal(T.stopped, 0);
 	assert_int_equal(hmm_range_map(f->r, f->start, f->end, HMM_MAP_WRITE, 0), -EFAULT);
-	assert_true(T.stopped > 0);
+	assert_int_equal(T.stopped > 0, reads_share_a_page());
 	assert_int_equal(hmm_range_map(f->r, f->start, f->end - 2 * PAGE, 0, 0), 0);
 	assert_int_equal(T.stopped, 0);
 }
