@@ -40,7 +40,7 @@
 
 #define PAGE 4096ul
 #define HUGE (2ul << 20)
-#define PROBE_SECONDS 25
+#define PROBE_SECONDS 100
 
 #define CHECK(cond, ...)                                                        \
 	do {                                                                    \
