@@ -409,14 +409,18 @@ static void backlog_push(struct umm_space *s, const struct umm_fault *f)
 void umm_space_drain(struct umm_space *s)
 {
 	struct umm_fault faults[READ_ROOM];
+	int cancel;
 	bool more;
 
+	/* Any thread of a program may come here, and read(2) is where it can be cancelled: with the event lock. */
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
 	do {
 		unsigned n = space_read(s, faults, &more);
 
 		for (unsigned i = 0; i < n; i++)
 			backlog_push(s, &faults[i]);
 	} while (more);
+	pthread_setcancelstate(cancel, NULL);
 }
 
 static void lead_drop(void)

@@ -99,6 +99,7 @@ static const struct inject_known inject_unreached[] = {
 	{"umm/pagemap.c umm_page_take_written *", "open: no scenario asks what was written"},
 	{"umm/follow.c umm_guard_start *", "hmm run's"},
 	{"umm/follow.c guard_main *", "hmm run's"},
+	{"umm/space.c umm_space_sync_until SYS_nanosleep", "a change that lasts: umm realtime"},
 	{"hmm/asleep.c *", "hmm run's"},
 	{"hmm/budget.c *", "hmm run's"},
 	{"hmm/demote.c *", "hmm run's"},

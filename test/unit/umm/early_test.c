@@ -7,6 +7,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -199,6 +200,32 @@ static void room_is_left_for_what_is_read_behind(void **state)
 	assert_true(W.behind >= READ_MAX); /* more than what had been read */
 }
 
+static void *cancelled(void *back)
+{
+	pthread_cancel(pthread_self());
+	umm_space_drain(W.space);
+	*(bool *)back = true;
+	pthread_testcancel();
+	return NULL;
+}
+
+/* read(2) is where a thread can be cancelled, and events are read with a lock that everybody needs. */
+static void who_is_cancelled_has_applied_what_it_read(void **state)
+{
+	struct uffd_msg m = unmap(1);
+	bool back = false;
+	pthread_t t;
+	void *ended;
+
+	send(&m, 1);
+	assert_int_equal(pthread_create(&t, NULL, cancelled, &back), 0);
+	assert_int_equal(pthread_join(t, &ended), 0);
+	assert_true(back);
+	assert_ptr_equal(ended, PTHREAD_CANCELED); /* right after */
+	assert_int_equal(atomic_load(&W.ctl->evlock.word), 0);
+	assert_int_equal(W.at[1], ' ');
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -212,6 +239,7 @@ int main(void)
 		TEST(a_circle),
 		TEST(far_too_many),
 		TEST(room_is_left_for_what_is_read_behind),
+		TEST(who_is_cancelled_has_applied_what_it_read),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
