@@ -246,13 +246,16 @@ static unsigned placeable(struct hmm_mm *mm, uint64_t addr, unsigned n, bool tou
 }
 
 /*
- * What is not placeable() is there, or a guard region, and newer than what we have;
- * if nothing is under way: who looks before an event was read may find what was
- * mapped after it.  The kernel says that when it is asked to place something.
+ * What is not placeable(), or COPY says to exist, is there, or a guard region, and
+ * newer than what we have; if nothing is under way: who looks before an event was
+ * read may find what was mapped after it.  The kernel says that when it is asked to
+ * place something.  What we have is not let go of on one word: COPY gives EEXIST as
+ * well where it finds the page table gone that it has just seen (mfill_atomic() in
+ * the kernel), and who touched the page then would have zeros.
  */
-static int taken_or_changing(struct hmm_mm *mm)
+int hmm_taken_or_changing(struct hmm_mm *mm, uint64_t addr)
 {
-	return umm_uffd_is_changing(mm->space->uffd) ? -EAGAIN : -EEXIST;
+	return umm_uffd_is_changing(mm->space->uffd) || plain_holes(mm, addr, 1) == 1 ? -EAGAIN : -EEXIST;
 }
 
 static int fill_zero(struct hmm_mm *mm, uint64_t addr, unsigned n, bool write, uint64_t *placed)
@@ -431,7 +434,9 @@ again:
 
 		rc = placeable(mm, addr, 1, touched)
 			     ? umm_uffd_copy(mm->space->uffd, addr, hmm_slot_page(mm, b, s), UMM_PAGE, &bytes)
-			     : taken_or_changing(mm);
+			     : -EEXIST;
+		if (rc == -EEXIST && !bytes)
+			rc = hmm_taken_or_changing(mm, addr);
 		if (bytes || rc == -EEXIST) {
 			hmm_entry_set(mm, leaf, i, entry_back_clean(mm, e, mm->slot[b][s].clean, touched));
 			mm->slot[b][s].clean = 0;
@@ -494,7 +499,7 @@ device:;
 				       (d->ops->caps & HMM_DEV_KEEPS) && why != TOUCHED_FOR_WRITING &&
 					       mm->h->opt.linked,
 				       &bytes)
-			       : taken_or_changing(mm);
+			       : -EEXIST;
 			n = (unsigned)(bytes / UMM_PAGE);
 			placed = n == HMM_PLACE_MAX ? ~0ull : (1ull << n) - 1;
 		} else {
@@ -514,6 +519,8 @@ device:;
 				d->ops->put(d, gone, came);
 			hmm_account_in(mm, came);
 		}
+		if (rc == -EEXIST && !(placed & 1))
+			rc = hmm_taken_or_changing(mm, addr);
 		if (placed & 1) {
 			rc = (int)came;
 		} else if (rc == -EEXIST) {

@@ -589,6 +589,8 @@ unsigned hmm_chain_in(struct hmm *h, unsigned from, const void *const src[], hmm
 
 /* fault.c */
 int hmm_fault(void *priv, const struct umm_fault *f);
+/** Event lock shared, leaf lock held: nothing could be placed at @addr.  -EEXIST: something is there; -EAGAIN. */
+int hmm_taken_or_changing(struct hmm_mm *mm, uint64_t addr);
 /**
  * Bring back up to @max pages from @addr on, which nobody has touched and which are on one device.  Pages
  * that came; 0: none is away there; or an error, which whoever touches them will meet.

@@ -245,6 +245,8 @@ static int put_back(struct hmm_mm *mm, struct hmm_leaf *leaf, uint64_t addr, con
 	uint64_t bytes;
 	int rc = umm_uffd_copy(mm->space->uffd, addr, page, UMM_PAGE, &bytes);
 
+	if (rc == -EEXIST)
+		rc = hmm_taken_or_changing(mm, addr);
 	if (rc == -EAGAIN)
 		return rc;
 	if (rc && rc != -ESRCH) {

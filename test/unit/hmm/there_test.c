@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: MIT */
+/* The kernel says that a page is there, and it is not: it is asked once more, and nothing is let go of. */
+#include "world.h"
+
+#define N 96u
+
+int __real_umm_uffd_copy(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *copied);
+int __wrap_umm_uffd_copy(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *copied);
+
+static _Atomic unsigned lies; /* so many of the next */
+
+int __wrap_umm_uffd_copy(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *copied)
+{
+	unsigned left = atomic_load(&lies);
+
+	while (left && !atomic_compare_exchange_weak(&lies, &left, left - 1))
+		;
+	if (!left)
+		return __real_umm_uffd_copy(uffd, dst, src, len, copied);
+	*copied = 0;
+	return -EEXIST;
+}
+
+static struct world *begin(void)
+{
+	const char *why;
+	struct world *w = world_create("lz4", 1, &why);
+
+	assert_non_null(w);
+	return w;
+}
+
+static void a_page_that_is_touched(void **state)
+{
+	struct world *w = begin();
+	char *p = managed(w, N, 1);
+
+	for (unsigned i = 0; i < N; i += 7) {
+		assert_true(out(w, p, N) > 0);
+		atomic_store(&lies, 3);
+		assert_true(page_is(p + i * UMM_PAGE, 1, i));
+		assert_int_equal(atomic_load(&lies), 0);
+		all_are(p, N, 1);
+	}
+	world_destroy(w);
+}
+
+static void pages_that_are_asked_back(void **state)
+{
+	struct world *w = begin();
+	char *p = managed(w, N, 1);
+
+	assert_true(out(w, p, N) > 0);
+	atomic_store(&lies, 3);
+	assert_int_equal(hmm_restore(w->mm, (uintptr_t)p, (uintptr_t)p + N * UMM_PAGE), 0);
+	assert_int_equal(atomic_load(&lies), 0);
+	all_are(p, N, 1);
+	world_destroy(w);
+}
+
+static void what_no_device_takes(void **state)
+{
+	struct world *w = begin();
+	char *p = managed(w, N, 1);
+
+	fake_set(w->fake[0], &w->fake[0]->take_every, 0);
+	atomic_store(&lies, 3);
+	assert_int_equal(out(w, p, N), 0);
+	assert_int_equal(atomic_load(&lies), 0);
+	assert_int_equal(count_present(w, p, N), N);
+	all_are(p, N, 1);
+	world_destroy(w);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_page_that_is_touched),
+		cmocka_unit_test(pages_that_are_asked_back),
+		cmocka_unit_test(what_no_device_takes),
+	};
+	const char *why;
+	struct world *w = world_create("lz4", 0, &why);
+
+	if (!w) {
+		printf("SKIP: %s\n", why);
+		return 77;
+	}
+	world_destroy(w);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
