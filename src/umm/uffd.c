@@ -5,6 +5,8 @@
 
 #include "umm/internal.h"
 
+#define SAID_AGAIN 2u
+
 /* In parentheses: for fault injection each caller counts, not this (test/inject/inject.h). */
 static int(uffd_ioctl)(int fd, unsigned long req, void *arg)
 {
@@ -40,8 +42,14 @@ int umm_uffd_unregister(int uffd, uint64_t start, uint64_t len)
 	return uffd_ioctl(uffd, UFFDIO_UNREGISTER, &r);
 }
 
+/*
+ * EEXIST is believed when it is said again: where the page table that the kernel has just seen is gone when it looks
+ * once more it says so, too (mfill_atomic()), and nothing is there.
+ */
 static int copy(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t mode, uint64_t *copied)
 {
+	unsigned said = 0;
+
 	*copied = 0;
 	while (*copied < len) {
 		struct uffdio_copy c = {
@@ -50,7 +58,7 @@ static int copy(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t 
 
 		if (c.copy > 0)
 			*copied += (uint64_t)c.copy;
-		else if (rc)
+		else if (rc && (rc != -EEXIST || said++ == SAID_AGAIN))
 			return rc;
 	}
 	return 0;

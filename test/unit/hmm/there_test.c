@@ -21,6 +21,27 @@ int __wrap_umm_uffd_copy(int uffd, uint64_t dst, const void *src, uint64_t len, 
 	return -EEXIST;
 }
 
+int __real_ioctl(int fd, unsigned long req, ...);
+int __wrap_ioctl(int fd, unsigned long req, ...);
+
+static unsigned kernel_lies; /* so many of the next UFFDIO_COPY */
+
+int __wrap_ioctl(int fd, unsigned long req, ...)
+{
+	va_list ap;
+	void *arg;
+
+	va_start(ap, req);
+	arg = va_arg(ap, void *);
+	va_end(ap);
+	if (req != UFFDIO_COPY || !kernel_lies)
+		return __real_ioctl(fd, req, arg);
+	kernel_lies--;
+	((struct uffdio_copy *)arg)->copy = -EEXIST;
+	errno = EEXIST;
+	return -1;
+}
+
 static struct world *begin(void)
 {
 	const char *why;
@@ -72,9 +93,29 @@ static void what_no_device_takes(void **state)
 	world_destroy(w);
 }
 
+/* Of the children that are filled nobody has a page map. */
+static void it_is_asked_again(void **state)
+{
+	static const char other[UMM_PAGE] __attribute__((aligned(4096)));
+	struct world *w = begin();
+	char *p = managed(w, 2, 1);
+	uint64_t done;
+
+	assert_int_equal(out(w, p, 2), 2);
+	assert_int_equal(hmm_restore(w->mm, (uintptr_t)p, (uintptr_t)p + UMM_PAGE), 0);
+	/* What is there stays so. */
+	assert_int_equal(__real_umm_uffd_copy(w->space->uffd, (uintptr_t)p, other, UMM_PAGE, &done), -EEXIST);
+	kernel_lies = 2;
+	assert_int_equal(
+		__real_umm_uffd_copy(w->space->uffd, (uintptr_t)p + UMM_PAGE, other, UMM_PAGE, &done), 0);
+	assert_int_equal(kernel_lies, 0);
+	world_destroy(w);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(it_is_asked_again),
 		cmocka_unit_test(a_page_that_is_touched),
 		cmocka_unit_test(pages_that_are_asked_back),
 		cmocka_unit_test(what_no_device_takes),
