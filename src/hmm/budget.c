@@ -368,6 +368,7 @@ void hmm_budget_charge(struct hmm_mm *mm, uint64_t pages)
 		if (!until)
 			until = now + HOLD_MAX_NS;
 	}
+	atomic_fetch_add(&h->held_in_vain, 1);
 }
 
 /* Whether @mm may be managed from now on; see "forks and the moment of arming" in src/run/preload.c. */

@@ -424,6 +424,7 @@ struct hmm {
 	_Atomic uint64_t registrations;
 	_Atomic uint64_t unregistered;  /* runs that were not moved, because their mapping was not registered */
 	_Atomic uint64_t held;          /* times that a fault waited for room */
+	_Atomic uint64_t held_in_vain;  /* faults that waited as long as one may, and went on without */
 	_Atomic uint64_t looks, walked; /* times that the watcher measured; that it had mappings walked through */
 	_Atomic uint64_t kept;          /* pieces that are kept for forks which may have been overtaken */
 	uint64_t start_ns;

@@ -123,7 +123,10 @@ class Torture:
         run = Run(self.hmm, cmd, ram="32M", to="file:/var/tmp")
         self.judge(run, keep=True)
         s = run.stats()
-        if not s.get("faults") or s["held"] * 10 > s["faults"]:
+        # Where a CPU is slow room comes late, and 0.23 of the faults wait, of which 0.0003 in vain.  Where nobody
+        # says that no room can be made (h->full) it is two waits for each fault and 0.017; without h->tight, too,
+        # this does not end.
+        if not s.get("faults") or s["held"] * 2 > s["faults"] or s["held_in_vain"] * 200 > s["faults"]:
             self.wrong(f"faults waited for nothing: {s}")
         run.dir.cleanup()
 

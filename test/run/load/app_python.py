@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""About 130 MiB of Python objects, made, sorted, rewritten and summed up; prints what must not depend on hmm."""
+"""About 65 MiB of Python objects, made, sorted, rewritten and summed up; prints what must not depend on hmm."""
 import hashlib
 
-N = 60000
+N = 10000
 table = {}
 r = 1
 for i in range(N):
     r = (r * 6364136223846793005 + 1442695040888963407) & (2**64 - 1)
-    table[r >> 20] = ("%x" % r) * (64 + (r >> 58)) if i % 3 else [i, r, bytes(r >> 52)]
+    table[r >> 20] = ("%x" % r) * (256 + 4 * (r >> 58)) if i % 3 else [i, r, bytes(r >> 51)]
 digest = hashlib.sha256()
 for key in sorted(table):
     digest.update(repr((key, table[key])).encode())
 for key in list(table)[::2]:
     del table[key]
-table.update((i, str(i) * 400) for i in range(N // 3))
+table.update((i, str(i) * 1600) for i in range(N // 3))
 for key, value in table.items():
     digest.update(repr(value).encode())
 print(len(table), digest.hexdigest())

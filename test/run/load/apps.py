@@ -167,7 +167,7 @@ class Redis:
         return self.many([command])[0]
 
 
-KEYS = 12000
+KEYS = 9000
 
 
 def value(i, generation):
