@@ -173,6 +173,30 @@ static int map_arena(struct agent *a, int ctl_fd)
 	return 0;
 }
 
+/*
+ * As a user who may make none: the supervisor may be root's.  It is asked also
+ * where it lends nothing, as it is who can say that this program has no budget.
+ */
+static int lent_uffd(struct agent *a, struct agent_fds *f)
+{
+	struct wire_lend ask;
+	int fd[2], uffd, rc;
+
+	zero(&ask, sizeof(ask));
+	ask.magic = WIRE_LEND_MAGIC;
+	copy(ask.token, a->token, WIRE_TOKEN);
+	rc = (int)sys6(SYS_sendto, f->sock, &ask, sizeof(ask), MSG_NOSIGNAL, NULL, 0);
+	if (rc < 0)
+		return rc;
+	rc = hear_welcome(f, fd);
+	if (rc < 0)
+		return rc;
+	uffd = umm_inside_uffd_by(fd[0]);
+	while (rc)
+		sys_close(fd[--rc]);
+	return uffd;
+}
+
 static int sign_on(struct agent *a, struct agent_fds *f, struct umm_inside *in)
 {
 	int fd[2], rc, uffd;
@@ -189,9 +213,11 @@ static int sign_on(struct agent *a, struct agent_fds *f, struct umm_inside *in)
 	rc = f->maps = (int)sys3(SYS_open, "/proc/self/maps", O_RDONLY | O_CLOEXEC, 0);
 	if (rc < 0)
 		return rc;
-	rc = uffd = umm_inside_uffd();
+	uffd = umm_inside_uffd();
+	rc = uffd == -EPERM || uffd == -EACCES || uffd == -ENOENT ? lent_uffd(a, f) : uffd;
 	if (rc < 0)
 		return rc;
+	uffd = rc;
 	rc = say_hello(a, f, uffd);
 	if (rc < 0)
 		return rc;

@@ -46,7 +46,8 @@
 
 extern char **environ;
 
-static const char usage[] = "usage: hmm run [--ram SIZE|N%] [--to CHAIN] [--stats FILE] [-v] [--] PROGRAM [ARGS]\n";
+static const char usage[] = "usage: hmm run [--ram SIZE|N%] [--to CHAIN] [--stats FILE] [--lend-userfaultfd] [-v] "
+			    "[--] PROGRAM [ARGS]\n";
 
 static int fail(int status, const char *what, const char *why)
 {
@@ -328,6 +329,7 @@ int hmm_run_main(int argc, char **argv)
 	static const struct option longs[] = {
 		{"ram", required_argument, NULL, 'r'},   {"to", required_argument, NULL, 't'},
 		{"stats", required_argument, NULL, 's'}, {"verbose", no_argument, NULL, 'v'},
+		{"lend-userfaultfd", no_argument, NULL, 'l'},
 		{"help", no_argument, NULL, 'h'},        {0},
 	};
 	struct run_options opt = {.chain = "lz4,file:/var/tmp"};
@@ -353,6 +355,9 @@ int hmm_run_main(int argc, char **argv)
 			break;
 		case 'v':
 			opt.verbose = true;
+			break;
+		case 'l':
+			opt.lend = true;
 			break;
 		case 'h':
 			fputs(usage, stdout);

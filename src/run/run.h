@@ -14,6 +14,7 @@ struct run_options {
 	const char *chain;
 	const char *stats_path; /* NULL: none */
 	bool verbose;
+	bool lend; /* userfaultfds to programs whose user may make none */
 };
 
 /* The front's byte. */

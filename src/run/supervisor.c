@@ -111,7 +111,8 @@ struct supervisor {
 	int written_fd; /* eventfd: figures and lines are out, or have been given up */
 	struct watch w_listen, w_front, w_tick, w_written;
 	uint64_t tick;
-	int spare_fd;
+	int spare_fd, lend_fd; /* lend_fd: /dev/userfaultfd; -1: none is lent */
+	bool refused_said;
 	bool signed_on; /* somebody ever did */
 	pid_t front, keeper;
 	char name[WIRE_NAME_MAX];
@@ -924,11 +925,20 @@ static struct member *find_orphan(struct supervisor *s, const struct wire_hello 
 	return found;
 }
 
-static int welcome(struct member *m, int uffd)
+/* In as much time whatever it is: how long a wrong one takes to be found wrong says nothing of the right one. */
+static bool is_token(const struct supervisor *s, const char *said)
+{
+	unsigned differ = 0;
+
+	for (unsigned i = 0; i < WIRE_TOKEN; i++)
+		differ |= (unsigned)(s->token[i] ^ said[i]);
+	return !differ;
+}
+
+static int give_fds(int sock, const int fds[], int n)
 {
 	struct wire_welcome w = {.magic = WIRE_MAGIC};
 	char control[CMSG_SPACE(2 * sizeof(int))] = {0};
-	int fds[2] = {m->ctl_fd, uffd}, n = uffd >= 0 ? 2 : 1;
 	struct iovec iov = {&w, sizeof(w)};
 	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control};
 
@@ -938,7 +948,31 @@ static int welcome(struct member *m, int uffd)
 	c->cmsg_type = SCM_RIGHTS;
 	c->cmsg_len = CMSG_LEN((size_t)n * sizeof(int));
 	memcpy(CMSG_DATA(c), fds, (size_t)n * sizeof(int));
-	return sendmsg(m->sock, &msg, MSG_NOSIGNAL) < 0 ? -errno : 0;
+	return sendmsg(sock, &msg, MSG_NOSIGNAL) < 0 ? -errno : 0;
+}
+
+static int welcome(struct member *m, int uffd)
+{
+	return give_fds(m->sock, (int[]){m->ctl_fd, uffd}, uffd >= 0 ? 2 : 1);
+}
+
+/* Its program may make no userfaultfd.  0: it may now, and will say hello. */
+static int lend(struct supervisor *s, int sock, const struct wire_lend *ask)
+{
+	struct ucred cred;
+	socklen_t len = sizeof(cred);
+
+	if (!is_token(s, ask->token))
+		return -EACCES;
+	if (s->lend_fd >= 0)
+		return give_fds(sock, &s->lend_fd, 1);
+	if (!s->refused_said && !getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &cred, &len)) {
+		s->refused_said = true;
+		lines_say(&s->lines, "a program of user %u may use no userfaultfd and runs without a budget: "
+				     "--lend-userfaultfd lends it one, see hmm-run(1); others are not told of",
+			  (unsigned)cred.uid);
+	}
+	return -EPERM;
 }
 
 static bool note_pid(pid_t pid, void *arg)
@@ -1028,16 +1062,6 @@ static void take_proc_fd(const struct ucred *guest, const char *what, int *fd)
 	if (*fd >= 0)
 		close(*fd);
 	*fd = own;
-}
-
-/* In as much time whatever it is: how long a wrong one takes to be found wrong says nothing of the right one. */
-static bool is_token(const struct supervisor *s, const char *said)
-{
-	unsigned differ = 0;
-
-	for (unsigned i = 0; i < WIRE_TOKEN; i++)
-		differ |= (unsigned)(s->token[i] ^ said[i]);
-	return !differ;
 }
 
 static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hello *hello, int fds[4])
@@ -1261,6 +1285,7 @@ static void guest_speaks(struct supervisor *s, struct guest *g)
 		uint32_t magic;
 		struct wire_hello hello;
 		struct wire_stat stat;
+		struct wire_lend lend;
 	} in = {0};
 	char control[CMSG_SPACE(4 * sizeof(int))] = {0};
 	struct iovec iov = {&in, sizeof(in)};
@@ -1269,6 +1294,8 @@ static void guest_speaks(struct supervisor *s, struct guest *g)
 	int fds[4] = {-1, -1, -1, -1}, sock = g->sock, nfds = 0;
 	ssize_t n = recvmsg(sock, &msg, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
 
+	if (n == sizeof(in.lend) && in.magic == WIRE_LEND_MAGIC && !msg.msg_controllen && !lend(s, sock, &in.lend))
+		return;
 	epoll_ctl(s->epfd, EPOLL_CTL_DEL, sock, NULL);
 	for (struct cmsghdr *c = n > 0 ? CMSG_FIRSTHDR(&msg) : NULL; c; c = CMSG_NXTHDR(&msg, c)) {
 		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
@@ -1663,6 +1690,11 @@ static int start(struct supervisor *s, char *err, size_t errlen)
 	rc = check_file_size(err, errlen);
 	if (rc)
 		return rc;
+	s->lend_fd = s->opt.lend ? open("/dev/userfaultfd", O_RDWR | O_CLOEXEC) : -1;
+	if (s->opt.lend && s->lend_fd < 0) {
+		snprintf(err, errlen, "--lend-userfaultfd: /dev/userfaultfd: %s", strerror(errno));
+		return -errno;
+	}
 	rc = listen_on(s);
 	if (rc) {
 		snprintf(err, errlen, "cannot listen for the program: %s", strerror(-rc));

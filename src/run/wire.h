@@ -64,6 +64,16 @@ struct wire_hello {
 	char token[WIRE_TOKEN];
 };
 
+/*
+ * Before a hello, from who may not make a userfaultfd: with the answer, a wire_welcome, comes the device to make one
+ * by, if it is lent (hmm run --lend-userfaultfd).  Else the connection ends.
+ */
+#define WIRE_LEND_MAGIC 0x32686d68u
+struct wire_lend {
+	uint32_t magic;
+	char token[WIRE_TOKEN];
+};
+
 /* The answer; with it the control memory, and, for a forked space, the userfaultfd that came with the fork. */
 struct wire_welcome {
 	uint32_t magic;

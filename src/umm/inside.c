@@ -18,6 +18,11 @@ static void copy_page(void *to, const void *from)
 	__asm__ volatile("rep movsq" : "+D"(to), "+S"(from), "+c"(n) : : "memory");
 }
 
+int umm_inside_uffd_by(int dev)
+{
+	return sys_ioctl(dev, USERFAULTFD_IOC_NEW, (void *)(O_CLOEXEC | O_NONBLOCK));
+}
+
 int umm_inside_uffd(void)
 {
 	int fd = (int)sys1(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
@@ -27,7 +32,7 @@ int umm_inside_uffd(void)
 	int dev = (int)sys3(SYS_open, "/dev/userfaultfd", O_RDWR | O_CLOEXEC, 0);
 	if (dev < 0)
 		return fd;
-	fd = sys_ioctl(dev, USERFAULTFD_IOC_NEW, (void *)(O_CLOEXEC | O_NONBLOCK));
+	fd = umm_inside_uffd_by(dev);
 	sys_close(dev);
 	return fd;
 }

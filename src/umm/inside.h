@@ -39,5 +39,7 @@ int umm_inside_registered(int uffd, uint64_t addr);
 
 /** umm_inside_uffd() - a userfaultfd of the caller's address space, features not yet agreed; or -errno. */
 int umm_inside_uffd(void);
+/** umm_inside_uffd_by() - the same by /dev/userfaultfd, opened by whoever may (test/kernel/uffd_device_is_lent.c). */
+int umm_inside_uffd_by(int dev);
 
 #endif

@@ -225,6 +225,16 @@ class Run:
         return self
 
 
+def listens(pid):
+    """The name on which the supervisor of front @pid listens."""
+    with open("/proc/net/unix") as f:
+        for line in f:
+            at = line.split()[-1]
+            if at.startswith(f"@hmm/{pid}/"):
+                return at[1:]
+    return None
+
+
 class Hmm:
     def __init__(self, build):
         # Another engine in front of the same programs: one built with a sanitizer.

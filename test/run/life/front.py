@@ -21,7 +21,7 @@ import tempfile
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from hmmtest import Failed, comm, descendants, dump, main_of, ppid, skip, state  # noqa: E402
+from hmmtest import Failed, comm, descendants, dump, listens, main_of, ppid, skip, state  # noqa: E402
 
 NOBODY = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
 
@@ -294,10 +294,8 @@ def stat_many(h):
         check(len(listed) == n + 1, f"{len(listed)} of {n + 1} are listed")
     # A client that does not read keeps nobody else waiting.
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:
-        with open("/proc/net/unix", encoding="utf-8") as f:
-            name = re.search(f"@(hmm/{r.pid}/.*)", f.read()).group(1)
         silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
-        silent.connect("\0" + name)
+        silent.connect("\0" + listens(r.pid))
         silent.send(struct.pack("II", 0x74617473, 0))
         check(silent.recv(1, socket.MSG_PEEK) == b"{", "no answer has begun")
         check(len(spaces()) == n + 1, "another one is not answered")
@@ -534,6 +532,31 @@ def user_served(h):
             r.expect(no_stderr="page .* word")
 
 
+def user_lent(h):
+    """Root's tree with programs of a user who may use no userfaultfd: told of once, or lent one."""
+    as_nobody(h)
+    with Rights(0o600, "0"):
+        spin = [*NOBODY, built(h, "life-spin"), "96", "0", "2"]
+        r = h.run(["sh", "-c", " ".join(spin) + " && exec " + " ".join(spin)], ram="48M")
+        r.expect(min_out=0, no_stderr="page .* word")
+        check(r.err().count("user 65534 may use no userfaultfd and runs without a budget") == 1, r.err())
+        for cmd in (spin, [*NOBODY, built(h, "life-fork"), "raw"]):
+            r = h.run(cmd, ram="48M", opts=["--lend-userfaultfd"])
+            r.expect(min_out=10000, no_stderr="page .* word|without a budget")
+        # A word of who does not know the token is nothing to lend for, nor to tell of.
+        r = h.start(["sleep", "60"], opts=["--lend-userfaultfd"])
+        r.until(lambda: ask(h, r.pid).returncode == 0, "it does not answer")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger:
+            stranger.connect("\0" + listens(r.pid))
+            stranger.send(struct.pack("<I32s", 0x32686d68, b"0" * 32))
+            check(stranger.recvmsg(4, 256)[:2] == (b"", []), "lent to a stranger")
+        os.kill(r.program(), signal.SIGTERM)
+        r.wait()
+    with Rights(0, "0"):
+        refused(h, ["--lend-userfaultfd", "true"], 125, "lend-userfaultfd: /dev/userfaultfd: Permission denied",
+                ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--inh-caps", "-all"])
+
+
 def user_secrets(h):
     """What a program has in memory is open to no other process of its user by way of us; strangers are not served."""
     as_nobody(h)
@@ -601,5 +624,5 @@ def user_forks(h):
 
 if __name__ == "__main__":
     main_of(status, signals, streams, environment, job_control, daemon, left_at_once, stat_running, restore_litter, keeper_ends, stat_many,
-            elsewhere, figures, slow_figures, restore_lost, nested, shell_script, long_preload, bad_input, user_refused, user_served, user_forks,
-            user_secrets)
+            elsewhere, figures, slow_figures, restore_lost, nested, shell_script, long_preload, bad_input, user_refused, user_served, user_lent,
+            user_forks, user_secrets)

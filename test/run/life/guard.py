@@ -15,7 +15,7 @@ import subprocess
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from hmmtest import Failed, comm, descendants, main_of, ppid, skip, state  # noqa: E402
+from hmmtest import Failed, comm, descendants, listens, main_of, ppid, skip, state  # noqa: E402
 
 SYS_USERFAULTFD = 323
 
@@ -182,16 +182,6 @@ def connect(h, name):
     s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     s.connect("\0" + name)
     return s
-
-
-def listens(pid):
-    """The name on which the supervisor of front @pid listens."""
-    with open("/proc/net/unix") as f:
-        for line in f:
-            at = line.split()[-1]
-            if at.startswith(f"@hmm/{pid}/"):
-                return at[1:]
-    return None
 
 
 def strangers(h):
