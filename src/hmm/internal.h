@@ -422,6 +422,7 @@ struct hmm {
 
 	_Atomic uint64_t faults, pages_in, pages_out, zero_filled, poisoned, out_failed, dropped_clean, pages_ahead;
 	_Atomic uint64_t registrations;
+	_Atomic uint64_t unsaid;        /* pages that the kernel moved and did not tell of (umm/inside.c) */
 	_Atomic uint64_t unregistered;  /* runs that were not moved, because their mapping was not registered */
 	_Atomic uint64_t held;          /* times that a fault waited for room */
 	_Atomic uint64_t held_in_vain;  /* faults that waited as long as one may, and went on without */

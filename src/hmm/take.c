@@ -519,13 +519,13 @@ static bool fetch(struct umm_space *space, uint64_t addr, unsigned npages, uint6
 /* Of @n pages, as far as they go: *@moved of them have.  The event lock is held for the call, see hmm_take_child(). */
 static int move(struct umm_space *space, char *dst, const char *src, unsigned n, unsigned *moved)
 {
-	struct uffdio_move mv = {.dst = (uintptr_t)dst, .src = (uintptr_t)src, .len = n * UMM_PAGE};
+	uint64_t bytes;
 	int rc;
 
 	umm_evlock_shared(&space->ctl->evlock);
-	rc = sys_ioctl(space->uffd, UFFDIO_MOVE, &mv);
+	rc = umm_uffd_move(space, (uintptr_t)dst, src, n * UMM_PAGE, &bytes);
 	umm_evlock_unshared(&space->ctl->evlock);
-	*moved = mv.move > 0 ? (unsigned)(mv.move / (long)UMM_PAGE) : 0;
+	*moved = (unsigned)(bytes / UMM_PAGE);
 	return *moved ? 0 : rc;
 }
 

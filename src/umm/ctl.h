@@ -64,7 +64,8 @@ struct umm_move_run {
 	uint32_t npages;
 	uint32_t slot; /* first page of the run in the batch's part of staging and window */
 	_Atomic uint32_t state;
-	int32_t err; /* out: the last error met, 0 if none */
+	int32_t err;     /* out: the last error met, 0 if none */
+	uint32_t unsaid; /* out: pages that the kernel moved and did not tell of (inside.c) */
 };
 
 #define UMM_BATCH_UNSHARE 1u /* pages that are shared after fork are to be copied first */

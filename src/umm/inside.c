@@ -59,6 +59,28 @@ int umm_inside_registered(int uffd, uint64_t addr)
 }
 
 /*
+ * The kernel may move a page and say nothing of it: where an attempt met a change
+ * of the page's entry, for which the accessed bit will do, Linux 6.18 tries again,
+ * takes the next one for failed, too, and stops at what it finds where it has just
+ * put it: EEXIST, or less than has gone (test/kernel/uffd_move_goes_unsaid.c).  Who
+ * believed that would leave the page in staging, to be dropped, and zeros behind.
+ *
+ * So what is said to be in staging is moved back, which where the page never left
+ * is refused.  Returns whether it is gone, because it cannot be moved back just now;
+ * also where that is not sure: a page that is taken to be away and is there is what
+ * counts when it is looked for (hmm/fault.c).
+ */
+static bool gone_unsaid(struct umm_inside *in, struct umm_move_run *run, char *staging, uint64_t src)
+{
+	unsigned back;
+	int rc = move(in->uffd, (char *)(uintptr_t)src, (uintptr_t)staging, 1, &back);
+	bool gone = !back && rc != -EEXIST && rc != -ENOENT;
+
+	run->unsaid += back || gone;
+	return gone;
+}
+
+/*
  * Under event and pin lock.  Returns -EAGAIN when a change of the space is
  * under way, -EINVAL when the mapping cannot be moved from at all, -ENXIO when
  * it is not registered, else 0.
@@ -97,7 +119,11 @@ static int move_run(struct umm_inside *in, struct umm_move_run *run, char *stagi
 			return rc;
 		if (rc == -EBUSY)
 			return rc;
-		i++; /* a hole, or something that stays */
+		/* A hole, or something that stays. */
+		if ((rc == -EEXIST || rc == -ENOENT) &&
+		    gone_unsaid(in, run, staging + i * UMM_PAGE, run->addr + i * UMM_PAGE))
+			run->mask |= 1ull << i;
+		i++;
 		*from = i;
 	}
 	return 0;
@@ -113,6 +139,7 @@ static void run_one(struct umm_inside *in, struct umm_batch *batch, struct umm_m
 
 	run->mask = 0;
 	run->err = 0;
+	run->unsaid = 0;
 again:
 	if (!umm_evlock_shared_unless(&c->evlock, in->gone, in->arg))
 		return;

@@ -52,20 +52,37 @@ static inline void v_fill(void *page, uint64_t index, uint64_t seed, uint64_t ge
 		p[w] = v_word(index, seed, gen, w, kind);
 }
 
-/* 0, or -1 after one line that says what was found. */
+/* What the kernel says of where the page at @p is; 0: nothing. */
+static inline uint64_t v_pagemap(const void *p)
+{
+	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	uint64_t e = 0;
+
+	if (pread(fd, &e, sizeof(e), (off_t)((uintptr_t)p / V_PAGE * sizeof(e))) != sizeof(e))
+		e = 0;
+	close(fd);
+	return e;
+}
+
+/*
+ * 0, or -1 after one line that says what was found, and what is found there a while
+ * later: what is lost stays so, and what only this CPU still saw as it was does not.
+ */
 static inline int v_check(const void *page, uint64_t index, uint64_t seed, uint64_t gen, enum v_kind kind)
 {
 	const volatile uint64_t *p = page;
 
 	for (unsigned w = 0; w < V_WORDS; w++) {
-		uint64_t got = p[w], want = v_word(index, seed, gen, w, kind);
+		uint64_t got = p[w], want = v_word(index, seed, gen, w, kind), map;
 
 		if (got == want)
 			continue;
+		map = v_pagemap(page);
+		usleep(100000);
 		fprintf(stderr,
 			"%d: page %" PRIu64 " (%p) word %u is %#" PRIx64 ", not %#" PRIx64 " (generation %" PRIu64
-			")%s\n",
-			(int)getpid(), index, page, w, got, want, gen, got ? "" : ": zero");
+			")%s; in the page map %#" PRIx64 ", later %#" PRIx64 " and %#" PRIx64 "\n",
+			(int)getpid(), index, page, w, got, want, gen, got ? "" : ": zero", map, p[w], v_pagemap(page));
 		return -1;
 	}
 	return 0;

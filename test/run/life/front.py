@@ -209,7 +209,7 @@ def left_at_once(h):
 # ------------------------------------------------------------------- figures
 
 STATS = {"budget_bytes", "total_bytes", "resident_bytes", "peak_bytes", "away_pages", "away_bytes", "store_ram_bytes",
-         "pages_out", "pages_in", "clean_drops", "zero_filled", "faults", "held", "held_in_vain", "registrations", "unregistered", "poisoned", "ratio", "seconds", "devices",
+         "pages_out", "pages_in", "clean_drops", "zero_filled", "faults", "held", "held_in_vain", "registrations", "unregistered", "moved_unsaid", "poisoned", "ratio", "seconds", "devices",
          "spaces"}
 
 

@@ -3,6 +3,9 @@
  * What the inside does with pages that fork() has left shared: they must be
  * made the space's own before they can go, and meanwhile things happen.
  */
+#include <liburing.h>
+#include <sys/ioctl.h>
+
 #include "world.h"
 
 #define N 16u
@@ -187,6 +190,86 @@ static void staging_left_unregistered(void **state)
 	world_destroy(w);
 }
 
+static int move(struct world *w, char *dst, const char *src, unsigned n)
+{
+	struct uffdio_move mv = {.dst = (uintptr_t)dst, .src = (uintptr_t)src, .len = n * UMM_PAGE};
+
+	return ioctl(w->space->uffd, UFFDIO_MOVE, &mv) ? -errno : 0;
+}
+
+/*
+ * As the kernel leaves it now and then: pages have gone to staging, and whoever
+ * moves them is told that something is there (test/kernel/uffd_move_goes_unsaid.c).
+ */
+static void what_went_unsaid_is_not_lost(void **state)
+{
+	const char *why;
+	struct world *w = world_create("lz4", 1, &why);
+	const unsigned first = 5, n = 3;
+
+	assert_non_null(w);
+	char *p = managed(w, N, 1);
+
+	assert_int_equal(move(w, w->in.staging + first * UMM_PAGE, p + first * UMM_PAGE, n), 0);
+	assert_int_equal(count_present(w, p, N), N - n);
+	/* They are back where they were, and stay this time; or they count as gone. */
+	int gone = out(w, p, N);
+	assert_in_range(gone, N - n, N);
+	assert_int_equal(count_present(w, p, N), (int)N - gone);
+	assert_int_equal(atomic_load(&w->h->unsaid), n);
+	for (unsigned i = 0; i < N; i++)
+		assert_true(page_is(p + i * UMM_PAGE, 1, i));
+	world_destroy(w);
+}
+
+/* And what cannot be moved back, because somebody has it pinned, counts as gone. */
+static void what_went_unsaid_is_pinned(void **state)
+{
+	const char *why;
+	struct world *w = world_create("lz4", 1, &why);
+	struct io_uring ring;
+	struct iovec iov;
+	const unsigned at = 5;
+
+	assert_non_null(w);
+	char *p = managed(w, N, 1);
+
+	if (io_uring_queue_init(4, &ring, 0)) {
+		world_destroy(w);
+		skip();
+	}
+	assert_int_equal(move(w, w->in.staging + at * UMM_PAGE, p + at * UMM_PAGE, 1), 0);
+	iov = (struct iovec){w->in.staging + at * UMM_PAGE, UMM_PAGE};
+	assert_int_equal(io_uring_register_buffers(&ring, &iov, 1), 0);
+	assert_int_equal(out(w, p, N), N);
+	assert_int_equal(count_present(w, p, N), 0);
+	io_uring_queue_exit(&ring);
+	for (unsigned i = 0; i < N; i++)
+		assert_true(page_is(p + i * UMM_PAGE, 1, i));
+	world_destroy(w);
+}
+
+/* What is in staging because the program locks all of its memory has not gone anywhere. */
+static void staging_is_populated(void **state)
+{
+	const char *why;
+	struct world *w = world_create("lz4", 1, &why);
+
+	assert_non_null(w);
+	char *p = managed(w, N, 1);
+
+	/* More may be there than was asked for: it is registered, and filled ahead. */
+	memset(w->in.staging, 0, 4 * UMM_PAGE);
+	int gone = out(w, p, N);
+	assert_in_range(gone, 1, N - 4);
+	assert_int_equal(count_present(w, p, 4), 4);
+	assert_int_equal(atomic_load(&w->h->unsaid), 0);
+	assert_int_equal(count_present(w, p, N), (int)N - gone);
+	for (unsigned i = 0; i < N; i++)
+		assert_true(page_is(p + i * UMM_PAGE, 1, i));
+	world_destroy(w);
+}
+
 int main(void)
 {
 	const char *why;
@@ -196,6 +279,9 @@ int main(void)
 		cmocka_unit_test(fork_in_the_middle_of_a_run),
 		cmocka_unit_test(what_is_not_registered_stays),
 		cmocka_unit_test(staging_left_unregistered),
+		cmocka_unit_test(what_went_unsaid_is_not_lost),
+		cmocka_unit_test(what_went_unsaid_is_pinned),
+		cmocka_unit_test(staging_is_populated),
 	};
 
 	if (!w)
