@@ -129,7 +129,7 @@ static unsigned block_back(struct hmm_mm *mm, uint64_t base, unsigned tiers, cha
 			same &= hmm_entry_payload(leaf->e[i]) == handle[i] &&
 				mm->h->chain.dev[hmm_entry_tier(leaf->e[i])] == d;
 		if (same)
-			umm_uffd_move(mm->space, base, from, BLOCK_BYTES, &bytes);
+			umm_uffd_move(mm->space->uffd, base, from, BLOCK_BYTES, &bytes);
 		n = (unsigned)(bytes / UMM_PAGE);
 		for (unsigned i = 0; i < n; i++)
 			hmm_entry_set(mm, leaf, i, hmm_entry(HMM_SYSTEM, 0, 0, 0));
@@ -169,7 +169,7 @@ unsigned hmm_block_give(struct hmm_mm *mm, uint64_t base, const void *window, co
 		for (unsigned i = 0; i < HMM_LEAF_PAGES; i++)
 			all &= mm->slot[0][i].addr == base + i * UMM_PAGE;
 		if (all)
-			umm_uffd_move(mm->space, (uintptr_t)to, window, BLOCK_BYTES, &bytes);
+			umm_uffd_move(mm->space->uffd, (uintptr_t)to, window, BLOCK_BYTES, &bytes);
 		n = (unsigned)(bytes / UMM_PAGE);
 		for (unsigned i = 0; i < n; i++) {
 			struct hmm_slot *slot = &mm->slot[0][i];
@@ -204,7 +204,7 @@ void hmm_block_zero(struct hmm_mm *mm, uint64_t base, char *block)
 		for (unsigned i = 0; i < HMM_LEAF_PAGES; i++)
 			here &= hmm_entry_state(leaf->e[i]) == HMM_SYSTEM;
 		if (here)
-			umm_uffd_move(mm->space, base, block, BLOCK_BYTES, &bytes);
+			umm_uffd_move(mm->space->uffd, base, block, BLOCK_BYTES, &bytes);
 		if (bytes)
 			umm_quarantine_filled(mm->space, base, base + bytes);
 		pthread_mutex_unlock(&leaf->lock);

@@ -523,7 +523,7 @@ static int move(struct umm_space *space, char *dst, const char *src, unsigned n,
 	int rc;
 
 	umm_evlock_shared(&space->ctl->evlock);
-	rc = umm_uffd_move(space, (uintptr_t)dst, src, n * UMM_PAGE, &bytes);
+	rc = umm_uffd_move(space->uffd, (uintptr_t)dst, src, n * UMM_PAGE, &bytes);
 	umm_evlock_unshared(&space->ctl->evlock);
 	*moved = (unsigned)(bytes / UMM_PAGE);
 	return *moved ? 0 : rc;

@@ -184,6 +184,7 @@ static int lent_uffd(struct agent *a, struct agent_fds *f)
 
 	zero(&ask, sizeof(ask));
 	ask.magic = WIRE_LEND_MAGIC;
+	ask.parent = a->parent;
 	copy(ask.token, a->token, WIRE_TOKEN);
 	rc = (int)sys6(SYS_sendto, f->sock, &ask, sizeof(ask), MSG_NOSIGNAL, NULL, 0);
 	if (rc < 0)

@@ -33,6 +33,7 @@ static const struct sock_filter filter[] = {
 	LET(SYS_restart_syscall),
 	LET(SYS_recvfrom),
 	LET(SYS_madvise),
+	LET(SYS_mincore),
 	LET(SYS_munlock),
 	LET(SYS_futex),
 	LET(SYS_nanosleep),

@@ -99,6 +99,7 @@ struct guest {
 	struct watch w;
 	int sock;
 	bool strange; /* another user's */
+	bool lent;    /* it was lent /dev/userfaultfd, and has yet to say hello */
 };
 
 #define GUESTS_MAX 64u
@@ -948,7 +949,8 @@ static int give_fds(int sock, const int fds[], int n)
 	c->cmsg_type = SCM_RIGHTS;
 	c->cmsg_len = CMSG_LEN((size_t)n * sizeof(int));
 	memcpy(CMSG_DATA(c), fds, (size_t)n * sizeof(int));
-	return sendmsg(sock, &msg, MSG_NOSIGNAL) < 0 ? -errno : 0;
+	/* Whoever does not read keeps nobody else waiting. */
+	return sendmsg(sock, &msg, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -errno : 0;
 }
 
 static int welcome(struct member *m, int uffd)
@@ -966,7 +968,8 @@ static int lend(struct supervisor *s, int sock, const struct wire_lend *ask)
 		return -EACCES;
 	if (s->lend_fd >= 0)
 		return give_fds(sock, &s->lend_fd, 1);
-	if (!s->refused_said && !getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &cred, &len)) {
+	/* A child of who has changed its user is in the tree, and served, by its parent's. */
+	if (!ask->parent && !s->refused_said && !getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &cred, &len)) {
 		s->refused_said = true;
 		lines_say(&s->lines, "a program of user %u may use no userfaultfd and runs without a budget: "
 				     "--lend-userfaultfd lends it one, see hmm-run(1); others are not told of",
@@ -1294,8 +1297,11 @@ static void guest_speaks(struct supervisor *s, struct guest *g)
 	int fds[4] = {-1, -1, -1, -1}, sock = g->sock, nfds = 0;
 	ssize_t n = recvmsg(sock, &msg, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
 
-	if (n == sizeof(in.lend) && in.magic == WIRE_LEND_MAGIC && !msg.msg_controllen && !lend(s, sock, &in.lend))
+	if (n == sizeof(in.lend) && in.magic == WIRE_LEND_MAGIC && !msg.msg_controllen && !g->lent &&
+	    !lend(s, sock, &in.lend)) {
+		g->lent = true; /* once */
 		return;
+	}
 	epoll_ctl(s->epfd, EPOLL_CTL_DEL, sock, NULL);
 	for (struct cmsghdr *c = n > 0 ? CMSG_FIRSTHDR(&msg) : NULL; c; c = CMSG_NXTHDR(&msg, c)) {
 		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)

@@ -71,6 +71,7 @@ struct wire_hello {
 #define WIRE_LEND_MAGIC 0x32686d68u
 struct wire_lend {
 	uint32_t magic;
+	uint32_t parent; /* as in a hello */
 	char token[WIRE_TOKEN];
 };
 

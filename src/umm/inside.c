@@ -37,12 +37,68 @@ int umm_inside_uffd(void)
 	return fd;
 }
 
-static int move(int uffd, char *dst, uint64_t src, unsigned npages, unsigned *moved)
+#define ASK_TRIES 1000u
+
+/* Is page @k of @n from @at on there?  Asked of the kernel: a touch would be a fault.  What is not mapped is not. */
+static void are_there(uint64_t at, unsigned n, unsigned char there[])
+{
+	long rc = -EAGAIN;
+
+	/* It wants a page for a moment. */
+	for (unsigned i = 0; rc == -EAGAIN && i < ASK_TRIES; i++) {
+		rc = sys3(SYS_mincore, at, n * UMM_PAGE, there);
+		if (rc == -EAGAIN)
+			sys0(SYS_sched_yield);
+	}
+	for (unsigned k = 0; rc && k < n; k++)
+		there[k] = 0;
+}
+
+/*
+ * The kernel may move pages and say nothing of it.  Where an attempt meets a change
+ * of a page's entry, for which the accessed bit will do, Linux 6.18 tries again, but
+ * keeps the error: it does not count what it moves then, and stops at what it finds
+ * where it has just put it, with EEXIST or less than has gone
+ * (test/kernel/uffd_move_goes_unsaid.c).  Who believed that would leave the pages in
+ * staging, to be dropped, and zeros behind.
+ *
+ * So it is looked, at once and by a call that no change under way is refused to.
+ * That staging was empty before is the caller's to see to.  What mlockall() has put
+ * there does not count: the page is still where it was.  A page in swap looks as if
+ * it were not; taken to be gone, it is nevertheless what is found when it is touched.
+ */
+unsigned umm_inside_gone(uint64_t dst, uint64_t src, unsigned npages)
+{
+	unsigned char arrived[UMM_RUN_PAGES], stays;
+	unsigned gone = 0;
+
+	while (gone < npages) {
+		unsigned n = npages - gone < UMM_RUN_PAGES ? npages - gone : UMM_RUN_PAGES;
+
+		are_there(dst + gone * UMM_PAGE, n, arrived);
+		for (unsigned k = 0; k < n; k++, gone++) {
+			if (!(arrived[k] & 1))
+				return gone;
+			are_there(src + gone * UMM_PAGE, 1, &stays);
+			if (stays & 1)
+				return gone;
+		}
+	}
+	return gone;
+}
+
+static int move(int uffd, char *dst, uint64_t src, unsigned npages, unsigned *moved, uint32_t *unsaid)
 {
 	struct uffdio_move mv = {.dst = (uintptr_t)dst, .src = src, .len = npages * UMM_PAGE};
 	int rc = sys_ioctl(uffd, UFFDIO_MOVE, &mv);
 
 	*moved = mv.move > 0 ? (unsigned)(mv.move / (long)UMM_PAGE) : 0;
+	if (*moved < npages) {
+		unsigned more = umm_inside_gone(mv.dst + *moved * UMM_PAGE, src + *moved * UMM_PAGE, npages - *moved);
+
+		*moved += more;
+		*unsaid += more;
+	}
 	if (*moved)
 		return 0; /* go on behind what went; what stopped it shows again, by itself */
 	if (rc == -EAGAIN && mv.move == 0)
@@ -56,28 +112,6 @@ int umm_inside_registered(int uffd, uint64_t addr)
 	int rc = sys_ioctl(uffd, UFFDIO_CONTINUE, &c);
 
 	return rc == -EAGAIN || rc == -ENOENT ? rc : 0;
-}
-
-/*
- * The kernel may move a page and say nothing of it: where an attempt met a change
- * of the page's entry, for which the accessed bit will do, Linux 6.18 tries again,
- * takes the next one for failed, too, and stops at what it finds where it has just
- * put it: EEXIST, or less than has gone (test/kernel/uffd_move_goes_unsaid.c).  Who
- * believed that would leave the page in staging, to be dropped, and zeros behind.
- *
- * So what is said to be in staging is moved back, which where the page never left
- * is refused.  Returns whether it is gone, because it cannot be moved back just now;
- * also where that is not sure: a page that is taken to be away and is there is what
- * counts when it is looked for (hmm/fault.c).
- */
-static bool gone_unsaid(struct umm_inside *in, struct umm_move_run *run, char *staging, uint64_t src)
-{
-	unsigned back;
-	int rc = move(in->uffd, (char *)(uintptr_t)src, (uintptr_t)staging, 1, &back);
-	bool gone = !back && rc != -EEXIST && rc != -ENOENT;
-
-	run->unsaid += back || gone;
-	return gone;
 }
 
 /*
@@ -107,7 +141,7 @@ static int move_run(struct umm_inside *in, struct umm_move_run *run, char *stagi
 			run->err = -ENXIO;
 			return -ENXIO;
 		}
-		int rc = move(in->uffd, staging + i * UMM_PAGE, run->addr + i * UMM_PAGE, n, &moved);
+		int rc = move(in->uffd, staging + i * UMM_PAGE, run->addr + i * UMM_PAGE, n, &moved, &run->unsaid);
 		for (unsigned k = 0; k < moved; k++)
 			run->mask |= 1ull << (i + k);
 		i += moved;
@@ -119,11 +153,7 @@ static int move_run(struct umm_inside *in, struct umm_move_run *run, char *stagi
 			return rc;
 		if (rc == -EBUSY)
 			return rc;
-		/* A hole, or something that stays. */
-		if ((rc == -EEXIST || rc == -ENOENT) &&
-		    gone_unsaid(in, run, staging + i * UMM_PAGE, run->addr + i * UMM_PAGE))
-			run->mask |= 1ull << i;
-		i++;
+		i++; /* a hole, or something that stays */
 		*from = i;
 	}
 	return 0;
@@ -195,28 +225,28 @@ static int register_staging(struct umm_inside *in, char *staging, size_t len)
  * Staging is registered, as a destination of MOVE must be; dropping its pages
  * as they are would send an event that somebody must read while we sleep.
  */
-static void release_staging(struct umm_inside *in, char *staging, size_t len)
+static bool release_staging(struct umm_inside *in, char *staging, size_t len)
 {
 	struct uffdio_range r = {.start = (uintptr_t)staging, .len = len};
 
-	/* Left full it says EEXIST to the next batch, which comes here again. */
+	/* Left full: the next batch comes here again, and nothing moves before it is empty. */
 	if (sys_ioctl(in->uffd, UFFDIO_UNREGISTER, &r))
-		return;
+		return false;
 	/* mlockall() of the program locks staging too: then nothing can be dropped before it is unlocked. */
 	if (sys3(SYS_madvise, staging, len, MADV_DONTNEED)) {
 		sys2(SYS_munlock, staging, len);
 		sys3(SYS_madvise, staging, len, MADV_DONTNEED);
 	}
 	register_staging(in, staging, len); /* or else before the next batch */
+	return true;
 }
 
 void umm_inside_release(struct umm_inside *in, unsigned b)
 {
 	size_t base = (size_t)(b % UMM_BATCHES) * UMM_BATCH_PAGES * UMM_PAGE;
 
-	if (in->kept[b % UMM_BATCHES])
-		release_staging(in, in->staging + base, UMM_BATCH_PAGES * UMM_PAGE);
-	in->kept[b % UMM_BATCHES] = false;
+	if (in->kept[b % UMM_BATCHES] && release_staging(in, in->staging + base, UMM_BATCH_PAGES * UMM_PAGE))
+		in->kept[b % UMM_BATCHES] = false;
 }
 
 /* Is the batch one block of memory that may be one huge page, and goes to where it can stay one? */
@@ -243,16 +273,18 @@ static bool move_block(struct umm_inside *in, struct umm_batch *batch, char *sta
 {
 	struct umm_ctl *c = in->ctl;
 	unsigned moved = 0;
+	uint32_t unsaid = 0;
 
 	if (!umm_evlock_shared_unless(&c->evlock, in->gone, in->arg))
 		return false;
 	if (atomic_load(&c->epoch) == batch->epoch && umm_inside_registered(in->uffd, batch->run[0].addr) == 0)
-		move(in->uffd, staging, batch->run[0].addr, UMM_BATCH_PAGES, &moved);
+		move(in->uffd, staging, batch->run[0].addr, UMM_BATCH_PAGES, &moved, &unsaid);
 	for (unsigned i = 0; i * UMM_RUN_PAGES < moved; i++) {
 		struct umm_move_run *run = &batch->run[i];
 		unsigned n = moved - i * UMM_RUN_PAGES;
 
 		run->err = 0;
+		run->unsaid = i ? 0 : unsaid;
 		run->mask = n >= UMM_RUN_PAGES ? ~0ull : (1ull << n) - 1;
 		atomic_store_explicit(&run->state, UMM_RUN_FILLED, memory_order_release);
 	}
@@ -271,7 +303,9 @@ void umm_inside_move(struct umm_inside *in, unsigned b)
 	in->no_pins = false;
 	umm_inside_release(in, b);
 	/* It may have been left unregistered: there was no memory at the time. */
-	if (umm_inside_registered(in->uffd, (uintptr_t)in->staging + base))
+	if (in->kept[b % UMM_BATCHES])
+		rc = -ENOMEM;
+	else if (umm_inside_registered(in->uffd, (uintptr_t)in->staging + base))
 		rc = register_staging(in, in->staging + base, UMM_BATCH_PAGES * UMM_PAGE);
 	if (!rc && is_block(in, batch, in->staging + base))
 		used = move_block(in, batch, in->staging + base);
@@ -294,11 +328,11 @@ void umm_inside_move(struct umm_inside *in, unsigned b)
 		}
 		run_one(in, batch, run, in->staging + base + run->slot * UMM_PAGE,
 			in->window ? in->window + base + run->slot * UMM_PAGE : 0);
-		/* EEXIST: staging has pages that nobody moved there; mlockall() populates it. */
-		if (run->mask || run->err == -EEXIST)
+		/* Staging may also have pages that nobody moved there; mlockall() populates it. */
+		if (run->mask || run->err)
 			used = true;
 	}
-	in->kept[b % UMM_BATCHES] = used;
+	in->kept[b % UMM_BATCHES] |= used;
 	if (in->window)
 		umm_inside_release(in, b);
 	atomic_store_explicit(&batch->done, 1, memory_order_release);

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <sys/ioctl.h>
 
+#include "umm/inside.h"
 #include "umm/internal.h"
 
 #define SAID_AGAIN 2u
@@ -74,24 +75,14 @@ int umm_uffd_copy_unwritten(int uffd, uint64_t dst, const void *src, uint64_t le
 	return copy(uffd, dst, src, len, UFFDIO_COPY_MODE_WP, copied);
 }
 
-/* How many bytes from @start on have nothing in the page table. */
-static uint64_t emptied(struct umm_space *space, uint64_t start, uint64_t end)
-{
-	struct umm_page_run first;
-	uint64_t walked;
-	int n = umm_page_scan_states(space, start, end, &first, 1, &walked);
-
-	return n < 0 ? 0 : (n ? first.start : walked) - start;
-}
-
-int umm_uffd_move(struct umm_space *space, uint64_t dst, const void *src, uint64_t len, uint64_t *moved)
+int umm_uffd_move(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *moved)
 {
 	struct uffdio_move m = {.dst = dst, .src = (uintptr_t)src, .len = len};
-	int rc = uffd_ioctl(space->uffd, UFFDIO_MOVE, &m);
+	int rc = uffd_ioctl(uffd, UFFDIO_MOVE, &m);
 
 	*moved = m.move > 0 ? (uint64_t)m.move : 0;
-	if (*moved < len && (*moved || rc == -EEXIST))
-		*moved += emptied(space, m.src + *moved, m.src + len);
+	if (*moved < len)
+		*moved += umm_inside_gone(dst + *moved, m.src + *moved, (unsigned)((len - *moved) / UMM_PAGE)) * UMM_PAGE;
 	return rc;
 }
 

@@ -548,7 +548,7 @@ def user_lent(h):
         r.until(lambda: ask(h, r.pid).returncode == 0, "it does not answer")
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger:
             stranger.connect("\0" + listens(r.pid))
-            stranger.send(struct.pack("<I32s", 0x32686d68, b"0" * 32))
+            stranger.send(struct.pack("<II32s", 0x32686d68, 0, b"0" * 32))
             check(stranger.recvmsg(4, 256)[:2] == (b"", []), "lent to a stranger")
         os.kill(r.program(), signal.SIGTERM)
         r.wait()

@@ -898,13 +898,13 @@ static void huge_pages_go_and_come_without_a_copy(void **state)
 /* Between the moment at which a block may go and that at which it has gone there is time for a kernel to begin. */
 static _Atomic bool slow_moves;
 
-int __real_umm_uffd_move(struct umm_space *space, uint64_t dst, const void *src, uint64_t len, uint64_t *moved);
-int __wrap_umm_uffd_move(struct umm_space *space, uint64_t dst, const void *src, uint64_t len, uint64_t *moved);
-int __wrap_umm_uffd_move(struct umm_space *space, uint64_t dst, const void *src, uint64_t len, uint64_t *moved)
+int __real_umm_uffd_move(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *moved);
+int __wrap_umm_uffd_move(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *moved);
+int __wrap_umm_uffd_move(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *moved)
 {
 	if (slow_moves)
 		usleep(500);
-	return __real_umm_uffd_move(space, dst, src, len, moved);
+	return __real_umm_uffd_move(uffd, dst, src, len, moved);
 }
 
 /* Who has brought a page home for this thread drops its references to the device's late. */
