@@ -62,12 +62,16 @@ static void are_there(uint64_t at, unsigned n, unsigned char there[])
  * (test/kernel/uffd_move_goes_unsaid.c).  Who believed that would leave the pages in
  * staging, to be dropped, and zeros behind.
  *
- * So it is looked, at once and by a call that no change under way is refused to.
- * That staging was empty before is the caller's to see to.  What mlockall() has put
- * there does not count: the page is still where it was.  A page in swap looks as if
- * it were not; taken to be gone, it is nevertheless what is found when it is touched.
+ * So it is looked, at once and by a call that is not refused while a change is under
+ * way.  That staging was empty before is the caller's to see to.  What mlockall() has
+ * put there does not count: the page is still where it was.
+ *
+ * A page in swap looks as if nothing were there.  At the destination EEXIST says that
+ * something is, and whoever goes on behind what went is told so of the next page.  At
+ * the source it is taken to be gone, and is nevertheless what is found when it is
+ * touched.
  */
-unsigned umm_inside_gone(uint64_t dst, uint64_t src, unsigned npages)
+unsigned umm_inside_gone(uint64_t dst, uint64_t src, unsigned npages, int rc)
 {
 	unsigned char arrived[UMM_RUN_PAGES], stays;
 	unsigned gone = 0;
@@ -76,6 +80,8 @@ unsigned umm_inside_gone(uint64_t dst, uint64_t src, unsigned npages)
 		unsigned n = npages - gone < UMM_RUN_PAGES ? npages - gone : UMM_RUN_PAGES;
 
 		are_there(dst + gone * UMM_PAGE, n, arrived);
+		if (!gone && rc == -EEXIST)
+			arrived[0] = 1;
 		for (unsigned k = 0; k < n; k++, gone++) {
 			if (!(arrived[k] & 1))
 				return gone;
@@ -94,7 +100,8 @@ static int move(int uffd, char *dst, uint64_t src, unsigned npages, unsigned *mo
 
 	*moved = mv.move > 0 ? (unsigned)(mv.move / (long)UMM_PAGE) : 0;
 	if (*moved < npages) {
-		unsigned more = umm_inside_gone(mv.dst + *moved * UMM_PAGE, src + *moved * UMM_PAGE, npages - *moved);
+		unsigned more = umm_inside_gone(mv.dst + *moved * UMM_PAGE, src + *moved * UMM_PAGE, npages - *moved,
+						*moved ? 0 : rc);
 
 		*moved += more;
 		*unsaid += more;
@@ -228,17 +235,19 @@ static int register_staging(struct umm_inside *in, char *staging, size_t len)
 static bool release_staging(struct umm_inside *in, char *staging, size_t len)
 {
 	struct uffdio_range r = {.start = (uintptr_t)staging, .len = len};
+	bool empty;
 
 	/* Left full: the next batch comes here again, and nothing moves before it is empty. */
 	if (sys_ioctl(in->uffd, UFFDIO_UNREGISTER, &r))
 		return false;
 	/* mlockall() of the program locks staging too: then nothing can be dropped before it is unlocked. */
-	if (sys3(SYS_madvise, staging, len, MADV_DONTNEED)) {
+	empty = !sys3(SYS_madvise, staging, len, MADV_DONTNEED);
+	if (!empty) {
 		sys2(SYS_munlock, staging, len);
-		sys3(SYS_madvise, staging, len, MADV_DONTNEED);
+		empty = !sys3(SYS_madvise, staging, len, MADV_DONTNEED);
 	}
 	register_staging(in, staging, len); /* or else before the next batch */
-	return true;
+	return empty;
 }
 
 void umm_inside_release(struct umm_inside *in, unsigned b)
@@ -278,7 +287,9 @@ static bool move_block(struct umm_inside *in, struct umm_batch *batch, char *sta
 	if (!umm_evlock_shared_unless(&c->evlock, in->gone, in->arg))
 		return false;
 	if (atomic_load(&c->epoch) == batch->epoch && umm_inside_registered(in->uffd, batch->run[0].addr) == 0)
-		move(in->uffd, staging, batch->run[0].addr, UMM_BATCH_PAGES, &moved, &unsaid);
+		for (unsigned n = 1; n && moved < UMM_BATCH_PAGES; moved += n)
+			move(in->uffd, staging + moved * UMM_PAGE, batch->run[0].addr + moved * UMM_PAGE,
+			     UMM_BATCH_PAGES - moved, &n, &unsaid);
 	for (unsigned i = 0; i * UMM_RUN_PAGES < moved; i++) {
 		struct umm_move_run *run = &batch->run[i];
 		unsigned n = moved - i * UMM_RUN_PAGES;

@@ -82,7 +82,9 @@ int umm_uffd_move(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_
 
 	*moved = m.move > 0 ? (uint64_t)m.move : 0;
 	if (*moved < len)
-		*moved += umm_inside_gone(dst + *moved, m.src + *moved, (unsigned)((len - *moved) / UMM_PAGE)) * UMM_PAGE;
+		*moved += umm_inside_gone(dst + *moved, m.src + *moved, (unsigned)((len - *moved) / UMM_PAGE),
+					   *moved ? 0 : rc) *
+			   UMM_PAGE;
 	return rc;
 }
 
