@@ -340,7 +340,7 @@ void umm_inside_move(struct umm_inside *in, unsigned b)
 		run_one(in, batch, run, in->staging + base + run->slot * UMM_PAGE,
 			in->window ? in->window + base + run->slot * UMM_PAGE : 0);
 		/* Staging may also have pages that nobody moved there; mlockall() populates it. */
-		if (run->mask || run->err)
+		if (run->mask || run->err == -EEXIST)
 			used = true;
 	}
 	in->kept[b % UMM_BATCHES] |= used;
