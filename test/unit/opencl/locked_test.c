@@ -35,8 +35,14 @@ static void *forker(void *arg)
 	return NULL;
 }
 
-/* A thread holds all locks of malloc's when this returns. */
-static void stop_in_fork(struct stopped *s)
+/*
+ * A thread holds all locks of malloc's when this returns.  @page lies above memory
+ * that the engine watches: the kernel reports a fork to one userfaultfd after the
+ * other, by the addresses of what they watch, and refuses to each of them all placing
+ * until its report was read.  Were the engine's the later one, its pages could not
+ * come back whatever it does.
+ */
+static void stop_in_fork(struct stopped *s, const void *page)
 {
 	struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_EVENT_FORK};
 	struct uffdio_register reg = {.mode = UFFDIO_REGISTER_MODE_MISSING};
@@ -47,7 +53,7 @@ static void stop_in_fork(struct stopped *s)
 	assert_true(s->uffd >= 0);
 	if (ioctl(s->uffd, UFFDIO_API, &api))
 		world_skip("no fork events", -errno);
-	reg.range.start = (uintptr_t)pages(1);
+	reg.range.start = (uintptr_t)page;
 	reg.range.len = PAGE;
 	assert_int_equal(ioctl(s->uffd, UFFDIO_REGISTER, &reg), 0);
 	assert_int_equal(pthread_create(&s->thread, NULL, forker, s), 0);
@@ -90,10 +96,11 @@ static void *mallocs(void *arg)
 static void pages_come_back(struct world *w, bool reach)
 {
 	struct hmm_cl_kernel *k = kernel(w, "inc");
-	uint32_t *a = pages(64), by = 1, got[4];
+	uint32_t *a = pages(66), by = 1, got[4]; /* 64, one that keeps mappings apart, and one of the test's */
 	struct other o = {0};
 	struct stopped s;
 
+	assert_int_equal(mprotect((char *)a + 64 * PAGE, PAGE, PROT_NONE), 0);
 	for (unsigned i = 0; i < N; i++)
 		a[i] = i;
 	assert_int_equal(hmm_cl_arg(k, 0, a, N * 4, HMM_CL_READ_WRITE), 0);
@@ -101,7 +108,7 @@ static void pages_come_back(struct world *w, bool reach)
 	assert_int_equal(launch(k, N, NULL), 0);
 	assert_int_equal(hmm_cl_wait(w->cl), 0);
 	assert_int_equal(pthread_create(&o.thread, NULL, mallocs, &o), 0);
-	stop_in_fork(&s);
+	stop_in_fork(&s, (char *)a + 65 * PAGE);
 	assert_int_equal(on_device(w, a, 64), reach ? 64 : 0);
 	o.go = true;
 	got[0] = a[3];
@@ -119,7 +126,7 @@ static void pages_come_back(struct world *w, bool reach)
 	for (unsigned i = 0; i < N; i++)
 		assert_int_equal(a[i], i + 1 + (i == PAGE / 4 * 50));
 	hmm_cl_kernel_close(k);
-	pages_free(a, 64);
+	pages_free(a, 66);
 }
 
 static void where_the_cpu_reaches_the_device(void **state)
