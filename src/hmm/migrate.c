@@ -222,7 +222,8 @@ int hmm_out_finish(struct hmm_mm *mm, unsigned b)
 
 		if (!mm->run[b][r].committed)
 			parked += commit_run(mm, b, r);
-		atomic_fetch_add(&mm->h->unsaid, run->unsaid < mm->run[b][r].npages ? run->unsaid : mm->run[b][r].npages);
+		/* A block's are the first run's; the inside may say anything. */
+		atomic_fetch_add(&mm->h->unsaid, run->unsaid < UMM_BATCH_PAGES ? run->unsaid : UMM_BATCH_PAGES);
 		if (run->err == -EINVAL && !run->mask) {
 			pthread_mutex_lock(&mm->lock);
 			hmm_iset_add(&mm->stuck, mm->run[b][r].addr,

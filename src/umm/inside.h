@@ -39,6 +39,8 @@ int umm_inside_registered(int uffd, uint64_t addr);
 
 /** umm_inside_uffd() - a userfaultfd of the caller's address space, features not yet agreed; or -errno. */
 int umm_inside_uffd(void);
+/** umm_inside_uffd_by() - the same by /dev/userfaultfd, opened by whoever may (test/kernel/uffd_device_is_lent.c). */
+int umm_inside_uffd_by(int dev);
 /**
  * umm_inside_gone() - pages of @npages from @src on that are at @dst instead, after a MOVE that says it stopped there
  * @rc: what it says of the first of them, -EEXIST for one; 0: nothing
@@ -46,7 +48,5 @@ int umm_inside_uffd(void);
  * In one's own address space; nothing was at @dst before.
  */
 unsigned umm_inside_gone(uint64_t dst, uint64_t src, unsigned npages, int rc);
-/** umm_inside_uffd_by() - the same by /dev/userfaultfd, opened by whoever may (test/kernel/uffd_device_is_lent.c). */
-int umm_inside_uffd_by(int dev);
 
 #endif

@@ -197,12 +197,12 @@ void umm_quarantine_lift(struct umm_space *space, uint64_t start, uint64_t end, 
 int umm_uffd_api(int uffd, uint64_t want, uint64_t optional, uint64_t *got);
 int umm_uffd_register(int uffd, uint64_t start, uint64_t len, uint64_t mode);
 int umm_uffd_unregister(int uffd, uint64_t start, uint64_t len);
-/** @copied: bytes that went in before an error; never NULL.  Wakes who waits for them. */
 /**
  * Within the caller's own space.  @moved: bytes, also on error, and also those that the kernel does not tell of
  * (umm/inside.c).
  */
 int umm_uffd_move(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *moved);
+/** @copied: bytes that went in before an error; never NULL.  Wakes who waits for them. */
 int umm_uffd_copy(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *copied);
 /** The same; what is placed counts as not written to. */
 int umm_uffd_copy_unwritten(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *copied);

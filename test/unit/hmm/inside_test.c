@@ -220,22 +220,40 @@ static void what_went_unsaid_is_not_lost(void **state)
 	world_destroy(w);
 }
 
-/* The same of a block that goes at once, and stops in the middle of a run. */
+/* The same of a block that goes at once, to where it may stay one, and stops in the middle of a run. */
 static void of_a_block_some_went_unsaid(void **state)
 {
 	const char *why;
 	struct world *w = world_create("lz4", 1, &why);
-	const unsigned pages = UMM_BATCH_PAGES, first = 70, n = 100;
+	const unsigned pages = UMM_BATCH_PAGES, first = 70, n = 100, runs = pages / UMM_RUN_PAGES;
+	const uint64_t size = pages * UMM_PAGE;
+	struct umm_batch *batch;
 
 	assert_non_null(w);
-	char *p = managed(w, 2 * pages, 1);
-	char *block = (char *)(((uintptr_t)p + pages * UMM_PAGE - 1) & ~(pages * UMM_PAGE - 1));
+	char *p = managed(w, 2 * pages, 1), *block = p + (-(uintptr_t)p & (size - 1));
+	char *room = mmap(NULL, 3 * size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	assert_true(room != MAP_FAILED);
+	struct umm_inside in = {.uffd = w->in.uffd, .ctl = w->in.ctl, .staging = room + (-(uintptr_t)room & (size - 1))};
+	unsigned from = (unsigned)((block - p) / UMM_PAGE);
 
-	assert_int_equal(move(w, w->in.staging + first * UMM_PAGE, block + first * UMM_PAGE, n), 0);
-	assert_int_equal(out(w, block, pages), pages);
-	assert_int_equal(atomic_load(&w->h->unsaid), n);
-	for (unsigned i = 0; i < 2 * pages; i++)
-		assert_true(page_is(p + i * UMM_PAGE, 1, i));
+	assert_int_equal(umm_uffd_register(in.uffd, (uintptr_t)in.staging, size, UFFDIO_REGISTER_MODE_MISSING), 0);
+	assert_int_equal(move(w, in.staging + first * UMM_PAGE, block + first * UMM_PAGE, n), 0);
+	batch = &in.ctl->batch[0];
+	batch->nr = runs;
+	batch->flags = 0;
+	batch->epoch = atomic_load(&in.ctl->epoch);
+	for (unsigned r = 0; r < runs; r++)
+		batch->run[r] = (struct umm_move_run){.addr = (uintptr_t)block + r * UMM_RUN_PAGES * UMM_PAGE,
+						      .npages = UMM_RUN_PAGES,
+						      .slot = r * UMM_RUN_PAGES};
+	umm_inside_move(&in, 0);
+	for (unsigned r = 0; r < runs; r++)
+		assert_true(batch->run[r].mask == ~0ull);
+	assert_int_equal(batch->run[0].unsaid, n); /* as a block: of runs it would be the second one's, and the third's */
+	assert_int_equal(count_present(w, block, pages), 0);
+	for (unsigned i = 0; i < pages; i++)
+		assert_true(page_is(in.staging + i * UMM_PAGE, 1, from + i));
+	munmap(room, 3 * size);
 	world_destroy(w);
 }
 
