@@ -385,11 +385,15 @@ static int inside_arm(void *priv)
 	int rc;
 
 	arena_layout(&a, (char *)(uintptr_t)m->mm->keep_start);
-	rc = umm_uffd_register(m->mm->space->uffd, (uintptr_t)a.staging, ARENA_STAGING + ARENA_BELLS,
-			       UFFDIO_REGISTER_MODE_MISSING);
+	/*
+	 * First that by which a space is told from others: who is forked in between has
+	 * been told of, and must be found (find_orphan()).
+	 */
+	rc = umm_uffd_register(m->mm->space->uffd, (uintptr_t)a.ident, ARENA_IDENT,
+			       UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
 	if (!rc)
-		rc = umm_uffd_register(m->mm->space->uffd, (uintptr_t)a.ident, ARENA_IDENT,
-				       UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
+		rc = umm_uffd_register(m->mm->space->uffd, (uintptr_t)a.staging, ARENA_STAGING + ARENA_BELLS,
+				       UFFDIO_REGISTER_MODE_MISSING);
 	/* Of an address space that has just ended the kernel says ENOMEM here. */
 	if (rc && rc != -ESRCH && !m->arm_said && has_memory(m->agent)) {
 		m->arm_said = true;
