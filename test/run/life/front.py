@@ -4,6 +4,7 @@
 
 front.py BUILD [NAME...]
 """
+import ctypes
 import json
 import os
 import pty
@@ -479,25 +480,47 @@ UFFD = "/dev/userfaultfd"
 SYSCTL = "/proc/sys/vm/unprivileged_userfaultfd"
 
 
+def own_device():
+    """A device of our own over the machine's, for us and what we start: what is given or taken there is nobody else's."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    d = tempfile.mkdtemp(prefix="hmmtest-")
+
+    def must(rc):
+        if rc:
+            skip(f"no mounts of our own: {os.strerror(ctypes.get_errno())}")
+
+    must(libc.unshare(0x20000))  # CLONE_NEWNS
+    must(libc.mount(None, b"/", None, 0x44000, None))  # MS_REC | MS_PRIVATE
+    must(libc.mount(b"none", d.encode(), b"tmpfs", 0, None))
+    node = os.path.join(d, "userfaultfd")
+    os.mknod(node, stat.S_IFCHR, os.stat(UFFD).st_rdev)
+    must(libc.mount(node.encode(), UFFD.encode(), None, 0x1000, None))  # MS_BIND
+    must(libc.umount2(d.encode(), 0x2))  # MNT_DETACH
+    os.rmdir(d)
+
+
 class Rights:
-    """What everybody may do with userfaultfd, for a while."""
+    """What everybody may do with userfaultfd, for a while; @sysctl: None is as it is."""
 
     def __init__(self, mode, sysctl):
         self.mode, self.sysctl = mode, sysctl
 
     def __enter__(self):
-        self.old = stat.S_IMODE(os.stat(UFFD).st_mode)
         with open(SYSCTL) as f:
-            self.old_sysctl = f.read()
+            self.old_sysctl = f.read().strip()
         self.set(self.mode, self.sysctl)
 
     def set(self, mode, sysctl):
         os.chmod(UFFD, mode)
-        with open(SYSCTL, "w") as f:
-            f.write(sysctl)
+        if sysctl not in (None, self.old_sysctl):
+            with open(SYSCTL, "w") as f:
+                f.write(sysctl)
 
     def __exit__(self, *_):
-        self.set(self.old, self.old_sysctl)
+        os.chmod(UFFD, 0)
+        if self.sysctl not in (None, self.old_sysctl):
+            with open(SYSCTL, "w") as f:
+                f.write(self.old_sysctl)
 
 
 def as_nobody(h):
@@ -507,6 +530,8 @@ def as_nobody(h):
         skip("no /dev/userfaultfd")
     if subprocess.run([*NOBODY, "test", "-x", h.exe], check=False).returncode:
         skip("an ordinary user cannot reach the build folder")
+    if not os.path.ismount(UFFD):
+        own_device()
 
 
 def user_refused(h):
@@ -560,7 +585,7 @@ def user_lent(h):
 def user_secrets(h):
     """What a program has in memory is open to no other process of its user by way of us; strangers are not served."""
     as_nobody(h)
-    with Rights(0o666, "0"):
+    with Rights(0o666, None):
         r = h.start(["sleep", "60"], prefix=NOBODY)
         r.until(r.supervisor, "no supervisor")
         r.until(lambda: ask(h, r.pid).returncode == 0, "it does not answer")
@@ -606,7 +631,7 @@ def user_secrets(h):
 def user_forks(h):
     """The kernel tells nobody of forks then: all comes back before libc's, a raw one fails closed, nobody reads zeros."""
     as_nobody(h)
-    with Rights(0o666, "0"):
+    with Rights(0o666, None):
         for name in ("generations", "parent-first", "threads", "while-evicted", "spawn", "system", "vfork", "clone-vm",
                      "daemon", "forkpty", "slow", "grown", "stopped"):
             r = h.run([built(h, "life-fork"), name], ram="64M", prefix=NOBODY)
