@@ -81,10 +81,16 @@ int umm_uffd_move(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_
 	int rc = uffd_ioctl(uffd, UFFDIO_MOVE, &m);
 
 	*moved = m.move > 0 ? (uint64_t)m.move : 0;
-	if (*moved < len)
-		*moved += umm_inside_gone(dst + *moved, m.src + *moved, (unsigned)((len - *moved) / UMM_PAGE),
-					   *moved ? 0 : rc) *
-			   UMM_PAGE;
+	if (*moved < len) {
+		uint64_t unsaid = umm_inside_gone(dst + *moved, m.src + *moved, (unsigned)((len - *moved) / UMM_PAGE),
+						  *moved ? 0 : rc) *
+				  UMM_PAGE;
+
+		/* The kernel wakes who waits for what it says, and nobody else. */
+		if (unsaid)
+			umm_uffd_wake(uffd, dst + *moved, unsaid);
+		*moved += unsaid;
+	}
 	return rc;
 }
 

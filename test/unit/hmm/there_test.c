@@ -25,6 +25,7 @@ int __real_ioctl(int fd, unsigned long req, ...);
 int __wrap_ioctl(int fd, unsigned long req, ...);
 
 static unsigned kernel_lies; /* so many of the next UFFDIO_COPY */
+static bool moves_unsaid;    /* UFFDIO_MOVE does so, and wakes nobody */
 
 int __wrap_ioctl(int fd, unsigned long req, ...)
 {
@@ -34,6 +35,16 @@ int __wrap_ioctl(int fd, unsigned long req, ...)
 	va_start(ap, req);
 	arg = va_arg(ap, void *);
 	va_end(ap);
+	if (req == UFFDIO_MOVE && moves_unsaid) {
+		struct uffdio_move *m = arg;
+
+		m->mode = UFFDIO_MOVE_MODE_DONTWAKE;
+		if (!__real_ioctl(fd, req, m)) {
+			m->move = -EEXIST;
+			errno = EEXIST;
+		}
+		return -1;
+	}
 	if (req != UFFDIO_COPY || !kernel_lies)
 		return __real_ioctl(fd, req, arg);
 	kernel_lies--;
@@ -106,18 +117,48 @@ static void it_is_asked_again(void **state)
 	/* What is there stays so. */
 	assert_int_equal(__real_umm_uffd_copy(w->space->uffd, (uintptr_t)p, other, UMM_PAGE, &done), -EEXIST);
 	kernel_lies = 2;
-	assert_int_equal(
-		__real_umm_uffd_copy(w->space->uffd, (uintptr_t)p + UMM_PAGE, other, UMM_PAGE, &done), 0);
+	assert_int_equal(__real_umm_uffd_copy(w->space->uffd, (uintptr_t)p + UMM_PAGE, other, UMM_PAGE, &done), 0);
 	assert_int_equal(kernel_lies, 0);
 	world_destroy(w);
+}
+
+static void *touch_main(void *p)
+{
+	return (void *)(uintptr_t) * (volatile unsigned char *)p;
+}
+
+/* Who waits for a page that is moved, which the kernel does not say, goes on. */
+static void who_waits_for_what_went_unsaid(void **state)
+{
+	int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+	struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_MOVE};
+	char *p = mmap(NULL, 4 * UMM_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct uffd_msg msg;
+	uint64_t moved;
+	pthread_t t;
+	void *saw;
+
+	assert_true(uffd >= 0 && !__real_ioctl(uffd, UFFDIO_API, &api) && p != MAP_FAILED);
+	assert_int_equal(umm_uffd_register(uffd, (uintptr_t)p, 2 * UMM_PAGE, UFFDIO_REGISTER_MODE_MISSING), 0);
+	memset(p + 2 * UMM_PAGE, 7, 2 * UMM_PAGE);
+	assert_int_equal(pthread_create(&t, NULL, touch_main, p + UMM_PAGE), 0);
+	assert_int_equal(read(uffd, &msg, sizeof(msg)), sizeof(msg));
+	assert_int_equal(msg.event, UFFD_EVENT_PAGEFAULT);
+	moves_unsaid = true;
+	umm_uffd_move(uffd, (uintptr_t)p, p + 2 * UMM_PAGE, 2 * UMM_PAGE, &moved);
+	moves_unsaid = false;
+	assert_int_equal(moved, 2 * UMM_PAGE);
+	assert_int_equal(pthread_join(t, &saw), 0);
+	assert_int_equal((uintptr_t)saw, 7);
+	close(uffd);
+	munmap(p, 4 * UMM_PAGE);
 }
 
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(it_is_asked_again),
-		cmocka_unit_test(a_page_that_is_touched),
-		cmocka_unit_test(pages_that_are_asked_back),
+		cmocka_unit_test(it_is_asked_again),      cmocka_unit_test(who_waits_for_what_went_unsaid),
+		cmocka_unit_test(a_page_that_is_touched), cmocka_unit_test(pages_that_are_asked_back),
 		cmocka_unit_test(what_no_device_takes),
 	};
 	const char *why;
