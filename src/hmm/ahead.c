@@ -212,10 +212,12 @@ void hmm_ahead_start(struct hmm *h)
 	h->ahead = a;
 	pthread_attr_init(&attr);
 	pthread_attr_setstacksize(&attr, UMM_THREAD_STACK);
-	/* Those that cannot be had are done without; with none nothing is ever under way. */
+	/* Those that cannot be had are done without. */
 	while (a->nthreads < THREADS && !pthread_create(&a->thread[a->nthreads], &attr, ahead_main, h))
 		a->nthreads++;
 	pthread_attr_destroy(&attr);
+	if (!a->nthreads)
+		hmm_ahead_free(h); /* nobody would take what is asked for, and its space would stay for ever */
 }
 
 void hmm_ahead_stop(struct hmm *h)

@@ -747,8 +747,10 @@ static void *reclaim_main(void *arg)
 			continue;
 		}
 		total = hmm_budget_measure(h);
-		if (total <= high_at(h))
+		if (total <= high_at(h)) {
+			atomic_store(&h->tight, false);
 			atomic_store(&h->full, false);
+		}
 		if (atomic_load(&h->resting) || atomic_load(&h->stop) || total <= high_at(h))
 			continue;
 		shrink(h, total, &place);

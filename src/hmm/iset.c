@@ -82,9 +82,9 @@ int hmm_iset_del(struct hmm_iset *s, uint64_t start, uint64_t end)
 	if (i < s->n && s->v[i].start < start && s->v[i].end > end) {
 		uint64_t tail = s->v[i].end;
 
-		s->v[i].end = start;
 		if (make_room(s))
-			return -ENOMEM;
+			return -ENOMEM; /* as it was */
+		s->v[i].end = start;
 		memmove(&s->v[i + 2], &s->v[i + 1], (s->n - i - 1) * sizeof(s->v[0]));
 		s->v[i + 1] = (struct hmm_interval){end, tail};
 		s->n++;

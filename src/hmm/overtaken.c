@@ -93,6 +93,7 @@ static void kept_set(struct hmm_mm *mm, struct hmm_kept *k, unsigned i, hmm_entr
 
 		d->ops->put(d, &handle, 1);
 	} else if (hmm_entry_state(e) == HMM_PARKED) {
+		explicit_bzero(kept_page(e), UMM_PAGE);
 		umm_free(mm->space, kept_page(e), UMM_PAGE);
 	}
 	if (hmm_entry_state(e) == HMM_DEVICE || hmm_entry_state(e) == HMM_PARKED)

@@ -10,7 +10,7 @@
 static struct {
 	pthread_t fetcher[FETCHERS];
 	unsigned fetchers;
-	bool making;
+	bool making, no_threads;
 	_Atomic bool no_room, nobody_asks;
 	_Atomic unsigned without_room, asking, left;
 	_Atomic bool freed_early;
@@ -20,7 +20,7 @@ int __real_pthread_create(pthread_t *t, const pthread_attr_t *attr, void *(*main
 int __wrap_pthread_create(pthread_t *t, const pthread_attr_t *attr, void *(*main)(void *), void *arg);
 int __wrap_pthread_create(pthread_t *t, const pthread_attr_t *attr, void *(*main)(void *), void *arg)
 {
-	int rc = __real_pthread_create(t, attr, main, arg);
+	int rc = stop.no_threads ? EAGAIN : __real_pthread_create(t, attr, main, arg);
 
 	if (stop.making && !rc && stop.fetchers < FETCHERS)
 		stop.fetcher[stop.fetchers++] = *t;
@@ -365,6 +365,22 @@ static void who_asks_at_the_end(void **state)
 	free(s);
 }
 
+/* Nobody would take what is asked for: it is not asked for, and holds no space. */
+static void without_threads(void **state)
+{
+	struct scene *s = *state;
+	struct hmm *h = s->w->h;
+
+	hmm_ahead_stop(h);
+	hmm_ahead_free(h);
+	stop.no_threads = true;
+	hmm_ahead_start(h);
+	stop.no_threads = false;
+	assert_null(h->ahead);
+	walk_to_clusters(s);
+	all_come_back(s);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -376,6 +392,7 @@ int main(int argc, char **argv)
 		T(what_is_unmapped_meanwhile_does_not_come),
 		T(what_is_dropped_under_who_waits),
 		T(who_faults_where_there_is_no_room_yet),
+		T(without_threads),
 		cmocka_unit_test_setup(who_asks_at_the_end, setup),
 	};
 

@@ -126,6 +126,27 @@ static void full_devices_are_told_of_once(void **state)
 	world_destroy(w);
 }
 
+/* When there is room again nothing that was said while there was none holds any more. */
+static void what_was_said_of_full_devices_ends(void **state)
+{
+	char *p;
+	struct world *w = begin(&p, 2);
+
+	w->h->opt.budget = UMM_PAGE;
+	fake_set(w->fake[0], &w->fake[0]->take_every, 0);
+	fake_set(w->fake[1], &w->fake[1]->take_every, 0);
+	assert_int_equal(hmm_budget_start(w->h), 0);
+	while (!atomic_load(&w->h->full) || !atomic_load(&w->h->tight))
+		sched_yield();
+	w->h->opt.budget = 1ull << 40;
+	while (atomic_load(&w->h->full))
+		sched_yield();
+	assert_false(atomic_load(&w->h->tight));
+	hmm_budget_stop(w->h);
+	all_are(p, N, 1);
+	world_destroy(w);
+}
+
 #define MANY 300u
 
 struct crowd {
@@ -410,6 +431,7 @@ int main(void)
 		cmocka_unit_test(who_is_being_armed_is_not_asked),
 		cmocka_unit_test(while_one_is_being_armed_faults_wait),
 		cmocka_unit_test(full_devices_are_told_of_once),
+		cmocka_unit_test(what_was_said_of_full_devices_ends),
 		cmocka_unit_test(of_many_spaces_none_is_left_out),
 		cmocka_unit_test(each_of_many_gives_its_part),
 		cmocka_unit_test(nothing_cools_down_under_an_event),

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /* Interval sets against a bitmap: whatever is added and removed, both tell the same. */
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
 
@@ -115,10 +117,46 @@ static void empty_and_backward_ranges_change_nothing(void **state)
 	hmm_iset_clear(&s);
 }
 
+void *__wrap_umm_alloc(struct umm_space *space, size_t len);
+void __wrap_umm_free(struct umm_space *space, void *p, size_t len);
+
+static bool no_memory;
+
+void *__wrap_umm_alloc(struct umm_space *space, size_t len)
+{
+	return no_memory ? NULL : calloc(1, len);
+}
+
+void __wrap_umm_free(struct umm_space *space, void *p, size_t len)
+{
+	free(p);
+}
+
+/* What cannot be changed for want of memory is as it was. */
+static void without_memory(void **state)
+{
+	static char space;
+	struct hmm_iset s = {.space = (struct umm_space *)&space};
+	bool bit[UNITS] = {false};
+
+	for (unsigned i = 0; i < 16; i++) {
+		assert_int_equal(hmm_iset_add(&s, 10 * i * UNIT, (10 * i + 8) * UNIT), 0);
+		memset(bit + 10 * i, 1, 8);
+	}
+	no_memory = true;
+	assert_int_equal(hmm_iset_del(&s, 33 * UNIT, 35 * UNIT), -ENOMEM);
+	same(&s, bit);
+	assert_int_equal(hmm_iset_add(&s, 200 * UNIT, 201 * UNIT), -ENOMEM);
+	same(&s, bit);
+	no_memory = false;
+	hmm_iset_clear(&s);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(against_a_bitmap),
+		cmocka_unit_test(without_memory),
 		cmocka_unit_test(ends_of_the_address_space),
 		cmocka_unit_test(empty_and_backward_ranges_change_nothing),
 	};
