@@ -27,6 +27,7 @@
 #include "hmm/internal.h"
 
 #include <errno.h>
+#include <string.h>
 #include <sys/mman.h>
 
 #include "umm/sys.h"
@@ -142,8 +143,9 @@ static unsigned block_back(struct hmm_mm *mm, uint64_t base, unsigned tiers, cha
 		hmm_account_in(mm, n);
 	}
 	d->ops->put(d, handle, HMM_LEAF_PAGES); /* the references taken for the copy */
-	if (n < HMM_LEAF_PAGES && !lend)
-		sys3(SYS_madvise, block, BLOCK_BYTES, MADV_DONTNEED);
+	/* Empty it is taken for zeros (hmm_block_zero()).  What mlockall() has put there stays. */
+	if (n < HMM_LEAF_PAGES && !lend && sys3(SYS_madvise, block, BLOCK_BYTES, MADV_DONTNEED))
+		memset(block, 0, BLOCK_BYTES);
 	return n;
 }
 

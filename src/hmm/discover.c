@@ -441,6 +441,7 @@ static int let_go_early(struct hmm_mm *mm, uint64_t start, uint64_t end)
 
 int hmm_hands_off(struct hmm_mm *mm, uint64_t start, uint64_t end)
 {
+	const struct umm_change c = {.event = UMM_EVENT_MIGRATE, .start = start, .end = end, .blockable = true};
 	struct umm_evlock *evlock = &mm->space->ctl->evlock;
 	bool theirs;
 	int rc;
@@ -454,10 +455,12 @@ int hmm_hands_off(struct hmm_mm *mm, uint64_t start, uint64_t end)
 		rc = mm->inside->advise(mm->inside_priv, start, end - start, MADV_DOFORK);
 	if (rc && rc != -ENOMEM) /* a hole is refused below */
 		goto out;
+	/* Who mirrors it has found it watched, and would be told of no change any more: it watches it anew. */
+	umm_invalidate_begin(mm->space, &c);
 	/* An agent that died inside the lock never lets go of it. */
 	if (!umm_evlock_excl_unless(evlock, mm->space->gone, mm->space->priv)) {
 		rc = -ESRCH;
-		goto out;
+		goto told;
 	}
 	pthread_mutex_lock(&mm->lock);
 	theirs = !hmm_iset_meets(&mm->registered, start, end) &&
@@ -481,6 +484,8 @@ int hmm_hands_off(struct hmm_mm *mm, uint64_t start, uint64_t end)
 	pthread_mutex_unlock(&mm->lock);
 unlock:
 	umm_evlock_unexcl(evlock);
+told:
+	umm_invalidate_end(mm->space, &c);
 out:
 	pthread_mutex_unlock(&mm->out_lock);
 	return rc;

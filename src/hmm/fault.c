@@ -726,6 +726,11 @@ int hmm_fault(void *priv, const struct umm_fault *f)
 			wake(mm, f->addr, UMM_PAGE);
 			return 0;
 		}
+		/* It was away when it was asked for, and was dropped since. */
+		if (mm->h->opt.not_zeros && mm->h->opt.not_zeros(mm, f->addr)) {
+			umm_evlock_unshared(evlock);
+			return -EAGAIN;
+		}
 		pthread_mutex_lock(&leaf->lock);
 		if (mm->h->opt.linked || step != 1)
 			n = 1;

@@ -367,6 +367,8 @@ struct hmm_options {
 	bool linked;      /* spaces bring their own monitor; no chain, no budget (linked.c) */
 	/** Bring back the block of @addr at once; linked only.  Pages that came, or 0. */
 	unsigned (*block)(struct hmm_mm *mm, uint64_t addr);
+	/** Is a page that is not there none of zeros, so that the fault must begin anew?  Linked only. */
+	bool (*not_zeros)(struct hmm_mm *mm, uint64_t addr);
 };
 
 struct hmm {
@@ -469,7 +471,6 @@ int hmm_radix_init(struct hmm_radix *r);
 void hmm_radix_destroy(struct hmm_mm *mm);
 struct hmm_leaf *hmm_leaf_find(struct hmm_mm *mm, uint64_t addr);
 struct hmm_leaf *hmm_leaf_get(struct hmm_mm *mm, uint64_t addr); /* adds it; NULL: no memory */
-/** The first leaf that ends above @addr and begins below @end; NULL: none. */
 /**
  * hmm_block_went() - all pages of the leaf of @base have just been stored from @staged
  *
@@ -500,6 +501,7 @@ void hmm_block_zero(struct hmm_mm *mm, uint64_t base, char *block);
 
 void hmm_account_in(struct hmm_mm *mm, uint64_t n);
 
+/** The first leaf that ends above @addr and begins below @end; NULL: none. */
 struct hmm_leaf *hmm_leaf_next(struct hmm_mm *mm, uint64_t addr, uint64_t end);
 void hmm_entry_set(struct hmm_mm *mm, struct hmm_leaf *leaf, unsigned i, hmm_entry_t e); /* leaf lock held */
 /* The three below: event lock held exclusively. */

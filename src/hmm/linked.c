@@ -229,8 +229,11 @@ static bool coherent_share_next(struct linked *l, unsigned t, uint64_t *at)
 			break;
 		sched_yield(); /* who forked goes on soon */
 	}
-	if (!rc)
+	if (!rc) {
 		hmm_iset_add(&l->shared, a, z);
+		hmm_written_moved(l->mm, a,
+				  z); /* what was written to since somebody asked is not to be seen any more */
+	}
 	*at = z;
 	return true;
 }
@@ -306,6 +309,11 @@ static unsigned linked_block(struct hmm_mm *mm, uint64_t addr)
 	came = hmm_block_back(mm, addr, tiers, l->block + (1 + i) * STAGING_ALIGN);
 	atomic_flag_clear(&l->walking[i]);
 	return came;
+}
+
+static bool linked_not_zeros(struct hmm_mm *mm, uint64_t addr)
+{
+	return hmm_take_stands_in(&linked_of(mm)->take, addr);
 }
 
 static int linked_fault(void *priv, const struct umm_fault *f)
@@ -658,7 +666,8 @@ int hmm_mm_open(struct umm_space *space, struct hmm_mm **mmp)
 					.say = linked_say,
 					.fatal = linked_fatal,
 					.forked = linked_forked,
-					.block = linked_block};
+					.block = linked_block,
+					.not_zeros = linked_not_zeros};
 	struct linked *l;
 	char err[8], *window = NULL, *staging = NULL;
 	int rc;
@@ -737,10 +746,44 @@ fail:
 	return rc;
 }
 
+/*
+ * All that is registered.  Who mirrors something there relies on it as well, having found it watched
+ * (umm_space_watch()): it is told, and watches it anew where it still needs it.
+ */
+static void let_go(struct hmm_mm *mm)
+{
+	struct umm_space *space = mm->space;
+	const struct hmm_interval *in;
+	struct umm_change c = {.event = UMM_EVENT_MIGRATE, .blockable = true};
+
+	for (;;) {
+		pthread_mutex_lock(&mm->lock);
+		in = hmm_iset_next(&mm->registered, c.end);
+		if (in) {
+			c.start = in->start;
+			c.end = in->end;
+		}
+		pthread_mutex_unlock(&mm->lock);
+		if (!in)
+			return;
+		umm_invalidate_begin(space, &c);
+		umm_evlock_shared(&space->ctl->evlock);
+		pthread_mutex_lock(&mm->lock);
+		for (uint64_t at = c.start; (in = hmm_iset_next(&mm->registered, at)) && in->start < c.end;
+		     at = in->end) {
+			umm_uffd_unregister(space->uffd, in->start, in->end - in->start);
+			if (atomic_load(&space->ctl->no_fork_events))
+				sys3(SYS_madvise, in->start, in->end - in->start, MADV_DOFORK);
+		}
+		pthread_mutex_unlock(&mm->lock);
+		umm_evlock_unshared(&space->ctl->evlock);
+		umm_invalidate_end(space, &c);
+	}
+}
+
 int hmm_mm_close(struct hmm_mm *mm)
 {
 	struct umm_space *space;
-	const struct hmm_interval *in;
 	sigset_t old;
 	int rc;
 
@@ -752,13 +795,9 @@ int hmm_mm_close(struct hmm_mm *mm)
 	rc = hmm_restore(mm, 0, HMM_ADDR_END);
 	if (!rc) {
 		atomic_store(&mm->rest, 1);
+		let_go(mm);
 		umm_evlock_shared(&space->ctl->evlock);
 		pthread_mutex_lock(&mm->lock);
-		for (uint64_t at = 0; (in = hmm_iset_next(&mm->registered, at)); at = in->end) {
-			umm_uffd_unregister(space->uffd, in->start, in->end - in->start);
-			if (atomic_load(&space->ctl->no_fork_events))
-				sys3(SYS_madvise, in->start, in->end - in->start, MADV_DOFORK);
-		}
 		hmm_iset_clear(&mm->registered);
 		mm->h->chain.n = 0;
 		pthread_mutex_unlock(&mm->lock);
@@ -1087,13 +1126,17 @@ static int collect_locked(struct hmm_migrate *m)
 	return 0;
 }
 
-/* No error counts: a marker is for who looks.  A page that has come back meanwhile loses its protection unseen. */
+/* No error counts: a marker is for who looks.  Of a page that has come back meanwhile it hides whether it was written
+ * to. */
 static void mark_away(struct hmm_migrate *m)
 {
 	for (unsigned i = 0, n; i < m->npages; i += n) {
 		for (n = 1; i + n < m->npages && m->addr[i + n] == m->addr[i] + n * UMM_PAGE;)
 			n++;
+		pthread_mutex_lock(&m->mm->lock);
 		umm_uffd_writeprotect(m->mm->space->uffd, m->addr[i], n * UMM_PAGE);
+		hmm_written_moved(m->mm, m->addr[i], m->addr[i] + n * UMM_PAGE);
+		pthread_mutex_unlock(&m->mm->lock);
 	}
 }
 

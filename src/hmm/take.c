@@ -296,23 +296,36 @@ out:
 	return rc;
 }
 
+/* What stands in for a file at @addr; fd -1: nothing does. */
+static struct hmm_stand_in file_at(struct hmm_take *t, uint64_t addr)
+{
+	struct hmm_stand_in file = {.fd = -1};
+
+	if (!t->nfiles)
+		return file;
+	pthread_mutex_lock(&t->mm->lock);
+	for (unsigned i = 0; i < t->nfiles; i++)
+		if (t->file[i].start <= addr && addr < t->file[i].end)
+			file = t->file[i];
+	pthread_mutex_unlock(&t->mm->lock);
+	return file;
+}
+
+bool hmm_take_stands_in(struct hmm_take *t, uint64_t addr)
+{
+	return file_at(t, addr).fd >= 0;
+}
+
 int hmm_take_fault(struct hmm_take *t, const struct umm_fault *f)
 {
 	char buf[UMM_PAGE] __attribute__((aligned(4096)));
 	struct hmm_mm *mm = t->mm;
-	struct hmm_stand_in file = {.fd = -1};
+	struct hmm_stand_in file = file_at(t, f->addr);
 	struct hmm_leaf *leaf;
 	uint64_t done = 0;
 	long got = -EBADF; /* the program has closed our descriptor */
 	int rc = -ENOENT;
 
-	if (!t->nfiles)
-		return rc;
-	pthread_mutex_lock(&mm->lock);
-	for (unsigned i = 0; i < t->nfiles; i++)
-		if (t->file[i].start <= f->addr && f->addr < t->file[i].end)
-			file = t->file[i];
-	pthread_mutex_unlock(&mm->lock);
 	leaf = file.fd >= 0 ? hmm_leaf_get(mm, f->addr) : NULL;
 	if (!leaf)
 		return rc;

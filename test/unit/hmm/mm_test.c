@@ -828,6 +828,40 @@ static void a_huge_page_comes_back_as_one(void **state)
 	dev->ops.caps = HMM_DEV_MEMORY;
 }
 
+/* A block that cannot be emptied, because all is locked, is not taken for zeros. */
+static void what_a_locked_block_has_left(void **state)
+{
+	struct fixture *f = *state;
+	struct fake *dev = f->dev[0];
+	char *raw = mmap(NULL, 3 * HUGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *p = (char *)(((uintptr_t)raw + HUGE - 1) & ~(HUGE - 1)), *q = p + HUGE;
+	uint64_t moved, walked;
+	struct umm_page_run run;
+
+	assert_ptr_not_equal(raw, MAP_FAILED);
+	assert_int_equal(madvise(p, 2 * HUGE, MADV_HUGEPAGE), 0);
+	for (size_t i = 0; i < HUGE / sizeof(uint64_t); i++)
+		((uint64_t *)p)[i] = i * 2654435761u + 3;
+	assert_int_equal(umm_page_scan(f->space, (uintptr_t)p, (uintptr_t)q, &run, 1, &walked), 1);
+	if (!(run.flags & UMM_PAGE_HUGE))
+		skip_because("no huge page to be had");
+	dev->ops.caps = HMM_DEV_MEMORY;
+	assert_int_equal(hmm_migrate_to_device(f->mm, &dev->dev, (uintptr_t)p, (uintptr_t)q, NULL, &moved), 0);
+	assert_int_equal(moved, HUGE / PAGE);
+	if (mlockall(MCL_CURRENT | MCL_ONFAULT))
+		skip_because("no right to lock memory");
+	assert_int_equal(munlock(p, HUGE), 0);
+	assert_int_equal(hmm_migrate_to_system(f->mm, NULL, (uintptr_t)p, (uintptr_t)q, &moved), 0);
+	assert_int_equal(moved, HUGE / PAGE);
+	assert_filled(p, HUGE, 3, 0);
+	assert_int_equal(hmm_migrate_to_device(f->mm, &dev->dev, (uintptr_t)q, (uintptr_t)q + HUGE, NULL, &moved), 0);
+	munlockall();
+	for (size_t i = 0; i < HUGE; i += 8)
+		if (*(uint64_t *)(q + i))
+			fail_msg("byte %zu of what was never touched is not zero", i);
+	munmap(raw, 3 * HUGE);
+}
+
 static struct {
 	char *mem;
 	atomic_bool stop;
@@ -1142,6 +1176,7 @@ int main(int argc, char **argv)
 		T(notifiers_are_told_whose_migration_it_is),
 		T(a_huge_page_goes_as_one),
 		T(a_huge_page_comes_back_as_one),
+		T(what_a_locked_block_has_left),
 		T(threads_write_while_a_huge_page_moves),
 		T(threads_write_while_pages_move),
 		T(letting_go),

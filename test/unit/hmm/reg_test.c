@@ -705,6 +705,39 @@ static void what_is_mapped_is_watched(void **state)
 	hmm_reg_put(f->c, reg);
 }
 
+/* What an engine has let go of nobody is told of: it is found that it is watched no more. */
+static void let_go_by_an_engine(void **state, bool closed)
+{
+	struct fixture *f = *state;
+	uint64_t a = (uintptr_t)f->mem;
+	struct hmm_reg *reg;
+	struct hmm_mm *mm;
+
+	if (geteuid())
+		skip_because("an ordinary user is not told of raw calls");
+	assert_int_equal(hmm_mm_open(f->space, &mm), 0);
+	assert_int_equal(hmm_mm_manage(mm, a, a + SIZE), 0);
+	memset(f->mem, 1, 4 * PAGE);
+	get_put(f, 0, 4);
+	if (!closed)
+		assert_int_equal(hmm_mm_unmanage(mm, a, a + SIZE), 0);
+	assert_int_equal(hmm_mm_close(mm), 0);
+	do_raw_munmap(f);
+	reg = get(f, 0, 4, 0);
+	assert_int_equal(device_sees(reg->range->cookie, 0), 2);
+	hmm_reg_put(f->c, reg);
+}
+
+static void an_engine_that_closes(void **state)
+{
+	let_go_by_an_engine(state, true);
+}
+
+static void an_engine_that_lets_go(void **state)
+{
+	let_go_by_an_engine(state, false);
+}
+
 static void *raw_munmap_main(void *arg)
 {
 	sys2(SYS_munmap, arg, 4 * PAGE);
@@ -886,6 +919,8 @@ int main(void)
 		T_(lost_is_not_good_in_between),
 		T_(what_is_read_only_by_chance),
 		T_(what_is_mapped_is_watched),
+		T_(an_engine_that_closes),
+		T_(an_engine_that_lets_go),
 		T_(registered_while_being_dropped),
 		cmocka_unit_test_setup_teardown(before_the_event_was_read, setup_in_sync, teardown),
 		T_(right_while_memory_changes),

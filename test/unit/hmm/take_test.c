@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <liburing.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -334,14 +335,59 @@ static void a_dropped_page_is_the_files_wherever_it_is(void **state)
 	munmap(to, n * PAGE);
 }
 
+static void *touch_main(void *p)
+{
+	return (void *)(uintptr_t) * (volatile unsigned char *)p;
+}
+
+/* Dropped twice while a device reads it: the second time nobody waits for it, and whoever had read it comes too late.
+ */
+static void a_page_dropped_while_it_comes_is_the_files(void **state)
+{
+	struct fixture *f = *state;
+	struct fake *dev = f->dev;
+	char page[PAGE], *at = f->copies + 5 * PAGE;
+	pthread_t t;
+	void *saw;
+
+	memset(page, 6, PAGE);
+	assert_int_equal(pwrite(f->file, page, PAGE, 5 * PAGE), PAGE);
+	assert_int_equal(to_device(f, f->copies), NR);
+	dev->ops.caps |= HMM_DEV_TELLS;
+	pthread_mutex_lock(&dev->lock);
+	dev->block_out = true;
+	pthread_mutex_unlock(&dev->lock);
+	assert_int_equal(pthread_create(&t, NULL, touch_main, at), 0);
+	pthread_mutex_lock(&dev->lock);
+	while (!dev->out_blocked)
+		pthread_cond_wait(&dev->moved, &dev->lock);
+	pthread_mutex_unlock(&dev->lock);
+	assert_int_equal(syscall(SYS_madvise, at, PAGE, MADV_DONTNEED), 0);
+	assert_int_equal(pthread_join(t, &saw), 0);
+	assert_int_equal((uintptr_t)saw, 6);
+	assert_int_equal(syscall(SYS_madvise, at, PAGE, MADV_DONTNEED), 0);
+	pthread_mutex_lock(&dev->lock);
+	dev->block_out = false;
+	pthread_cond_broadcast(&dev->moved);
+	pthread_mutex_unlock(&dev->lock);
+	/* This waits for whoever serves a fault. */
+	assert_int_equal(hmm_mm_remove_device(f->mm, &dev->dev), 0);
+	for (unsigned i = 0; i < PAGE; i++)
+		assert_int_equal(at[i], 6);
+}
+
 #define T_(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
 
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		T_(a_pinned_readonly_page_stays),    T_(a_pinned_copy_of_a_files_page_stays),
-		T_(a_page_shared_since_a_fork_goes), T_(a_file_that_was_watched_stays_so),
-		T_(without_room_nothing_goes),       T_(a_dropped_page_is_the_files_wherever_it_is),
+		T_(a_pinned_readonly_page_stays),
+		T_(a_pinned_copy_of_a_files_page_stays),
+		T_(a_page_shared_since_a_fork_goes),
+		T_(a_file_that_was_watched_stays_so),
+		T_(without_room_nothing_goes),
+		T_(a_dropped_page_is_the_files_wherever_it_is),
+		T_(a_page_dropped_while_it_comes_is_the_files),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -459,10 +459,34 @@ static void bad_arguments(void **state)
 	assert_int_equal(hmm_written(f->mm, HMM_ADDR_END, HMM_ADDR_END + PAGE, f->stamp, &now), -EINVAL);
 }
 
+/* A fork protects what a coherent device has, by the same bit: who asks afterwards learns of what was written before.
+ */
+static void a_fork_hides_no_write(void **state)
+{
+	static const struct hmm_device_ops ops = {.name = "coherent", .caps = HMM_DEV_COHERENT};
+	static struct hmm_device coherent = {.ops = &ops};
+	struct fixture *f = *state;
+	struct umm_hook h = {.space = f->space};
+	unsigned first, count;
+	uint64_t moved, a;
+
+	assert_int_equal(hmm_mm_add_device(f->mm, &coherent), 0);
+	fill(f);
+	assert_int_equal(hmm_migrate_to_device(f->mm, &coherent, f->addr, f->end, NULL, &moved), 0);
+	assert_int_equal(moved, NR);
+	a = ask(f, 0, &first, &count);
+	f->mem[700 * PAGE] = 1;
+	umm_hook_fork(&h);
+	umm_hook_forked(&h, false);
+	ask(f, a, &first, &count);
+	assert_true(f->stamp[700] > a);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+		T(a_fork_hides_no_write),
 		T(each_who_asks_learns_of_all_writes),
 		T(what_is_dropped_or_replaced_is_written),
 		T(what_is_replaced_as_a_whole_is_written),
