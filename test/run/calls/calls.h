@@ -32,6 +32,9 @@
 			DIE("%s", what);                                     \
 	} while (0)
 
+/* On a budget of 32 MiB: one lap is enough to have everything else go. */
+#define HOG_MIB 64
+
 struct hog {
 	char *base;
 	size_t npages;

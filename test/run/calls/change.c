@@ -291,7 +291,7 @@ int main(int argc, char **argv)
 	raw = argc > 1 && !strcmp(argv[1], "raw");
 	for (unsigned r = 0; r < (long_run() ? 8 : 1); r++)
 		for (unsigned i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-			hog_start(&hog, cases[i].fn == lock_all ? 40 : 96);
+			hog_start(&hog, cases[i].fn == lock_all ? 40 : HOG_MIB);
 			cases[i].fn();
 			hog_stop(&hog);
 			printf("ok %s\n", cases[i].name);

@@ -124,7 +124,7 @@ int main(int argc, char **argv)
 		raw |= !strcmp(argv[i], "raw");
 		use_free |= !strcmp(argv[i], "free");
 	}
-	hog_start(&hog, 64);
+	hog_start(&hog, HOG_MIB);
 	/* One mapping for all: their quarantines and runs meet. */
 	char *p = v_map(6 * AREA * V_PAGE);
 	for (unsigned i = 0; i < 6; i++) {

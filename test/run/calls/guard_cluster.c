@@ -22,7 +22,7 @@ int main(void)
 	struct hog hog;
 
 	sigaction(SIGSEGV, &sa, NULL);
-	hog_start(&hog, 96);
+	hog_start(&hog, HOG_MIB);
 	char *first = v_map(512 * V_PAGE);
 	v_fill_all(first, 512, 1, 0, V_QUARTER);
 	for (unsigned r = 0; r < 10; r++) {

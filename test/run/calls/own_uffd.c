@@ -119,7 +119,7 @@ int main(void)
 	/* Before anything is away. */
 	take(0, v_map(RANGE * V_PAGE));
 	look(0);
-	hog_start(&hog, 96);
+	hog_start(&hog, HOG_MIB);
 	for (unsigned r = 0; r < (long_run() ? 20 : 3); r++) {
 		char *used = v_map(RANGE * V_PAGE), *part = v_map(3 * RANGE * V_PAGE);
 

@@ -209,13 +209,13 @@ int main(int argc, char **argv)
 	struct hog hog;
 
 	raw = argc > 1 && !strcmp(argv[1], "raw");
-	hog_start(&hog, 96);
+	hog_start(&hog, HOG_MIB);
 	if (argc > 2 && !strcmp(argv[2], "growing")) {
 		grow_while_found(&hog);
 		hog_stop(&hog);
 		return 0;
 	}
-	for (unsigned r = 0; r < (long_run() ? 20 : 2); r++)
+	for (unsigned r = 0; r < (long_run() ? 20 : 1); r++)
 		for (unsigned i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
 			cases[i].fn();
 			printf("ok %s\n", cases[i].name);

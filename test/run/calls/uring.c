@@ -154,7 +154,7 @@ int main(void)
 	}
 	io_uring_queue_exit(&probe);
 	CHECK(!ftruncate(fd, LEN), "ftruncate");
-	hog_start(&hog, 96);
+	hog_start(&hog, HOG_MIB);
 	for (enum how how = PLAIN; how <= FIXED_SQPOLL; how++)
 		run(how, fd, long_run() ? 20 : 2);
 	if (dfd >= 0) {

@@ -517,7 +517,7 @@ static int thread_then_libc(void)
 	splinter();
 	if (madvise(mem, 512 * V_PAGE, MADV_WIPEONFORK))
 		return 1;
-	for (unsigned k = 0; k < 6 && !bad; k++) {
+	for (unsigned k = 0; k < 3 && !bad; k++) {
 		pid_t pid = raw_fork(k % 3), next, last;
 		pthread_t t;
 

@@ -13,7 +13,7 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 from hmmtest import Failed, comm, descendants, main_of, state  # noqa: E402
 
-ROUNDS = 50 if os.environ.get("HMM_TEST_LONG") else 8
+ROUNDS = 50 if os.environ.get("HMM_TEST_LONG") else 5
 SOON = 2.0  # seconds: what is promised, and the one clock of these tests
 WRONG = r"page \d+ .* word"
 
@@ -125,7 +125,7 @@ def supervisor_hidden(h):
     if status != -signal.SIGBUS:
         raise Failed(f"the child's status is {status}")
     # In the middle of its faults, some of which the supervisor has taken and will not answer.
-    found = [hidden_one(h) for _ in range(ROUNDS)]
+    found = [hidden_one(h) for _ in range(max(ROUNDS, 8))]  # or none may be met
     if set(found) - {None, -signal.SIGBUS} or -signal.SIGBUS not in found:
         raise Failed(f"the children's statuses are {found}")
 

@@ -32,7 +32,7 @@ def sequential(h):
 
 
 def sequential_8_threads(h):
-    rw(h, "seq", 8, 4, 2)
+    rw(h, "seq", 8, 4, 2, mib=128)
 
 
 def steps(h):
@@ -42,11 +42,11 @@ def steps(h):
 
 
 def random(h):
-    rw(h, "rand", 1, 4, 1)
+    rw(h, "rand", 1, 4, 1, mib=128)
 
 
 def random_8_threads(h):
-    rw(h, "rand", 8, 4, 1)
+    rw(h, "rand", 8, 4, 1, mib=128)
 
 
 def incompressible(h):
