@@ -513,7 +513,11 @@ static int plan_bring(struct hmm_cl *cl, struct plan *p, struct launch *l, uint6
 	return rc;
 }
 
-/* Lock held.  Is all that is to be written there, and not on its way home? */
+/*
+ * Lock held.  Is all that is to be written there, and not on its way home?  And is what
+ * is only read still there, or a copy of it?  A block that has gone home meanwhile, of
+ * which nobody tells, has taken the memory of its slots along.
+ */
 static bool is_there(const struct launch *l)
 {
 	for (unsigned i = 0; i < l->nuses; i++) {
@@ -522,7 +526,9 @@ static bool is_there(const struct launch *l)
 		for (uint64_t k = u->first; k < u->first + u->npages; k++) {
 			const struct slot *s = &u->region->slot[k];
 
-			if (s->flags & SLOT_LENT || (u->write && (s->refs ? s->copied : !(s->flags & SLOT_PIECE))))
+			if (s->flags & SLOT_LENT)
+				return false;
+			if (s->refs ? u->write && s->copied : !(s->flags & SLOT_PIECE) && (u->write || !s->copy))
 				return false;
 		}
 	}

@@ -1095,6 +1095,83 @@ static void who_walks_beside_kernels(void **state)
 	hmm_cl_kernel_close(add);
 }
 
+/* Done once in the midst of a launch: when it asks what was written to of an argument that begins at @at. */
+static struct {
+	const void *at;
+	void (*what)(struct world *w, uint32_t *x);
+	struct world *w;
+	uint32_t *x;
+} meanwhile;
+
+int __real_hmm_written_since(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t since[], uint64_t stamp[],
+			     uint64_t *now);
+int __wrap_hmm_written_since(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t since[], uint64_t stamp[],
+			     uint64_t *now);
+int __wrap_hmm_written_since(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t since[], uint64_t stamp[],
+			     uint64_t *now)
+{
+	if (start == (uintptr_t)meanwhile.at) {
+		meanwhile.at = NULL;
+		meanwhile.what(meanwhile.w, meanwhile.x);
+	}
+	return __real_hmm_written_since(mm, start, end, since, stamp, now);
+}
+
+/* A walk has come to the block at @x; until it is home, and who has brought it has dropped all references. */
+static void walks_on(struct world *w, uint32_t *x)
+{
+	uint64_t here = stats(w).pages_here;
+
+	(void)*(volatile uint32_t *)x;
+	while (!on_device(w, x, 512) && stats(w).pages_here > here - 512)
+		usleep(100);
+}
+
+/* It was there when the launch looked, and has left when the launch has brought the rest. */
+static void a_block_that_leaves_meanwhile_is_not_read(void **state)
+{
+	struct world *w = *state;
+	struct hmm_cl_kernel *inc = kernel(w, "inc"), *sum = kernel(w, "sum");
+	const size_t bytes = (size_t)HUGE_MIB << 20, n = bytes / 4, block = 512 * PAGE / 4;
+	uint32_t *a = huge_memory(w), *y = pages(512), *out = pages(512), by = 1;
+	uint64_t retries;
+
+	if (!a)
+		skip();
+	for (size_t i = 0; i < n; i++)
+		a[i] = (uint32_t)i;
+	assert_int_equal(hmm_cl_arg(inc, 0, a, bytes, HMM_CL_READ_WRITE), 0);
+	assert_int_equal(hmm_cl_value(inc, 1, &by, sizeof(by)), 0);
+	assert_int_equal(launch(inc, n, NULL), 0);
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+	retries = stats(w).retries;
+	for (size_t i = 0; i < 4 * block; i += PAGE / 4)
+		assert_int_equal(a[i], i + 1);
+	for (size_t b = 4; b < 8; b++) {
+		uint32_t *x = a + b * block;
+
+		for (size_t i = 0; i < block; i++)
+			y[i] = (uint32_t)(b << 24);
+		assert_int_equal(hmm_cl_arg(sum, 0, x, block * 4, HMM_CL_READ), 0);
+		assert_int_equal(hmm_cl_arg(sum, 1, y, block * 4, HMM_CL_READ), 0);
+		assert_int_equal(hmm_cl_arg(sum, 2, out, block * 4, HMM_CL_WRITE), 0);
+		meanwhile.what = walks_on;
+		meanwhile.w = w;
+		meanwhile.x = x;
+		meanwhile.at = y;
+		assert_int_equal(launch(sum, block, NULL), 0);
+		assert_null(meanwhile.at);
+		for (size_t i = 0; i < block; i += 8)
+			assert_int_equal(out[i], b * block + i + 1 + (b << 24));
+	}
+	assert_true(stats(w).retries > retries); /* so it was as it is meant to be */
+	hmm_cl_free(w->cl, a, bytes);
+	pages_free(y, 512);
+	pages_free(out, 512);
+	hmm_cl_kernel_close(inc);
+	hmm_cl_kernel_close(sum);
+}
+
 static void bad_arguments(void **state)
 {
 	struct world *w = *state;
@@ -1159,6 +1236,8 @@ int main(int argc, char **argv)
 		{"huge_pages_go_and_come_without_a_copy", huge_pages_go_and_come_without_a_copy, setup_reach,
 		 world_teardown, NULL},
 		{"who_walks_beside_kernels", who_walks_beside_kernels, setup_reach, world_teardown, NULL},
+		{"a_block_that_leaves_meanwhile_is_not_read", a_block_that_leaves_meanwhile_is_not_read, setup_reach,
+		 world_teardown, NULL},
 		T(an_older_copy_is_not_used),
 		T(an_older_copy_than_another_devices_is_not_used),
 		T(bad_arguments),
