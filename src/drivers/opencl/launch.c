@@ -29,7 +29,8 @@
  * that finds it as it left it has all its pages where they were, and looks at none
  * of them.  That leaves what the CPU has written to of what the kernel reads: the
  * page table says it, nobody else.  Where something is copied back after each
- * launch, or a part of what is read is on the device, all is looked at.
+ * launch, a part of what is read is on the device, or a page is on its way home,
+ * all is looked at.
  *
  * DOC: a page that is on its way home
  *
@@ -554,8 +555,12 @@ static bool note_ready(struct hmm_cl *cl, const struct plan *p, const struct lau
 		u = &l->use[n++];
 		if (u->write)
 			continue;
-		for (uint64_t s = u->first; s < u->first + u->npages; s++)
+		for (uint64_t s = u->first; s < u->first + u->npages; s++) {
+			/* It may be home, and written to, before "moves" says so again. */
+			if (u->region->slot[s].refs && u->region->slot[s].copied)
+				return false;
 			here += u->region->slot[s].refs != 0;
+		}
 		k->absent[i] = !here;
 		if (here && here < u->npages)
 			return false;

@@ -907,8 +907,9 @@ int __wrap_umm_uffd_move(int uffd, uint64_t dst, const void *src, uint64_t len, 
 	return __real_umm_uffd_move(uffd, dst, src, len, moved);
 }
 
-/* Who has brought a page home for this thread drops its references to the device's late. */
+/* Who has brought a page home for this thread drops its references to the device's late, or when it is asked for. */
 static _Atomic bool slow_puts;
+static _Atomic(void *) put_when_asked;
 static pthread_t served;
 
 void __real_explicit_bzero(void *p, size_t n);
@@ -917,7 +918,20 @@ void __wrap_explicit_bzero(void *p, size_t n)
 {
 	if (slow_puts && !pthread_equal(pthread_self(), served))
 		usleep(200000);
+	while (put_when_asked && !pthread_equal(pthread_self(), served))
+		usleep(100);
 	__real_explicit_bzero(p, n);
+}
+
+int __real_hmm_where(struct hmm_mm *mm, uint64_t start, uint64_t end, struct hmm_device *where[],
+		     hmm_handle_t handle[]);
+int __wrap_hmm_where(struct hmm_mm *mm, uint64_t start, uint64_t end, struct hmm_device *where[],
+		     hmm_handle_t handle[]);
+int __wrap_hmm_where(struct hmm_mm *mm, uint64_t start, uint64_t end, struct hmm_device *where[], hmm_handle_t handle[])
+{
+	if (start == (uintptr_t)put_when_asked)
+		put_when_asked = NULL;
+	return __real_hmm_where(mm, start, end, where, handle);
 }
 
 static void an_older_copy_is_not_used(void **state)
@@ -1172,6 +1186,54 @@ static void a_block_that_leaves_meanwhile_is_not_read(void **state)
 	hmm_cl_kernel_close(sum);
 }
 
+static void comes_home(struct world *w, uint32_t *x)
+{
+	put_when_asked = x;
+	(void)*(volatile uint32_t *)x;
+}
+
+/* It is read and written to when it is home, and before its references are dropped. */
+static void a_page_that_is_just_home_is_looked_at(void **state)
+{
+	struct world *w = *state;
+	struct hmm_cl_kernel *inc = kernel(w, "inc"), *sum = kernel(w, "sum");
+	uint32_t *x = pages(64), *y = pages(64), *out = pages(64), *at = x + PAGE / 4 * 3, by = 1;
+
+	for (unsigned i = 0; i < N; i++) {
+		x[i] = i;
+		y[i] = 1u << 30;
+	}
+	assert_int_equal(hmm_cl_arg(inc, 0, x, N * 4, HMM_CL_READ_WRITE), 0);
+	assert_int_equal(hmm_cl_value(inc, 1, &by, sizeof(by)), 0);
+	assert_int_equal(launch(inc, N, NULL), 0);
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+	assert_int_equal(hmm_cl_arg(sum, 0, x, N * 4, HMM_CL_READ), 0);
+	assert_int_equal(hmm_cl_arg(sum, 1, y, N * 4, HMM_CL_READ), 0);
+	assert_int_equal(hmm_cl_arg(sum, 2, out, N * 4, HMM_CL_WRITE), 0);
+	served = pthread_self();
+	meanwhile.what = comes_home;
+	meanwhile.w = w;
+	meanwhile.x = at;
+	meanwhile.at = y;
+	assert_int_equal(launch(sum, N, NULL), 0);
+	assert_null(meanwhile.at);
+	assert_ptr_equal(put_when_asked, at);
+	assert_int_equal(on_device(w, x, 3), 3);
+	assert_int_equal(on_device(w, out, 64), 64);
+	assert_int_equal(stats(w).pages_here, 2 * 64); /* so it was as it is meant to be */
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+	at[5] = 1000;
+	assert_int_equal(launch(sum, N, NULL), 0);
+	put_when_asked = NULL;
+	for (unsigned i = 0; i < N; i++)
+		assert_int_equal(out[i], (x + i == at + 5 ? 1000 : i + 1) + (1u << 30));
+	hmm_cl_kernel_close(inc);
+	hmm_cl_kernel_close(sum);
+	pages_free(x, 64);
+	pages_free(y, 64);
+	pages_free(out, 64);
+}
+
 static void bad_arguments(void **state)
 {
 	struct world *w = *state;
@@ -1238,6 +1300,7 @@ int main(int argc, char **argv)
 		{"who_walks_beside_kernels", who_walks_beside_kernels, setup_reach, world_teardown, NULL},
 		{"a_block_that_leaves_meanwhile_is_not_read", a_block_that_leaves_meanwhile_is_not_read, setup_reach,
 		 world_teardown, NULL},
+		T(a_page_that_is_just_home_is_looked_at),
 		T(an_older_copy_is_not_used),
 		T(an_older_copy_than_another_devices_is_not_used),
 		T(bad_arguments),
