@@ -429,6 +429,37 @@ static void memory_that_cannot_move_is_copied(void **state)
 	pages_free(s, 64);
 }
 
+/* A page that a raw call has made read-only, or taken away, is not written to, but all around it is; nobody is told. */
+static void what_is_copied_back_leaves_out_what_may_not_be_written(void **state)
+{
+	struct world *w = *state;
+	struct hmm_cl_kernel *k = kernel(w, "inc");
+	uint32_t *s = mmap(NULL, 64 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0), by = 2;
+	cl_event brake, event;
+	size_t n = N;
+	cl_int err;
+
+	for (unsigned i = 0; i < N; i++)
+		s[i] = i;
+	assert_int_equal(hmm_cl_arg(k, 0, s, N * 4, HMM_CL_READ_WRITE), 0);
+	assert_int_equal(hmm_cl_value(k, 1, &by, sizeof(by)), 0);
+	brake = clCreateUserEvent(hmm_cl_context(w->cl), &err);
+	assert_int_equal(err, 0);
+	assert_int_equal(hmm_cl_launch(k, 1, NULL, &n, NULL, 1, &brake, &event), 0);
+	assert_int_equal(sys3(SYS_mprotect, s + PAGE / 4 * 9, PAGE, PROT_READ), 0);
+	assert_int_equal(sys2(SYS_munmap, s + PAGE / 4 * 20, PAGE), 0);
+	assert_int_equal(clSetUserEventStatus(brake, CL_COMPLETE), 0);
+	assert_int_equal(clWaitForEvents(1, &event), 0);
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+	for (unsigned i = 0; i < N; i++)
+		if (i / (PAGE / 4) != 20)
+			assert_int_equal(s[i], i + (i / (PAGE / 4) == 9 ? 0 : by));
+	clReleaseEvent(brake);
+	clReleaseEvent(event);
+	hmm_cl_kernel_close(k);
+	munmap(s, 64 * PAGE);
+}
+
 /* Sixteen times what the device may have. */
 static void the_least_used_leaves_when_there_is_no_room(void **state)
 {
@@ -1285,6 +1316,7 @@ int main(int argc, char **argv)
 		T(what_is_only_read_is_nobodys_to_wait_for),
 		T(after_mremap_addresses_are_used_again),
 		T(memory_that_cannot_move_is_copied),
+		T(what_is_copied_back_leaves_out_what_may_not_be_written),
 		T(the_least_used_leaves_when_there_is_no_room),
 		T(what_leaves_takes_no_others_with_it),
 		T(what_is_wanted_here_leaves_last),
