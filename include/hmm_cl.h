@@ -235,8 +235,8 @@ int hmm_cl_value(struct hmm_cl_kernel *kernel, unsigned index, const void *value
  * @dims: 1, 2 or 3.
  * @offset, @global, @local: work items, as of clEnqueueNDRangeKernel(); offset and local may be NULL.
  * @nwait, @wait: events to wait for first.
- * @event: out; complete when the kernel has ended and what it has written can be had; released by
- *	clReleaseEvent().  May be NULL.
+ * @event: out; complete when the kernel has ended and what it has written can be had, an error where not
+ *	all of that could be copied back; released by clReleaseEvent().  May be NULL.
  *
  * Brings in what is missing; what was on the device stays.  Until the kernel has
  * ended nobody gets a page that it writes, and the hooked calls that change the
@@ -265,7 +265,8 @@ int hmm_cl_launch(struct hmm_cl_kernel *kernel, unsigned dims, const size_t *off
  *
  * Context: Thread-safe.  Not in callbacks.  May sleep.
  * Return: 0, or
- *	-EIO	a kernel that was launched since the last call of this has failed
+ *	-EIO	a kernel that was launched since the last call of this has failed, or not all that it wrote
+ *		could be copied back
  */
 int hmm_cl_wait(struct hmm_cl *cl);
 

@@ -29,7 +29,8 @@
  * that finds it as it left it has all its pages where they were, and looks at none
  * of them.  That leaves what the CPU has written to of what the kernel reads: the
  * page table says it, nobody else.  Where something is copied back after each
- * launch, or a part of what is read is on the device, all is looked at.
+ * launch, a part of what is read is on the device, or a page is on its way home,
+ * all is looked at.
  *
  * DOC: a page that is on its way home
  *
@@ -148,50 +149,79 @@ static void launch_free(struct launch *l)
 	umm_free(cl->space, l, sizeof(*l));
 }
 
-/* The bytes of one piece go back; what is gone or read-only by now is no longer theirs to have. */
-static void copy_back(struct hmm_cl *cl, struct piece *p, char *buf)
+/* As far as is known, the page at @addr is there, and may be written to. */
+static bool is_writable(struct hmm_cl *cl, uint64_t addr)
 {
-	uint64_t offset = p->addr - p->region->addr;
+	struct umm_vma v;
+	int rc = umm_vma_next(cl->space, addr, &v);
+
+	return rc ? rc != -ENOENT : v.start <= addr && v.flags & UMM_VMA_WRITE;
+}
+
+/*
+ * The bytes of one piece go back; what is gone or read-only by now is no longer theirs to
+ * have.  False: others cannot be written either (a full file system), or not be read.
+ */
+static bool copy_back(struct hmm_cl *cl, struct piece *p, char *buf)
+{
+	uint64_t offset = p->addr - p->region->addr, sent = 0;
+	bool lost = false;
 	sigset_t old;
 
 	for (uint64_t done = 0, n; done < p->len; done += n) {
-		struct iovec from, to;
+		char *src = p->region->base ? p->region->base + offset + done : buf;
 		bool stale;
 
 		n = p->len - done < BACK_BYTES ? p->len - done : BACK_BYTES;
 		if (!p->region->base && region_read(cl, p->region, offset + done, buf, n)) {
-			cl_lock(cl, &old);
-			cl->failed = true;
-			cl_unlock(cl, &old);
-			return;
+			lost = true;
+			break;
 		}
 		cl_lock(cl, &old);
 		stale = p->stale;
-		cl->st.bytes_out += stale ? 0 : n;
 		cl_unlock(cl, &old);
 		if (stale)
-			return;
-		from = (struct iovec){p->region->base ? p->region->base + offset + done : buf, n};
-		to = (struct iovec){(void *)(uintptr_t)(p->addr + done), n};
-		while (from.iov_len) {
+			break;
+		for (uint64_t put = 0; put < n;) {
+			uint64_t at = p->addr + done + put, rest = page_up(at + 1) - at;
+			struct iovec from = {src + put, n - put}, to = {(void *)(uintptr_t)at, n - put};
 			ssize_t got = process_vm_writev(getpid(), &from, 1, &to, 1, 0);
 
-			if (got <= 0)
-				break;
-			from = (struct iovec){(char *)from.iov_base + got, from.iov_len - (size_t)got};
-			to = (struct iovec){(char *)to.iov_base + got, to.iov_len - (size_t)got};
+			if (got > 0) {
+				put += (uint64_t)got;
+				sent += (uint64_t)got;
+				continue;
+			}
+			/* This page, and not its neighbours. */
+			lost |= is_writable(cl, at);
+			put += rest < n - put ? rest : n - put;
 		}
 	}
+	cl_lock(cl, &old);
+	cl->st.bytes_out += sent;
+	lost &= !p->stale;
+	cl_unlock(cl, &old);
+	if (lost)
+		cl_fail(cl, 0,
+			"not all that a kernel wrote to %#llx can be copied back: no memory, a full file "
+			"system, or a device that is lost",
+			(unsigned long long)p->addr);
+	return !lost;
 }
 
 static void launch_finish(struct hmm_cl *cl, struct launch *l, char *buf)
 {
 	struct launch **p;
+	bool lost = false;
 	sigset_t old;
 
 	for (unsigned i = 0; l->status == CL_COMPLETE && i < l->npieces; i++)
-		copy_back(cl, &l->piece[i], buf);
+		lost |= !copy_back(cl, &l->piece[i], buf);
 	cl_lock(cl, &old);
+	if (lost) {
+		l->status = CL_OUT_OF_RESOURCES;
+		cl->failed = true;
+	}
 	for (p = &cl->active; *p != l; p = &(*p)->next)
 		;
 	*p = l->next;
@@ -513,7 +543,11 @@ static int plan_bring(struct hmm_cl *cl, struct plan *p, struct launch *l, uint6
 	return rc;
 }
 
-/* Lock held.  Is all that is to be written there, and not on its way home? */
+/*
+ * Lock held.  Is all that is to be written there, and not on its way home?  And is what
+ * is only read still there, or a copy of it?  A block that has gone home meanwhile, of
+ * which nobody tells, has taken the memory of its slots along.
+ */
 static bool is_there(const struct launch *l)
 {
 	for (unsigned i = 0; i < l->nuses; i++) {
@@ -522,7 +556,9 @@ static bool is_there(const struct launch *l)
 		for (uint64_t k = u->first; k < u->first + u->npages; k++) {
 			const struct slot *s = &u->region->slot[k];
 
-			if (s->flags & SLOT_LENT || (u->write && (s->refs ? s->copied : !(s->flags & SLOT_PIECE))))
+			if (s->flags & SLOT_LENT)
+				return false;
+			if (s->refs ? u->write && s->copied : !(s->flags & SLOT_PIECE) && (u->write || !s->copy))
 				return false;
 		}
 	}
@@ -548,8 +584,12 @@ static bool note_ready(struct hmm_cl *cl, const struct plan *p, const struct lau
 		u = &l->use[n++];
 		if (u->write)
 			continue;
-		for (uint64_t s = u->first; s < u->first + u->npages; s++)
+		for (uint64_t s = u->first; s < u->first + u->npages; s++) {
+			/* It may be home, and written to, before "moves" says so again. */
+			if (u->region->slot[s].refs && u->region->slot[s].copied)
+				return false;
 			here += u->region->slot[s].refs != 0;
+		}
 		k->absent[i] = !here;
 		if (here && here < u->npages)
 			return false;

@@ -240,7 +240,7 @@ static inline void cl_unlock(struct hmm_cl *cl, const sigset_t *old)
 }
 
 /* device.c */
-/** Note an error for hmm_cl_message(), under the gate or before anybody has @cl; returns @rc. */
+/** Note an error for hmm_cl_message(), under the gate, before anybody has @cl, or as the worker; returns @rc. */
 __attribute__((format(printf, 3, 4))) int cl_fail(struct hmm_cl *cl, int rc, const char *fmt, ...);
 /** The same for an error of OpenCL; returns -errno. */
 int cl_failed(struct hmm_cl *cl, cl_int rc, const char *what);

@@ -429,6 +429,37 @@ static void memory_that_cannot_move_is_copied(void **state)
 	pages_free(s, 64);
 }
 
+/* A page that a raw call has made read-only, or taken away, is not written to, but all around it is; nobody is told. */
+static void what_is_copied_back_leaves_out_what_may_not_be_written(void **state)
+{
+	struct world *w = *state;
+	struct hmm_cl_kernel *k = kernel(w, "inc");
+	uint32_t *s = mmap(NULL, 64 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0), by = 2;
+	cl_event brake, event;
+	size_t n = N;
+	cl_int err;
+
+	for (unsigned i = 0; i < N; i++)
+		s[i] = i;
+	assert_int_equal(hmm_cl_arg(k, 0, s, N * 4, HMM_CL_READ_WRITE), 0);
+	assert_int_equal(hmm_cl_value(k, 1, &by, sizeof(by)), 0);
+	brake = clCreateUserEvent(hmm_cl_context(w->cl), &err);
+	assert_int_equal(err, 0);
+	assert_int_equal(hmm_cl_launch(k, 1, NULL, &n, NULL, 1, &brake, &event), 0);
+	assert_int_equal(sys3(SYS_mprotect, s + PAGE / 4 * 9, PAGE, PROT_READ), 0);
+	assert_int_equal(sys2(SYS_munmap, s + PAGE / 4 * 20, PAGE), 0);
+	assert_int_equal(clSetUserEventStatus(brake, CL_COMPLETE), 0);
+	assert_int_equal(clWaitForEvents(1, &event), 0);
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+	for (unsigned i = 0; i < N; i++)
+		if (i / (PAGE / 4) != 20)
+			assert_int_equal(s[i], i + (i / (PAGE / 4) == 9 ? 0 : by));
+	clReleaseEvent(brake);
+	clReleaseEvent(event);
+	hmm_cl_kernel_close(k);
+	munmap(s, 64 * PAGE);
+}
+
 /* Sixteen times what the device may have. */
 static void the_least_used_leaves_when_there_is_no_room(void **state)
 {
@@ -907,8 +938,9 @@ int __wrap_umm_uffd_move(int uffd, uint64_t dst, const void *src, uint64_t len, 
 	return __real_umm_uffd_move(uffd, dst, src, len, moved);
 }
 
-/* Who has brought a page home for this thread drops its references to the device's late. */
+/* Who has brought a page home for this thread drops its references to the device's late, or when it is asked for. */
 static _Atomic bool slow_puts;
+static _Atomic(void *) put_when_asked;
 static pthread_t served;
 
 void __real_explicit_bzero(void *p, size_t n);
@@ -917,7 +949,20 @@ void __wrap_explicit_bzero(void *p, size_t n)
 {
 	if (slow_puts && !pthread_equal(pthread_self(), served))
 		usleep(200000);
+	while (put_when_asked && !pthread_equal(pthread_self(), served))
+		usleep(100);
 	__real_explicit_bzero(p, n);
+}
+
+int __real_hmm_where(struct hmm_mm *mm, uint64_t start, uint64_t end, struct hmm_device *where[],
+		     hmm_handle_t handle[]);
+int __wrap_hmm_where(struct hmm_mm *mm, uint64_t start, uint64_t end, struct hmm_device *where[],
+		     hmm_handle_t handle[]);
+int __wrap_hmm_where(struct hmm_mm *mm, uint64_t start, uint64_t end, struct hmm_device *where[], hmm_handle_t handle[])
+{
+	if (start == (uintptr_t)put_when_asked)
+		put_when_asked = NULL;
+	return __real_hmm_where(mm, start, end, where, handle);
 }
 
 static void an_older_copy_is_not_used(void **state)
@@ -1095,6 +1140,131 @@ static void who_walks_beside_kernels(void **state)
 	hmm_cl_kernel_close(add);
 }
 
+/* Done once in the midst of a launch: when it asks what was written to of an argument that begins at @at. */
+static struct {
+	const void *at;
+	void (*what)(struct world *w, uint32_t *x);
+	struct world *w;
+	uint32_t *x;
+} meanwhile;
+
+int __real_hmm_written_since(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t since[], uint64_t stamp[],
+			     uint64_t *now);
+int __wrap_hmm_written_since(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t since[], uint64_t stamp[],
+			     uint64_t *now);
+int __wrap_hmm_written_since(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t since[], uint64_t stamp[],
+			     uint64_t *now)
+{
+	if (start == (uintptr_t)meanwhile.at) {
+		meanwhile.at = NULL;
+		meanwhile.what(meanwhile.w, meanwhile.x);
+	}
+	return __real_hmm_written_since(mm, start, end, since, stamp, now);
+}
+
+/* A walk has come to the block at @x; until it is home, and who has brought it has dropped all references. */
+static void walks_on(struct world *w, uint32_t *x)
+{
+	uint64_t here = stats(w).pages_here;
+
+	(void)*(volatile uint32_t *)x;
+	while (!on_device(w, x, 512) && stats(w).pages_here > here - 512)
+		usleep(100);
+}
+
+/* It was there when the launch looked, and has left when the launch has brought the rest. */
+static void a_block_that_leaves_meanwhile_is_not_read(void **state)
+{
+	struct world *w = *state;
+	struct hmm_cl_kernel *inc = kernel(w, "inc"), *sum = kernel(w, "sum");
+	const size_t bytes = (size_t)HUGE_MIB << 20, n = bytes / 4, block = 512 * PAGE / 4;
+	uint32_t *a = huge_memory(w), *y = pages(512), *out = pages(512), by = 1;
+	uint64_t retries;
+
+	if (!a)
+		skip();
+	for (size_t i = 0; i < n; i++)
+		a[i] = (uint32_t)i;
+	assert_int_equal(hmm_cl_arg(inc, 0, a, bytes, HMM_CL_READ_WRITE), 0);
+	assert_int_equal(hmm_cl_value(inc, 1, &by, sizeof(by)), 0);
+	assert_int_equal(launch(inc, n, NULL), 0);
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+	retries = stats(w).retries;
+	for (size_t i = 0; i < 4 * block; i += PAGE / 4)
+		assert_int_equal(a[i], i + 1);
+	for (size_t b = 4; b < 8; b++) {
+		uint32_t *x = a + b * block;
+
+		for (size_t i = 0; i < block; i++)
+			y[i] = (uint32_t)(b << 24);
+		assert_int_equal(hmm_cl_arg(sum, 0, x, block * 4, HMM_CL_READ), 0);
+		assert_int_equal(hmm_cl_arg(sum, 1, y, block * 4, HMM_CL_READ), 0);
+		assert_int_equal(hmm_cl_arg(sum, 2, out, block * 4, HMM_CL_WRITE), 0);
+		meanwhile.what = walks_on;
+		meanwhile.w = w;
+		meanwhile.x = x;
+		meanwhile.at = y;
+		assert_int_equal(launch(sum, block, NULL), 0);
+		assert_null(meanwhile.at);
+		for (size_t i = 0; i < block; i += 8)
+			assert_int_equal(out[i], b * block + i + 1 + (b << 24));
+	}
+	assert_true(stats(w).retries > retries); /* so it was as it is meant to be */
+	hmm_cl_free(w->cl, a, bytes);
+	pages_free(y, 512);
+	pages_free(out, 512);
+	hmm_cl_kernel_close(inc);
+	hmm_cl_kernel_close(sum);
+}
+
+static void comes_home(struct world *w, uint32_t *x)
+{
+	put_when_asked = x;
+	(void)*(volatile uint32_t *)x;
+}
+
+/* It is read and written to when it is home, and before its references are dropped. */
+static void a_page_that_is_just_home_is_looked_at(void **state)
+{
+	struct world *w = *state;
+	struct hmm_cl_kernel *inc = kernel(w, "inc"), *sum = kernel(w, "sum");
+	uint32_t *x = pages(64), *y = pages(64), *out = pages(64), *at = x + PAGE / 4 * 3, by = 1;
+
+	for (unsigned i = 0; i < N; i++) {
+		x[i] = i;
+		y[i] = 1u << 30;
+	}
+	assert_int_equal(hmm_cl_arg(inc, 0, x, N * 4, HMM_CL_READ_WRITE), 0);
+	assert_int_equal(hmm_cl_value(inc, 1, &by, sizeof(by)), 0);
+	assert_int_equal(launch(inc, N, NULL), 0);
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+	assert_int_equal(hmm_cl_arg(sum, 0, x, N * 4, HMM_CL_READ), 0);
+	assert_int_equal(hmm_cl_arg(sum, 1, y, N * 4, HMM_CL_READ), 0);
+	assert_int_equal(hmm_cl_arg(sum, 2, out, N * 4, HMM_CL_WRITE), 0);
+	served = pthread_self();
+	meanwhile.what = comes_home;
+	meanwhile.w = w;
+	meanwhile.x = at;
+	meanwhile.at = y;
+	assert_int_equal(launch(sum, N, NULL), 0);
+	assert_null(meanwhile.at);
+	assert_ptr_equal(put_when_asked, at);
+	assert_int_equal(on_device(w, x, 3), 3);
+	assert_int_equal(on_device(w, out, 64), 64);
+	assert_int_equal(stats(w).pages_here, 2 * 64); /* so it was as it is meant to be */
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+	at[5] = 1000;
+	assert_int_equal(launch(sum, N, NULL), 0);
+	put_when_asked = NULL;
+	for (unsigned i = 0; i < N; i++)
+		assert_int_equal(out[i], (x + i == at + 5 ? 1000 : i + 1) + (1u << 30));
+	hmm_cl_kernel_close(inc);
+	hmm_cl_kernel_close(sum);
+	pages_free(x, 64);
+	pages_free(y, 64);
+	pages_free(out, 64);
+}
+
 static void bad_arguments(void **state)
 {
 	struct world *w = *state;
@@ -1146,6 +1316,7 @@ int main(int argc, char **argv)
 		T(what_is_only_read_is_nobodys_to_wait_for),
 		T(after_mremap_addresses_are_used_again),
 		T(memory_that_cannot_move_is_copied),
+		T(what_is_copied_back_leaves_out_what_may_not_be_written),
 		T(the_least_used_leaves_when_there_is_no_room),
 		T(what_leaves_takes_no_others_with_it),
 		T(what_is_wanted_here_leaves_last),
@@ -1159,6 +1330,9 @@ int main(int argc, char **argv)
 		{"huge_pages_go_and_come_without_a_copy", huge_pages_go_and_come_without_a_copy, setup_reach,
 		 world_teardown, NULL},
 		{"who_walks_beside_kernels", who_walks_beside_kernels, setup_reach, world_teardown, NULL},
+		{"a_block_that_leaves_meanwhile_is_not_read", a_block_that_leaves_meanwhile_is_not_read, setup_reach,
+		 world_teardown, NULL},
+		T(a_page_that_is_just_home_is_looked_at),
 		T(an_older_copy_is_not_used),
 		T(an_older_copy_than_another_devices_is_not_used),
 		T(bad_arguments),

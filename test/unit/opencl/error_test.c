@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* A device without memory, and one that is lost: an error that says so, and the CPU's data as they were. */
+#include <sys/uio.h>
+
 #include "world.h"
 
 #define N (64 * PAGE / 4)
@@ -108,6 +110,28 @@ int __wrap_umm_uffd_copy_unwritten(int uffd, uint64_t dst, const void *src, uint
 	return place_f.with;
 }
 
+/* A page that the kernel cannot make writable: it writes what lies before it, and then says so. */
+static uintptr_t unwritable;
+
+ssize_t __real_process_vm_writev(pid_t pid, const struct iovec *from, unsigned long nfrom, const struct iovec *to,
+				 unsigned long nto, unsigned long flags);
+ssize_t __wrap_process_vm_writev(pid_t pid, const struct iovec *from, unsigned long nfrom, const struct iovec *to,
+				 unsigned long nto, unsigned long flags);
+ssize_t __wrap_process_vm_writev(pid_t pid, const struct iovec *from, unsigned long nfrom, const struct iovec *to,
+				 unsigned long nto, unsigned long flags)
+{
+	uintptr_t at = (uintptr_t)to->iov_base;
+	struct iovec before = {to->iov_base, unwritable - at};
+
+	if (at / PAGE * PAGE == unwritable) {
+		errno = EFAULT;
+		return -1;
+	}
+	if (at < unwritable && at + to->iov_len > unwritable)
+		to = &before;
+	return __real_process_vm_writev(pid, from, nfrom, to, nto, flags);
+}
+
 /* What the runtime is told of shared virtual memory. */
 static unsigned named, mapped, unmapped;
 
@@ -147,6 +171,7 @@ static int setup_flags(void **state, unsigned flags)
 
 	alloc_f = map_f = place_f = ndrange_f = write_f = read_f = wait_f = finish_f = fill_f = (struct fault){0};
 	named = mapped = unmapped = 0;
+	unwritable = 0;
 	*state = w;
 	return world_open(w, &p);
 }
@@ -281,6 +306,68 @@ static void a_device_that_takes_nothing(void **state)
 	}
 	intact(w, &j);
 	job_end(&j);
+}
+
+/* A launch of which not all can be copied back to @s; what is told of it. */
+static void is_told(struct world *w, struct hmm_cl_kernel *k)
+{
+	char line[200];
+	cl_event event;
+	cl_int status;
+
+	assert_int_equal(launch(k, N, &event), 0);
+	assert_int_equal(hmm_cl_wait(w->cl), -EIO);
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+	hmm_cl_message(w->cl, line, sizeof(line));
+	assert_non_null(strstr(line, "copied back"));
+	assert_int_not_equal(clWaitForEvents(1, &event), CL_SUCCESS);
+	assert_int_equal(clGetEventInfo(event, CL_EVENT_COMMAND_EXECUTION_STATUS, sizeof(status), &status, NULL), 0);
+	assert_int_equal(status, CL_OUT_OF_RESOURCES);
+	clReleaseEvent(event);
+}
+
+/* And what lies around it goes back. */
+static void what_cannot_be_copied_back_is_told(void **state)
+{
+	struct world *w = *state;
+	struct hmm_cl_kernel *k = kernel(w, "inc");
+	uint32_t *s = mmap(NULL, 64 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0), by = 1;
+
+	for (unsigned i = 0; i < N; i++)
+		s[i] = i;
+	assert_int_equal(hmm_cl_arg(k, 0, s, N * 4, HMM_CL_READ_WRITE), 0);
+	assert_int_equal(hmm_cl_value(k, 1, &by, sizeof(by)), 0);
+	unwritable = (uintptr_t)s + 9 * PAGE;
+	is_told(w, k);
+	for (unsigned i = 0; i < N; i++)
+		assert_int_equal(s[i], i + (i / (PAGE / 4) != 9));
+	assert_int_equal(stats(w).bytes_out, 63 * PAGE);
+	/* What did not go back is no copy of what is there. */
+	unwritable = 0;
+	assert_int_equal(launch(k, N, NULL), 0);
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+	for (unsigned i = 0; i < N; i++)
+		assert_int_equal(s[i], i + 1 + (i / (PAGE / 4) != 9));
+	hmm_cl_kernel_close(k);
+	munmap(s, 64 * PAGE);
+}
+
+static void what_the_device_does_not_give_for_copying_back_is_told(void **state)
+{
+	struct world *w = *state;
+	struct hmm_cl_kernel *k = kernel(w, "inc");
+	uint32_t *s = mmap(NULL, 64 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0), by = 1;
+
+	for (unsigned i = 0; i < N; i++)
+		s[i] = i;
+	assert_int_equal(hmm_cl_arg(k, 0, s, N * 4, HMM_CL_READ_WRITE), 0);
+	assert_int_equal(hmm_cl_value(k, 1, &by, sizeof(by)), 0);
+	read_f = (struct fault){0, 1, CL_OUT_OF_RESOURCES};
+	is_told(w, k);
+	for (unsigned i = 0; i < N; i++)
+		assert_int_equal(s[i], i);
+	hmm_cl_kernel_close(k);
+	munmap(s, 64 * PAGE);
 }
 
 static sigjmp_buf on_sigbus;
@@ -476,6 +563,9 @@ int main(int argc, char **argv)
 		T(no_memory_on_the_device),
 		T(a_kernel_that_cannot_be_launched),
 		T(a_kernel_that_fails),
+		T(what_cannot_be_copied_back_is_told),
+		{"what_the_device_does_not_give_for_copying_back_is_told",
+		 what_the_device_does_not_give_for_copying_back_is_told, setup_copies, world_teardown, NULL},
 		{"a_device_that_takes_nothing", a_device_that_takes_nothing, setup_copies, world_teardown, NULL},
 		{"a_device_that_is_lost", a_device_that_is_lost, setup_copies, world_teardown, NULL},
 		{"a_fork_without_memory_for_what_comes_home", a_fork_without_memory_for_what_comes_home, setup_copies,

@@ -37,6 +37,8 @@ static const char world_source[] = "kernel void add(global const uint *a, global
 				   "{ size_t i = get_global_id(0); a[i] += k; }\n"
 				   "kernel void fill(global uint *a, uint k)\n"
 				   "{ size_t i = get_global_id(0); a[i] = k + (uint)i; }\n"
+				   "kernel void sum(global const uint *a, global const uint *b, global uint *c)\n"
+				   "{ size_t i = get_global_id(0); c[i] = a[i] + b[i]; }\n"
 				   /* A list: of each but the last the values, to where the last points. */
 				   "struct node { global struct node *next; ulong value; };\n"
 				   "kernel void follow(global struct node *n)\n"
