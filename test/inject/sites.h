@@ -29,7 +29,7 @@ static const struct inject_known inject_silent[] = {
 	{"hmm/linked.c hmm_mm_open open", "figures of a linked engine need none"},
 	{"hmm/linked.c own_pages SYS_madvise", "what stays shared is not the device's"},
 	{"hmm/linked.c manage_mapping SYS_madvise#2", "undoes what failed: a child lacks it, as it did before"},
-	{"hmm/linked.c hmm_mm_close SYS_madvise", "a child lacks it: SIGSEGV, no zeros; doc of hmm_mm_open()"},
+	{"hmm/linked.c let_go SYS_madvise", "a child lacks it: SIGSEGV, no zeros; doc of hmm_mm_open()"},
 	{"hmm/reg.c hmm_reg_cache_close munmap", "address space is lost"},
 	{"hmm/reg.c hmm_reg_cache_open munmap", "address space is lost"},
 	{"hmm/take.c take_copies SYS_madvise", "what stays shared is not taken"},
