@@ -251,6 +251,16 @@ static void file_cut(struct hmm_take *t, uint64_t start, uint64_t end)
 	}
 }
 
+/* Is that of @v's file still mapped there? */
+static bool is_mapped(struct umm_space *space, const struct umm_vma *v, uint64_t addr, uint64_t len)
+{
+	struct umm_vma now;
+
+	return !umm_vma_next(space, addr, &now) && now.start <= addr && now.end >= addr + len && hmm_take_file(&now) &&
+	       now.inode == v->inode && now.dev_major == v->dev_major && now.dev_minor == v->dev_minor &&
+	       now.offset + (addr - now.start) == v->offset + (addr - v->start);
+}
+
 /* 0, or why there can be no stand-in for [start, start + len) of @v. */
 static int file_add(struct hmm_take *t, const struct umm_vma *v, uint64_t start, uint64_t len)
 {
@@ -674,7 +684,9 @@ static void take_readonly(struct hmm_take *t, unsigned b, struct umm_move_run *r
 	if (err) {
 		mask = 0;
 		take_returns(t, true);
-		take_place(t, t->away, run->addr, len);
+		/* They are nowhere else: what was left behind would be zeros. */
+		if (take_place(t, t->away, run->addr, len) != (long)run->addr)
+			t->mm->h->opt.fatal(t->mm->h->opt.priv, t->mm, "read-only pages cannot be put back");
 		take_returns(t, false);
 		umm_arena_reset(t->away, RUN_BYTES);
 		goto out;
@@ -810,6 +822,10 @@ static int take_copies(struct hmm_take *t, unsigned b, const struct umm_vma *v, 
 	if (rc == -EBUSY || !take_begin(t, b, start, addr + len, writable ? NULL : window - (addr - start)))
 		goto fail_file;
 	got = take_place(t, t->empty, addr, len);
+	/* A sealed mapping, or too many of them: mremap() says so before it unmaps, all of it or nothing. */
+	rc = -EBUSY;
+	if (got != (long)addr && is_mapped(space, v, addr, len))
+		goto fail_file;
 	if (got != (long)addr)
 		t->mm->h->opt.fatal(t->mm->h->opt.priv, t->mm, "pages of a file's mapping were lost");
 	for (uint64_t at = 0; at < len; at += (uint64_t)got) {
