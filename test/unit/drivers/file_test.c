@@ -792,6 +792,100 @@ static void test_figures(void **state)
 	hmm_device_close(dev);
 }
 
+enum { CALLERS = 4 };
+
+void *__real_drv_map(size_t bytes);
+void *__wrap_drv_map(size_t bytes);
+static _Atomic bool no_memory, let_one, together;
+static _Atomic unsigned denied;
+
+void *__wrap_drv_map(size_t bytes)
+{
+	if (!no_memory || atomic_exchange(&let_one, false))
+		return __real_drv_map(bytes);
+	denied++;
+	while (together && denied < CALLERS)
+		sched_yield();
+	return NULL;
+}
+
+struct caller {
+	pthread_t thread;
+	struct hmm_device *dev;
+	hmm_handle_t handle;
+	int got;
+	char page[HMM_PAGE_SIZE] __attribute__((aligned(4096)));
+};
+
+static void *read_one(void *arg)
+{
+	struct caller *c = arg;
+	void *dst = c->page;
+
+	c->dev->ops->copy_out(c->dev, &c->handle, &dst, &c->got, 1);
+	return NULL;
+}
+
+static void *write_one(void *arg)
+{
+	struct caller *c = arg;
+
+	c->got = put_in(c->dev, TEXT, 1, &c->handle);
+	return NULL;
+}
+
+static void call(struct caller *c, struct hmm_device *dev, hmm_handle_t h, void *(*what)(void *))
+{
+	denied = 0;
+	no_memory = true;
+	for (unsigned i = 0; i < CALLERS; i++) {
+		c[i] = (struct caller){.dev = dev, .handle = h, .got = 1};
+		assert_int_equal(pthread_create(&c[i].thread, NULL, what, &c[i]), 0);
+	}
+	while (denied < CALLERS)
+		sched_yield();
+}
+
+static void all_got(struct caller *c, int what)
+{
+	for (unsigned i = 0; i < CALLERS; i++) {
+		pthread_join(c[i].thread, NULL);
+		assert_int_equal(c[i].got, what);
+	}
+	no_memory = false;
+}
+
+/* No memory for one more transfer: what is in the file is not lost, it comes when another is through. */
+static void test_no_memory_to_read(void **state)
+{
+	struct hmm_device *dev = open_dev("file:%s,4M", dir);
+	struct hmm_file *d = (struct hmm_file *)dev;
+	static struct caller c[CALLERS];
+	struct file_xfer *busy;
+	hmm_handle_t h;
+
+	/* There has never been one: nothing can be written, nothing is lost by that, and nobody waits for another. */
+	together = true;
+	call(c, dev, HMM_HANDLE_NONE, write_one);
+	all_got(c, 0);
+	together = false;
+	assert_int_equal(put_in(dev, TEXT, 1, &h), 1);
+	/* None of it, and a part. */
+	for (unsigned part = 0; part < 2; part++) {
+		busy = file_io_get(&d->io);
+		let_one = part;
+		call(c, dev, h, read_one);
+		file_io_put(&d->io, busy);
+		all_got(c, 0);
+		for (unsigned i = 0; i < CALLERS; i++)
+			assert_true(page_is(c[i].page, TEXT, 1));
+	}
+	assert_int_equal(d->io.nr, 1);
+	assert_int_equal(stats_of(dev).errors, 0);
+	dev->ops->put(dev, &h, 1);
+	hmm_device_close(dev);
+}
+
 static int make_dir(void **state)
 {
 	return mkdtemp(dir) ? 0 : -1;
@@ -835,6 +929,7 @@ int main(void)
 		cmocka_unit_test(test_figures),
 		cmocka_unit_test(test_same),
 		cmocka_unit_test(test_hash),
+		cmocka_unit_test(test_no_memory_to_read),
 	};
 
 	return cmocka_run_group_tests(tests, make_dir, remove_dir);
