@@ -387,6 +387,58 @@ static void a_page_dropped_while_it_comes_is_the_files(void **state)
 		assert_int_equal(at[i], 6);
 }
 
+/* A child that has it as it was would read what it was not to have. */
+static void what_a_child_is_not_to_have_stays(void **state)
+{
+	struct fixture *f = *state;
+	int status;
+	pid_t pid;
+
+	assert_int_equal(syscall(SYS_madvise, f->copies + RUN * PAGE, 2 * RUN * PAGE, MADV_DONTFORK), 0);
+	assert_int_equal(to_device(f, f->copies), NR - 2 * RUN);
+	assert_is(f->copies, 'a', 'a');
+	pid = fork();
+	if (!pid) {
+		signal(SIGSEGV, SIG_DFL);
+		_exit(((volatile char *)f->copies)[(RUN + 1) * PAGE]);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_true(WIFSIGNALED(status));
+	assert_int_equal(WTERMSIG(status), SIGSEGV);
+	/* The mark is off: it goes. */
+	assert_int_equal(syscall(SYS_madvise, f->copies + RUN * PAGE, 2 * RUN * PAGE, MADV_DOFORK), 0);
+	assert_int_equal(to_device(f, f->copies), NR);
+	assert_is(f->copies, 'a', 'a');
+}
+
+static void what_is_to_be_in_no_core_stays(void **state)
+{
+	struct fixture *f = *state;
+
+	assert_int_equal(syscall(SYS_madvise, f->copies, SIZE, MADV_DONTDUMP), 0);
+	assert_int_equal(to_device(f, f->copies), 0);
+	assert_one_mapping(f, f->copies);
+	assert_int_equal(syscall(SYS_madvise, f->copies, SIZE, MADV_DODUMP), 0);
+	assert_int_equal(to_device(f, f->copies), NR);
+	assert_is(f->copies, 'a', 'a');
+}
+
+static void what_has_a_key_stays(void **state)
+{
+	struct fixture *f = *state;
+	int key = pkey_alloc(0, 0);
+
+	if (key < 0)
+		skip_because("no protection keys: %s", strerror(errno));
+	assert_int_equal(pkey_mprotect(f->copies, SIZE, PROT_READ | PROT_WRITE, key), 0);
+	assert_int_equal(to_device(f, f->copies), 0);
+	assert_one_mapping(f, f->copies);
+	assert_int_equal(pkey_mprotect(f->copies, SIZE, PROT_READ | PROT_WRITE, 0), 0);
+	pkey_free(key);
+	assert_int_equal(to_device(f, f->copies), NR);
+	assert_is(f->copies, 'a', 'a');
+}
+
 /* What may not be unmapped cannot be replaced: it stays, and nothing of it is lost. */
 static void a_sealed_mapping_stays(void **state)
 {
@@ -510,6 +562,9 @@ int main(void)
 		T_(without_room_nothing_goes),
 		T_(a_dropped_page_is_the_files_wherever_it_is),
 		T_(a_page_dropped_while_it_comes_is_the_files),
+		T_(what_a_child_is_not_to_have_stays),
+		T_(what_is_to_be_in_no_core_stays),
+		T_(what_has_a_key_stays),
 		T_(a_sealed_mapping_stays),
 		cmocka_unit_test(where_a_stand_in_cannot_go_the_file_stays),
 		cmocka_unit_test(what_cannot_go_back_ends_the_process),
