@@ -655,6 +655,53 @@ static void test_without_fallocate(void **state)
 	without(refuse_fallocate);
 }
 
+/* The write itself finds out that there is no room, half-way. */
+static int full_without_fallocate(void)
+{
+	enum { N = 64 };
+	static char page[N][HMM_PAGE_SIZE] __attribute__((aligned(4096)));
+	static hmm_handle_t handle[2048];
+	struct hmm_device *dev;
+	char path[100], spec[120];
+	const void *src[N];
+	unsigned n = 0;
+	int rc = N;
+
+	snprintf(path, sizeof(path), "%s/small", dir);
+	if (mkdir(path, 0700) && errno != EEXIST)
+		return 1;
+	/* Not a multiple of what is written at a time. */
+	if (unshare(CLONE_NEWNS) || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
+	    mount("none", path, "tmpfs", 0, "size=4120k") || refuse_fallocate())
+		return 77;
+	snprintf(spec, sizeof(spec), "file:%s,100M", path);
+	if (hmm_device_open(spec, &dev, NULL, 0))
+		return 2;
+	for (; rc == N && n + N <= 2048; n += N) {
+		for (unsigned i = 0; i < N; i++) {
+			make_page(page[i], MEDIUM, n + i + 1);
+			src[i] = page[i];
+		}
+		rc = dev->ops->copy_in(dev, src, handle + n, N);
+	}
+	if (rc < 0 || n > 1024 + N || stats_of(dev).errors)
+		return 3;
+	for (unsigned i = 0; i < n; i++)
+		if (handle[i] != HMM_HANDLE_NONE && !reads_as(dev, handle[i], MEDIUM, i + 1))
+			return 4;
+	hmm_device_close(dev);
+	return n < 900 ? 5 : 0;
+}
+
+static void test_full_without_fallocate(void **state)
+{
+	int rc = in_child(full_without_fallocate);
+
+	if (rc == 77)
+		skip_because("mounting a tmpfs needs root, and seccomp filters");
+	assert_int_equal(rc, 0);
+}
+
 static int file_limit_body(void)
 {
 	struct rlimit rl = {.rlim_cur = 3 << 20, .rlim_max = 3 << 20};
@@ -921,6 +968,7 @@ int main(void)
 		cmocka_unit_test(test_without_io_uring),
 		cmocka_unit_test(test_without_direct),
 		cmocka_unit_test(test_without_fallocate),
+		cmocka_unit_test(test_full_without_fallocate),
 		cmocka_unit_test(test_file_size_limit),
 		cmocka_unit_test(test_block_device),
 		cmocka_unit_test(test_bounce_memory),
