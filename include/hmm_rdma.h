@@ -191,7 +191,7 @@ void hmm_rdma_disconnect(struct hmm_rdma_peer *peer);
  * @local: the caller's, during the call; of any alignment, and may be away.
  * @len: bytes, at most HMM_RDMA_LEN_MAX.
  * @deadline_ns: of CLOCK_MONOTONIC, in nanoseconds; 0: none; but the owner tries for 10 s for each
- *	256 KiB.
+ *	512 KiB.
  *
  * After an error of the owner's part of it may have been copied.  One of the connection
  * ends it: then all that follows is -ENOTCONN, and one connects anew.

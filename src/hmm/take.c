@@ -33,6 +33,12 @@
  * (MADV_DONTNEED) it has the file's contents again, which are read from it.  A
  * descriptor of the file must be had for that, else the page is not taken.
  *
+ * What else the program has set on the mapping a stand-in would not have: not be
+ * inherited (MADV_DONTFORK), not be in a core (MADV_DONTDUMP), a protection key.
+ * Nothing but smaps tells of that, which is read where a batch has such pages, and
+ * they stay.  (MADV_WIPEONFORK is for anonymous memory only; of locked memory see
+ * is_locked().)
+ *
  *	what differs afterwards: several mappings where there was one; truncating
  *	the file does not take the pages away; a forked child that drops a page
  *	finds zeros.
@@ -86,7 +92,7 @@
 
 int hmm_take_init(struct hmm_take *t, struct hmm_mm *mm)
 {
-	*t = (struct hmm_take){.mm = mm, .pipe = {-1, -1}};
+	*t = (struct hmm_take){.mm = mm, .pipe = {-1, -1}, .plain.space = mm->space};
 	t->away = umm_alloc(mm->space, RUN_BYTES);
 	t->held = umm_alloc(mm->space, RUN_BYTES);
 	t->empty = umm_alloc(mm->space, RUN_BYTES);
@@ -111,6 +117,7 @@ void hmm_take_fini(struct hmm_take *t)
 	if (t->room)
 		umm_free(t->mm->space, t->file, t->room * sizeof(*t->file));
 	t->room = 0;
+	hmm_iset_clear(&t->plain);
 }
 
 bool hmm_take_readonly(const struct umm_vma *v)
@@ -130,10 +137,62 @@ static bool is_private_copy(const struct umm_page_run *run)
 	return (run->flags & (UMM_PAGE_PRESENT | UMM_PAGE_FILE | UMM_PAGE_ZERO)) == UMM_PAGE_PRESENT;
 }
 
+/* Of a mapping in smaps: where it is, and has it what its stand-in would not have? */
+struct look {
+	uint64_t start, end;
+	bool marked;
+};
+
+static void look_at_line(struct hmm_take *t, struct look *l, const char *line, uint64_t start, uint64_t end)
+{
+	static const char key[] = "ProtectionKey:";
+	char *at;
+	uint64_t a = strtoull(line, &at, 16);
+
+	if (at != line && *at == '-') {
+		*l = (struct look){.start = a, .end = strtoull(at + 1, NULL, 16)};
+	} else if (!strncmp(line, key, sizeof(key) - 1)) {
+		l->marked |= strtoull(line + sizeof(key) - 1, NULL, 10) != 0;
+	} else if (!strncmp(line, "VmFlags:", 8)) {
+		l->marked |= strstr(line, " dc") || strstr(line, " dd");
+		/* No memory for it: then it stays. */
+		if (!l->marked && l->start < end && l->end > start)
+			hmm_iset_add(&t->plain, l->start, l->end);
+	}
+}
+
+/* t->plain, as far as it meets [@start, @end).  What cannot be read of is not in it. */
+static void look_for_marks(struct hmm_take *t, uint64_t start, uint64_t end)
+{
+	char *buf = umm_alloc(t->mm->space, UMM_PAGE), line[256];
+	int fd = (int)sys3(SYS_open, "/proc/self/smaps", O_RDONLY | O_CLOEXEC, 0);
+	struct look l = {0};
+	unsigned n = 0;
+	long got;
+
+	hmm_iset_clear(&t->plain);
+	while (buf && fd >= 0 && l.start < end && (got = sys3(SYS_read, fd, buf, UMM_PAGE)) > 0) {
+		for (long i = 0; i < got; i++) {
+			if (buf[i] != '\n') {
+				if (n < sizeof(line) - 1)
+					line[n++] = buf[i];
+				continue;
+			}
+			line[n] = 0;
+			n = 0;
+			look_at_line(t, &l, line, start, end);
+		}
+	}
+	if (fd >= 0)
+		sys_close(fd);
+	umm_free(t->mm->space, buf, UMM_PAGE);
+}
+
 int hmm_take_offer(struct hmm_take *t, uint64_t start, uint64_t end)
 {
 	struct umm_space *space = t->mm->space;
 	struct umm_vma v;
+	bool looked = false;
 	int rc = 0;
 
 	for (uint64_t at = start; at < end && !rc && !umm_vma_next(space, at, &v) && v.start < end; at = v.end) {
@@ -145,9 +204,14 @@ int hmm_take_offer(struct hmm_take *t, uint64_t start, uint64_t end)
 
 			if (n < 0 || walked <= a)
 				break;
+			for (int i = 0; i < n && !looked; i++) {
+				looked = is_private_copy(&runs[i]);
+				if (looked)
+					look_for_marks(t, start, end);
+			}
 			pthread_mutex_lock(&t->mm->lock);
 			for (int i = 0; i < n && !rc; i++)
-				if (is_private_copy(&runs[i]))
+				if (is_private_copy(&runs[i]) && hmm_iset_covers(&t->plain, runs[i].start, runs[i].end))
 					rc = hmm_iset_add(&t->mm->registered, runs[i].start, runs[i].end);
 			pthread_mutex_unlock(&t->mm->lock);
 		}
@@ -249,6 +313,16 @@ static void file_cut(struct hmm_take *t, uint64_t start, uint64_t end)
 		*f = t->file[--t->nfiles];
 		i--;
 	}
+}
+
+/* Is that of @v's file still mapped there? */
+static bool is_mapped(struct umm_space *space, const struct umm_vma *v, uint64_t addr, uint64_t len)
+{
+	struct umm_vma now;
+
+	return !umm_vma_next(space, addr, &now) && now.start <= addr && now.end >= addr + len && hmm_take_file(&now) &&
+	       now.inode == v->inode && now.dev_major == v->dev_major && now.dev_minor == v->dev_minor &&
+	       now.offset + (addr - now.start) == v->offset + (addr - v->start);
 }
 
 /* 0, or why there can be no stand-in for [start, start + len) of @v. */
@@ -674,7 +748,9 @@ static void take_readonly(struct hmm_take *t, unsigned b, struct umm_move_run *r
 	if (err) {
 		mask = 0;
 		take_returns(t, true);
-		take_place(t, t->away, run->addr, len);
+		/* They are nowhere else: what was left behind would be zeros. */
+		if (take_place(t, t->away, run->addr, len) != (long)run->addr)
+			t->mm->h->opt.fatal(t->mm->h->opt.priv, t->mm, "read-only pages cannot be put back");
 		take_returns(t, false);
 		umm_arena_reset(t->away, RUN_BYTES);
 		goto out;
@@ -810,6 +886,10 @@ static int take_copies(struct hmm_take *t, unsigned b, const struct umm_vma *v, 
 	if (rc == -EBUSY || !take_begin(t, b, start, addr + len, writable ? NULL : window - (addr - start)))
 		goto fail_file;
 	got = take_place(t, t->empty, addr, len);
+	/* A sealed mapping, or too many of them: mremap() says so before it unmaps, all of it or nothing. */
+	rc = -EBUSY;
+	if (got != (long)addr && is_mapped(space, v, addr, len))
+		goto fail_file;
 	if (got != (long)addr)
 		t->mm->h->opt.fatal(t->mm->h->opt.priv, t->mm, "pages of a file's mapping were lost");
 	for (uint64_t at = 0; at < len; at += (uint64_t)got) {

@@ -14,11 +14,12 @@ struct hmm_stand_in {
 
 struct hmm_take {
 	struct hmm_mm *mm;
-	char *away;  /* where read-only pages go: address space of the arena, a run long */
-	char *held;  /* and from there, so that nobody can have them pinned any more */
-	char *empty; /* what is put in place of a file's: registered, and never touched */
-	int prot;    /* of that; 0: it is not there yet */
-	int pipe[2]; /* -1: none yet */
+	char *away;            /* where read-only pages go: address space of the arena, a run long */
+	char *held;            /* and from there, so that nobody can have them pinned any more */
+	char *empty;           /* what is put in place of a file's: registered, and never touched */
+	int prot;              /* of that; 0: it is not there yet */
+	int pipe[2];           /* -1: none yet */
+	struct hmm_iset plain; /* out_lock: mappings that a stand-in can stand for, as of the batch */
 	/* Under the event lock: the run that is being taken. */
 	bool active, returns;
 	uint64_t start, end;

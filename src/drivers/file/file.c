@@ -138,7 +138,8 @@ static int file_copy_in(struct hmm_device *dev, const void *const src[], hmm_han
 		const struct file_req *req = &x->req[r];
 		bool ok = req->res == (int)(req->pages * HMM_PAGE_SIZE);
 
-		if (!ok && (req->res >= 0 || (req->res != -ENOSPC && req->res != -EDQUOT && req->res != -EFBIG)))
+		/* A part of it: what stopped it says so itself, to whoever writes next; mostly there is no room. */
+		if (req->res < 0 && req->res != -ENOSPC && req->res != -EDQUOT && req->res != -EFBIG)
 			rc = -EIO;
 		for (unsigned i = req->page; i < req->page + req->pages; i++) {
 			if (ok) {

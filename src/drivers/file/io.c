@@ -81,24 +81,28 @@ struct file_xfer *file_io_get(struct file_io *io)
 	pthread_mutex_lock(&io->lock);
 	while (!io->idle && io->nr >= io->max)
 		pthread_cond_wait(&io->freed, &io->lock);
-	if (io->idle) {
-		x = io->idle;
-		io->idle = x->next;
-		pthread_mutex_unlock(&io->lock);
-		return x;
-	}
+	if (io->idle)
+		goto take;
 	io->nr++;
 	ring = !io->no_ring;
 	pthread_mutex_unlock(&io->lock);
 
 	x = xfer_new(io, ring);
 	pthread_mutex_lock(&io->lock);
-	if (!x) {
-		io->nr--;
-		pthread_cond_signal(&io->freed);
-	} else if (ring && !x->have_ring) {
-		io->no_ring = true;
+	if (x) {
+		io->no_ring |= ring && !x->have_ring;
+		goto out;
 	}
+	io->nr--;
+	pthread_cond_broadcast(&io->freed);
+	/* No memory for one more: what can be read will be, as soon as somebody is through. */
+	while (!io->idle && io->nr)
+		pthread_cond_wait(&io->freed, &io->lock);
+take:
+	x = io->idle;
+	if (x)
+		io->idle = x->next;
+out:
 	pthread_mutex_unlock(&io->lock);
 	return x;
 }

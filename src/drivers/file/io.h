@@ -68,7 +68,11 @@ struct file_io {
 void file_io_init(struct file_io *io, struct drv_ram *ram, int fd);
 void file_io_exit(struct file_io *io);
 
-/** file_io_get() - one for this thread alone; waits while all are in use.  NULL: out of memory. */
+/**
+ * file_io_get() - one for this thread alone; waits while all are in use
+ *
+ * NULL: out of memory, and there is none at all, so that nothing has ever been written.
+ */
 struct file_xfer *file_io_get(struct file_io *io);
 void file_io_put(struct file_io *io, struct file_xfer *x);
 

@@ -448,21 +448,35 @@ int ofi_inject(struct ofi_ep *ep, const void *buf, size_t len, void *desc, uint6
 
 int ofi_send(struct ofi_ep *ep, const void *buf, size_t len, void *desc, uint64_t deadline_ns)
 {
-	struct ofi_op op;
-	int rc = ofi_post_send(ep, buf, len, desc, &op, deadline_ns);
+	struct ofi_op *op = &ep->sending;
+	int rc;
 
-	return rc ? rc : ofi_wait(ep, &op, deadline_ns);
+	if (ep->send_left && !op->done)
+		return -EBUSY;
+	ep->send_left = false;
+	rc = ofi_post_send(ep, buf, len, desc, op, deadline_ns);
+	if (rc)
+		return rc;
+	rc = ofi_wait(ep, op, deadline_ns);
+	ep->send_left = !op->done;
+	return rc;
 }
 
 int ofi_recv(struct ofi_ep *ep, void *buf, size_t room, void *desc, size_t *len, uint64_t deadline_ns)
 {
-	struct ofi_op op;
-	int rc = ofi_post_recv(ep, buf, room, desc, &op, deadline_ns);
+	struct ofi_op *op = &ep->receiving;
+	int rc;
 
+	if (ep->recv_left && !op->done)
+		return -EBUSY;
+	ep->recv_left = false;
+	rc = ofi_post_recv(ep, buf, room, desc, op, deadline_ns);
+	if (rc)
+		return rc;
+	rc = ofi_wait(ep, op, deadline_ns);
+	ep->recv_left = !op->done;
 	if (!rc)
-		rc = ofi_wait(ep, &op, deadline_ns);
-	if (!rc)
-		*len = op.len;
+		*len = op->len;
 	return rc;
 }
 

@@ -101,6 +101,14 @@ struct ofi_luck {
 	unsigned left_out; /* how many of them are to come */
 };
 
+/** An operation under way; where it is until it has ended, or the endpoint is closed. */
+struct ofi_op {
+	struct fi_context2 ctx;
+	bool done;
+	int rc;     /* once done: 0 or -errno */
+	size_t len; /* of a receive: bytes that came */
+};
+
 struct ofi_ep {
 	struct ofi_net *net;
 	struct fid_ep *ep;
@@ -110,14 +118,8 @@ struct ofi_ep {
 	bool polls;           /* set once it is connected, as all below */
 	void (*sleeps)(void); /* called before one sleeps for longer, if not NULL */
 	struct ofi_luck poll_luck, nap_luck;
-};
-
-/** An operation under way; not to be moved until it has ended. */
-struct ofi_op {
-	struct fi_context2 ctx;
-	bool done;
-	int rc;     /* once done: 0 or -errno */
-	size_t len; /* of a receive: bytes that came */
+	struct ofi_op sending, receiving; /* ofi_send()'s and ofi_recv()'s */
+	bool send_left, recv_left;        /* it had not ended when its time was up */
 };
 
 /** ofi_connect() - to where @net reaches.  Returns 0, -ECONNREFUSED, -ETIME or another -errno. */
@@ -153,7 +155,10 @@ void ofi_progress(struct ofi_ep *ep);
  */
 int ofi_inject(struct ofi_ep *ep, const void *buf, size_t len, void *desc, uint64_t deadline_ns);
 
-/* ofi_post_...() and ofi_wait() in one.  ofi_recv() sets *@len. */
+/*
+ * ofi_post_...() and ofi_wait() in one.  ofi_recv() sets *@len.  -EBUSY: the last of its kind has not ended in time,
+ * and not since.
+ */
 int ofi_send(struct ofi_ep *ep, const void *buf, size_t len, void *desc, uint64_t deadline_ns);
 int ofi_recv(struct ofi_ep *ep, void *buf, size_t room, void *desc, size_t *len, uint64_t deadline_ns);
 

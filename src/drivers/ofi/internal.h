@@ -26,6 +26,7 @@ struct tier_lane {
 	struct ofi_net net;
 	struct ofi_ep ep;
 	struct ofi_buf in, out;
+	struct ofi_op receiving, sending; /* who gives up on them leaves them under way */
 	struct tier_keys keys;
 };
 

@@ -45,17 +45,16 @@ static int greet(struct tier_lane *lane, const struct tier_secret *secret, uint6
 {
 	struct tier_hello *hello = lane->out.p;
 	uint8_t sk[TIER_KEY];
-	struct ofi_op op;
 	int rc;
 
 	tier_hello_make(secret, hello, sk);
-	rc = ofi_post_recv(&lane->ep, lane->in.p, lane->in.len, ofi_mr_desc(lane->in.mr), &op, deadline);
+	rc = ofi_post_recv(&lane->ep, lane->in.p, lane->in.len, ofi_mr_desc(lane->in.mr), &lane->receiving, deadline);
 	if (!rc)
 		rc = ofi_send(&lane->ep, hello, sizeof(*hello), ofi_mr_desc(lane->out.mr), deadline);
 	if (!rc)
-		rc = ofi_wait(&lane->ep, &op, deadline);
+		rc = ofi_wait(&lane->ep, &lane->receiving, deadline);
 	if (!rc)
-		rc = tier_answer_check(secret, hello, sk, lane->in.p, op.len, &lane->keys);
+		rc = tier_answer_check(secret, hello, sk, lane->in.p, lane->receiving.len, &lane->keys);
 	sodium_memzero(sk, sizeof(sk));
 	return rc;
 }
@@ -116,18 +115,18 @@ int tier_lane_request(struct tier_lane *lane, struct tier_head *h, const uint8_t
 	size_t len = tier_frame_seal(&lane->keys, h, lane->out.p) + (size_t)tier_head_pages(h) * HMM_PAGE_SIZE;
 	const struct tier_head asked = *h;
 	const uint8_t *at;
-	struct ofi_op in, out;
+	struct ofi_op *in = &lane->receiving, *out = &lane->sending;
 	int rc;
 
-	rc = ofi_post_recv(&lane->ep, lane->in.p, lane->in.len, ofi_mr_desc(lane->in.mr), &in, deadline_ns);
+	rc = ofi_post_recv(&lane->ep, lane->in.p, lane->in.len, ofi_mr_desc(lane->in.mr), in, deadline_ns);
 	if (!rc)
-		rc = ofi_post_send(&lane->ep, lane->out.p, len, ofi_mr_desc(lane->out.mr), &out, deadline_ns);
+		rc = ofi_post_send(&lane->ep, lane->out.p, len, ofi_mr_desc(lane->out.mr), out, deadline_ns);
 	if (!rc)
-		rc = ofi_wait(&lane->ep, &in, deadline_ns);
+		rc = ofi_wait(&lane->ep, in, deadline_ns);
 	if (!rc) /* it has been received, so it has left */
-		rc = ofi_wait(&lane->ep, &out, deadline_ns);
+		rc = ofi_wait(&lane->ep, out, deadline_ns);
 	if (!rc)
-		rc = tier_frame_open(&lane->keys, lane->in.p, in.len, true, h, &at);
+		rc = tier_frame_open(&lane->keys, lane->in.p, in->len, true, h, &at);
 	if (rc)
 		return rc;
 	/* The answer to this, and not to something else. */

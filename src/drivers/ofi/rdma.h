@@ -24,7 +24,7 @@
 #include "hmm_rdma.h"
 
 #define RDMA_MAGIC 0x326d6472u
-#define RDMA_CHUNK 524288u
+#define RDMA_CHUNK 524288u              /* hmm_rdma.h says so */
 #define RDMA_WINDOW 2u                  /* chunks under way, on either side */
 #define RDMA_POLLS_MOST 1048576u        /* bytes: what is longer is not waited for by looking */
 #define RDMA_PATIENCE_NS 10000000000ull /* the owner's, for one chunk */

@@ -48,7 +48,8 @@ struct connection {
 	struct ofi_buf in, out;
 	struct tier_keys keys;
 	struct tier_session *session;
-	bool known; /* has proved itself */
+	struct ofi_op receiving; /* receive()'s: who has given up on it is closed */
+	bool known;              /* has proved itself */
 	char from[OFI_ADDR_MAX];
 };
 
@@ -127,20 +128,20 @@ static uint64_t silence_ends(const struct connection *c)
 /* Receives into @buf until @deadline_ns (0: as long as the client speaks), or until the server stops.  0 or -errno. */
 static int receive(struct connection *c, void *buf, size_t room, void *desc, size_t *len, uint64_t deadline_ns)
 {
-	struct ofi_op op;
-	int rc = ofi_post_recv(&c->ep, buf, room, desc, &op, deadline_ns);
+	struct ofi_op *op = &c->receiving;
+	int rc = ofi_post_recv(&c->ep, buf, room, desc, op, deadline_ns);
 
-	while (!rc && !op.done) {
+	while (!rc && !op->done) {
 		uint64_t until = deadline_ns ? deadline_ns : silence_ends(c), slice = ofi_now_ns() + SLICE_NS;
 
-		rc = ofi_wait(&c->ep, &op, slice < until ? slice : until);
+		rc = ofi_wait(&c->ep, op, slice < until ? slice : until);
 		if (rc == -ETIME && !atomic_load(&c->srv->stop) &&
 		    ofi_now_ns() < (deadline_ns ? deadline_ns : silence_ends(c)))
 			rc = 0;
 	}
 	if (!rc)
-		rc = op.rc;
-	*len = rc ? 0 : op.len;
+		rc = op->rc;
+	*len = rc ? 0 : op->len;
 	return rc;
 }
 

@@ -655,6 +655,53 @@ static void test_without_fallocate(void **state)
 	without(refuse_fallocate);
 }
 
+/* The write itself finds out that there is no room, half-way. */
+static int full_without_fallocate(void)
+{
+	enum { N = 64 };
+	static char page[N][HMM_PAGE_SIZE] __attribute__((aligned(4096)));
+	static hmm_handle_t handle[2048];
+	struct hmm_device *dev;
+	char path[100], spec[120];
+	const void *src[N];
+	unsigned n = 0;
+	int rc = N;
+
+	snprintf(path, sizeof(path), "%s/small", dir);
+	if (mkdir(path, 0700) && errno != EEXIST)
+		return 1;
+	/* Not a multiple of what is written at a time. */
+	if (unshare(CLONE_NEWNS) || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
+	    mount("none", path, "tmpfs", 0, "size=4120k") || refuse_fallocate())
+		return 77;
+	snprintf(spec, sizeof(spec), "file:%s,100M", path);
+	if (hmm_device_open(spec, &dev, NULL, 0))
+		return 2;
+	for (; rc == N && n + N <= 2048; n += N) {
+		for (unsigned i = 0; i < N; i++) {
+			make_page(page[i], MEDIUM, n + i + 1);
+			src[i] = page[i];
+		}
+		rc = dev->ops->copy_in(dev, src, handle + n, N);
+	}
+	if (rc < 0 || n > 1024 + N || stats_of(dev).errors)
+		return 3;
+	for (unsigned i = 0; i < n; i++)
+		if (handle[i] != HMM_HANDLE_NONE && !reads_as(dev, handle[i], MEDIUM, i + 1))
+			return 4;
+	hmm_device_close(dev);
+	return n < 900 ? 5 : 0;
+}
+
+static void test_full_without_fallocate(void **state)
+{
+	int rc = in_child(full_without_fallocate);
+
+	if (rc == 77)
+		skip_because("mounting a tmpfs needs root, and seccomp filters");
+	assert_int_equal(rc, 0);
+}
+
 static int file_limit_body(void)
 {
 	struct rlimit rl = {.rlim_cur = 3 << 20, .rlim_max = 3 << 20};
@@ -792,6 +839,100 @@ static void test_figures(void **state)
 	hmm_device_close(dev);
 }
 
+enum { CALLERS = 4 };
+
+void *__real_drv_map(size_t bytes);
+void *__wrap_drv_map(size_t bytes);
+static _Atomic bool no_memory, let_one, together;
+static _Atomic unsigned denied;
+
+void *__wrap_drv_map(size_t bytes)
+{
+	if (!no_memory || atomic_exchange(&let_one, false))
+		return __real_drv_map(bytes);
+	denied++;
+	while (together && denied < CALLERS)
+		sched_yield();
+	return NULL;
+}
+
+struct caller {
+	pthread_t thread;
+	struct hmm_device *dev;
+	hmm_handle_t handle;
+	int got;
+	char page[HMM_PAGE_SIZE] __attribute__((aligned(4096)));
+};
+
+static void *read_one(void *arg)
+{
+	struct caller *c = arg;
+	void *dst = c->page;
+
+	c->dev->ops->copy_out(c->dev, &c->handle, &dst, &c->got, 1);
+	return NULL;
+}
+
+static void *write_one(void *arg)
+{
+	struct caller *c = arg;
+
+	c->got = put_in(c->dev, TEXT, 1, &c->handle);
+	return NULL;
+}
+
+static void call(struct caller *c, struct hmm_device *dev, hmm_handle_t h, void *(*what)(void *))
+{
+	denied = 0;
+	no_memory = true;
+	for (unsigned i = 0; i < CALLERS; i++) {
+		c[i] = (struct caller){.dev = dev, .handle = h, .got = 1};
+		assert_int_equal(pthread_create(&c[i].thread, NULL, what, &c[i]), 0);
+	}
+	while (denied < CALLERS)
+		sched_yield();
+}
+
+static void all_got(struct caller *c, int what)
+{
+	for (unsigned i = 0; i < CALLERS; i++) {
+		pthread_join(c[i].thread, NULL);
+		assert_int_equal(c[i].got, what);
+	}
+	no_memory = false;
+}
+
+/* No memory for one more transfer: what is in the file is not lost, it comes when another is through. */
+static void test_no_memory_to_read(void **state)
+{
+	struct hmm_device *dev = open_dev("file:%s,4M", dir);
+	struct hmm_file *d = (struct hmm_file *)dev;
+	static struct caller c[CALLERS];
+	struct file_xfer *busy;
+	hmm_handle_t h;
+
+	/* There has never been one: nothing can be written, nothing is lost by that, and nobody waits for another. */
+	together = true;
+	call(c, dev, HMM_HANDLE_NONE, write_one);
+	all_got(c, 0);
+	together = false;
+	assert_int_equal(put_in(dev, TEXT, 1, &h), 1);
+	/* None of it, and a part. */
+	for (unsigned part = 0; part < 2; part++) {
+		busy = file_io_get(&d->io);
+		let_one = part;
+		call(c, dev, h, read_one);
+		file_io_put(&d->io, busy);
+		all_got(c, 0);
+		for (unsigned i = 0; i < CALLERS; i++)
+			assert_true(page_is(c[i].page, TEXT, 1));
+	}
+	assert_int_equal(d->io.nr, 1);
+	assert_int_equal(stats_of(dev).errors, 0);
+	dev->ops->put(dev, &h, 1);
+	hmm_device_close(dev);
+}
+
 static int make_dir(void **state)
 {
 	return mkdtemp(dir) ? 0 : -1;
@@ -827,6 +968,7 @@ int main(void)
 		cmocka_unit_test(test_without_io_uring),
 		cmocka_unit_test(test_without_direct),
 		cmocka_unit_test(test_without_fallocate),
+		cmocka_unit_test(test_full_without_fallocate),
 		cmocka_unit_test(test_file_size_limit),
 		cmocka_unit_test(test_block_device),
 		cmocka_unit_test(test_bounce_memory),
@@ -835,6 +977,7 @@ int main(void)
 		cmocka_unit_test(test_figures),
 		cmocka_unit_test(test_same),
 		cmocka_unit_test(test_hash),
+		cmocka_unit_test(test_no_memory_to_read),
 	};
 
 	return cmocka_run_group_tests(tests, make_dir, remove_dir);

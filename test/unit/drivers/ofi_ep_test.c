@@ -233,6 +233,61 @@ static void test_deadline(void **state)
 	end(&s, &mine, &ep);
 }
 
+static void answer_twice(struct ofi_net *on, struct ofi_ep *ep)
+{
+	char c;
+	size_t len;
+
+	assert_int_equal(ofi_recv(ep, &c, 1, NULL, &len, in(10 * SECOND)), 0);
+	assert_int_equal(ofi_send(ep, "1", 1, NULL, in(10 * SECOND)), 0);
+	assert_int_equal(ofi_send(ep, "2", 1, NULL, in(10 * SECOND)), 0);
+	assert_int_equal(ofi_recv(ep, &c, 1, NULL, &len, in(10 * SECOND)), 0);
+}
+
+static char late[1], next[1];
+
+static __attribute__((noinline)) void gives_up(struct ofi_ep *ep)
+{
+	size_t len;
+
+	assert_int_equal(ofi_recv(ep, late, 1, NULL, &len, 1), -ETIME);
+}
+
+/* Where the stack of gives_up() was is ours while both answers come. */
+static __attribute__((noinline)) void goes_on(struct ofi_ep *ep, struct ofi_op *op)
+{
+	volatile char mine[16384];
+
+	for (size_t i = 0; i < sizeof(mine); i++)
+		mine[i] = 0x5a;
+	assert_int_equal(ofi_wait(ep, op, in(10 * SECOND)), 0);
+	for (size_t i = 0; i < sizeof(mine); i++)
+		if (mine[i] != 0x5a)
+			fail_msg("byte %zu was written to", i);
+}
+
+/* What comes after the deadline goes where it was to go, and to nobody's stack. */
+static void test_too_late(void **state)
+{
+	struct server s = {.serve = answer_twice};
+	struct ofi_net mine;
+	struct ofi_ep ep;
+	struct ofi_op op;
+	size_t len;
+
+	begin(&s, &mine, &ep);
+	gives_up(&ep);
+	/* One at a time: it is still under way. */
+	assert_int_equal(ofi_recv(&ep, next, 1, NULL, &len, in(10 * SECOND)), -EBUSY);
+	assert_int_equal(ofi_post_recv(&ep, next, 1, NULL, &op, in(10 * SECOND)), 0);
+	assert_int_equal(ofi_send(&ep, "x", 1, NULL, in(10 * SECOND)), 0);
+	goes_on(&ep, &op);
+	assert_int_equal(late[0], '1');
+	assert_int_equal(next[0], '2');
+	assert_int_equal(ofi_send(&ep, "x", 1, NULL, in(10 * SECOND)), 0);
+	end(&s, &mine, &ep);
+}
+
 static void test_nobody_asks(void **state)
 {
 	struct fi_info *req;
@@ -270,10 +325,11 @@ static void test_no_way(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_messages), cmocka_unit_test(test_messages_own_domain),
-		cmocka_unit_test(test_rma),      cmocka_unit_test(test_peer_leaves),
-		cmocka_unit_test(test_deadline), cmocka_unit_test(test_nobody_asks),
-		cmocka_unit_test(test_refused),  cmocka_unit_test(test_no_way),
+		cmocka_unit_test(test_messages),    cmocka_unit_test(test_messages_own_domain),
+		cmocka_unit_test(test_rma),         cmocka_unit_test(test_peer_leaves),
+		cmocka_unit_test(test_deadline),    cmocka_unit_test(test_too_late),
+		cmocka_unit_test(test_nobody_asks), cmocka_unit_test(test_refused),
+		cmocka_unit_test(test_no_way),
 	};
 
 	return cmocka_run_group_tests(tests, setup, teardown);

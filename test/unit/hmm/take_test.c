@@ -4,14 +4,18 @@
 #include <fcntl.h>
 #include <liburing.h>
 #include <pthread.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -27,6 +31,13 @@
 #define NR (4 * RUN)
 #define SIZE (NR * PAGE)
 #define PINNED (RUN + 5)
+
+#ifndef SYS_mseal
+#define SYS_mseal 462
+#endif
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL 102
+#endif
 
 struct fixture {
 	struct umm_space *space;
@@ -376,6 +387,169 @@ static void a_page_dropped_while_it_comes_is_the_files(void **state)
 		assert_int_equal(at[i], 6);
 }
 
+/* A child that has it as it was would read what it was not to have. */
+static void what_a_child_is_not_to_have_stays(void **state)
+{
+	struct fixture *f = *state;
+	int status;
+	pid_t pid;
+
+	assert_int_equal(syscall(SYS_madvise, f->copies + RUN * PAGE, 2 * RUN * PAGE, MADV_DONTFORK), 0);
+	assert_int_equal(to_device(f, f->copies), NR - 2 * RUN);
+	assert_is(f->copies, 'a', 'a');
+	pid = fork();
+	if (!pid) {
+		signal(SIGSEGV, SIG_DFL);
+		_exit(((volatile char *)f->copies)[(RUN + 1) * PAGE]);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_true(WIFSIGNALED(status));
+	assert_int_equal(WTERMSIG(status), SIGSEGV);
+	/* The mark is off: it goes. */
+	assert_int_equal(syscall(SYS_madvise, f->copies + RUN * PAGE, 2 * RUN * PAGE, MADV_DOFORK), 0);
+	assert_int_equal(to_device(f, f->copies), NR);
+	assert_is(f->copies, 'a', 'a');
+}
+
+static void what_is_to_be_in_no_core_stays(void **state)
+{
+	struct fixture *f = *state;
+
+	assert_int_equal(syscall(SYS_madvise, f->copies, SIZE, MADV_DONTDUMP), 0);
+	assert_int_equal(to_device(f, f->copies), 0);
+	assert_one_mapping(f, f->copies);
+	assert_int_equal(syscall(SYS_madvise, f->copies, SIZE, MADV_DODUMP), 0);
+	assert_int_equal(to_device(f, f->copies), NR);
+	assert_is(f->copies, 'a', 'a');
+}
+
+static void what_has_a_key_stays(void **state)
+{
+	struct fixture *f = *state;
+	int key = pkey_alloc(0, 0);
+
+	if (key < 0)
+		skip_because("no protection keys: %s", strerror(errno));
+	assert_int_equal(pkey_mprotect(f->copies, SIZE, PROT_READ | PROT_WRITE, key), 0);
+	assert_int_equal(to_device(f, f->copies), 0);
+	assert_one_mapping(f, f->copies);
+	assert_int_equal(pkey_mprotect(f->copies, SIZE, PROT_READ | PROT_WRITE, 0), 0);
+	pkey_free(key);
+	assert_int_equal(to_device(f, f->copies), NR);
+	assert_is(f->copies, 'a', 'a');
+}
+
+/* What may not be unmapped cannot be replaced: it stays, and nothing of it is lost. */
+static void a_sealed_mapping_stays(void **state)
+{
+	struct fixture *f = *state;
+
+	if (syscall(SYS_mseal, f->copies, SIZE, 0))
+		skip_because("mappings cannot be sealed: %s", strerror(errno));
+	assert_int_equal(to_device(f, f->copies), 0);
+	assert_is(f->copies, 'a', 'a');
+	assert_one_mapping(f, f->copies);
+	memset(f->copies, 'b', SIZE);
+	assert_is(f->copies, 'b', 'b');
+}
+
+#define LOAD(field) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, (unsigned)(field))
+#define ONLY(what, skip) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (unsigned)(what), 0, skip)
+
+/* From here on nothing can be moved to @to: it fails as where there are too many mappings. */
+static bool refuse_mremap(const char *to)
+{
+	struct sock_filter filter[] = {
+		LOAD(offsetof(struct seccomp_data, nr)),
+		ONLY(SYS_mremap, 5),
+		LOAD(offsetof(struct seccomp_data, args[4])),
+		ONLY((uintptr_t)to, 3),
+		LOAD(offsetof(struct seccomp_data, args[4]) + 4),
+		ONLY((uintptr_t)to >> 32, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOMEM),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog prog = {.len = sizeof(filter) / sizeof(filter[0]), .filter = filter};
+
+	return !prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) && !prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &prog);
+}
+
+/* How a process ends that runs @body, with an engine of its own. */
+static int in_child(int (*body)(struct fixture *f))
+{
+	const struct rlimit no_core = {0, 0};
+	int status;
+	pid_t pid = fork();
+
+	if (!pid) {
+		void *state;
+
+		setrlimit(RLIMIT_CORE, &no_core);
+		_exit(setup(&state) ? 1 : body(state));
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	return status;
+}
+
+static bool is_all(const char *p, char what)
+{
+	for (size_t i = 0; i < SIZE; i++)
+		if (p[i] != what)
+			return false;
+	return true;
+}
+
+static int no_room_for_a_stand_in(struct fixture *f)
+{
+	uint64_t at = (uintptr_t)f->copies, moved;
+
+	if (!refuse_mremap(f->copies + RUN * PAGE))
+		return 77;
+	if (hmm_migrate_to_device(f->mm, &f->dev->dev, at, at + SIZE, NULL, &moved))
+		return 2;
+	if (moved != NR - RUN)
+		return 3;
+	if (!is_all(f->copies, 'a'))
+		return 4;
+	memset(f->copies, 'b', SIZE);
+	return is_all(f->copies, 'b') ? 0 : 5;
+}
+
+/* Too many mappings is said before anything is unmapped: the process lives, and has its pages. */
+static void where_a_stand_in_cannot_go_the_file_stays(void **state)
+{
+	int status = in_child(no_room_for_a_stand_in);
+
+	if (WIFEXITED(status) && WEXITSTATUS(status) == 77)
+		skip_because("seccomp filters are not to be had here");
+	assert_int_equal(status, 0);
+}
+
+static int no_way_back(struct fixture *f)
+{
+	uint64_t at = (uintptr_t)f->anon, moved;
+
+	/* A guard: the run that it is in goes back, and there it cannot go. */
+	if (madvise(f->anon + PINNED * PAGE, PAGE, MADV_GUARD_INSTALL))
+		return 78;
+	if (mprotect(f->anon, SIZE, PROT_READ) || !refuse_mremap(f->anon + RUN * PAGE))
+		return 77;
+	hmm_migrate_to_device(f->mm, &f->dev->dev, at, at + SIZE, NULL, &moved);
+	return f->anon[RUN * PAGE] == 'a' ? 2 : 3; /* 3: another byte, which nobody told of */
+}
+
+static void what_cannot_go_back_ends_the_process(void **state)
+{
+	int status = in_child(no_way_back);
+
+	if (WIFEXITED(status) && WEXITSTATUS(status) == 77)
+		skip_because("seccomp filters are not to be had here");
+	if (WIFEXITED(status) && WEXITSTATUS(status) == 78)
+		skip_because("no guard regions on this kernel");
+	assert_true(WIFSIGNALED(status));
+	assert_int_equal(WTERMSIG(status), SIGABRT);
+}
+
 #define T_(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
 
 int main(void)
@@ -388,6 +562,12 @@ int main(void)
 		T_(without_room_nothing_goes),
 		T_(a_dropped_page_is_the_files_wherever_it_is),
 		T_(a_page_dropped_while_it_comes_is_the_files),
+		T_(what_a_child_is_not_to_have_stays),
+		T_(what_is_to_be_in_no_core_stays),
+		T_(what_has_a_key_stays),
+		T_(a_sealed_mapping_stays),
+		cmocka_unit_test(where_a_stand_in_cannot_go_the_file_stays),
+		cmocka_unit_test(what_cannot_go_back_ends_the_process),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
