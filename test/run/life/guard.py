@@ -8,6 +8,7 @@ import ctypes
 import fcntl
 import json
 import os
+import resource
 import signal
 import socket
 import struct
@@ -272,6 +273,21 @@ def small_files(h):
     r.expect(rc=125, min_out=0, stderr="ulimit -f")
 
 
+def no_descriptors(h):
+    """When a program ends, and the supervisor cannot open /proc, who lives on in its memory has all of it."""
+    r = h.start([built(h, "life-fork"), "clone-vm-outlives"], stats=False, stdin=subprocess.PIPE)
+    r.until(lambda: "absent" in r.out(), "it does not get going")
+    supervisor = r.supervisor()
+    most = resource.prlimit(supervisor, resource.RLIMIT_NOFILE)
+    resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (3, most[1]))
+    r.child.stdin.close()
+    r.until(lambda: "heir" in r.out() or r.err(), "nothing comes of it")
+    resource.prlimit(supervisor, resource.RLIMIT_NOFILE, most)
+    r.wait()
+    r.expect(min_out=0, stdout="^heir 1 is right", no_stderr="page .* word")
+    check(int(r.out().split()[0]) > 0, f"nothing was away: {r.out()}")
+
+
 def soft(pid, what):
     with open(f"/proc/{pid}/limits") as f:
         for line in f:
@@ -299,4 +315,5 @@ def limits_lifted(h):
 
 
 main_of(control_sealed, other_users_supervisor, strangers, wrong_words, confined, keeps_off, interrupted,
-        exec_quiet, no_zombies, end_of_file, kcmp_denied, old_kernel, static_image, small_stack, small_files, limits_lifted)
+        exec_quiet, no_zombies, end_of_file, kcmp_denied, old_kernel, static_image, small_stack, small_files, limits_lifted,
+        no_descriptors)

@@ -4,6 +4,7 @@
  * program, and asks for an agent as the preloaded library does.
  */
 #include <errno.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -29,6 +30,20 @@ struct tree {
 	char name[32];
 };
 
+static _Atomic pid_t *heir; /* shared; NULL: a program leaves none; -1: it may end now */
+
+static int heir_main(void *arg)
+{
+	sigset_t none;
+
+	alarm(30);
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	for (;;)
+		pause();
+	return 0;
+}
+
 static int program_main(const char *name)
 {
 	static struct agent a;
@@ -47,6 +62,14 @@ static int program_main(const char *name)
 	sigprocmask(SIG_BLOCK, &all, NULL);
 	if (agent_start(&a))
 		return 3;
+	if (heir) {
+		static char stack[65536] __attribute__((aligned(16)));
+
+		while (!atomic_load(heir))
+			usleep(1000);
+		atomic_store(heir, clone(heir_main, stack + sizeof(stack), CLONE_VM | SIGCHLD, NULL));
+		return 0;
+	}
 	while (atomic_load(&a.alive))
 		usleep(1000);
 	return 42;
@@ -146,6 +169,30 @@ static void sent_away_by_mistake(void **state)
 	assert_int_equal(WTERMSIG(status), SIGKILL);
 }
 
+/* The program has ended, and somebody whom nobody has told us of lives on in its memory. */
+static void sent_away_while_somebody_else_is_here(void **state)
+{
+	struct tree t;
+
+	prctl(PR_SET_CHILD_SUBREAPER, 1);
+	heir = mmap(NULL, sizeof(*heir), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	assert_true(heir != MAP_FAILED);
+	tree_start(&t);
+	atomic_store(&t.ctl->armed, 1);
+	atomic_store(heir, -1);
+	siginfo_t si;
+	assert_int_equal(waitid(P_PID, (id_t)t.program, &si, WEXITED | WNOWAIT), 0);
+	bye(&t);
+	int status;
+	assert_true(atomic_load(heir) > 0);
+	assert_int_equal(waitpid(atomic_load(heir), &status, 0), atomic_load(heir));
+	assert_int_equal(tree_end(&t), 0);
+	munmap((void *)heir, sizeof(*heir));
+	heir = NULL;
+	assert_true(WIFSIGNALED(status));
+	assert_int_equal(WTERMSIG(status), SIGKILL);
+}
+
 static void supervisor_dies(void **state)
 {
 	struct tree t;
@@ -164,6 +211,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(sent_away_before_anything_moved),
 		cmocka_unit_test(sent_away_by_mistake),
+		cmocka_unit_test(sent_away_while_somebody_else_is_here),
 		cmocka_unit_test(supervisor_dies),
 	};
 	int fd = umm_inside_uffd();
