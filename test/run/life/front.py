@@ -419,6 +419,16 @@ def shell_script(h):
                   f"{args}: {r.rc} {r.out()!r} {r.err()!r}, not {native}")
 
 
+def sigchld_ignored(h):
+    """Started by who ignores SIGCHLD, of whose children the kernel tells nothing: it ends, and the program finds that so."""
+    for how in (signal.SIG_IGN, signal.SIG_DFL):
+        r = h.run(["grep", "SigIgn", "/proc/self/status"], timeout=60,
+                  preexec_fn=lambda how=how: signal.signal(signal.SIGCHLD, how))
+        check(r.rc == 0 and not r.err(), f"status {r.rc}: {r.err()}")
+        ignored = int(r.out().split()[1], 16) >> (signal.SIGCHLD - 1) & 1
+        check(ignored == (how == signal.SIG_IGN), f"{how!r} became {r.out()!r}")
+
+
 def long_preload(h):
     """However long the program's own LD_PRELOAD is: all of it is there."""
     with tempfile.TemporaryDirectory(prefix="hmmtest-") as d:
@@ -624,5 +634,5 @@ def user_forks(h):
 
 if __name__ == "__main__":
     main_of(status, signals, streams, environment, job_control, daemon, left_at_once, stat_running, restore_litter, keeper_ends, stat_many,
-            elsewhere, figures, slow_figures, restore_lost, nested, shell_script, long_preload, bad_input, user_refused, user_served, user_lent,
+            elsewhere, figures, slow_figures, restore_lost, nested, shell_script, sigchld_ignored, long_preload, bad_input, user_refused, user_served, user_lent,
             user_forks, user_secrets)
