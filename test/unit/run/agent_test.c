@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * When an agent leaves.  The test stands in for the supervisor; a child is the
+ * When an agent leaves, and what it may do.  The test stands in for the supervisor; a child is the
  * program, and asks for an agent as the preloaded library does.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -21,7 +22,9 @@
 #include <cmocka.h>
 
 #include "run/agent.h"
+#include "run/confine.h"
 #include "umm/inside.h"
+#include "umm/sys.h"
 
 struct tree {
 	int listen_fd, sock;
@@ -206,6 +209,36 @@ static void supervisor_dies(void **state)
 	assert_int_equal(WTERMSIG(status), SIGKILL);
 }
 
+static int confined_main(void)
+{
+	int flags = O_RDONLY | O_DIRECTORY | O_CLOEXEC, self;
+
+	if (confine())
+		return 1;
+	/* A process's directory is as good as a pidfd, and that the agent may open. */
+	self = (int)sys4(SYS_openat, AT_FDCWD, "/proc/self", flags, 0);
+	if (self < 0)
+		return 2;
+	for (int sig = 0; sig < SIGRTMAX; sig++)
+		if (sig != SIGKILL && sys4(SYS_pidfd_send_signal, self, sig, 0, 0) != -EPERM)
+			return 3;
+	sys4(SYS_pidfd_send_signal, self, SIGKILL, 0, 0);
+	return 4;
+}
+
+/* By a process's number it may kill, and send nothing else; the same goes for descriptors that stand for processes. */
+static void confined_it_kills_and_sends_nothing_else(void **state)
+{
+	int status;
+	pid_t pid = fork();
+
+	if (!pid)
+		_exit(confined_main());
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_true(WIFSIGNALED(status));
+	assert_int_equal(WTERMSIG(status), SIGKILL);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -213,6 +246,7 @@ int main(void)
 		cmocka_unit_test(sent_away_by_mistake),
 		cmocka_unit_test(sent_away_while_somebody_else_is_here),
 		cmocka_unit_test(supervisor_dies),
+		cmocka_unit_test(confined_it_kills_and_sends_nothing_else),
 	};
 	int fd = umm_inside_uffd();
 
