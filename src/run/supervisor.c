@@ -1115,6 +1115,31 @@ static void take_proc_fd(const struct ucred *guest, const char *what, int *fd)
 	*fd = own;
 }
 
+/*
+ * Another user's userfaultfd is that of the address space whose page map we have opened, as the
+ * number says that its connection was made by: that process may be somebody else by now, who has
+ * come by its number or become a set-user-id program, and is nobody that the guest may have looked
+ * at or killed.  0, or -errno.
+ */
+static int guest_is_itself(struct supervisor *s, struct hmm_mm *mm)
+{
+	struct arena a;
+	int rc;
+
+	arena_layout(&a, (char *)(uintptr_t)mm->keep_start);
+	rc = umm_uffd_register(mm->space->uffd, (uintptr_t)a.ident, ARENA_IDENT,
+			       UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
+	if (rc)
+		return rc;
+	for (unsigned i = 0; (rc = lives_there(s, mm, mm->space->pagemap_fd)) == -EAGAIN && i < LOOKS; i++) {
+		umm_space_drain(mm->space);
+		sched_yield();
+	}
+	/* Something else is mapped there soon, which nobody need be told of. */
+	umm_uffd_unregister(mm->space->uffd, (uintptr_t)a.ident, ARENA_IDENT);
+	return rc > 0 ? 0 : rc ? rc : -EACCES;
+}
+
 static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hello *hello, int fds[4])
 {
 	struct ucred cred;
@@ -1135,8 +1160,9 @@ static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hell
 		syscall(SYS_pidfd_send_signal, fds[3], SIGKILL, NULL, 0);
 		return -EACCES;
 	}
-	take_proc_fd(&cred, "pagemap", &fds[1]);
+	/* In this order: whose page map is looked at lived there already when the other was opened. */
 	take_proc_fd(&cred, "maps", &fds[2]);
+	take_proc_fd(&cred, "pagemap", &fds[1]);
 	/* What ran under this pid before has become the program that says hello. */
 	rc = pid > 0 && !hello->parent ? exec_happened(s, pid) : 0;
 	if (rc)
@@ -1165,6 +1191,8 @@ static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hell
 		if (!(got & UFFD_FEATURE_EVENT_FORK))
 			atomic_store(&((struct umm_ctl *)m->ctl_map)->no_fork_events, 1);
 		rc = umm_monitor_add(s->h->monitor, m->mm->space);
+		if (!rc && cred.uid != getuid())
+			rc = guest_is_itself(s, m->mm);
 		if (rc) {
 			member_end(m);
 			return rc;
