@@ -349,6 +349,25 @@ def no_descriptors(h):
     check(int(r.out().split()[0]) > 0, f"nothing was away: {r.out()}")
 
 
+def spare_descriptor(h):
+    """The descriptor that is kept to turn away who knocks when there is no other is had again when there is one."""
+    r = h.start(["sleep", "60"])
+    r.until(r.agents, "no agent")
+    supervisor = r.supervisor()
+    most = resource.prlimit(supervisor, resource.RLIMIT_NOFILE)
+    r.until(lambda: status_of(r.agents()[0])["Seccomp"] == "2", "the agent is not ready")
+    count = lambda: len(os.listdir(f"/proc/{supervisor}/fd"))  # noqa: E731
+    before = count()
+    resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (3, most[1]))
+    with connect(h, listens(r.pid)):
+        r.until(lambda: count() == before - 1, "the spare one is not given up")
+        resource.prlimit(supervisor, resource.RLIMIT_NOFILE, most)
+        r.until(lambda: count() == before + 1, "there is no spare one any more", 30)
+    r.until(lambda: count() == before, "who went away is kept")
+    os.kill(r.program(), signal.SIGTERM)
+    r.wait()
+
+
 def soft(pid, what):
     with open(f"/proc/{pid}/limits") as f:
         for line in f:
@@ -377,4 +396,4 @@ def limits_lifted(h):
 
 main_of(control_sealed, other_users_supervisor, strangers, wrong_words, set_user_id, confined, keeps_off, interrupted,
         exec_quiet, no_zombies, end_of_file, kcmp_denied, old_kernel, static_image, small_stack, small_files, limits_lifted,
-        no_descriptors)
+        no_descriptors, spare_descriptor)
