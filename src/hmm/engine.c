@@ -574,19 +574,44 @@ static int lost_at(struct hmm_mm *mm, int uffd, uint64_t addr)
 	return rc == -EEXIST || rc == -ENOENT || rc == -ESRCH ? 0 : rc;
 }
 
+#define LATE_NS 1000000000ull /* as in overtaken.c */
+
+/*
+ * And where the child may have it: what was moved since, as far as we know, may have been moved
+ * after the fork of which we hear only now (overtaken.c).  Where it has nothing nothing is done.
+ */
+static int lost_before_moves(struct hmm_mm *mm, int uffd, uint64_t addr)
+{
+	uint64_t now = umm_now_ns();
+	int rc = lost_at(mm, uffd, addr);
+
+	for (unsigned n = mm->novertaken, k = 0; n && k < HMM_OVERTAKEN && !rc; n--, k++) {
+		const struct hmm_overtaken *o = &mm->overtaken[(n - 1) % HMM_OVERTAKEN];
+
+		if (now - o->at_ns > LATE_NS)
+			break;
+		if (addr < o->to || addr - o->to >= o->end - o->start)
+			continue;
+		addr = addr - o->to + o->start;
+		rc = lost_at(mm, uffd, addr);
+	}
+	return rc;
+}
+
 int hmm_lost_to_child(struct hmm_mm *mm, int uffd)
 {
 	struct hmm_leaf *leaf;
 
 	for (uint64_t at = 0; (leaf = hmm_leaf_next(mm, at, 1ull << 47)); at = leaf->base + (1ull << HMM_LEAF_SHIFT)) {
 		for (unsigned i = 0; leaf->held && i < HMM_LEAF_PAGES; i++) {
-			int rc = hmm_entry_here(leaf->e[i]) ? 0 : lost_at(mm, uffd, leaf->base + i * UMM_PAGE);
+			uint64_t addr = leaf->base + i * UMM_PAGE;
+			int rc = hmm_entry_here(leaf->e[i]) ? 0 : lost_before_moves(mm, uffd, addr);
 
 			if (rc)
 				return rc;
 		}
 	}
-	return hmm_overtaken_each(mm, uffd, lost_at);
+	return hmm_overtaken_each(mm, uffd, lost_before_moves);
 }
 
 /*

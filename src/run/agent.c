@@ -269,31 +269,31 @@ static int number(const char *c)
 
 /*
  * Call @each with every number that is a name in directory @path below @at,
- * until it returns true.  Returns whether it did.
+ * until it returns something, which is returned.  -errno: it could not be looked at,
+ * for want of descriptors or memory; what is not there has no numbers.
  */
-static bool each_number(int at, const char *path, bool (*each)(int dir, int n, void *arg), void *arg)
+static int each_number(int at, const char *path, int (*each)(int dir, int n, void *arg), void *arg)
 {
 	char buf[1024] __attribute__((aligned(8)));
-	int dir = (int)sys4(SYS_openat, at, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
-	bool found = false;
+	int dir = (int)sys4(SYS_openat, at, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0), found = 0;
 	long len;
 
 	if (dir < 0)
-		return false;
+		return dir == -EMFILE || dir == -ENFILE || dir == -ENOMEM ? dir : 0;
 	while (!found && (len = sys3(SYS_getdents64, dir, buf, sizeof(buf))) > 0) {
 		for (long k = 0; k < len && !found;) {
 			struct dirent64 *d = (struct dirent64 *)(buf + k);
 			int n = number(d->name);
 
 			k += d->reclen;
-			found = n && each(dir, n, arg);
+			found = n ? each(dir, n, arg) : 0;
 		}
 	}
 	sys_close(dir);
 	return found;
 }
 
-static bool lives_here(int dir, int tid, void *arg)
+static int lives_here(int dir, int tid, void *arg)
 {
 	return sys5(SYS_kcmp, *(int *)arg, tid, KCMP_VM, 0, 0) == 0;
 }
@@ -317,17 +317,22 @@ static void tasks_path(char path[TASKS_PATH], const char *proc, int pid)
 	path[n] = 0;
 }
 
-static bool kill_if_here(int dir, int pid, void *arg)
+static int is_here(int dir, int pid, void *arg)
 {
 	char path[TASKS_PATH];
 
 	if (pid == *(int *)arg)
-		return false;
+		return 0;
 	tasks_path(path, "", pid);
 	/* Any of its threads: the first may have ended already. */
-	if (each_number(dir, path, lives_here, arg))
+	return each_number(dir, path, lives_here, arg);
+}
+
+static int kill_if_here(int dir, int pid, void *arg)
+{
+	if (is_here(dir, pid, arg) > 0)
 		sys2(SYS_kill, pid, SIGKILL);
-	return false;
+	return 0;
 }
 
 /* Kill every process that shares this address space with us. */
@@ -358,7 +363,7 @@ struct threads {
 	unsigned others;
 };
 
-static bool thread_is_here(int dir, int tid, void *arg)
+static int thread_is_here(int dir, int tid, void *arg)
 {
 	struct threads *t = arg;
 
@@ -382,12 +387,25 @@ static bool program_is_here(struct agent_fds *f)
 	tasks_path(path, "/proc/", f->pid);
 	for (unsigned i = 0; i < LOOKS && !program_is_gone(f); i++) {
 		t.others = 0;
-		if (each_number(AT_FDCWD, path, thread_is_here, &t))
+		if (each_number(AT_FDCWD, path, thread_is_here, &t) > 0)
 			return true;
 		if (!t.others)
 			break;
 	}
 	return false;
+}
+
+/* Nor anybody else who shares its memory.  While that cannot be told we stay: who waits for a page waits on. */
+static bool somebody_is_here(struct agent_fds *f)
+{
+	struct timespec ts = {.tv_nsec = 20000000};
+	int me = (int)sys0(SYS_getpid), rc;
+
+	if (program_is_here(f))
+		return true;
+	while ((rc = each_number(AT_FDCWD, "/proc", is_here, &me)) < 0)
+		sys2(SYS_nanosleep, &ts, 0);
+	return rc;
 }
 
 static bool supervisor_is_gone(void *arg)
@@ -450,7 +468,7 @@ static void serve(struct agent_fds *f, struct umm_inside *in, struct cpus *cpus)
 			return;
 		}
 		if (m.op == WIRE_BYE) {
-			if (atomic_load(&in->ctl->armed) && program_is_here(f))
+			if (atomic_load(&in->ctl->armed) && somebody_is_here(f))
 				supervisor_died(f);
 			return;
 		}

@@ -196,7 +196,7 @@ static int exec_by_shell(char **argv, const char *path)
 }
 
 static void exec_program(char **argv, const char *path, const struct run_ready *ready, const char *preload,
-			 const sigset_t *mask, int failed_fd)
+			 const sigset_t *mask, sighandler_t chld, int failed_fd)
 {
 	const char *theirs = getenv("LD_PRELOAD");
 	size_t len = strlen(preload) + (theirs ? strlen(theirs) : 0) + 2;
@@ -207,6 +207,7 @@ static void exec_program(char **argv, const char *path, const struct run_ready *
 	if (both)
 		snprintf(both, len, theirs ? "%s:%s" : "%s", preload, theirs);
 	if (both && !setenv(WIRE_ENV, run, 1) && !setenv("LD_PRELOAD", both, 1)) {
+		signal(SIGCHLD, chld);
 		sigprocmask(SIG_SETMASK, mask, NULL);
 		/* Not libc's: under another hmm run that is hooked, and leads to the other one's supervisor. */
 		syscall(SYS_execve, path, argv, environ);
@@ -410,6 +411,8 @@ int hmm_run_main(int argc, char **argv)
 	for (const int *s = (const int[]){SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP, SIGSYS, 0}; *s; s++)
 		sigdelset(&watched, *s);
 	sigprocmask(SIG_BLOCK, &watched, &mask);
+	/* Ignored, as who started us may have it, nobody could be waited for: the kernel would not tell. */
+	sighandler_t chld = signal(SIGCHLD, SIG_DFL);
 	if (start_supervisor(&opt, &sup_fd, &supervisor, &ready))
 		return EXIT_OURS;
 	if (pipe2(started, O_CLOEXEC))
@@ -419,7 +422,7 @@ int hmm_run_main(int argc, char **argv)
 		return fail(EXIT_OURS, "fork", strerror(errno));
 	if (!program) {
 		close(sup_fd);
-		exec_program(argv, path, &ready, preload, &mask, started[1]);
+		exec_program(argv, path, &ready, preload, &mask, chld, started[1]);
 	}
 	close(started[1]);
 	give_up_streams(sup_fd, started[0]);

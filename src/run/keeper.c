@@ -82,9 +82,12 @@ static void refuse_all(int uffd)
 	umm_uffd_wake(uffd, BOTTOM, TOP - BOTTOM);
 }
 
+/* EINVAL: nobody has asked it yet what it can do, and nobody will: nothing can be registered with it. */
 static bool is_dead(int uffd)
 {
-	return umm_uffd_poison(uffd, TOP, UMM_PAGE) == -ESRCH;
+	int rc = umm_uffd_poison(uffd, TOP, UMM_PAGE);
+
+	return rc == -ESRCH || rc == -EINVAL;
 }
 
 /* Returns whether somebody still lives.  A FORK event that is read makes another descriptor, for the next round. */

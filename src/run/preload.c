@@ -235,12 +235,15 @@ static size_t env_count(char *const env[])
 	return n;
 }
 
+/* Of several the last one counts, to the dynamic linker and in env_with(). */
 static size_t env_preload_len(char *const env[])
 {
+	size_t len = 0;
+
 	for (size_t i = 0; env && env[i]; i++)
 		if (is_var(env[i], "LD_PRELOAD"))
-			return strlen(env[i]);
-	return 0;
+			len = strlen(env[i]);
+	return len;
 }
 
 /* @env with ours added, into @out (env_count() + 3 pointers) and @preload (room for both). */

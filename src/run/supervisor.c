@@ -11,7 +11,8 @@
  *			parent's FORK event, told from others by a mark that is
  *			made through its userfaultfd and looked for in the
  *			agent's page map (lives_there())
- *   a program ends	its space ends, unless others live in it (CLONE_VM)
+ *   a program ends	its space ends, unless others live in it (CLONE_VM); where
+ *			that cannot be told, for want of descriptors, the next tick asks
  *   a program execs	the new image signs on with the same pid (or, unable to be
  *			entered, no longer shares memory with its agent): the old
  *			space ends
@@ -145,36 +146,51 @@ static bool pidfd_ended(int pidfd)
 	return pidfd >= 0 && poll(&p, 1, 0) == 1;
 }
 
-/* A task that has ended has none, nor has a kernel thread: to KCMP_VM all of these are in the same space. */
-static bool has_memory(pid_t tid)
+/*
+ * What a look at /proc that has failed says: 0, there is nobody, or nobody whom we may
+ * look at; -errno, we could not look, for want of descriptors or memory.  Who then
+ * takes it for nobody lets go of what somebody has away.
+ */
+static int nobody(void)
+{
+	return errno == ENOENT || errno == ESRCH || errno == EACCES || errno == EPERM ? 0 : -errno;
+}
+
+/*
+ * A task that has ended has none, nor has a kernel thread: to KCMP_VM all of these are in
+ * the same space.  1, 0, or -errno, as all that look into /proc here.
+ */
+static int has_memory(pid_t tid)
 {
 	char path[64], first = '0';
-	int fd;
+	int fd, rc = 0;
 
 	snprintf(path, sizeof(path), "/proc/%d/statm", (int)tid);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
-		return false;
-	if (read(fd, &first, 1) != 1)
-		first = '0';
+		return nobody();
+	if (read(fd, &first, 1) < 0)
+		rc = nobody();
 	close(fd);
-	return first != '0';
+	return rc ? rc : first != '0';
 }
 
-static bool same_memory(pid_t agent, pid_t tid)
+static int same_memory(pid_t agent, pid_t tid)
 {
-	return !syscall(SYS_kcmp, agent, tid, KCMP_VM, 0, 0) && has_memory(tid);
+	return syscall(SYS_kcmp, agent, tid, KCMP_VM, 0, 0) ? 0 : has_memory(tid);
 }
 
 /* @ended: one that was met had no memory any more; it may have made another first. */
-static bool thread_lives_in(pid_t agent, pid_t pid, const char *tasks, bool *ended)
+static int thread_lives_in(pid_t agent, pid_t pid, const char *tasks, bool *ended)
 {
 	DIR *d = opendir(tasks);
 	struct dirent *e;
-	bool found = false;
+	int found = 0;
 
 	*ended = false;
-	while (d && !found && (e = readdir(d))) {
+	if (!d)
+		return nobody();
+	while (!found && (errno = 0, e = readdir(d))) {
 		pid_t tid = (pid_t)atoi(e->d_name);
 
 		if (tid <= 0 || tid == pid)
@@ -182,8 +198,9 @@ static bool thread_lives_in(pid_t agent, pid_t pid, const char *tasks, bool *end
 		found = same_memory(agent, tid);
 		*ended |= !found && !has_memory(tid);
 	}
-	if (d)
-		closedir(d);
+	if (!found && errno)
+		found = nobody(); /* not all of them were seen */
+	closedir(d);
 	return found;
 }
 
@@ -191,23 +208,26 @@ static bool thread_lives_in(pid_t agent, pid_t pid, const char *tasks, bool *end
  * A process lives in the agent's address space if any thread of it does: the
  * first one may have ended (pthread_exit in main), and has no memory any more.
  */
-static bool lives_in(pid_t agent, pid_t pid)
+static int lives_in(pid_t agent, pid_t pid)
 {
 	char path[64];
 	struct stat st;
 	bool ended = true;
+	int rc = same_memory(agent, pid);
 
-	if (same_memory(agent, pid))
-		return true;
-	if (has_memory(pid))
-		return false; /* and all of its threads have the same */
+	if (rc)
+		return rc;
+	rc = has_memory(pid);
+	if (rc)
+		return rc < 0 ? rc : 0; /* all of its threads have the same */
 	snprintf(path, sizeof(path), "/proc/%d/task", (int)pid);
-	if (stat(path, &st) || st.st_nlink <= 3) /* a thread is a directory: ".", "..", and one */
-		return false;
-	for (unsigned i = 0; i < LOOKS && ended; i++)
-		if (thread_lives_in(agent, pid, path, &ended))
-			return true;
-	return false;
+	if (stat(path, &st))
+		return nobody();
+	if (st.st_nlink <= 3) /* a thread is a directory: ".", "..", and one */
+		return 0;
+	for (unsigned i = 0; i < LOOKS && ended && !rc; i++)
+		rc = thread_lives_in(agent, pid, path, &ended);
+	return rc;
 }
 
 /*
@@ -220,32 +240,39 @@ static bool lives_in(pid_t agent, pid_t pid)
 static bool program_left(const struct member *m)
 {
 	return m->agent > 0 && m->pid > 0 && syscall(SYS_kcmp, m->agent, m->pid, KCMP_VM, 0, 0) > 0 &&
-	       has_memory(m->pid) && has_memory(m->agent);
+	       has_memory(m->pid) > 0 && has_memory(m->agent) > 0;
 }
 
-/* Every process that lives in the agent's address space, but the agent: @each, until it returns false; returns how
- * many.
+/*
+ * Every process that lives in the agent's address space, but the agent: @each, until it
+ * returns false.  Returns how many, or -errno when there may be more of them.
  */
-static unsigned sharers(pid_t agent, bool (*each)(pid_t pid, void *arg), void *arg)
+static int sharers(pid_t agent, bool (*each)(pid_t pid, void *arg), void *arg)
 {
 	DIR *d = opendir("/proc");
 	struct dirent *e;
-	unsigned n = 0;
+	int n = 0, rc = 0;
 
-	while (d && (e = readdir(d))) {
+	if (!d)
+		return -errno;
+	while ((errno = 0, e = readdir(d))) {
 		pid_t pid = (pid_t)atoi(e->d_name);
 
 		if (pid <= 0 || pid == agent || pid == getpid())
 			continue;
-		if (!lives_in(agent, pid))
+		int lives = lives_in(agent, pid);
+		if (lives < 0)
+			rc = lives;
+		if (lives <= 0)
 			continue;
 		n++;
 		if (each && !each(pid, arg))
 			break;
 	}
-	if (d)
-		closedir(d);
-	return n;
+	if (!e && errno)
+		rc = -errno;
+	closedir(d);
+	return rc ? rc : n;
 }
 
 /* For hmm_options. */
@@ -255,8 +282,11 @@ static int each_process(void *priv, struct hmm_mm *mm, bool (*each)(pid_t pid, v
 	pid_t agent = atomic_load(&m->agent), pid = atomic_load(&m->pid);
 
 	/* With an agent to compare with, whoever lives there is found, or somebody may not be looked at. */
-	if (agent > 0)
-		return sharers(agent, each, arg) ? 0 : -ESRCH;
+	if (agent > 0) {
+		int n = sharers(agent, each, arg);
+
+		return n > 0 ? 0 : n ? n : -ESRCH;
+	}
 	if (pid <= 0)
 		pid = atomic_load(&mm->space->pid);
 	if (each(pid, arg) && pid > 0)
@@ -395,7 +425,7 @@ static int inside_arm(void *priv)
 		rc = umm_uffd_register(m->mm->space->uffd, (uintptr_t)a.staging, ARENA_STAGING + ARENA_BELLS,
 				       UFFDIO_REGISTER_MODE_MISSING);
 	/* Of an address space that has just ended the kernel says ENOMEM here. */
-	if (rc && rc != -ESRCH && !m->arm_said && has_memory(m->agent)) {
+	if (rc && rc != -ESRCH && !m->arm_said && has_memory(m->agent) > 0) {
 		m->arm_said = true;
 		lines_say(&m->sup->lines, "memory of process %d cannot be moved: userfaultfd refuses its staging: %s",
 			  (int)m->pid, strerror(-rc));
@@ -500,8 +530,8 @@ static void inside_pins(void *priv)
 	bool crowded = atomic_load(&ctl->pin_used) > UMM_PIN_SLOTS / 2;
 
 	lists_of(m->pid, &l);
-	if (crowded)
-		sharers(m->agent, lists_of, &l);
+	if (crowded && sharers(m->agent, lists_of, &l) < 0)
+		l.all = false;
 	if (crowded && l.all && l.n)
 		umm_pin_clear(ctl);
 	for (unsigned i = 0; i < l.n; i++)
@@ -988,34 +1018,42 @@ static bool note_pid(pid_t pid, void *arg)
 	return true;
 }
 
-/* The program has left the space.  Does another process live in it (CLONE_VM)?  Then the space is that one's now. */
-static bool member_inherit(struct member *m)
+/*
+ * The program has left the space.  Does another process live in it (CLONE_VM)?  Then the space
+ * is that one's now, and 1 is returned; 0: nobody does; -errno: that cannot be told now.
+ */
+static int member_inherit(struct member *m)
 {
 	pid_t heir = 0;
-	int pidfd;
+	int pidfd, rc;
 
 	if (!atomic_load(&m->mm->armed) || m->agent <= 0)
-		return false;
-	while (sharers(m->agent, note_pid, &heir)) {
+		return 0;
+	while ((rc = sharers(m->agent, note_pid, &heir)) > 0) {
 		pidfd = (int)syscall(SYS_pidfd_open, heir, 0);
 		/* Opened first, compared then: the pid may have become another's in between. */
-		if (pidfd < 0 || !lives_in(m->agent, heir)) {
+		rc = pidfd < 0 ? nobody() : lives_in(m->agent, heir);
+		if (rc <= 0) {
 			if (pidfd >= 0)
 				close(pidfd);
+			if (rc)
+				return rc;
 			continue;
 		}
 		if (m->pidfd >= 0)
 			epoll_ctl(m->sup->epfd, EPOLL_CTL_DEL, m->pidfd, NULL);
-		if (umm_fd_replace(&m->pidfd, pidfd))
-			return false;
+		rc = umm_fd_replace(&m->pidfd, pidfd);
+		if (rc)
+			return rc;
 		m->pid = m->mm->space->pid = heir;
 		watch_add(m->sup, m->pidfd, &m->w_pidfd); /* or else a tick sees its end */
-		return true;
+		return 1;
 	}
-	return false;
+	return rc;
 }
 
-static void exec_happened(struct supervisor *s, pid_t pid)
+/* -errno: who else lives where @pid did cannot be told now; the next tick asks again. */
+static int exec_happened(struct supervisor *s, pid_t pid)
 {
 	struct member *old;
 
@@ -1026,11 +1064,14 @@ static void exec_happened(struct supervisor *s, pid_t pid)
 			;
 		pthread_mutex_unlock(&s->lock);
 		if (!old)
-			return;
-		if (!member_inherit(old))
+			return 0;
+		int rc = member_inherit(old);
+		if (rc < 0)
+			return rc;
+		if (!rc)
 			member_end(old);
 		else if (old->pid == pid)
-			return; /* it lives there as before */
+			return 0; /* it lives there as before */
 	}
 }
 
@@ -1042,7 +1083,7 @@ static void exec_happened(struct supervisor *s, pid_t pid)
 static pid_t program_of(pid_t agent, int pidfd)
 {
 	char path[64], line[128];
-	int pid = -1;
+	int pid = -1, rc;
 
 	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", pidfd);
 	FILE *f = fopen(path, "r");
@@ -1056,7 +1097,10 @@ static pid_t program_of(pid_t agent, int pidfd)
 		return -EACCES;
 	if (pid <= 0 || pidfd_ended(pidfd))
 		return -1;
-	return lives_in(agent, pid) ? pid : pidfd_ended(pidfd) ? -1 : -EACCES;
+	rc = lives_in(agent, pid);
+	if (rc)
+		return rc < 0 ? rc : pid;
+	return pidfd_ended(pidfd) ? -1 : -EACCES;
 }
 
 /* Ours to open, lest the guest show us another's; who we may not look at shows us its own, and can fool nobody else. */
@@ -1069,6 +1113,31 @@ static void take_proc_fd(const struct ucred *guest, const char *what, int *fd)
 	if (*fd >= 0)
 		close(*fd);
 	*fd = own;
+}
+
+/*
+ * Another user's userfaultfd is that of the address space whose page map we have opened, as the
+ * number says that its connection was made by: that process may be somebody else by now, who has
+ * come by its number or become a set-user-id program, and is nobody that the guest may have looked
+ * at or killed.  0, or -errno.
+ */
+static int guest_is_itself(struct supervisor *s, struct hmm_mm *mm)
+{
+	struct arena a;
+	int rc;
+
+	arena_layout(&a, (char *)(uintptr_t)mm->keep_start);
+	rc = umm_uffd_register(mm->space->uffd, (uintptr_t)a.ident, ARENA_IDENT,
+			       UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
+	if (rc)
+		return rc;
+	for (unsigned i = 0; (rc = lives_there(s, mm, mm->space->pagemap_fd)) == -EAGAIN && i < LOOKS; i++) {
+		umm_space_drain(mm->space);
+		sched_yield();
+	}
+	/* Something else is mapped there soon, which nobody need be told of. */
+	umm_uffd_unregister(mm->space->uffd, (uintptr_t)a.ident, ARENA_IDENT);
+	return rc > 0 ? 0 : rc ? rc : -EACCES;
 }
 
 static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hello *hello, int fds[4])
@@ -1091,11 +1160,13 @@ static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hell
 		syscall(SYS_pidfd_send_signal, fds[3], SIGKILL, NULL, 0);
 		return -EACCES;
 	}
-	take_proc_fd(&cred, "pagemap", &fds[1]);
+	/* In this order: whose page map is looked at lived there already when the other was opened. */
 	take_proc_fd(&cred, "maps", &fds[2]);
+	take_proc_fd(&cred, "pagemap", &fds[1]);
 	/* What ran under this pid before has become the program that says hello. */
-	if (pid > 0 && !hello->parent)
-		exec_happened(s, pid);
+	rc = pid > 0 && !hello->parent ? exec_happened(s, pid) : 0;
+	if (rc)
+		return rc;
 	if (hello->parent)
 		m = find_orphan(s, hello, fds[1]);
 	if (m) {
@@ -1120,6 +1191,8 @@ static int agent_signs_on(struct supervisor *s, int sock, const struct wire_hell
 		if (!(got & UFFD_FEATURE_EVENT_FORK))
 			atomic_store(&((struct umm_ctl *)m->ctl_map)->no_fork_events, 1);
 		rc = umm_monitor_add(s->h->monitor, m->mm->space);
+		if (!rc && cred.uid != getuid())
+			rc = guest_is_itself(s, m->mm);
 		if (rc) {
 			member_end(m);
 			return rc;
@@ -1389,12 +1462,20 @@ static void on_listen(struct supervisor *s)
 	}
 }
 
-static void on_program_end(struct member *m)
+/* -errno: who else lives there cannot be told now; the next tick asks again. */
+static int on_program_end(struct member *m)
 {
+	int rc;
+
 	if (!pidfd_ended(m->pidfd))
-		return;
-	if (!member_inherit(m))
+		return 0;
+	rc = member_inherit(m);
+	if (!rc)
 		member_end(m);
+	if (rc >= 0)
+		return 0;
+	epoll_ctl(m->sup->epfd, EPOLL_CTL_DEL, m->pidfd, NULL); /* it would call without end */
+	return rc;
 }
 
 static void on_agent(struct member *m)
@@ -1508,9 +1589,7 @@ static void reap_ended(struct supervisor *s)
 		for (m = s->members; m && (m->pid <= 0 || !pidfd_ended(m->pidfd)); m = m->next)
 			;
 		pthread_mutex_unlock(&s->lock);
-		if (m)
-			on_program_end(m);
-	} while (m);
+	} while (m && !on_program_end(m));
 }
 
 static void on_front(struct supervisor *s)
@@ -1628,6 +1707,9 @@ static void on_tick(struct supervisor *s)
 		return;
 	s->tick++;
 	look_at_keeper(s);
+	/* Whoever knocked when there was none took it, or another thread did. */
+	if (s->spare_fd < 0)
+		s->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
 	while ((m = tick_next(s))) {
 		if (s->killing)
 			member_kill(m);

@@ -420,6 +420,44 @@ def shell_script(h):
                   f"{args}: {r.rc} {r.out()!r} {r.err()!r}, not {native}")
 
 
+def sigchld_ignored(h):
+    """Started by who ignores SIGCHLD, of whose children the kernel tells nothing: it ends, and the program finds that so."""
+    for how in (signal.SIG_IGN, signal.SIG_DFL):
+        r = h.run(["grep", "SigIgn", "/proc/self/status"], timeout=60,
+                  preexec_fn=lambda how=how: signal.signal(signal.SIGCHLD, how))
+        check(r.rc == 0 and not r.err(), f"status {r.rc}: {r.err()}")
+        ignored = int(r.out().split()[1], 16) >> (signal.SIGCHLD - 1) & 1
+        check(ignored == (how == signal.SIG_IGN), f"{how!r} became {r.out()!r}")
+
+
+TWO_PRELOADS = """
+import ctypes, sys
+libc = ctypes.CDLL(None, use_errno=True)
+libc.popen.restype = ctypes.c_void_p
+libc.pclose.argtypes = [ctypes.c_void_p]
+libc.malloc.restype = ctypes.c_void_p
+env = (ctypes.c_char_p * 4)(b"PATH=/bin:/usr/bin", b"LD_PRELOAD=", b"LD_PRELOAD=" + b":" * 100000)
+if sys.argv[1] == "execve":
+    libc.execve(b"/bin/sh", (ctypes.c_char_p * 4)(b"sh", b"-c", b"echo ran"), env)
+    sys.exit(f"execve: {ctypes.get_errno()}")
+where = ctypes.c_void_p.in_dll(libc, "environ")
+old, where.value = where.value, ctypes.addressof(env)
+f = libc.popen(b"echo ran", b"w")
+status = libc.pclose(f)
+where.value = old
+for size in range(1000, 100000, 1000):
+    libc.malloc(size)
+sys.exit(status)
+"""
+
+
+def two_preloads(h):
+    """An environment with LD_PRELOAD in it twice, the longer one last, which is the one that the linker takes."""
+    for how in ("execve", "popen"):
+        r = h.run([sys.executable, "-c", TWO_PRELOADS, how])
+        check(r.rc == 0 and r.out() == "ran\n", f"{how}: {r.rc} {r.out()!r} {r.err()!r}")
+
+
 def long_preload(h):
     """However long the program's own LD_PRELOAD is: all of it is there."""
     with tempfile.TemporaryDirectory(prefix="hmmtest-") as d:
@@ -649,5 +687,5 @@ def user_forks(h):
 
 if __name__ == "__main__":
     main_of(status, signals, streams, environment, job_control, daemon, left_at_once, stat_running, restore_litter, keeper_ends, stat_many,
-            elsewhere, figures, slow_figures, restore_lost, nested, shell_script, long_preload, bad_input, user_refused, user_served, user_lent,
+            elsewhere, figures, slow_figures, restore_lost, nested, shell_script, sigchld_ignored, two_preloads, long_preload, bad_input, user_refused, user_served, user_lent,
             user_forks, user_secrets)

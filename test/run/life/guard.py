@@ -8,16 +8,21 @@ import ctypes
 import fcntl
 import json
 import os
+import resource
+import shutil
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import tempfile
+import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 from hmmtest import Failed, comm, descendants, listens, main_of, ppid, skip, state  # noqa: E402
 
 SYS_USERFAULTFD = 323
+PR_SET_DUMPABLE = 4
 
 
 def check(cond, what):
@@ -238,6 +243,63 @@ def wrong_words(h):
     check(s.recv(100) == b"", "it was let in without the token")
 
 
+def says_hello(sock, token, pid):
+    """What the supervisor says to who brings its own userfaultfd, and says to be process @pid's agent."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    # For the kernel's own accesses everybody may not have one; nor is there an agent here.
+    uffd = libc.syscall(SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK | 1)
+    arena = libc.mmap(None, ctypes.c_size_t(64 << 20), 0, 0x22, -1, 0)
+    maps = os.open("/proc/self/maps", os.O_RDONLY)
+    pagemap = os.open("/proc/self/pagemap", os.O_RDONLY)
+    socket.send_fds(sock, [struct.pack("<IIQ32s", 0x31686d68, 0, arena, token)],
+                    [uffd, pagemap, maps, os.pidfd_open(pid)])
+    return sock.recv(100)
+
+
+def set_user_id(h):
+    """Who has connected, and has become a program with other rights, is not believed to be who says hello there."""
+    if os.getuid():
+        skip("wants root, to be somebody else")
+    r = h.start(["sh", "-c", "sleep 30; :"])
+    r.until(r.agents, "no agent")
+    with open(f"/proc/{r.program()}/environ", "rb") as f:
+        run = dict(e.split(b"=", 1) for e in f.read().split(b"\0") if b"=" in e)[b"HMM_RUN"]
+    token, name, heard = run.split()[1], listens(r.pid), os.pipe()
+    with tempfile.TemporaryDirectory(prefix="hmmtest-") as d:
+        if os.statvfs(d).f_flag & os.ST_NOSUID:
+            skip("no set-user-id programs in the folder of temporary files")
+        os.chmod(d, 0o755)
+        program = os.path.join(d, "hmm-is-root")
+        shutil.copy(shutil.which("sleep"), program)
+        os.chmod(program, 0o4755)
+        child = os.fork()
+        if not child:
+            try:
+                os.setgroups([])
+                os.setresgid(65534, 65534, 65534)
+                os.setresuid(65534, 65534, 65534)
+                ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
+                with connect(h, name) as own:
+                    os.write(heard[1], b"welcome " if says_hello(own, token, os.getpid()) else b"refused ")
+                s, parent = connect(h, name), os.getpid()
+                if os.fork():
+                    os.execv(program, [program, "60"])
+                while comm(parent) != "hmm-is-root":
+                    time.sleep(0.01)
+                os.write(heard[1], b"welcome" if says_hello(s, token, parent) else b"refused")
+            finally:
+                os._exit(0)
+        os.close(heard[1])
+        said = b""
+        while len(said) < 15 and (more := os.read(heard[0], 100)):
+            said += more
+        check(said == b"welcome refused", f"it was told {said!r}")
+        check(comm(child) == "hmm-is-root" and state(child) in "RSD", f"it is {comm(child)} {state(child)}")
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
 def other_users_supervisor(h):
     """A program does not give its memory to another user, whatever its environment says."""
     if os.getuid():
@@ -272,6 +334,40 @@ def small_files(h):
     r.expect(rc=125, min_out=0, stderr="ulimit -f")
 
 
+def no_descriptors(h):
+    """When a program ends, and the supervisor cannot open /proc, who lives on in its memory has all of it."""
+    r = h.start([built(h, "life-fork"), "clone-vm-outlives"], stats=False, stdin=subprocess.PIPE)
+    r.until(lambda: "absent" in r.out(), "it does not get going")
+    supervisor = r.supervisor()
+    most = resource.prlimit(supervisor, resource.RLIMIT_NOFILE)
+    resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (3, most[1]))
+    r.child.stdin.close()
+    r.until(lambda: "heir" in r.out() or r.err(), "nothing comes of it")
+    resource.prlimit(supervisor, resource.RLIMIT_NOFILE, most)
+    r.wait()
+    r.expect(min_out=0, stdout="^heir 1 is right", no_stderr="page .* word")
+    check(int(r.out().split()[0]) > 0, f"nothing was away: {r.out()}")
+
+
+def spare_descriptor(h):
+    """The descriptor that is kept to turn away who knocks when there is no other is had again when there is one."""
+    r = h.start(["sleep", "60"])
+    r.until(r.agents, "no agent")
+    supervisor = r.supervisor()
+    most = resource.prlimit(supervisor, resource.RLIMIT_NOFILE)
+    r.until(lambda: status_of(r.agents()[0])["Seccomp"] == "2", "the agent is not ready")
+    count = lambda: len(os.listdir(f"/proc/{supervisor}/fd"))  # noqa: E731
+    before = count()
+    resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (3, most[1]))
+    with connect(h, listens(r.pid)):
+        r.until(lambda: count() == before - 1, "the spare one is not given up")
+        resource.prlimit(supervisor, resource.RLIMIT_NOFILE, most)
+        r.until(lambda: count() == before + 1, "there is no spare one any more", 30)
+    r.until(lambda: count() == before, "who went away is kept")
+    os.kill(r.program(), signal.SIGTERM)
+    r.wait()
+
+
 def soft(pid, what):
     with open(f"/proc/{pid}/limits") as f:
         for line in f:
@@ -298,5 +394,6 @@ def limits_lifted(h):
             check(soft(r.program(), name) != soft(r.agents()[0], name), f"{name} is the agent's")
 
 
-main_of(control_sealed, other_users_supervisor, strangers, wrong_words, confined, keeps_off, interrupted,
-        exec_quiet, no_zombies, end_of_file, kcmp_denied, old_kernel, static_image, small_stack, small_files, limits_lifted)
+main_of(control_sealed, other_users_supervisor, strangers, wrong_words, set_user_id, confined, keeps_off, interrupted,
+        exec_quiet, no_zombies, end_of_file, kcmp_denied, old_kernel, static_image, small_stack, small_files, limits_lifted,
+        no_descriptors, spare_descriptor)

@@ -1585,6 +1585,43 @@ static void a_fork_that_many_mremaps_have_overtaken(void **state)
 	overtaken_run(o);
 }
 
+/* As the supervisor's out of descriptors: the child goes on by itself, without what was away. */
+static void a_fork_that_mremap_has_overtaken_fails(void **state)
+{
+	struct overtaken *o = overtaken_new(AWAY);
+
+	o->to = elsewhere(N);
+	o->lost = o->w->fork_fails = true;
+	overtaken_run(o);
+}
+
+static void a_fork_that_mremap_and_munmap_have_overtaken_fails(void **state)
+{
+	struct overtaken *o = overtaken_new(AWAY);
+
+	o->to = elsewhere(N);
+	o->unmapped = true;
+	o->lost = o->w->fork_fails = true;
+	overtaken_run(o);
+}
+
+static void tell_one_more(struct overtaken *o)
+{
+	tell(o->w, UMM_EVENT_REMAP, o->to, o->q);
+}
+
+/* The latest change is the first to be gone back by. */
+static void a_fork_that_two_mremaps_have_overtaken_fails(void **state)
+{
+	struct overtaken *o = overtaken_new(AWAY);
+
+	o->to = elsewhere(N);
+	o->q = elsewhere(N);
+	o->more = tell_one_more;
+	o->lost = o->w->fork_fails = true;
+	overtaken_run(o);
+}
+
 static void *move(void *arg)
 {
 	struct overtaken *o = arg;
@@ -1658,6 +1695,9 @@ int main(void)
 		cmocka_unit_test(a_fork_of_who_has_left_a_mapping),
 		cmocka_unit_test(a_fork_that_mremap_has_overtaken),
 		cmocka_unit_test(a_fork_that_mremap_has_overtaken_while_parked),
+		cmocka_unit_test(a_fork_that_mremap_has_overtaken_fails),
+		cmocka_unit_test(a_fork_that_mremap_and_munmap_have_overtaken_fails),
+		cmocka_unit_test(a_fork_that_two_mremaps_have_overtaken_fails),
 		cmocka_unit_test(guards_among_what_is_away),
 		cmocka_unit_test(what_cannot_come_back_is_told),
 		cmocka_unit_test(putting_back_lets_others_run),

@@ -50,6 +50,8 @@ struct world {
 	unsigned went;    /* times that the inside was told to go */
 	bool await_child; /* a forked child is looked after when an event of its own waits, not before */
 
+	bool fork_fails; /* there are no records of a forked child */
+
 	bool slow_fatal; /* who gives a space up takes a while to say so */
 	_Atomic unsigned said, fatals, children;
 	pthread_mutex_t line_lock;
@@ -189,9 +191,16 @@ static inline void child_gone(void *priv)
 static inline int world_forked(void *priv, struct hmm_mm *parent, int uffd, struct hmm_mm **child)
 {
 	struct world *w = priv;
-	struct child *c = calloc(1, sizeof(*c));
+	struct child *c;
 	struct umm_space *space;
 
+	if (w->fork_fails) {
+		world_say(w, "what was away is lost to the child");
+		assert_int_equal(hmm_lost_to_child(parent, uffd), 0);
+		close(uffd);
+		return -EMFILE;
+	}
+	c = calloc(1, sizeof(*c));
 	c->ctl = calloc(1, sizeof(*c->ctl));
 	c->window = malloc(STAGING);
 	if (w->await_child)

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * When an agent leaves.  The test stands in for the supervisor; a child is the
+ * When an agent leaves, and what it may do.  The test stands in for the supervisor; a child is the
  * program, and asks for an agent as the preloaded library does.
  */
 #include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -20,7 +22,9 @@
 #include <cmocka.h>
 
 #include "run/agent.h"
+#include "run/confine.h"
 #include "umm/inside.h"
+#include "umm/sys.h"
 
 struct tree {
 	int listen_fd, sock;
@@ -28,6 +32,20 @@ struct tree {
 	struct umm_ctl *ctl;
 	char name[32];
 };
+
+static _Atomic pid_t *heir; /* shared; NULL: a program leaves none; -1: it may end now */
+
+static int heir_main(void *arg)
+{
+	sigset_t none;
+
+	alarm(30);
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	for (;;)
+		pause();
+	return 0;
+}
 
 static int program_main(const char *name)
 {
@@ -47,6 +65,14 @@ static int program_main(const char *name)
 	sigprocmask(SIG_BLOCK, &all, NULL);
 	if (agent_start(&a))
 		return 3;
+	if (heir) {
+		static char stack[65536] __attribute__((aligned(16)));
+
+		while (!atomic_load(heir))
+			usleep(1000);
+		atomic_store(heir, clone(heir_main, stack + sizeof(stack), CLONE_VM | SIGCHLD, NULL));
+		return 0;
+	}
 	while (atomic_load(&a.alive))
 		usleep(1000);
 	return 42;
@@ -146,6 +172,30 @@ static void sent_away_by_mistake(void **state)
 	assert_int_equal(WTERMSIG(status), SIGKILL);
 }
 
+/* The program has ended, and somebody whom nobody has told us of lives on in its memory. */
+static void sent_away_while_somebody_else_is_here(void **state)
+{
+	struct tree t;
+
+	prctl(PR_SET_CHILD_SUBREAPER, 1);
+	heir = mmap(NULL, sizeof(*heir), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	assert_true(heir != MAP_FAILED);
+	tree_start(&t);
+	atomic_store(&t.ctl->armed, 1);
+	atomic_store(heir, -1);
+	siginfo_t si;
+	assert_int_equal(waitid(P_PID, (id_t)t.program, &si, WEXITED | WNOWAIT), 0);
+	bye(&t);
+	int status;
+	assert_true(atomic_load(heir) > 0);
+	assert_int_equal(waitpid(atomic_load(heir), &status, 0), atomic_load(heir));
+	assert_int_equal(tree_end(&t), 0);
+	munmap((void *)heir, sizeof(*heir));
+	heir = NULL;
+	assert_true(WIFSIGNALED(status));
+	assert_int_equal(WTERMSIG(status), SIGKILL);
+}
+
 static void supervisor_dies(void **state)
 {
 	struct tree t;
@@ -159,12 +209,44 @@ static void supervisor_dies(void **state)
 	assert_int_equal(WTERMSIG(status), SIGKILL);
 }
 
+static int confined_main(void)
+{
+	int flags = O_RDONLY | O_DIRECTORY | O_CLOEXEC, self;
+
+	if (confine())
+		return 1;
+	/* A process's directory is as good as a pidfd, and that the agent may open. */
+	self = (int)sys4(SYS_openat, AT_FDCWD, "/proc/self", flags, 0);
+	if (self < 0)
+		return 2;
+	for (int sig = 0; sig < SIGRTMAX; sig++)
+		if (sig != SIGKILL && sys4(SYS_pidfd_send_signal, self, sig, 0, 0) != -EPERM)
+			return 3;
+	sys4(SYS_pidfd_send_signal, self, SIGKILL, 0, 0);
+	return 4;
+}
+
+/* By a process's number it may kill, and send nothing else; the same goes for descriptors that stand for processes. */
+static void confined_it_kills_and_sends_nothing_else(void **state)
+{
+	int status;
+	pid_t pid = fork();
+
+	if (!pid)
+		_exit(confined_main());
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_true(WIFSIGNALED(status));
+	assert_int_equal(WTERMSIG(status), SIGKILL);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(sent_away_before_anything_moved),
 		cmocka_unit_test(sent_away_by_mistake),
+		cmocka_unit_test(sent_away_while_somebody_else_is_here),
 		cmocka_unit_test(supervisor_dies),
+		cmocka_unit_test(confined_it_kills_and_sends_nothing_else),
 	};
 	int fd = umm_inside_uffd();
 
