@@ -616,8 +616,8 @@ static void shrink(struct hmm *h, uint64_t total, struct place *place)
 				   "budget");
 		return;
 	}
-	atomic_store(&h->full, false);
 	atomic_store(&h->tight, false);
+	atomic_store(&h->full, false);
 	h->futile_ns = 0;
 }
 

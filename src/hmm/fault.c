@@ -727,7 +727,7 @@ int hmm_fault(void *priv, const struct umm_fault *f)
 			return 0;
 		}
 		/* It was away when it was asked for, and was dropped since. */
-		if (mm->h->opt.not_zeros && mm->h->opt.not_zeros(mm, f->addr)) {
+		if (mm->h->opt.not_zeros && mm->h->opt.not_zeros(mm, f->addr, f->addr + UMM_PAGE)) {
 			umm_evlock_unshared(evlock);
 			return -EAGAIN;
 		}

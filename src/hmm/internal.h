@@ -367,8 +367,8 @@ struct hmm_options {
 	bool linked;      /* spaces bring their own monitor; no chain, no budget (linked.c) */
 	/** Bring back the block of @addr at once; linked only.  Pages that came, or 0. */
 	unsigned (*block)(struct hmm_mm *mm, uint64_t addr);
-	/** Is a page that is not there none of zeros, so that the fault must begin anew?  Linked only. */
-	bool (*not_zeros)(struct hmm_mm *mm, uint64_t addr);
+	/** Is a page that is not there in [@start, @end) none of zeros, but a file's?  Linked only. */
+	bool (*not_zeros)(struct hmm_mm *mm, uint64_t start, uint64_t end);
 };
 
 struct hmm {

@@ -311,9 +311,9 @@ static unsigned linked_block(struct hmm_mm *mm, uint64_t addr)
 	return came;
 }
 
-static bool linked_not_zeros(struct hmm_mm *mm, uint64_t addr)
+static bool linked_not_zeros(struct hmm_mm *mm, uint64_t start, uint64_t end)
 {
-	return hmm_take_stands_in(&linked_of(mm)->take, addr);
+	return hmm_take_stands_in(&linked_of(mm)->take, start, end);
 }
 
 static int linked_fault(void *priv, const struct umm_fault *f)
@@ -775,6 +775,7 @@ static void let_go(struct hmm_mm *mm)
 			if (atomic_load(&space->ctl->no_fork_events))
 				sys3(SYS_madvise, in->start, in->end - in->start, MADV_DOFORK);
 		}
+		hmm_iset_del(&mm->registered, c.start, c.end); /* before who is told comes back */
 		pthread_mutex_unlock(&mm->lock);
 		umm_evlock_unshared(&space->ctl->evlock);
 		umm_invalidate_end(space, &c);

@@ -36,7 +36,8 @@
  * What else the program has set on the mapping a stand-in would not have: not be
  * inherited (MADV_DONTFORK), not be in a core (MADV_DONTDUMP), a protection key.
  * Nothing but smaps tells of that, which is read where a batch has such pages, and
- * they stay.  (MADV_WIPEONFORK is for anonymous memory only; of locked memory see
+ * they stay.  What is set after that, in the milliseconds in which the batch is on its
+ * way, is not seen, and gone with the mapping.  (MADV_WIPEONFORK is for anonymous memory only; of locked memory see
  * is_locked().)
  *
  *	what differs afterwards: several mappings where there was one; truncating
@@ -370,8 +371,8 @@ out:
 	return rc;
 }
 
-/* What stands in for a file at @addr; fd -1: nothing does. */
-static struct hmm_stand_in file_at(struct hmm_take *t, uint64_t addr)
+/* What stands in for a file in [@start, @end), or the last of several; fd -1: nothing does. */
+static struct hmm_stand_in file_at(struct hmm_take *t, uint64_t start, uint64_t end)
 {
 	struct hmm_stand_in file = {.fd = -1};
 
@@ -379,22 +380,29 @@ static struct hmm_stand_in file_at(struct hmm_take *t, uint64_t addr)
 		return file;
 	pthread_mutex_lock(&t->mm->lock);
 	for (unsigned i = 0; i < t->nfiles; i++)
-		if (t->file[i].start <= addr && addr < t->file[i].end)
+		if (t->file[i].start < end && start < t->file[i].end)
 			file = t->file[i];
 	pthread_mutex_unlock(&t->mm->lock);
 	return file;
 }
 
-bool hmm_take_stands_in(struct hmm_take *t, uint64_t addr)
+bool hmm_take_stands_in(struct hmm_take *t, uint64_t start, uint64_t end)
 {
-	return file_at(t, addr).fd >= 0;
+	return file_at(t, start, end).fd >= 0;
+}
+
+/* The page that the inside asks for before it moves it, and that was dropped, is waited for by nobody but itself. */
+static bool is_to_be_placed(struct hmm_mm *mm, const struct umm_fault *f, hmm_entry_t e)
+{
+	return hmm_entry_state(e) == HMM_SYSTEM ||
+	       (hmm_entry_state(e) == HMM_PARKING && f->tid && f->tid == atomic_load(&mm->space->ctl->populating));
 }
 
 int hmm_take_fault(struct hmm_take *t, const struct umm_fault *f)
 {
 	char buf[UMM_PAGE] __attribute__((aligned(4096)));
 	struct hmm_mm *mm = t->mm;
-	struct hmm_stand_in file = file_at(t, f->addr);
+	struct hmm_stand_in file = file_at(t, f->addr, f->addr + UMM_PAGE);
 	struct hmm_leaf *leaf;
 	uint64_t done = 0;
 	long got = -EBADF; /* the program has closed our descriptor */
@@ -411,7 +419,7 @@ int hmm_take_fault(struct hmm_take *t, const struct umm_fault *f)
 	leaf = hmm_leaf_find(mm, f->addr);
 	if (leaf)
 		pthread_mutex_lock(&leaf->lock);
-	if (leaf && hmm_entry_state(leaf->e[hmm_leaf_index(f->addr)]) == HMM_SYSTEM) {
+	if (leaf && is_to_be_placed(mm, f, leaf->e[hmm_leaf_index(f->addr)])) {
 		/* Behind the end of the file it is SIGBUS, as it was; any other is one that we have made. */
 		if (got < 0 && atomic_exchange(&mm->lost_said, f->addr) != f->addr)
 			hmm_say(mm->h,
@@ -899,6 +907,11 @@ static int take_copies(struct hmm_take *t, unsigned b, const struct umm_vma *v, 
 	}
 	return (int)n;
 fail_file:
+	/* It stays: a child that is forked now has it, too. */
+	umm_evlock_shared(&space->ctl->evlock);
+	if (t->active && t->end > addr)
+		t->end = addr;
+	umm_evlock_unshared(&space->ctl->evlock);
 	/* Whoever mirrors it waits for the end of this migration: what happened meanwhile is not missed. */
 	if (watched)
 		umm_uffd_register(space->uffd, addr, len, UFFDIO_REGISTER_MODE_WP);

@@ -73,7 +73,7 @@ bool hmm_take_child(const struct hmm_take *t, uint64_t addr, const void **page);
  */
 int hmm_take_fault(struct hmm_take *t, const struct umm_fault *f);
 
-/** hmm_take_stands_in() - is what is not there at @addr a file's?  mm->lock not held. */
-bool hmm_take_stands_in(struct hmm_take *t, uint64_t addr);
+/** hmm_take_stands_in() - is something that is not there in [@start, @end) a file's?  mm->lock not held. */
+bool hmm_take_stands_in(struct hmm_take *t, uint64_t start, uint64_t end);
 
 #endif

@@ -328,10 +328,13 @@ static void give_up_streams(int sup_fd, int started_fd)
 int hmm_run_main(int argc, char **argv)
 {
 	static const struct option longs[] = {
-		{"ram", required_argument, NULL, 'r'},   {"to", required_argument, NULL, 't'},
-		{"stats", required_argument, NULL, 's'}, {"verbose", no_argument, NULL, 'v'},
+		{"ram", required_argument, NULL, 'r'},
+		{"to", required_argument, NULL, 't'},
+		{"stats", required_argument, NULL, 's'},
+		{"verbose", no_argument, NULL, 'v'},
 		{"lend-userfaultfd", no_argument, NULL, 'l'},
-		{"help", no_argument, NULL, 'h'},        {0},
+		{"help", no_argument, NULL, 'h'},
+		{0},
 	};
 	struct run_options opt = {.chain = "lz4,file:/var/tmp"};
 	struct run_ready ready;

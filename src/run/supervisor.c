@@ -1005,8 +1005,9 @@ static int lend(struct supervisor *s, int sock, const struct wire_lend *ask)
 	/* A child of who has changed its user is in the tree, and served, by its parent's. */
 	if (!ask->parent && !s->refused_said && !getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &cred, &len)) {
 		s->refused_said = true;
-		lines_say(&s->lines, "a program of user %u may use no userfaultfd and runs without a budget: "
-				     "--lend-userfaultfd lends it one, see hmm-run(1); others are not told of",
+		lines_say(&s->lines,
+			  "a program of user %u may use no userfaultfd and runs without a budget: "
+			  "--lend-userfaultfd lends it one, see hmm-run(1); others are not told of",
 			  (unsigned)cred.uid);
 	}
 	return -EPERM;

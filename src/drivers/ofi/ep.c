@@ -452,6 +452,8 @@ int ofi_send(struct ofi_ep *ep, const void *buf, size_t len, void *desc, uint64_
 	int rc;
 
 	if (ep->send_left && !op->done)
+		ofi_progress(ep); /* it may have ended since */
+	if (ep->send_left && !op->done)
 		return -EBUSY;
 	ep->send_left = false;
 	rc = ofi_post_send(ep, buf, len, desc, op, deadline_ns);
@@ -467,6 +469,8 @@ int ofi_recv(struct ofi_ep *ep, void *buf, size_t room, void *desc, size_t *len,
 	struct ofi_op *op = &ep->receiving;
 	int rc;
 
+	if (ep->recv_left && !op->done)
+		ofi_progress(ep); /* it may have ended since */
 	if (ep->recv_left && !op->done)
 		return -EBUSY;
 	ep->recv_left = false;

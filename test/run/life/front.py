@@ -518,6 +518,9 @@ UFFD = "/dev/userfaultfd"
 SYSCTL = "/proc/sys/vm/unprivileged_userfaultfd"
 
 
+own = []
+
+
 def own_device():
     """A device of our own over the machine's, for us and what we start: what is given or taken there is nobody else's."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -531,7 +534,7 @@ def own_device():
     must(libc.mount(None, b"/", None, 0x44000, None))  # MS_REC | MS_PRIVATE
     must(libc.mount(b"none", d.encode(), b"tmpfs", 0, None))
     node = os.path.join(d, "userfaultfd")
-    os.mknod(node, stat.S_IFCHR, os.stat(UFFD).st_rdev)
+    must(libc.mknod(node.encode(), stat.S_IFCHR, ctypes.c_ulong(os.stat(UFFD).st_rdev)))
     must(libc.mount(node.encode(), UFFD.encode(), None, 0x1000, None))  # MS_BIND
     must(libc.umount2(d.encode(), 0x2))  # MNT_DETACH
     os.rmdir(d)
@@ -568,8 +571,9 @@ def as_nobody(h):
         skip("no /dev/userfaultfd")
     if subprocess.run([*NOBODY, "test", "-x", h.exe], check=False).returncode:
         skip("an ordinary user cannot reach the build folder")
-    if not os.path.ismount(UFFD):
+    if not own:
         own_device()
+        own.append(UFFD)
 
 
 def user_refused(h):

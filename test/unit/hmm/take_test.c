@@ -550,6 +550,34 @@ static void what_cannot_go_back_ends_the_process(void **state)
 	assert_int_equal(WTERMSIG(status), SIGABRT);
 }
 
+/* A block of 2 MiB of such pages, dropped as a whole and asked for again before anybody has touched it. */
+static void a_dropped_block_is_the_files(void **state)
+{
+	struct fixture *f = *state;
+	const size_t size = 4 << 20;
+	char *raw = mmap(NULL, 2 * size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), page[PAGE], *p;
+	int fd = memfd_create("blocks", 0);
+	uint64_t moved;
+
+	for (size_t at = 0; at < size; at += PAGE) {
+		memset(page, (int)(1 + at / PAGE % 250), PAGE);
+		assert_int_equal(pwrite(fd, page, PAGE, (off_t)at), PAGE);
+	}
+	p = (char *)(((uintptr_t)raw + (2 << 20) - 1) & ~((2ul << 20) - 1));
+	assert_ptr_equal(mmap(p, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, fd, 0), p);
+	memset(p, 'a', size);
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev->dev, (uintptr_t)p, (uintptr_t)p + size, NULL, &moved),
+			 0);
+	assert_int_equal(moved, size / PAGE);
+	assert_int_equal(syscall(SYS_madvise, p, size, MADV_DONTNEED), 0);
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev->dev, (uintptr_t)p, (uintptr_t)p + size, NULL, &moved),
+			 0);
+	for (unsigned i = 0; i < size / PAGE; i++)
+		assert_files(p + i * PAGE, i);
+	munmap(raw, 2 * size);
+	close(fd);
+}
+
 #define T_(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
 
 int main(void)
@@ -562,6 +590,7 @@ int main(void)
 		T_(without_room_nothing_goes),
 		T_(a_dropped_page_is_the_files_wherever_it_is),
 		T_(a_page_dropped_while_it_comes_is_the_files),
+		T_(a_dropped_block_is_the_files),
 		T_(what_a_child_is_not_to_have_stays),
 		T_(what_is_to_be_in_no_core_stays),
 		T_(what_has_a_key_stays),

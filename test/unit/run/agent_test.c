@@ -242,10 +242,8 @@ static void confined_it_kills_and_sends_nothing_else(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(sent_away_before_anything_moved),
-		cmocka_unit_test(sent_away_by_mistake),
-		cmocka_unit_test(sent_away_while_somebody_else_is_here),
-		cmocka_unit_test(supervisor_dies),
+		cmocka_unit_test(sent_away_before_anything_moved),          cmocka_unit_test(sent_away_by_mistake),
+		cmocka_unit_test(sent_away_while_somebody_else_is_here),    cmocka_unit_test(supervisor_dies),
 		cmocka_unit_test(confined_it_kills_and_sends_nothing_else),
 	};
 	int fd = umm_inside_uffd();
