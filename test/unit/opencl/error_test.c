@@ -370,6 +370,57 @@ static void what_the_device_does_not_give_for_copying_back_is_told(void **state)
 	munmap(s, 64 * PAGE);
 }
 
+/* While a kernel waits that writes @a, watched memory, raw munmap() takes @n of its pages from @first on. */
+static void pages_go_under_a_kernel(struct world *w, uint32_t *a, unsigned first, unsigned n)
+{
+	struct hmm_cl_kernel *k = kernel(w, "inc");
+	size_t global = N;
+	uint32_t by = 1;
+	cl_event brake;
+	cl_int err;
+
+	for (unsigned i = 0; i < N; i++)
+		a[i] = i;
+	assert_int_equal(hmm_cl_advise(w->cl, a, 64 * PAGE, HMM_CL_STAY), 0);
+	assert_int_equal(hmm_cl_arg(k, 0, a, N * 4, HMM_CL_READ_WRITE), 0);
+	assert_int_equal(hmm_cl_value(k, 1, &by, sizeof(by)), 0);
+	brake = clCreateUserEvent(hmm_cl_context(w->cl), &err);
+	assert_int_equal(err, 0);
+	assert_int_equal(hmm_cl_launch(k, 1, NULL, &global, NULL, 1, &brake, NULL), 0);
+	assert_int_equal(sys2(SYS_munmap, a + PAGE / 4 * first, n * PAGE), 0);
+	umm_space_sync(w->space);
+	assert_int_equal(clSetUserEventStatus(brake, CL_COMPLETE), 0);
+	clReleaseEvent(brake);
+	hmm_cl_kernel_close(k);
+}
+
+static void what_cannot_be_copied_back_is_told_beside_what_has_gone(void **state)
+{
+	struct world *w = *state;
+	uint32_t *a = pages(64);
+
+	unwritable = (uintptr_t)a + 9 * PAGE;
+	pages_go_under_a_kernel(w, a, 20, 1);
+	assert_int_equal(hmm_cl_wait(w->cl), -EIO);
+	for (unsigned i = 0; i < N; i++)
+		if (i / (PAGE / 4) != 20)
+			assert_int_equal(a[i], i + (i / (PAGE / 4) != 9));
+	pages_free(a, 64);
+}
+
+/* Of what has gone nobody misses what the device did not give. */
+static void what_has_gone_is_not_missed(void **state)
+{
+	struct world *w = *state;
+	uint32_t *a = pages(64);
+
+	read_f = (struct fault){0, 1, CL_OUT_OF_RESOURCES};
+	pages_go_under_a_kernel(w, a, 0, 64);
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+	assert_int_equal(read_f.fails, 0);
+	pages_free(a, 64);
+}
+
 static sigjmp_buf on_sigbus;
 
 static void sigbus(int sig)
@@ -564,6 +615,8 @@ int main(int argc, char **argv)
 		T(a_kernel_that_cannot_be_launched),
 		T(a_kernel_that_fails),
 		T(what_cannot_be_copied_back_is_told),
+		T(what_cannot_be_copied_back_is_told_beside_what_has_gone),
+		{"what_has_gone_is_not_missed", what_has_gone_is_not_missed, setup_copies, world_teardown, NULL},
 		{"what_the_device_does_not_give_for_copying_back_is_told",
 		 what_the_device_does_not_give_for_copying_back_is_told, setup_copies, world_teardown, NULL},
 		{"a_device_that_takes_nothing", a_device_that_takes_nothing, setup_copies, world_teardown, NULL},
