@@ -611,6 +611,10 @@ static bool note_ready(struct hmm_cl *cl, const struct plan *p, const struct lau
 	return !l->npieces;
 }
 
+/*
+ * Of what goes back nothing is a copy until it is copied again, also where an argument
+ * that is only read has a part of the page: it may not get there.
+ */
 static void unmark(struct launch *l)
 {
 	sigset_t old;
@@ -621,8 +625,12 @@ static void unmark(struct launch *l)
 	for (unsigned i = 0; i < l->npieces; i++) {
 		struct piece *p = &l->piece[i];
 
-		for (uint64_t at = page_down(p->addr); at < p->addr + p->len; at += PAGE)
-			p->region->slot[(at - p->region->addr) / PAGE].flags &= (uint8_t)~SLOT_PIECE;
+		for (uint64_t at = page_down(p->addr); at < p->addr + p->len; at += PAGE) {
+			uint64_t k = (at - p->region->addr) / PAGE;
+
+			p->region->slot[k].flags &= (uint8_t)~SLOT_PIECE;
+			slot_has(p->region, k, 0);
+		}
 	}
 	cl_unlock(l->cl, &old);
 }

@@ -421,6 +421,43 @@ static void what_has_gone_is_not_missed(void **state)
 	pages_free(a, 64);
 }
 
+/* Where it ends, in the midst of a page, another argument begins, which is only read: that was no copy of the page. */
+static void what_did_not_go_back_is_no_copy(void **state)
+{
+	enum { HALF = 3 * PAGE / 4 / 2 };
+	struct world *w = *state;
+	uint32_t by = 1;
+
+	for (unsigned fails = 0; fails < 2; fails++) {
+		struct hmm_cl_kernel *k = kernel(w, "from");
+		uint32_t *s = pages(3), *b = pages(3);
+
+		for (unsigned i = 0; i < 2 * HALF; i++)
+			s[i] = i;
+		assert_int_equal(hmm_cl_arg(k, 0, s, HALF * 4, HMM_CL_WRITE), 0);
+		assert_int_equal(hmm_cl_arg(k, 1, s + HALF, HALF * 4, HMM_CL_READ), 0);
+		assert_int_equal(hmm_cl_value(k, 2, &by, sizeof(by)), 0);
+		if (fails)
+			wait_f = (struct fault){0, 1, CL_EXEC_STATUS_ERROR_FOR_EVENTS_IN_WAIT_LIST};
+		else
+			unwritable = (uintptr_t)s + PAGE;
+		assert_int_equal(launch(k, HALF, NULL), 0);
+		assert_int_equal(hmm_cl_wait(w->cl), -EIO);
+		unwritable = 0;
+		assert_int_equal(hmm_cl_arg(k, 0, b, 2 * HALF * 4, HMM_CL_WRITE), 0);
+		assert_int_equal(hmm_cl_arg(k, 1, s, 2 * HALF * 4, HMM_CL_READ), 0);
+		assert_int_equal(launch(k, 2 * HALF, NULL), 0);
+		assert_int_equal(hmm_cl_wait(w->cl), 0);
+		for (unsigned i = PAGE / 4; i < 2 * HALF; i++) {
+			assert_int_equal(b[i], i + by);
+			assert_int_equal(s[i], i);
+		}
+		hmm_cl_kernel_close(k);
+		pages_free(s, 3);
+		pages_free(b, 3);
+	}
+}
+
 static sigjmp_buf on_sigbus;
 
 static void sigbus(int sig)
@@ -616,6 +653,7 @@ int main(int argc, char **argv)
 		T(a_kernel_that_fails),
 		T(what_cannot_be_copied_back_is_told),
 		T(what_cannot_be_copied_back_is_told_beside_what_has_gone),
+		T(what_did_not_go_back_is_no_copy),
 		{"what_has_gone_is_not_missed", what_has_gone_is_not_missed, setup_copies, world_teardown, NULL},
 		{"what_the_device_does_not_give_for_copying_back_is_told",
 		 what_the_device_does_not_give_for_copying_back_is_told, setup_copies, world_teardown, NULL},
