@@ -467,7 +467,7 @@ static int make_piece(struct hmm_cl *cl, struct launch *l, struct region *r, uin
 	wait_for_slots(cl, r, i, z - i);
 	cl_lock(cl, &old);
 	for (uint64_t k = i; k < z; k++) {
-		r->slot[k].flags |= SLOT_PIECE;
+		r->slot[k].flags = (uint8_t)((r->slot[k].flags & ~SLOT_LOST) | SLOT_PIECE);
 		slot_has(r, k, 0);
 	}
 	cl_unlock(cl, &old);

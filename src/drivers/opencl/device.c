@@ -262,12 +262,16 @@ static bool is_own(const struct hmm_cl *cl, const struct umm_change *why)
 	return why->event == UMM_EVENT_MIGRATE && why->owner == cl;
 }
 
-static void pieces_stale(struct hmm_cl *cl, uint64_t start, uint64_t end)
+static void pieces_lost(struct hmm_cl *cl, uint64_t start, uint64_t end)
 {
 	for (struct launch *l = cl->active; l; l = l->next)
-		for (unsigned i = 0; i < l->npieces; i++)
-			if (l->piece[i].addr < end && l->piece[i].addr + l->piece[i].len > start)
-				l->piece[i].stale = true;
+		for (unsigned i = 0; i < l->npieces; i++) {
+			const struct piece *p = &l->piece[i];
+			uint64_t at = page_down(p->addr), z = p->addr + p->len < end ? p->addr + p->len : end;
+
+			for (at = at > start ? at : start; at < z; at += PAGE)
+				p->region->slot[(at - p->region->addr) / PAGE].flags |= SLOT_LOST;
+		}
 }
 
 static void regions_changed(struct hmm_cl *cl, const struct umm_change *why)
@@ -315,7 +319,7 @@ static bool device_invalidate(struct umm_notifier *n, const struct umm_change *w
 			ok = false;
 	}
 	if (ok && contents)
-		pieces_stale(cl, why->start, why->end);
+		pieces_lost(cl, why->start, why->end);
 	if (ok && why->event != UMM_EVENT_FORK && why->event != UMM_EVENT_PROTECT)
 		regions_changed(cl, why);
 out:

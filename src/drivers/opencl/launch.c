@@ -158,48 +158,62 @@ static bool is_writable(struct hmm_cl *cl, uint64_t addr)
 	return rc ? rc != -ENOENT : v.start <= addr && v.flags & UMM_VMA_WRITE;
 }
 
+static bool is_lost(const struct piece *p, uint64_t addr)
+{
+	return p->region->slot[(addr - p->region->addr) / PAGE].flags & SLOT_LOST;
+}
+
+/* The first bytes of a piece from @at on, below @end, of pages that have not gone; their end in @z.  False: none. */
+static bool next_kept(struct hmm_cl *cl, const struct piece *p, uint64_t *at, uint64_t *z, uint64_t end)
+{
+	sigset_t old;
+
+	cl_lock(cl, &old);
+	while (*at < end && is_lost(p, *at))
+		*at = page_down(*at) + PAGE;
+	for (*z = *at; *z < end && !is_lost(p, *z);)
+		*z = page_down(*z) + PAGE;
+	cl_unlock(cl, &old);
+	*z = *z < end ? *z : end;
+	return *at < end;
+}
+
 /*
  * The bytes of one piece go back; what is gone or read-only by now is no longer theirs to
  * have.  False: others cannot be written either (a full file system), or not be read.
  */
 static bool copy_back(struct hmm_cl *cl, struct piece *p, char *buf)
 {
-	uint64_t offset = p->addr - p->region->addr, sent = 0;
+	uint64_t sent = 0, end = p->addr + p->len, z, to;
 	bool lost = false;
 	sigset_t old;
 
-	for (uint64_t done = 0, n; done < p->len; done += n) {
-		char *src = p->region->base ? p->region->base + offset + done : buf;
-		bool stale;
+	for (uint64_t start = p->addr; start < end; start = z) {
+		uint64_t offset = start - p->region->addr, at = start;
+		char *src = p->region->base ? p->region->base + offset : buf;
 
-		n = p->len - done < BACK_BYTES ? p->len - done : BACK_BYTES;
-		if (!p->region->base && region_read(cl, p->region, offset + done, buf, n)) {
-			lost = true;
+		z = end - start < BACK_BYTES ? end : start + BACK_BYTES;
+		if (!p->region->base && region_read(cl, p->region, offset, buf, z - start)) {
+			lost |= next_kept(cl, p, &at, &to, end);
 			break;
 		}
-		cl_lock(cl, &old);
-		stale = p->stale;
-		cl_unlock(cl, &old);
-		if (stale)
-			break;
-		for (uint64_t put = 0; put < n;) {
-			uint64_t at = p->addr + done + put, rest = page_up(at + 1) - at;
-			struct iovec from = {src + put, n - put}, to = {(void *)(uintptr_t)at, n - put};
-			ssize_t got = process_vm_writev(getpid(), &from, 1, &to, 1, 0);
+		while (at < z && next_kept(cl, p, &at, &to, z)) {
+			struct iovec from = {src + (at - start), to - at}, into = {(void *)(uintptr_t)at, to - at};
+			ssize_t got = process_vm_writev(getpid(), &from, 1, &into, 1, 0);
 
 			if (got > 0) {
-				put += (uint64_t)got;
+				at += (uint64_t)got;
 				sent += (uint64_t)got;
 				continue;
 			}
 			/* This page, and not its neighbours. */
-			lost |= is_writable(cl, at);
-			put += rest < n - put ? rest : n - put;
+			to = page_down(at) + PAGE < z ? page_down(at) + PAGE : z;
+			lost |= is_writable(cl, at) && next_kept(cl, p, &at, &(uint64_t){0}, to);
+			at = to;
 		}
 	}
 	cl_lock(cl, &old);
 	cl->st.bytes_out += sent;
-	lost &= !p->stale;
 	cl_unlock(cl, &old);
 	if (lost)
 		cl_fail(cl, 0,
@@ -597,14 +611,28 @@ static bool note_ready(struct hmm_cl *cl, const struct plan *p, const struct lau
 	return !l->npieces;
 }
 
+/*
+ * Of what goes back nothing is a copy until it is copied again, also where an argument
+ * that is only read has a part of the page: it may not get there.
+ */
 static void unmark(struct launch *l)
 {
+	sigset_t old;
+
+	if (!l->npieces)
+		return;
+	cl_lock(l->cl, &old);
 	for (unsigned i = 0; i < l->npieces; i++) {
 		struct piece *p = &l->piece[i];
 
-		for (uint64_t at = page_down(p->addr); at < p->addr + p->len; at += PAGE)
-			p->region->slot[(at - p->region->addr) / PAGE].flags &= (uint8_t)~SLOT_PIECE;
+		for (uint64_t at = page_down(p->addr); at < p->addr + p->len; at += PAGE) {
+			uint64_t k = (at - p->region->addr) / PAGE;
+
+			p->region->slot[k].flags &= (uint8_t)~SLOT_PIECE;
+			slot_has(p->region, k, 0);
+		}
 	}
+	cl_unlock(l->cl, &old);
 }
 
 static cl_int set_arg(struct hmm_cl_kernel *k, unsigned index, const struct region *r, const struct arg *a)

@@ -44,6 +44,7 @@
 #define SLOT_PIECE 0x01u /* filled for the launch that is being prepared, and to be copied back */
 #define SLOT_GONE 0x02u  /* the page it has is not that of its address any more */
 #define SLOT_LENT 0x04u  /* it may be gone at any moment, its memory with it: no kernel may begin */
+#define SLOT_LOST 0x08u  /* of a piece: what was there has gone meanwhile, and nothing is copied back to it */
 
 struct slot {
 	uint16_t refs;  /* of the page; 0: it is not here */
@@ -88,7 +89,6 @@ struct use {
 struct piece {
 	uint64_t addr, len;
 	struct region *region;
-	bool stale; /* what was there has gone meanwhile */
 };
 
 struct launch {

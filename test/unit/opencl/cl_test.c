@@ -460,6 +460,53 @@ static void what_is_copied_back_leaves_out_what_may_not_be_written(void **state)
 	munmap(s, 64 * PAGE);
 }
 
+/* Where memory is watched the device is told what raw calls take away: no more than that is left out. */
+static void what_is_copied_back_leaves_out_what_has_gone(void **state)
+{
+	struct world *w = *state;
+	struct hmm_cl_kernel *k = kernel(w, "inc");
+	uint32_t *a = pages(64), by = 2;
+	size_t n = N - 20; /* neither the first bytes nor the last ones */
+	cl_event brake, event;
+	cl_int err;
+
+	for (unsigned i = 0; i < N; i++)
+		a[i] = i;
+	assert_int_equal(hmm_cl_advise(w->cl, a, 64 * PAGE, HMM_CL_STAY), 0);
+	assert_int_equal(hmm_cl_arg(k, 0, a + 10, n * 4, HMM_CL_READ_WRITE), 0);
+	assert_int_equal(hmm_cl_value(k, 1, &by, sizeof(by)), 0);
+	brake = clCreateUserEvent(hmm_cl_context(w->cl), &err);
+	assert_int_equal(err, 0);
+	assert_int_equal(hmm_cl_launch(k, 1, NULL, &n, NULL, 1, &brake, &event), 0);
+	assert_int_equal(sys2(SYS_munmap, a + PAGE / 4 * 20, PAGE), 0);
+	assert_int_equal(sys3(SYS_madvise, a + PAGE / 4 * 25, PAGE, MADV_DONTNEED), 0);
+	umm_space_sync(w->space);
+	assert_int_equal(clSetUserEventStatus(brake, CL_COMPLETE), 0);
+	assert_int_equal(clWaitForEvents(1, &event), 0);
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+	assert_int_equal(stats(w).bytes_out, n * 4 - 2 * PAGE);
+	for (unsigned i = 0; i < N; i++)
+		if (i / (PAGE / 4) == 25)
+			assert_int_equal(a[i], 0);
+		else if (i / (PAGE / 4) != 20)
+			assert_int_equal(a[i], i + (i >= 10 && i < N - 10 ? by : 0));
+	/* The next launch has nothing to do with that. */
+	assert_int_equal(sys6(SYS_mmap, a + PAGE / 4 * 20, PAGE, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0),
+			 (long)(a + PAGE / 4 * 20));
+	assert_int_equal(launch(k, n, NULL), 0);
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+	for (unsigned i = 0; i < N; i++)
+		if (i / (PAGE / 4) == 20 || i / (PAGE / 4) == 25)
+			assert_int_equal(a[i], by);
+		else
+			assert_int_equal(a[i], i + (i >= 10 && i < N - 10 ? 2 * by : 0));
+	clReleaseEvent(brake);
+	clReleaseEvent(event);
+	hmm_cl_kernel_close(k);
+	pages_free(a, 64);
+}
+
 /* Sixteen times what the device may have. */
 static void the_least_used_leaves_when_there_is_no_room(void **state)
 {
@@ -1317,6 +1364,7 @@ int main(int argc, char **argv)
 		T(after_mremap_addresses_are_used_again),
 		T(memory_that_cannot_move_is_copied),
 		T(what_is_copied_back_leaves_out_what_may_not_be_written),
+		T(what_is_copied_back_leaves_out_what_has_gone),
 		T(the_least_used_leaves_when_there_is_no_room),
 		T(what_leaves_takes_no_others_with_it),
 		T(what_is_wanted_here_leaves_last),

@@ -370,6 +370,94 @@ static void what_the_device_does_not_give_for_copying_back_is_told(void **state)
 	munmap(s, 64 * PAGE);
 }
 
+/* While a kernel waits that writes @a, watched memory, raw munmap() takes @n of its pages from @first on. */
+static void pages_go_under_a_kernel(struct world *w, uint32_t *a, unsigned first, unsigned n)
+{
+	struct hmm_cl_kernel *k = kernel(w, "inc");
+	size_t global = N;
+	uint32_t by = 1;
+	cl_event brake;
+	cl_int err;
+
+	for (unsigned i = 0; i < N; i++)
+		a[i] = i;
+	assert_int_equal(hmm_cl_advise(w->cl, a, 64 * PAGE, HMM_CL_STAY), 0);
+	assert_int_equal(hmm_cl_arg(k, 0, a, N * 4, HMM_CL_READ_WRITE), 0);
+	assert_int_equal(hmm_cl_value(k, 1, &by, sizeof(by)), 0);
+	brake = clCreateUserEvent(hmm_cl_context(w->cl), &err);
+	assert_int_equal(err, 0);
+	assert_int_equal(hmm_cl_launch(k, 1, NULL, &global, NULL, 1, &brake, NULL), 0);
+	assert_int_equal(sys2(SYS_munmap, a + PAGE / 4 * first, n * PAGE), 0);
+	umm_space_sync(w->space);
+	assert_int_equal(clSetUserEventStatus(brake, CL_COMPLETE), 0);
+	clReleaseEvent(brake);
+	hmm_cl_kernel_close(k);
+}
+
+static void what_cannot_be_copied_back_is_told_beside_what_has_gone(void **state)
+{
+	struct world *w = *state;
+	uint32_t *a = pages(64);
+
+	unwritable = (uintptr_t)a + 9 * PAGE;
+	pages_go_under_a_kernel(w, a, 20, 1);
+	assert_int_equal(hmm_cl_wait(w->cl), -EIO);
+	for (unsigned i = 0; i < N; i++)
+		if (i / (PAGE / 4) != 20)
+			assert_int_equal(a[i], i + (i / (PAGE / 4) != 9));
+	pages_free(a, 64);
+}
+
+/* Of what has gone nobody misses what the device did not give. */
+static void what_has_gone_is_not_missed(void **state)
+{
+	struct world *w = *state;
+	uint32_t *a = pages(64);
+
+	read_f = (struct fault){0, 1, CL_OUT_OF_RESOURCES};
+	pages_go_under_a_kernel(w, a, 0, 64);
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+	assert_int_equal(read_f.fails, 0);
+	pages_free(a, 64);
+}
+
+/* Where it ends, in the midst of a page, another argument begins, which is only read: that was no copy of the page. */
+static void what_did_not_go_back_is_no_copy(void **state)
+{
+	enum { HALF = 3 * PAGE / 4 / 2 };
+	struct world *w = *state;
+	uint32_t by = 1;
+
+	for (unsigned fails = 0; fails < 2; fails++) {
+		struct hmm_cl_kernel *k = kernel(w, "from");
+		uint32_t *s = pages(3), *b = pages(3);
+
+		for (unsigned i = 0; i < 2 * HALF; i++)
+			s[i] = i;
+		assert_int_equal(hmm_cl_arg(k, 0, s, HALF * 4, HMM_CL_WRITE), 0);
+		assert_int_equal(hmm_cl_arg(k, 1, s + HALF, HALF * 4, HMM_CL_READ), 0);
+		assert_int_equal(hmm_cl_value(k, 2, &by, sizeof(by)), 0);
+		if (fails)
+			wait_f = (struct fault){0, 1, CL_EXEC_STATUS_ERROR_FOR_EVENTS_IN_WAIT_LIST};
+		else
+			unwritable = (uintptr_t)s + PAGE;
+		assert_int_equal(launch(k, HALF, NULL), 0);
+		assert_int_equal(hmm_cl_wait(w->cl), -EIO);
+		unwritable = 0;
+		assert_int_equal(hmm_cl_arg(k, 0, b, 2 * HALF * 4, HMM_CL_WRITE), 0);
+		assert_int_equal(hmm_cl_arg(k, 1, s, 2 * HALF * 4, HMM_CL_READ), 0);
+		assert_int_equal(launch(k, 2 * HALF, NULL), 0);
+		assert_int_equal(hmm_cl_wait(w->cl), 0);
+		for (unsigned i = PAGE / 4; i < 2 * HALF; i++) {
+			assert_int_equal(b[i], i + by);
+			assert_int_equal(s[i], i);
+		}
+		hmm_cl_kernel_close(k);
+		pages_free(s, 3);
+		pages_free(b, 3);
+	}
+}
+
 static sigjmp_buf on_sigbus;
 
 static void sigbus(int sig)
@@ -564,6 +652,9 @@ int main(int argc, char **argv)
 		T(a_kernel_that_cannot_be_launched),
 		T(a_kernel_that_fails),
 		T(what_cannot_be_copied_back_is_told),
+		T(what_cannot_be_copied_back_is_told_beside_what_has_gone),
+		T(what_did_not_go_back_is_no_copy),
+		{"what_has_gone_is_not_missed", what_has_gone_is_not_missed, setup_copies, world_teardown, NULL},
 		{"what_the_device_does_not_give_for_copying_back_is_told",
 		 what_the_device_does_not_give_for_copying_back_is_told, setup_copies, world_teardown, NULL},
 		{"a_device_that_takes_nothing", a_device_that_takes_nothing, setup_copies, world_teardown, NULL},

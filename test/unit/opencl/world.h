@@ -33,6 +33,8 @@ void *mmap(void *addr, size_t len, int prot, int flags, int fd, off_t offset)
 
 static const char world_source[] = "kernel void add(global const uint *a, global uint *b, uint k)\n"
 				   "{ size_t i = get_global_id(0); b[i] = a[i] + k; }\n"
+				   "kernel void from(global uint *b, global const uint *a, uint k)\n"
+				   "{ size_t i = get_global_id(0); b[i] = a[i] + k; }\n"
 				   "kernel void inc(global uint *a, uint k)\n"
 				   "{ size_t i = get_global_id(0); a[i] += k; }\n"
 				   "kernel void fill(global uint *a, uint k)\n"
