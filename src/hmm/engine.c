@@ -651,6 +651,7 @@ static void mm_forked(void *priv, int uffd)
 	if (mm->h->opt.forked(mm->h->opt.priv, mm, uffd, &child))
 		return;
 	atomic_store(&child->forked, true);
+	child->space->spares = mm->h->monitor; /* it may fork while its records are made, which must be read */
 	if (!whole)
 		child_doom(mm, child, "what its parent had away when it was forked is lost");
 	pthread_mutex_lock(&mm->lock);

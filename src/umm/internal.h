@@ -99,6 +99,7 @@ struct umm_space {
 	 */
 	pthread_rwlock_t layout;
 	struct umm_monitor *monitor;
+	struct umm_monitor *spares; /* whose spare descriptors are its own before it has a monitor; NULL: nobody's */
 	uint64_t monitor_key;
 	bool own_monitor;
 	struct umm_messages

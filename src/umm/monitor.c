@@ -224,7 +224,8 @@ struct umm_messages {
 static unsigned batch_read(struct umm_space *s, struct umm_messages *b)
 {
 	unsigned room = READ_ROOM - b->n < READ_MAX ? READ_ROOM - b->n : READ_MAX, n = 0;
-	ssize_t got = room ? umm_monitor_read(s->monitor, s->uffd, &b->msg[b->n], room * sizeof(b->msg[0])) : 0;
+	struct umm_monitor *of = s->monitor ? s->monitor : s->spares;
+	ssize_t got = room ? umm_monitor_read(of, s->uffd, &b->msg[b->n], room * sizeof(b->msg[0])) : 0;
 
 	if (got > 0)
 		n = (unsigned)((size_t)got / sizeof(b->msg[0]));

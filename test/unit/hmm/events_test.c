@@ -5,6 +5,7 @@
  */
 #include <malloc.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 
 #include "world.h"
 
@@ -1110,6 +1111,7 @@ struct overtaken {
 	_Atomic unsigned done;             /* changes */
 	void (*more)(struct overtaken *o); /* told before the fork is */
 	char *q, *r;                       /* of who tells more */
+	bool starved;                      /* there are no descriptors but those that are kept for this */
 };
 
 static bool was_touched(unsigned i)
@@ -1213,6 +1215,29 @@ static struct overtaken *overtaken_new(int how)
 	return o;
 }
 
+#define DESCRIPTORS 256
+
+/* Nothing can be opened but in place of what is closed.  @held: -1 where there was something. */
+static void starve(struct rlimit *old, int held[DESCRIPTORS])
+{
+	int fd;
+
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, old), 0);
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &(struct rlimit){DESCRIPTORS, old->rlim_max}), 0);
+	memset(held, -1, DESCRIPTORS * sizeof(*held));
+	while ((fd = open("/dev/null", O_RDONLY | O_CLOEXEC)) >= 0)
+		held[fd] = fd;
+	assert_int_equal(errno, EMFILE);
+}
+
+static void starved(const struct rlimit *old, const int held[DESCRIPTORS])
+{
+	for (unsigned i = 0; i < DESCRIPTORS; i++)
+		if (held[i] >= 0)
+			close(held[i]);
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, old), 0);
+}
+
 static void overtaken_run(struct overtaken *o)
 {
 	struct world *w = o->w;
@@ -1242,8 +1267,14 @@ static void overtaken_run(struct overtaken *o)
 		o->more(o);
 	/* As long as the fork has not been told of nothing is let go. */
 	hmm_overtaken_age(w->mm);
+	struct rlimit old;
+	int held[DESCRIPTORS];
+	if (o->starved)
+		starve(&old, held);
 	while (atomic_load(&o->done) < (o->to ? 1u : 0u) + o->unmapped)
 		umm_space_drain(w->space);
+	if (o->starved)
+		starved(&old, held);
 	pthread_join(changer, NULL);
 	pthread_join(forker, &status);
 	hmm_overtaken_age(w->mm);
@@ -1550,19 +1581,34 @@ static void child_forks(struct overtaken *o)
 		_exit(201);
 }
 
-static void a_fork_in_a_child_that_munmap_has_overtaken(void **state)
+static void fork_in_a_child(bool starved)
 {
 	struct overtaken *o = overtaken_new(AWAY);
 	struct hmm_victim v[4];
 
+	/* What is marked is known: with no descriptor smaps cannot be read. */
+	o->starved = o->w->mm->marks_known = starved;
+	atomic_store(&o->w->ctl->armed, starved);
 	o->q = managed(o->w, N, 5);
 	o->r = managed(o->w, N, 6);
 	quarantine_over(o->w);
 	assert_int_equal(hmm_out_begin(o->w->mm, 0, v, victims(o->q, N, v)), 0);
 	assert_int_equal(hmm_out_finish(o->w->mm, 0), N);
+	/* A fork that cannot be read at once is read after the munmap() that waits, which we have told of before: twice. */
+	o->lost = starved;
 	o->unmapped = o->w->await_child = true;
 	o->child_first = child_forks;
 	overtaken_run(o);
+}
+
+static void a_fork_in_a_child_that_munmap_has_overtaken(void **state)
+{
+	fork_in_a_child(false);
+}
+
+static void a_fork_in_a_child_without_descriptors(void **state)
+{
+	fork_in_a_child(true);
 }
 
 static void tell_many(struct overtaken *o)
@@ -1702,6 +1748,7 @@ int main(void)
 		cmocka_unit_test(what_cannot_come_back_is_told),
 		cmocka_unit_test(putting_back_lets_others_run),
 		cmocka_unit_test(a_fork_in_a_child_that_munmap_has_overtaken),
+		cmocka_unit_test(a_fork_in_a_child_without_descriptors),
 		cmocka_unit_test(a_fork_that_many_mremaps_have_overtaken),
 		cmocka_unit_test(all_back_while_it_moves),
 		cmocka_unit_test(copies_are_let_go),
