@@ -578,9 +578,10 @@ static int lost_at(struct hmm_mm *mm, int uffd, uint64_t addr)
 
 /*
  * And where the child may have it: what was moved since, as far as we know, may have been moved
- * after the fork of which we hear only now (overtaken.c).  Where it has nothing nothing is done.
+ * after the fork of which we hear only now (overtaken.c): up to change @nr, when it was dropped.
+ * Where the child has nothing nothing is done.
  */
-static int lost_before_moves(struct hmm_mm *mm, int uffd, uint64_t addr)
+static int lost_before_moves(struct hmm_mm *mm, int uffd, uint64_t addr, unsigned nr)
 {
 	uint64_t now = umm_now_ns();
 	int rc = lost_at(mm, uffd, addr);
@@ -590,7 +591,7 @@ static int lost_before_moves(struct hmm_mm *mm, int uffd, uint64_t addr)
 
 		if (now - o->at_ns > LATE_NS)
 			break;
-		if (addr < o->to || addr - o->to >= o->end - o->start)
+		if (n > nr || addr < o->to || addr - o->to >= o->end - o->start)
 			continue;
 		addr = addr - o->to + o->start;
 		rc = lost_at(mm, uffd, addr);
@@ -605,7 +606,7 @@ int hmm_lost_to_child(struct hmm_mm *mm, int uffd)
 	for (uint64_t at = 0; (leaf = hmm_leaf_next(mm, at, 1ull << 47)); at = leaf->base + (1ull << HMM_LEAF_SHIFT)) {
 		for (unsigned i = 0; leaf->held && i < HMM_LEAF_PAGES; i++) {
 			uint64_t addr = leaf->base + i * UMM_PAGE;
-			int rc = hmm_entry_here(leaf->e[i]) ? 0 : lost_before_moves(mm, uffd, addr);
+			int rc = hmm_entry_here(leaf->e[i]) ? 0 : lost_before_moves(mm, uffd, addr, mm->novertaken);
 
 			if (rc)
 				return rc;

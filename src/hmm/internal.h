@@ -541,7 +541,7 @@ void hmm_overtaken_age(struct hmm_mm *mm);
 /** The same by who knows, the event lock held shared, that no change is under way at this moment. */
 void hmm_overtaken_over(struct hmm_mm *mm);
 /** @fn of each page that is kept, until it says other than 0, which is returned. */
-int hmm_overtaken_each(struct hmm_mm *mm, int uffd, int (*fn)(struct hmm_mm *mm, int uffd, uint64_t addr));
+int hmm_overtaken_each(struct hmm_mm *mm, int uffd, int (*fn)(struct hmm_mm *mm, int uffd, uint64_t addr, unsigned nr));
 /** The mm ends. */
 void hmm_overtaken_free(struct hmm_mm *mm);
 

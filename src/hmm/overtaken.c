@@ -114,14 +114,14 @@ static void kept_free(struct hmm_mm *mm, struct hmm_kept *k)
 	}
 }
 
-int hmm_overtaken_each(struct hmm_mm *mm, int uffd, int (*fn)(struct hmm_mm *mm, int uffd, uint64_t addr))
+int hmm_overtaken_each(struct hmm_mm *mm, int uffd, int (*fn)(struct hmm_mm *mm, int uffd, uint64_t addr, unsigned nr))
 {
 	int rc = 0;
 
 	for (struct hmm_kept *k = mm->kept; k && !rc; k = k->next)
 		for (unsigned i = 0; i < HMM_LEAF_PAGES && !rc; i++)
 			if (k->e[i])
-				rc = fn(mm, uffd, k->base + i * UMM_PAGE);
+				rc = fn(mm, uffd, k->base + i * UMM_PAGE, k->nr);
 	return rc;
 }
 

@@ -293,9 +293,12 @@ static int each_number(int at, const char *path, int (*each)(int dir, int n, voi
 	return found;
 }
 
+/* @tid, or 0.  Where /proc is another pid namespace's our own number is among anybody's threads. */
 static int lives_here(int dir, int tid, void *arg)
 {
-	return sys5(SYS_kcmp, *(int *)arg, tid, KCMP_VM, 0, 0) == 0;
+	int me = *(int *)arg;
+
+	return tid != me && sys5(SYS_kcmp, me, tid, KCMP_VM, 0, 0) == 0 ? tid : 0;
 }
 
 #define TASKS_PATH 32
@@ -330,8 +333,10 @@ static int is_here(int dir, int pid, void *arg)
 
 static int kill_if_here(int dir, int pid, void *arg)
 {
-	if (is_here(dir, pid, arg) > 0)
-		sys2(SYS_kill, pid, SIGKILL);
+	int tid = is_here(dir, pid, arg);
+
+	if (tid > 0)
+		sys2(SYS_kill, tid, SIGKILL);
 	return 0;
 }
 

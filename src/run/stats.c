@@ -53,16 +53,16 @@ void stats_json(struct hmm *h, FILE *f)
 		", \"peak_bytes\": %" PRIu64 ", \"away_pages\": %" PRIu64 ", \"away_bytes\": %" PRIu64
 		", \"peak_away_bytes\": %" PRIu64 ", \"store_ram_bytes\": %" PRIu64 ", \"pages_out\": %" PRIu64
 		", \"pages_in\": %" PRIu64 ", \"pages_ahead\": %" PRIu64 ", \"clean_drops\": %" PRIu64
-		", \"zero_filled\": %" PRIu64 ", \"faults\": %" PRIu64 ", \"held\": %" PRIu64 ", \"held_in_vain\": %" PRIu64
-		", \"registrations\": %" PRIu64 ", \"unregistered\": %" PRIu64 ", \"moved_unsaid\": %" PRIu64
-		", \"poisoned\": %" PRIu64
-		", \"looks\": %" PRIu64 ", \"walks\": %" PRIu64 ", \"ratio\": %.2f, \"seconds\": %.3f, \"devices\": [",
+		", \"zero_filled\": %" PRIu64 ", \"faults\": %" PRIu64 ", \"held\": %" PRIu64
+		", \"held_in_vain\": %" PRIu64 ", \"registrations\": %" PRIu64 ", \"unregistered\": %" PRIu64
+		", \"moved_unsaid\": %" PRIu64 ", \"poisoned\": %" PRIu64 ", \"looks\": %" PRIu64
+		", \"walks\": %" PRIu64 ", \"ratio\": %.2f, \"seconds\": %.3f, \"devices\": [",
 		h->opt.budget, total, s.resident, atomic_load(&h->peak), s.away_pages, s.away_pages * UMM_PAGE,
 		atomic_load(&h->away_peak) * UMM_PAGE, s.ram, atomic_load(&h->pages_out), atomic_load(&h->pages_in),
 		atomic_load(&h->pages_ahead), atomic_load(&h->dropped_clean), atomic_load(&h->zero_filled),
 		atomic_load(&h->faults), atomic_load(&h->held), atomic_load(&h->held_in_vain),
-		atomic_load(&h->registrations), atomic_load(&h->unregistered), atomic_load(&h->unsaid), atomic_load(&h->poisoned),
-		atomic_load(&h->looks), atomic_load(&h->walked), ratio(h), seconds(h));
+		atomic_load(&h->registrations), atomic_load(&h->unregistered), atomic_load(&h->unsaid),
+		atomic_load(&h->poisoned), atomic_load(&h->looks), atomic_load(&h->walked), ratio(h), seconds(h));
 	for (unsigned i = 0; i < h->chain.n; i++) {
 		struct hmm_device_stats st = {0};
 

@@ -104,6 +104,8 @@ struct guest {
 };
 
 #define GUESTS_MAX 64u
+#define LOOK_FDS \
+	4u /* with which it can always be seen who lives in a space: /proc, threads, one's memory, and a pidfd */
 
 struct supervisor {
 	struct run_options opt;
@@ -114,6 +116,7 @@ struct supervisor {
 	struct watch w_listen, w_front, w_tick, w_written;
 	uint64_t tick;
 	int spare_fd, lend_fd; /* lend_fd: /dev/userfaultfd; -1: none is lent */
+	int look_fd[LOOK_FDS];
 	bool refused_said;
 	bool signed_on; /* somebody ever did */
 	pid_t front, keeper;
@@ -254,7 +257,7 @@ static int sharers(pid_t agent, bool (*each)(pid_t pid, void *arg), void *arg)
 	int n = 0, rc = 0;
 
 	if (!d)
-		return -errno;
+		return nobody();
 	while ((errno = 0, e = readdir(d))) {
 		pid_t pid = (pid_t)atoi(e->d_name);
 
@@ -270,7 +273,7 @@ static int sharers(pid_t agent, bool (*each)(pid_t pid, void *arg), void *arg)
 			break;
 	}
 	if (!e && errno)
-		rc = -errno;
+		rc = nobody();
 	closedir(d);
 	return rc ? rc : n;
 }
@@ -1019,17 +1022,28 @@ static bool note_pid(pid_t pid, void *arg)
 	return true;
 }
 
-/*
- * The program has left the space.  Does another process live in it (CLONE_VM)?  Then the space
- * is that one's now, and 1 is returned; 0: nobody does; -errno: that cannot be told now.
- */
-static int member_inherit(struct member *m)
+/* What is kept for a look: what it was taken by in the meantime it is had back from when there is something. */
+static void look_fds_open(struct supervisor *s)
+{
+	for (unsigned i = 0; i < LOOK_FDS; i++)
+		if (s->look_fd[i] < 0)
+			s->look_fd[i] = open("/dev/null", O_RDONLY | O_CLOEXEC);
+}
+
+static void look_fds_close(struct supervisor *s)
+{
+	for (unsigned i = 0; i < LOOK_FDS; i++) {
+		if (s->look_fd[i] >= 0)
+			close(s->look_fd[i]);
+		s->look_fd[i] = -1;
+	}
+}
+
+static int inherit(struct member *m)
 {
 	pid_t heir = 0;
 	int pidfd, rc;
 
-	if (!atomic_load(&m->mm->armed) || m->agent <= 0)
-		return 0;
 	while ((rc = sharers(m->agent, note_pid, &heir)) > 0) {
 		pidfd = (int)syscall(SYS_pidfd_open, heir, 0);
 		/* Opened first, compared then: the pid may have become another's in between. */
@@ -1050,6 +1064,28 @@ static int member_inherit(struct member *m)
 		watch_add(m->sup, m->pidfd, &m->w_pidfd); /* or else a tick sees its end */
 		return 1;
 	}
+	return rc;
+}
+
+/*
+ * The program has left the space.  Does another process live in it (CLONE_VM)?  Then the space
+ * is that one's now, and 1 is returned; 0: nobody does; -errno: that cannot be told now.
+ *
+ * That there is no descriptor left must not keep it from being told: mostly it is the spaces of
+ * who has ended that have them.
+ */
+static int member_inherit(struct member *m)
+{
+	int rc;
+
+	if (!atomic_load(&m->mm->armed) || m->agent <= 0)
+		return 0;
+	rc = inherit(m);
+	if (rc != -EMFILE && rc != -ENFILE)
+		return rc;
+	look_fds_close(m->sup);
+	rc = inherit(m);
+	look_fds_open(m->sup);
 	return rc;
 }
 
@@ -1479,6 +1515,19 @@ static int on_program_end(struct member *m)
 	return rc;
 }
 
+/* Asks the userfaultfd: any call that needs the address space will say. */
+static bool memory_is_gone(struct member *m)
+{
+	static const char page[UMM_PAGE] __attribute__((aligned(4096)));
+	struct arena a;
+	uint64_t done;
+	int rc;
+
+	arena_layout(&a, (char *)(uintptr_t)m->mm->keep_start);
+	rc = umm_uffd_copy(m->mm->space->uffd, (uintptr_t)a.ident, page, UMM_PAGE, &done);
+	return rc == -ESRCH || rc == -ENOTTY; /* there is none any more, or it was let go of */
+}
+
 static void on_agent(struct member *m)
 {
 	struct wire_msg msg;
@@ -1492,12 +1541,12 @@ static void on_agent(struct member *m)
 	 * not outlive its work unnoticed: nobody could move pages any more, and
 	 * its descriptor was the second guard of what is away.
 	 */
-	if (!pidfd_ended(m->pidfd) && m->pid > 0 && atomic_load(&m->mm->armed)) {
+	if (!pidfd_ended(m->pidfd) && m->pid > 0 && atomic_load(&m->mm->armed) && !memory_is_gone(m)) {
 		lines_say(&m->sup->lines, "the agent of process %d died; the process is killed", (int)m->pid);
 		member_kill(m);
 		return; /* its pidfd tells when it is dead */
 	}
-	if (pidfd_ended(m->pidfd) || !atomic_load(&m->mm->armed))
+	if (pidfd_ended(m->pidfd) || !atomic_load(&m->mm->armed) || memory_is_gone(m))
 		member_end(m);
 }
 
@@ -1649,15 +1698,7 @@ static bool space_is_dead(struct member *m)
 	/* A child that ends while its records are being made is looked at when they are: who makes them uses it. */
 	if (!atomic_load(&m->mm->ready))
 		return false;
-	/* No agent, no pid: ask the descriptor; any call that needs the address space will say. */
-	struct arena a;
-	uint64_t done;
-	int rc;
-	static const char page[UMM_PAGE] __attribute__((aligned(4096)));
-
-	arena_layout(&a, (char *)(uintptr_t)m->mm->keep_start);
-	rc = umm_uffd_copy(m->mm->space->uffd, (uintptr_t)a.ident, page, UMM_PAGE, &done);
-	return rc == -ESRCH || rc == -ENOTTY; /* there is none any more, or it was let go of */
+	return memory_is_gone(m); /* no agent, no pid */
 }
 
 /* The next member that this tick has to look at; each once.  What is done to one may end others. */
@@ -1711,6 +1752,7 @@ static void on_tick(struct supervisor *s)
 	/* Whoever knocked when there was none took it, or another thread did. */
 	if (s->spare_fd < 0)
 		s->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	look_fds_open(s);
 	while ((m = tick_next(s))) {
 		if (s->killing)
 			member_kill(m);
@@ -1937,6 +1979,8 @@ void supervisor_main(const struct run_options *opt, int front_fd, pid_t front)
 		s->front_fd = front_fd;
 		s->front = front;
 		s->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+		memset(s->look_fd, -1, sizeof(s->look_fd));
+		look_fds_open(s);
 		ready.rc = start(s, err, sizeof(err));
 		memcpy(ready.name, s->name, sizeof(ready.name));
 		memcpy(ready.token, s->token, sizeof(ready.token));

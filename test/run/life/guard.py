@@ -349,6 +349,19 @@ def no_descriptors(h):
     check(int(r.out().split()[0]) > 0, f"nothing was away: {r.out()}")
 
 
+def no_descriptors_left(h):
+    """It is the programs themselves that have all descriptors of the supervisor: when one ends it is seen all the same."""
+    r = h.start([built(h, "life-spin"), "96", "0", "0"], ram="48M", stats=False)
+    r.until(lambda: "spinning" in r.out(), "it does not get going")
+    supervisor = r.supervisor()
+    most = resource.prlimit(supervisor, resource.RLIMIT_NOFILE)
+    used = {int(n) for n in os.listdir(f"/proc/{supervisor}/fd")}
+    resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (next(n for n in range(len(used) + 1) if n not in used), most[1]))
+    os.kill(r.program(), signal.SIGTERM)
+    r.wait(timeout=60)
+    r.expect(rc=-signal.SIGTERM, min_out=0, no_stderr="page .* word")
+
+
 def spare_descriptor(h):
     """The descriptor that is kept to turn away who knocks when there is no other is had again when there is one."""
     r = h.start(["sleep", "60"])
@@ -396,4 +409,4 @@ def limits_lifted(h):
 
 main_of(control_sealed, other_users_supervisor, strangers, wrong_words, set_user_id, confined, keeps_off, interrupted,
         exec_quiet, no_zombies, end_of_file, kcmp_denied, old_kernel, static_image, small_stack, small_files, limits_lifted,
-        no_descriptors, spare_descriptor)
+        no_descriptors, no_descriptors_left, spare_descriptor)

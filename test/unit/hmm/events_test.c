@@ -1594,7 +1594,8 @@ static void fork_in_a_child(bool starved)
 	quarantine_over(o->w);
 	assert_int_equal(hmm_out_begin(o->w->mm, 0, v, victims(o->q, N, v)), 0);
 	assert_int_equal(hmm_out_finish(o->w->mm, 0), N);
-	/* A fork that cannot be read at once is read after the munmap() that waits, which we have told of before: twice. */
+	/* A fork that cannot be read at once is read after the munmap() that waits, which we have told of before:
+	 * twice. */
 	o->lost = starved;
 	o->unmapped = o->w->await_child = true;
 	o->child_first = child_forks;
@@ -1664,6 +1665,25 @@ static void a_fork_that_two_mremaps_have_overtaken_fails(void **state)
 	o->to = elsewhere(N);
 	o->q = elsewhere(N);
 	o->more = tell_one_more;
+	o->lost = o->w->fork_fails = true;
+	overtaken_run(o);
+}
+
+static void tell_of_another(struct overtaken *o)
+{
+	tell(o->w, UMM_EVENT_REMAP, o->q, o->to);
+}
+
+/* What has come to where it was unmapped is not what it is gone back by. */
+static void a_fork_that_another_mremap_to_there_has_overtaken_fails(void **state)
+{
+	struct overtaken *o = overtaken_new(AWAY);
+
+	o->to = elsewhere(N);
+	o->unmapped = true;
+	o->q = managed(o->w, N, 2);
+	assert_int_equal(out(o->w, o->q, N), N);
+	o->more = tell_of_another;
 	o->lost = o->w->fork_fails = true;
 	overtaken_run(o);
 }
@@ -1744,6 +1764,7 @@ int main(void)
 		cmocka_unit_test(a_fork_that_mremap_has_overtaken_fails),
 		cmocka_unit_test(a_fork_that_mremap_and_munmap_have_overtaken_fails),
 		cmocka_unit_test(a_fork_that_two_mremaps_have_overtaken_fails),
+		cmocka_unit_test(a_fork_that_another_mremap_to_there_has_overtaken_fails),
 		cmocka_unit_test(guards_among_what_is_away),
 		cmocka_unit_test(what_cannot_come_back_is_told),
 		cmocka_unit_test(putting_back_lets_others_run),
