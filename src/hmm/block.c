@@ -195,11 +195,12 @@ void hmm_block_zero(struct hmm_mm *mm, uint64_t base, char *block)
 {
 	struct hmm_leaf *leaf;
 	uint64_t bytes = 0;
-	bool here = !mm->h->opt.not_zeros || !mm->h->opt.not_zeros(mm, base, base + BLOCK_BYTES);
+	bool here;
 
-	if (!here || sys3(SYS_madvise, block, BLOCK_BYTES, MADV_POPULATE_WRITE))
+	if (sys3(SYS_madvise, block, BLOCK_BYTES, MADV_POPULATE_WRITE))
 		return;
 	umm_evlock_shared(&mm->space->ctl->evlock);
+	here = !mm->h->opt.not_zeros || !mm->h->opt.not_zeros(mm, base, base + BLOCK_BYTES);
 	leaf = hmm_leaf_get(mm, base);
 	if (leaf) {
 		pthread_mutex_lock(&leaf->lock);

@@ -402,7 +402,7 @@ int hmm_take_fault(struct hmm_take *t, const struct umm_fault *f)
 {
 	char buf[UMM_PAGE] __attribute__((aligned(4096)));
 	struct hmm_mm *mm = t->mm;
-	struct hmm_stand_in file = file_at(t, f->addr, f->addr + UMM_PAGE);
+	struct hmm_stand_in file = file_at(t, f->addr, f->addr + UMM_PAGE), now;
 	struct hmm_leaf *leaf;
 	uint64_t done = 0;
 	long got = -EBADF; /* the program has closed our descriptor */
@@ -416,10 +416,13 @@ int hmm_take_fault(struct hmm_take *t, const struct umm_fault *f)
 	if (got > 0)
 		memset(buf + got, 0, UMM_PAGE - (size_t)got);
 	umm_evlock_shared(&mm->space->ctl->evlock);
+	now = file_at(t, f->addr, f->addr + UMM_PAGE);
 	leaf = hmm_leaf_find(mm, f->addr);
 	if (leaf)
 		pthread_mutex_lock(&leaf->lock);
-	if (leaf && is_to_be_placed(mm, f, leaf->e[hmm_leaf_index(f->addr)])) {
+	if (now.fd != file.fd || now.offset - now.start != file.offset - file.start) {
+		rc = -EAGAIN; /* something else was put there while the file was read */
+	} else if (leaf && is_to_be_placed(mm, f, leaf->e[hmm_leaf_index(f->addr)])) {
 		/* Behind the end of the file it is SIGBUS, as it was; any other is one that we have made. */
 		if (got < 0 && atomic_exchange(&mm->lost_said, f->addr) != f->addr)
 			hmm_say(mm->h,

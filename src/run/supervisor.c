@@ -16,7 +16,8 @@
  *   a program execs	the new image signs on with the same pid (or, unable to be
  *			entered, no longer shares memory with its agent): the old
  *			space ends
- *   an agent dies	and its program has not ended: the program is killed
+ *   an agent dies	and its program has not ended: the program is killed, unless
+ *			the space has gone: then that ends
  *   the front dies	all programs are killed
  *   all have ended	it ends, too, if nobody is on the way (coming.c)
  *
