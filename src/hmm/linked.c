@@ -56,6 +56,7 @@
 
 #include "hmm/internal.h"
 #include "hmm/node.h"
+#include "hmm/smaps.h"
 #include "hmm/take.h"
 #include "umm/sys.h"
 
@@ -536,20 +537,15 @@ static void child_fill(struct hmm_mm *mm, struct child *c)
 	child_events(mm, c);
 }
 
-static void smaps_line(const char *line, uint64_t *start, uint64_t *end, struct child *c)
+static bool note_mark(void *priv, const struct hmm_smap *map)
 {
-	char *at;
-	uint64_t a = strtoull(line, &at, 16);
+	struct child *c = priv;
 
-	if (at != line && *at == '-') {
-		*start = a;
-		*end = strtoull(at + 1, NULL, 16);
-	} else if (!strncmp(line, "VmFlags:", 8)) {
-		if (strstr(line, " dc"))
-			c->failed |= hmm_iset_add(&c->absent, *start, *end) != 0;
-		else if (strstr(line, " wf"))
-			c->failed |= hmm_iset_add(&c->empty, *start, *end) != 0;
-	}
+	if (strstr(map->flags, " dc"))
+		c->failed |= hmm_iset_add(&c->absent, map->start, map->end) != 0;
+	else if (strstr(map->flags, " wf"))
+		c->failed |= hmm_iset_add(&c->empty, map->start, map->end) != 0;
+	return true;
 }
 
 /*
@@ -558,29 +554,8 @@ static void smaps_line(const char *line, uint64_t *start, uint64_t *end, struct 
  */
 static void find_unforked(struct hmm_mm *mm, struct child *c)
 {
-	char *buf = umm_alloc(mm->space, UMM_PAGE), line[256];
-	int fd = (int)sys3(SYS_open, "/proc/self/smaps", O_RDONLY | O_CLOEXEC, 0);
-	uint64_t start = 0, end = 0;
-	unsigned n = 0;
-	long got = -1;
-
-	while (buf && fd >= 0 && (got = sys3(SYS_read, fd, buf, UMM_PAGE)) > 0) {
-		for (long i = 0; i < got; i++) {
-			if (buf[i] != '\n') {
-				if (n < sizeof(line) - 1)
-					line[n++] = buf[i];
-				continue;
-			}
-			line[n] = 0;
-			n = 0;
-			smaps_line(line, &start, &end, c);
-		}
-	}
-	if (got < 0)
+	if (hmm_smaps_each(mm->space, note_mark, c))
 		c->failed = true;
-	if (fd >= 0)
-		sys_close(fd);
-	umm_free(mm->space, buf, UMM_PAGE);
 }
 
 /* Under the event lock, exclusively: records hold still.  Closing the descriptor leaves the child to itself. */

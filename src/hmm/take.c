@@ -78,6 +78,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "hmm/smaps.h"
 #include "hmm_uapi.h"
 #include "umm/sys.h"
 
@@ -138,55 +139,27 @@ static bool is_private_copy(const struct umm_page_run *run)
 	return (run->flags & (UMM_PAGE_PRESENT | UMM_PAGE_FILE | UMM_PAGE_ZERO)) == UMM_PAGE_PRESENT;
 }
 
-/* Of a mapping in smaps: where it is, and has it what its stand-in would not have? */
 struct look {
+	struct hmm_take *t;
 	uint64_t start, end;
-	bool marked;
 };
 
-static void look_at_line(struct hmm_take *t, struct look *l, const char *line, uint64_t start, uint64_t end)
+static bool look_at(void *priv, const struct hmm_smap *map)
 {
-	static const char key[] = "ProtectionKey:";
-	char *at;
-	uint64_t a = strtoull(line, &at, 16);
+	struct look *l = priv;
+	bool marked = map->key || strstr(map->flags, " dc") || strstr(map->flags, " dd");
 
-	if (at != line && *at == '-') {
-		*l = (struct look){.start = a, .end = strtoull(at + 1, NULL, 16)};
-	} else if (!strncmp(line, key, sizeof(key) - 1)) {
-		l->marked |= strtoull(line + sizeof(key) - 1, NULL, 10) != 0;
-	} else if (!strncmp(line, "VmFlags:", 8)) {
-		l->marked |= strstr(line, " dc") || strstr(line, " dd");
-		/* No memory for it: then it stays. */
-		if (!l->marked && l->start < end && l->end > start)
-			hmm_iset_add(&t->plain, l->start, l->end);
-	}
+	/* No memory for it: then it stays. */
+	if (!marked && map->start < l->end && map->end > l->start)
+		hmm_iset_add(&l->t->plain, map->start, map->end);
+	return map->end < l->end;
 }
 
 /* t->plain, as far as it meets [@start, @end).  What cannot be read of is not in it. */
 static void look_for_marks(struct hmm_take *t, uint64_t start, uint64_t end)
 {
-	char *buf = umm_alloc(t->mm->space, UMM_PAGE), line[256];
-	int fd = (int)sys3(SYS_open, "/proc/self/smaps", O_RDONLY | O_CLOEXEC, 0);
-	struct look l = {0};
-	unsigned n = 0;
-	long got;
-
 	hmm_iset_clear(&t->plain);
-	while (buf && fd >= 0 && l.start < end && (got = sys3(SYS_read, fd, buf, UMM_PAGE)) > 0) {
-		for (long i = 0; i < got; i++) {
-			if (buf[i] != '\n') {
-				if (n < sizeof(line) - 1)
-					line[n++] = buf[i];
-				continue;
-			}
-			line[n] = 0;
-			n = 0;
-			look_at_line(t, &l, line, start, end);
-		}
-	}
-	if (fd >= 0)
-		sys_close(fd);
-	umm_free(t->mm->space, buf, UMM_PAGE);
+	hmm_smaps_each(t->mm->space, look_at, &(struct look){t, start, end});
 }
 
 int hmm_take_offer(struct hmm_take *t, uint64_t start, uint64_t end)
