@@ -574,8 +574,6 @@ static int lost_at(struct hmm_mm *mm, int uffd, uint64_t addr)
 	return rc == -EEXIST || rc == -ENOENT || rc == -ESRCH ? 0 : rc;
 }
 
-#define LATE_NS 1000000000ull /* as in overtaken.c */
-
 /*
  * And where the child may have it: what was moved since, as far as we know, may have been moved
  * after the fork of which we hear only now (overtaken.c): up to change @nr, when it was dropped.
@@ -589,7 +587,7 @@ static int lost_before_moves(struct hmm_mm *mm, int uffd, uint64_t addr, unsigne
 	for (unsigned n = mm->novertaken, k = 0; n && k < HMM_OVERTAKEN && !rc; n--, k++) {
 		const struct hmm_overtaken *o = &mm->overtaken[(n - 1) % HMM_OVERTAKEN];
 
-		if (now - o->at_ns > LATE_NS)
+		if (now - o->at_ns > HMM_LATE_NS)
 			break;
 		if (n > nr || addr < o->to || addr - o->to >= o->end - o->start)
 			continue;

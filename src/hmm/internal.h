@@ -200,6 +200,7 @@ struct hmm_stream {
 };
 
 #define HMM_OVERTAKEN 256u
+#define HMM_LATE_NS 1000000000ull /* no event waits for longer in a queue that is read */
 
 /* A mapping in which something was away was moved, and a fork may have come before. */
 struct hmm_overtaken {

@@ -232,8 +232,8 @@ static bool coherent_share_next(struct linked *l, unsigned t, uint64_t *at)
 	}
 	if (!rc) {
 		hmm_iset_add(&l->shared, a, z);
-		hmm_written_moved(l->mm, a,
-				  z); /* what was written to since somebody asked is not to be seen any more */
+		/* What was written to since somebody asked is not to be seen any more. */
+		hmm_written_moved(l->mm, a, z);
 	}
 	*at = z;
 	return true;

@@ -44,10 +44,9 @@
 #include "hmm/internal.h"
 #include "umm/inside.h"
 
-#define LATE_NS 1000000000ull /* no event waits for longer in a queue that is read */
-#define KEPT_MAX 65536u       /* pages */
-#define AGAIN_TRIES 500u      /* of 200 us: who forked needs to run once */
-#define CHILD_TRIES 10000u    /* a child that changes its mappings without end */
+#define KEPT_MAX 65536u    /* pages */
+#define AGAIN_TRIES 500u   /* of 200 us: who forked needs to run once */
+#define CHILD_TRIES 10000u /* a child that changes its mappings without end */
 
 #define WAS_LOST 1u /* payload of a POISONED one: to the parent, too, which has heard of it */
 
@@ -260,7 +259,7 @@ static void too_old(struct hmm_mm *mm)
 	uint64_t now = umm_now_ns();
 
 	pthread_mutex_lock(&mm->lock);
-	while (*from && now - (*from)->at_ns <= LATE_NS)
+	while (*from && now - (*from)->at_ns <= HMM_LATE_NS)
 		from = &(*from)->next;
 	old = *from;
 	__atomic_store_n(from, NULL, __ATOMIC_RELAXED);
@@ -289,7 +288,7 @@ void hmm_overtaken_free(struct hmm_mm *mm)
 bool hmm_overtaken_lately(struct hmm_mm *mm)
 {
 	return mm->kept || mm->blind_ns ||
-	       (mm->novertaken && umm_now_ns() - nth(mm, mm->novertaken - 1)->at_ns <= LATE_NS);
+	       (mm->novertaken && umm_now_ns() - nth(mm, mm->novertaken - 1)->at_ns <= HMM_LATE_NS);
 }
 
 /* ------------------------------------------------------------ leading back */
@@ -355,7 +354,7 @@ static int lead_back(struct hmm_mm *mm, struct hmm_mm *child, struct again *g)
 	for (unsigned n = mm->novertaken, k = 0; n && k < HMM_OVERTAKEN && !rc; n--, k++) {
 		struct hmm_overtaken *o = nth(mm, n - 1);
 
-		if (now - o->at_ns > LATE_NS)
+		if (now - o->at_ns > HMM_LATE_NS)
 			break;
 		o->by = 0;
 		if (has_again(mm, o, g) || umm_inside_registered(child->space->uffd, o->start))
@@ -509,7 +508,7 @@ int hmm_overtaken_mend(struct hmm_mm *mm, struct hmm_mm *child)
 	struct again again = {0};
 	int rc = lead_back(mm, child, &again);
 
-	if (!rc && mm->blind_ns && umm_now_ns() - mm->blind_ns <= LATE_NS)
+	if (!rc && mm->blind_ns && umm_now_ns() - mm->blind_ns <= HMM_LATE_NS)
 		rc = -ENOMEM;
 	for (struct hmm_kept *k = mm->kept; k && !rc; k = k->next)
 		for (unsigned i = 0; i < HMM_LEAF_PAGES && !rc; i++) {

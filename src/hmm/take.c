@@ -37,8 +37,8 @@
  * inherited (MADV_DONTFORK), not be in a core (MADV_DONTDUMP), a protection key.
  * Nothing but smaps tells of that, which is read where a batch has such pages, and
  * they stay.  What is set after that, in the milliseconds in which the batch is on its
- * way, is not seen, and gone with the mapping.  (MADV_WIPEONFORK is for anonymous memory only; of locked memory see
- * is_locked().)
+ * way, is not seen, and gone with the mapping.  (MADV_WIPEONFORK is for anonymous memory
+ * only; of locked memory see is_locked().)
  *
  *	what differs afterwards: several mappings where there was one; truncating
  *	the file does not take the pages away; a forked child that drops a page
@@ -870,12 +870,13 @@ static int take_copies(struct hmm_take *t, unsigned b, const struct umm_vma *v, 
 	if (rc == -EBUSY || !take_begin(t, b, start, addr + len, writable ? NULL : window - (addr - start)))
 		goto fail_file;
 	got = take_place(t, t->empty, addr, len);
-	/* A sealed mapping, or too many of them: mremap() says so before it unmaps, all of it or nothing. */
-	rc = -EBUSY;
-	if (got != (long)addr && is_mapped(space, v, addr, len))
-		goto fail_file;
-	if (got != (long)addr)
+	if (got != (long)addr) {
+		/* A sealed mapping, or too many of them: mremap() says so before it unmaps, all of it or nothing. */
+		rc = -EBUSY;
+		if (is_mapped(space, v, addr, len))
+			goto fail_file;
 		t->mm->h->opt.fatal(t->mm->h->opt.priv, t->mm, "pages of a file's mapping were lost");
+	}
 	for (uint64_t at = 0; at < len; at += (uint64_t)got) {
 		got = sys3(SYS_read, t->pipe[0], window + at, len - at);
 		if (got <= 0)

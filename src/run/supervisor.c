@@ -1532,6 +1532,7 @@ static bool memory_is_gone(struct member *m)
 static void on_agent(struct member *m)
 {
 	struct wire_msg msg;
+	bool ended;
 	ssize_t n = recv(m->sock, &msg, sizeof(msg), MSG_DONTWAIT);
 
 	if (n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR)))
@@ -1542,12 +1543,13 @@ static void on_agent(struct member *m)
 	 * not outlive its work unnoticed: nobody could move pages any more, and
 	 * its descriptor was the second guard of what is away.
 	 */
-	if (!pidfd_ended(m->pidfd) && m->pid > 0 && atomic_load(&m->mm->armed) && !memory_is_gone(m)) {
+	ended = pidfd_ended(m->pidfd) || !atomic_load(&m->mm->armed) || memory_is_gone(m);
+	if (!ended && m->pid > 0) {
 		lines_say(&m->sup->lines, "the agent of process %d died; the process is killed", (int)m->pid);
 		member_kill(m);
 		return; /* its pidfd tells when it is dead */
 	}
-	if (pidfd_ended(m->pidfd) || !atomic_load(&m->mm->armed) || memory_is_gone(m))
+	if (ended)
 		member_end(m);
 }
 

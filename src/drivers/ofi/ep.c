@@ -446,14 +446,20 @@ int ofi_inject(struct ofi_ep *ep, const void *buf, size_t len, void *desc, uint6
 							  : ofi_send(ep, buf, len, desc, deadline_ns);
 }
 
+/* Of one that was left under way. */
+static bool has_ended(struct ofi_ep *ep, const struct ofi_op *op)
+{
+	if (!op->done)
+		ofi_progress(ep);
+	return op->done;
+}
+
 int ofi_send(struct ofi_ep *ep, const void *buf, size_t len, void *desc, uint64_t deadline_ns)
 {
 	struct ofi_op *op = &ep->sending;
 	int rc;
 
-	if (ep->send_left && !op->done)
-		ofi_progress(ep); /* it may have ended since */
-	if (ep->send_left && !op->done)
+	if (ep->send_left && !has_ended(ep, op))
 		return -EBUSY;
 	ep->send_left = false;
 	rc = ofi_post_send(ep, buf, len, desc, op, deadline_ns);
@@ -469,9 +475,7 @@ int ofi_recv(struct ofi_ep *ep, void *buf, size_t room, void *desc, size_t *len,
 	struct ofi_op *op = &ep->receiving;
 	int rc;
 
-	if (ep->recv_left && !op->done)
-		ofi_progress(ep); /* it may have ended since */
-	if (ep->recv_left && !op->done)
+	if (ep->recv_left && !has_ended(ep, op))
 		return -EBUSY;
 	ep->recv_left = false;
 	rc = ofi_post_recv(ep, buf, room, desc, op, deadline_ns);
