@@ -69,6 +69,7 @@ static const struct inject_known inject_chance[] = {
 	{"umm/quarantine.c page_is_absent pread", "a drop has not come to its end"},
 	{"umm/quarantine.c dropper_is_through *", "a drop has not come to its end"},
 	{"umm/maps.c next_by_text *", "the mapping comes and goes"},
+	{"umm/space.c umm_space_sync_until SYS_nanosleep", "who changes takes longer than some yields"},
 	{"umm/inside.c run_one SYS_madvise", "a page is shared"},
 	{"hmm/linked.c child_events read", "the child changes while it is filled"},
 	{"hmm/linked.c child_remaps_move umm_alloc", "the child moves mappings while it is filled"},
