@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * What a child will find empty (MADV_WIPEONFORK): marks in src/hmm/engine.c, agent_signs_on()
- * (src/run/supervisor.c), the hook of madvise() (src/run/hooks.c).
+ * (src/run/signon.c), the hook of madvise() (src/run/hooks.c).
  *
  * A forked program gets its agent and is let go on.  It marks a page that is away,
  * forks, and unmaps the page.  When the event of the fork is applied the page may

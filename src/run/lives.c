@@ -1,0 +1,147 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * DOC: who lives in an address space
+ *
+ * The kernel says of two tasks whether they share one (kcmp); who else there is,
+ * /proc does.  Both can refuse an answer, and both are asked while tasks end and
+ * others begin: what is found is what was there at some moment of the look.  A look
+ * that could not be had is never taken for "nobody": who let go of a space for want
+ * of a descriptor would leave whoever lives there with zeros.
+ */
+#include "run/supervisor.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/kcmp.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define LOOKS 16u /* at threads that end while they are looked at */
+
+bool lives_ended(int pidfd)
+{
+	struct pollfd p = {.fd = pidfd, .events = POLLIN};
+
+	return pidfd >= 0 && poll(&p, 1, 0) == 1;
+}
+
+/*
+ * What a look at /proc that has failed says: 0, there is nobody, or nobody whom we may
+ * look at; -errno, we could not look, for want of descriptors or memory.  Who then
+ * takes it for nobody lets go of what somebody has away.
+ */
+int lives_nobody(void)
+{
+	return errno == ENOENT || errno == ESRCH || errno == EACCES || errno == EPERM ? 0 : -errno;
+}
+
+/*
+ * A task that has ended has none, nor has a kernel thread: to KCMP_VM all of these are in
+ * the same space.  1, 0, or -errno, as all that look into /proc here.
+ */
+int lives_memory(pid_t tid)
+{
+	char path[64], first = '0';
+	int fd, rc = 0;
+
+	snprintf(path, sizeof(path), "/proc/%d/statm", (int)tid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return lives_nobody();
+	if (read(fd, &first, 1) < 0)
+		rc = lives_nobody();
+	close(fd);
+	return rc ? rc : first != '0';
+}
+
+static int same_memory(pid_t agent, pid_t tid)
+{
+	return syscall(SYS_kcmp, agent, tid, KCMP_VM, 0, 0) ? 0 : lives_memory(tid);
+}
+
+/* @ended: one that was met had no memory any more; it may have made another first. */
+static int thread_lives_in(pid_t agent, pid_t pid, const char *tasks, bool *ended)
+{
+	DIR *d = opendir(tasks);
+	struct dirent *e;
+	int found = 0;
+
+	*ended = false;
+	if (!d)
+		return lives_nobody();
+	while (!found && (errno = 0, e = readdir(d))) {
+		pid_t tid = (pid_t)atoi(e->d_name);
+
+		if (tid <= 0 || tid == pid)
+			continue;
+		found = same_memory(agent, tid);
+		*ended |= !found && !lives_memory(tid);
+	}
+	if (!found && errno)
+		found = lives_nobody(); /* not all of them were seen */
+	closedir(d);
+	return found;
+}
+
+/*
+ * A process lives in the agent's address space if any thread of it does: the
+ * first one may have ended (pthread_exit in main), and has no memory any more.
+ */
+int lives_in(pid_t agent, pid_t pid)
+{
+	char path[64];
+	struct stat st;
+	bool ended = true;
+	int rc = same_memory(agent, pid);
+
+	if (rc)
+		return rc;
+	rc = lives_memory(pid);
+	if (rc)
+		return rc < 0 ? rc : 0; /* all of its threads have the same */
+	snprintf(path, sizeof(path), "/proc/%d/task", (int)pid);
+	if (stat(path, &st))
+		return lives_nobody();
+	if (st.st_nlink <= 3) /* a thread is a directory: ".", "..", and one */
+		return 0;
+	for (unsigned i = 0; i < LOOKS && ended && !rc; i++)
+		rc = thread_lives_in(agent, pid, path, &ended);
+	return rc;
+}
+
+/*
+ * Every process that lives in the agent's address space, but the agent: @each, until it
+ * returns false.  Returns how many, or -errno when there may be more of them.
+ */
+int lives_sharers(pid_t agent, bool (*each)(pid_t pid, void *arg), void *arg)
+{
+	DIR *d = opendir("/proc");
+	struct dirent *e;
+	int n = 0, rc = 0;
+
+	if (!d)
+		return lives_nobody();
+	while ((errno = 0, e = readdir(d))) {
+		pid_t pid = (pid_t)atoi(e->d_name);
+
+		if (pid <= 0 || pid == agent || pid == getpid())
+			continue;
+		int lives = lives_in(agent, pid);
+		if (lives < 0)
+			rc = lives;
+		if (lives <= 0)
+			continue;
+		n++;
+		if (each && !each(pid, arg))
+			break;
+	}
+	if (!e && errno)
+		rc = lives_nobody();
+	closedir(d);
+	return rc ? rc : n;
+}

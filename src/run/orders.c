@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What an agent is told to do, and how long it is waited for: the engine's hands
+ * in an address space that is not ours (struct hmm_inside_ops).
+ */
+#include "run/supervisor.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+static int inside_go(void *priv, unsigned b)
+{
+	struct member *m = priv;
+	/* It would keep a program and who serves its faults from going on, as the reclaimer would (budget.c). */
+	struct wire_msg msg = {.op = WIRE_GO, .arg = b, .start = (uint64_t)(umm_monitor_cpu(m->sup->h->monitor) + 1)};
+
+	if (send(m->sock, &msg, sizeof(msg), MSG_NOSIGNAL) == sizeof(msg))
+		return 0;
+	return -ESRCH;
+}
+
+/*
+ * What says that the agent is through lies in memory that the program can write:
+ * whoever waits for it asks the kernel, too, whether the agent is at work.  One
+ * that only sleeps, for longer than any lock is held, has nothing to do: it never
+ * got the order, was stopped, or its answer was overwritten.  The program is
+ * killed, or all others would wait with us.
+ */
+#define IDLE_NS 50000000l
+#define IDLE_MOST 200u
+
+static bool agent_sleeps(const struct member *m)
+{
+	char path[32], buf[128] = "", *at;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", (int)m->agent);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return true;
+	if (read(fd, buf, sizeof(buf) - 1) < 0)
+		buf[0] = 0;
+	close(fd);
+	at = strrchr(buf, ')');
+	return !at || (at[2] != 'R' && at[2] != 'D');
+}
+
+/* Asked every IDLE_NS: is there still something to wait for?  @idle: 0 at first; how often it has been seen asleep. */
+static bool agent_works(struct member *m, unsigned *idle)
+{
+	if (atomic_load(&m->mm->dead))
+		return false;
+	*idle = agent_sleeps(m) ? *idle + 1 : 0;
+	if (*idle < IDLE_MOST)
+		return true;
+	if (!atomic_exchange(&m->given_up, true))
+		lines_say(&m->sup->lines, "the agent of process %d does not do what it is told; the process is killed",
+			  (int)m->pid);
+	member_kill(m);
+	return false;
+}
+
+static int inside_wait(void *priv, unsigned b)
+{
+	struct member *m = priv;
+	struct umm_batch *batch = &m->mm->space->ctl->batch[b];
+	struct timespec ts = {.tv_nsec = IDLE_NS};
+	unsigned idle = 0;
+
+	while (!atomic_load(&batch->done))
+		if (sys_futex_wait(&batch->done, 0, &ts) == -ETIMEDOUT && !agent_works(m, &idle))
+			return -ESRCH;
+	return 0;
+}
+
+int orders_arm(void *priv)
+{
+	struct member *m = priv;
+	struct arena a;
+	int rc;
+
+	arena_layout(&a, (char *)(uintptr_t)m->mm->keep_start);
+	/*
+	 * First that by which a space is told from others: who is forked in between has
+	 * been told of, and must be found (find_orphan()).
+	 */
+	rc = umm_uffd_register(m->mm->space->uffd, (uintptr_t)a.ident, ARENA_IDENT,
+			       UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
+	if (!rc)
+		rc = umm_uffd_register(m->mm->space->uffd, (uintptr_t)a.staging, ARENA_STAGING + ARENA_BELLS,
+				       UFFDIO_REGISTER_MODE_MISSING);
+	/* Of an address space that has just ended the kernel says ENOMEM here. */
+	if (rc && rc != -ESRCH && !m->arm_said && lives_memory(m->agent) > 0) {
+		m->arm_said = true;
+		lines_say(&m->sup->lines, "memory of process %d cannot be moved: userfaultfd refuses its staging: %s",
+			  (int)m->pid, strerror(-rc));
+	}
+	return rc;
+}
+
+static int inside_advise(void *priv, uint64_t start, uint64_t len, int advice)
+{
+	struct member *m = priv;
+	struct umm_ctl *ctl = m->ctl_map;
+	struct wire_msg msg = {.op = WIRE_ADVISE, .arg = (uint32_t)advice, .start = start, .len = len};
+	struct timespec ts = {.tv_nsec = IDLE_NS};
+	unsigned idle = 0;
+	uint32_t before;
+	int rc = 0;
+
+	pthread_mutex_lock(&m->advise_lock);
+	before = atomic_load(&ctl->acked);
+	if (send(m->sock, &msg, sizeof(msg), MSG_NOSIGNAL) != sizeof(msg))
+		rc = -ESRCH;
+	/* Whatever it is then: who writes there himself is answered as he says. */
+	while (!rc && atomic_load(&ctl->acked) == before)
+		if (sys_futex_wait(&ctl->acked, before, &ts) == -ETIMEDOUT && !agent_works(m, &idle))
+			rc = -ESRCH;
+	if (!rc)
+		rc = atomic_load(&ctl->advised);
+	pthread_mutex_unlock(&m->advise_lock);
+	return rc;
+}
+
+/* Where the robust lists of threads lie, which is in their control blocks. */
+struct lists {
+	uint64_t *at;
+	unsigned n, room;
+	bool all; /* of whom we were to look at */
+};
+
+static void lists_add(struct lists *l, uint64_t at)
+{
+	if (l->n == l->room) {
+		unsigned room = l->room ? 2 * l->room : 64;
+		uint64_t *p = realloc(l->at, room * sizeof(*p));
+
+		if (!p) {
+			l->all = false;
+			return;
+		}
+		l->at = p;
+		l->room = room;
+	}
+	l->at[l->n++] = at;
+}
+
+/* The kernel tells of those whom we may look at. */
+static bool lists_of(pid_t pid, void *lists)
+{
+	struct lists *l = lists;
+	char path[64];
+	struct dirent *e;
+
+	snprintf(path, sizeof(path), "/proc/%d/task", (int)pid);
+	DIR *d = opendir(path);
+	if (!d)
+		l->all &= errno == ENOENT;
+	while (d && (e = readdir(d))) {
+		pid_t tid = (pid_t)atoi(e->d_name);
+		uint64_t head = 0;
+		size_t len;
+
+		if (tid <= 0)
+			continue;
+		if (syscall(SYS_get_robust_list, tid, &head, &len))
+			l->all &= errno == ESRCH;
+		else if (head)
+			lists_add(l, head);
+	}
+	if (d)
+		closedir(d);
+	return true;
+}
+
+/*
+ * Threads that no hook saw being made (a raw clone, a helper of libc's own).
+ * The second net; the hook of pthread_create is the first.  And threads that
+ * have ended: where many did, only those that live are pinned from here on, if
+ * we can tell which.
+ */
+static void inside_pins(void *priv)
+{
+	struct member *m = priv;
+	struct umm_ctl *ctl = m->ctl_map;
+	struct lists l = {.all = true};
+
+	/*
+	 * Whoever holds it for as long as this has been killed: threads do not die
+	 * alone in there, but a process that shares the memory can.  What it was
+	 * about to enter we find, as all others.
+	 */
+	if (!umm_pin_lock_soon(ctl) && !umm_pin_lock_soon(ctl))
+		atomic_store(&ctl->pin_lock, 1);
+	bool crowded = atomic_load(&ctl->pin_used) > UMM_PIN_SLOTS / 2;
+
+	lists_of(m->pid, &l);
+	if (crowded && lives_sharers(m->agent, lists_of, &l) < 0)
+		l.all = false;
+	if (crowded && l.all && l.n)
+		umm_pin_clear(ctl);
+	for (unsigned i = 0; i < l.n; i++)
+		umm_pin_block(ctl, l.at[i]);
+	umm_pin_unlock(ctl);
+	free(l.at);
+}
+
+const struct hmm_inside_ops orders_ops = {
+	.pins = inside_pins, .go = inside_go, .wait = inside_wait, .arm = orders_arm, .advise = inside_advise};
