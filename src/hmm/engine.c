@@ -492,6 +492,9 @@ static int child_park_all(struct hmm_mm *mm, struct hmm_mm *child, const struct 
 			    hmm_iset_meets(empty, addr, addr + UMM_PAGE))
 				continue;
 			addr = hmm_overtaken_where(mm, child, addr);
+			leaf = hmm_leaf_find(child, addr);
+			if (leaf && leaf->e[hmm_leaf_index(addr)])
+				continue; /* entered already, at each place where it may have it */
 			rc = umm_uffd_copy(child->space->uffd, addr, page, UMM_PAGE, &bytes);
 			if (rc == -EAGAIN)
 				rc = child_park(child, b, s, addr, page, e);

@@ -207,6 +207,8 @@ struct hmm_overtaken {
 	uint64_t start, end, to; /* to: where it was moved */
 	uint64_t at_ns;
 	uint32_t by; /* the child for which it was last undone */
+	bool unsure; /* for which it may have been: the records are at both places until it says what it has */
+	bool again;  /* then, if it has both: it is where it was moved, not where it was */
 };
 
 struct hmm_mm {
