@@ -600,6 +600,11 @@ static int lost_before_moves(struct hmm_mm *mm, int uffd, uint64_t addr, unsigne
 	return rc;
 }
 
+static int lost_kept(struct hmm_mm *mm, void *uffd, uint64_t addr, unsigned nr)
+{
+	return lost_before_moves(mm, *(int *)uffd, addr, nr);
+}
+
 int hmm_lost_to_child(struct hmm_mm *mm, int uffd)
 {
 	struct hmm_leaf *leaf;
@@ -613,7 +618,7 @@ int hmm_lost_to_child(struct hmm_mm *mm, int uffd)
 				return rc;
 		}
 	}
-	return hmm_overtaken_each(mm, uffd, lost_before_moves);
+	return hmm_overtaken_each(mm, &uffd, lost_kept);
 }
 
 /*

@@ -40,12 +40,16 @@
  * What the parent has mapped there again is left alone if it is registered: it may be
  * what the child has inherited.
  *
+ * In a linked engine the child has no records: it is given its pages, by the same
+ * rules, and poison for all that is kept, which is only that it was there.
+ *
  * All of it under the parent's event lock: held exclusively, or, to let go, shared
  * and with the lock of the mm.
  */
 #include <errno.h>
 #include <sched.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "hmm/internal.h"
 #include "umm/inside.h"
@@ -119,14 +123,15 @@ static void kept_free(struct hmm_mm *mm, struct hmm_kept *k)
 	}
 }
 
-int hmm_overtaken_each(struct hmm_mm *mm, int uffd, int (*fn)(struct hmm_mm *mm, int uffd, uint64_t addr, unsigned nr))
+int hmm_overtaken_each(struct hmm_mm *mm, void *arg,
+		       int (*fn)(struct hmm_mm *mm, void *arg, uint64_t addr, unsigned nr))
 {
 	int rc = 0;
 
 	for (struct hmm_kept *k = mm->kept; k && !rc; k = k->next)
 		for (unsigned i = 0; i < HMM_LEAF_PAGES && !rc; i++)
 			if (k->e[i])
-				rc = fn(mm, uffd, k->base + i * UMM_PAGE, k->nr);
+				rc = fn(mm, arg, k->base + i * UMM_PAGE, k->nr);
 	return rc;
 }
 
@@ -149,6 +154,9 @@ static hmm_entry_t keep_one(struct hmm_mm *mm, hmm_entry_t e)
 	hmm_handle_t handle;
 	void *copy;
 
+	/* A driver's device is not to hold pages for longer than they are mapped: only that there was one is kept. */
+	if (mm->h->opt.linked && !hmm_entry_here(e))
+		return hmm_entry(HMM_POISONED, 0, hmm_entry_state(e) == HMM_POISONED ? WAS_LOST : 0, 0);
 	switch (hmm_entry_state(e)) {
 	case HMM_DEVICE:
 		if (atomic_load(&mm->nkept) >= KEPT_MAX)
@@ -215,12 +223,26 @@ static void keep_leaf(struct hmm_mm *mm, const struct hmm_leaf *leaf, uint64_t a
 	__atomic_store_n(&mm->kept, k, __ATOMIC_RELAXED);
 }
 
+static void too_old(struct hmm_mm *mm)
+{
+	struct hmm_kept **from = &mm->kept, *old;
+	uint64_t now = umm_now_ns();
+
+	pthread_mutex_lock(&mm->lock);
+	while (*from && now - (*from)->at_ns <= HMM_LATE_NS)
+		from = &(*from)->next;
+	old = *from;
+	__atomic_store_n(from, NULL, __ATOMIC_RELAXED);
+	pthread_mutex_unlock(&mm->lock);
+	kept_free(mm, old);
+}
+
 void hmm_overtaken_unmapped(struct hmm_mm *mm, uint64_t start, uint64_t end)
 {
 	struct hmm_leaf *leaf;
 
 	if (mm->h->opt.linked)
-		return;
+		too_old(mm); /* nobody else does it for a program that migrates nothing any more */
 	kept_doubt(mm, start, end);
 	for (uint64_t at = start; (leaf = hmm_leaf_next(mm, at, end)); at = leaf->base + (1ull << HMM_LEAF_SHIFT)) {
 		uint64_t a = leaf->base > start ? leaf->base : start, z = leaf->base + (1ull << HMM_LEAF_SHIFT);
@@ -230,7 +252,7 @@ void hmm_overtaken_unmapped(struct hmm_mm *mm, uint64_t start, uint64_t end)
 		if (!leaf->held || !any_in(leaf, a, z, false))
 			continue;
 		/* If the inside has died half-way whoever is forked must, too: mm_forked(). */
-		if (any_in(leaf, a, z, true))
+		if (!mm->h->opt.linked && any_in(leaf, a, z, true))
 			hmm_out_sync(mm);
 		keep_leaf(mm, leaf, a, z);
 	}
@@ -238,8 +260,6 @@ void hmm_overtaken_unmapped(struct hmm_mm *mm, uint64_t start, uint64_t end)
 
 void hmm_overtaken_moved(struct hmm_mm *mm, const struct umm_change *c)
 {
-	if (mm->h->opt.linked)
-		return;
 	kept_doubt(mm, c->start, c->end);
 	if (anything_away(mm, c->start, c->end))
 		*nth(mm, mm->novertaken++) = (struct hmm_overtaken){
@@ -255,20 +275,6 @@ void hmm_overtaken_over(struct hmm_mm *mm)
 	__atomic_store_n(&mm->kept, NULL, __ATOMIC_RELAXED);
 	mm->novertaken = 0;
 	mm->blind_ns = 0;
-	pthread_mutex_unlock(&mm->lock);
-	kept_free(mm, old);
-}
-
-static void too_old(struct hmm_mm *mm)
-{
-	struct hmm_kept **from = &mm->kept, *old;
-	uint64_t now = umm_now_ns();
-
-	pthread_mutex_lock(&mm->lock);
-	while (*from && now - (*from)->at_ns <= HMM_LATE_NS)
-		from = &(*from)->next;
-	old = *from;
-	__atomic_store_n(from, NULL, __ATOMIC_RELAXED);
 	pthread_mutex_unlock(&mm->lock);
 	kept_free(mm, old);
 }
@@ -402,7 +408,7 @@ static hmm_entry_t entry_for_child(struct hmm_mm *mm, hmm_entry_t e)
 	return hmm_entry(HMM_POISONED, 0, 0, 0);
 }
 
-static void say_lost(struct hmm_mm *mm)
+void hmm_overtaken_lost(struct hmm_mm *mm)
 {
 	/* Once: mostly nobody will ever touch it, and who forks while it unmaps does so again. */
 	if (mm->overtaken_said)
@@ -435,7 +441,7 @@ static int give(struct hmm_mm *mm, struct hmm_mm *child, uint64_t addr, hmm_entr
 		hmm_entry_set(child, leaf, hmm_leaf_index(addr), mine);
 		if (hmm_entry_state(mine) == HMM_POISONED &&
 		    (hmm_entry_state(e) != HMM_POISONED || hmm_entry_payload(e) != WAS_LOST))
-			say_lost(mm);
+			hmm_overtaken_lost(mm);
 	}
 	pthread_mutex_unlock(&leaf->lock);
 	return rc;
@@ -709,4 +715,43 @@ int hmm_overtaken_mend(struct hmm_mm *mm, struct hmm_mm *child)
 			rc = give_kept(mm, child, addr, k->nr, k->e[i]);
 		}
 	return rc;
+}
+
+/* ------------------------------------------------------- of a linked engine */
+
+bool hmm_overtaken_again(struct hmm_mm *mm, uint64_t addr)
+{
+	unsigned char in;
+	bool is;
+
+	/*
+	 * By our records alone it would be until they have been told of that it was unmapped.  Without malloc: another
+	 * thread may be in fork(), see linked.c.
+	 */
+	if (mincore((void *)(uintptr_t)addr, UMM_PAGE, &in))
+		return false;
+	pthread_mutex_lock(&mm->lock);
+	is = hmm_iset_meets(&mm->registered, addr, addr + UMM_PAGE);
+	pthread_mutex_unlock(&mm->lock);
+	return is;
+}
+
+uint64_t hmm_overtaken_place(struct hmm_mm *mm, uint64_t addr, unsigned nr, bool (*had)(void *arg, uint64_t addr),
+			     void *arg)
+{
+	uint64_t now = umm_now_ns(), place = addr;
+
+	for (unsigned n = mm->novertaken, k = 0; n && k < HMM_OVERTAKEN; n--, k++) {
+		const struct hmm_overtaken *o = nth(mm, n - 1);
+		uint64_t from = addr - o->to + o->start;
+
+		if (now - o->at_ns > HMM_LATE_NS)
+			break;
+		if (n > nr || addr < o->to || addr - o->to >= o->end - o->start)
+			continue;
+		if (had(arg, from) && (!had(arg, addr) || !hmm_overtaken_again(mm, from)))
+			place = from;
+		addr = from;
+	}
+	return place;
 }
