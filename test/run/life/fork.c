@@ -1169,6 +1169,51 @@ static int litter(void)
 		pause();
 }
 
+/* ------------------------------------------------------------ while it is armed */
+
+#define ARMED_PAGES (40 * V_MIB / V_PAGE)
+#define CHILD_PAGES (24 * V_MIB / V_PAGE)
+
+/* What it has of its own moves, too. */
+static int armed_child(const char *held, size_t npages)
+{
+	char *p = v_map(CHILD_PAGES * V_PAGE);
+	int bad = 0;
+
+	if (unlink(held))
+		return 1;
+	v_fill_all(p, CHILD_PAGES, 2, 0, KIND);
+	/* Where its memory cannot be moved that is said, and none ever is. */
+	for (unsigned tries = 0; tries < 1000 && !v_absent(p, CHILD_PAGES); tries++)
+		usleep(10000);
+	for (size_t i = 0; i < npages; i++)
+		bad |= v_check(mem + i * V_PAGE, i, 1, 0, KIND);
+	return bad || v_check_all(p, CHILD_PAGES, 2, 0, KIND);
+}
+
+/* Who arms it waits half-way (held.c) until there is a child. */
+static int while_armed(void)
+{
+	const char *held = getenv("HMM_TEST_HELD");
+	pid_t pid = 0;
+
+	if (!held)
+		return 2;
+	mem = v_map(ARMED_PAGES * V_PAGE);
+	for (size_t i = 0; i < ARMED_PAGES || !pid; i += i < ARMED_PAGES) {
+		if (i < ARMED_PAGES)
+			v_fill(mem + i * V_PAGE, i, 1, 0, KIND);
+		else
+			usleep(1000);
+		if (!pid && (i == ARMED_PAGES || i % 16 == 0) && !access(held, F_OK)) {
+			pid = fork();
+			if (!pid)
+				_exit(armed_child(held, i < ARMED_PAGES ? i + 1 : ARMED_PAGES));
+		}
+	}
+	return v_check_all(mem, ARMED_PAGES, 1, 0, KIND) || reap_one(pid, "forked while it was armed");
+}
+
 int main(int argc, char **argv)
 {
 	static const struct {
@@ -1212,6 +1257,8 @@ int main(int argc, char **argv)
 		return small();
 	if (!strcmp(argv[1], "slow"))
 		return slow_fork();
+	if (!strcmp(argv[1], "while-armed"))
+		return while_armed();
 	if (!strcmp(argv[1], "litter"))
 		return litter();
 	for (unsigned i = 0; i < sizeof(tests) / sizeof(tests[0]); i++) {

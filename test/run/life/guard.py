@@ -39,6 +39,20 @@ def status_of(pid):
         return dict(line.rstrip("\n").split(":\t", 1) for line in f if ":\t" in line)
 
 
+def faults(pid):
+    """Does it wait for who serves it?"""
+    try:
+        with open(f"/proc/{pid}/wchan") as f:
+            return "userfault" in f.read()
+    except OSError:
+        return False
+
+
+def spaces(h, r):
+    a = subprocess.run([h.exe, "stat", str(r.pid), "--json"], capture_output=True, text=True, check=False)
+    return json.loads(a.stdout)["spaces"] if not a.returncode else None
+
+
 def confined(h):
     """The agent keeps none of the rights that its program might give up."""
     r = h.start(["sleep", "30"])
@@ -147,6 +161,43 @@ def static_image(h):
     r.child.stdin.close()
     r.wait()
     r.expect()
+
+
+def became_another(h):
+    """An agent that ends when its program has become another one, of which nobody knows yet, has nobody killed."""
+    for _ in range(20):
+        r = h.start([built(h, "life-exec"), "become-when-told", built(h, "life-exec-static"), "waits"],
+                    stdin=subprocess.PIPE)
+        r.until(lambda: "told" in r.out(), "it does not get so far")
+        program, agent, supervisor = r.program(), r.agents()[0], r.supervisor()
+        os.kill(supervisor, signal.SIGSTOP)
+        r.until(lambda: state(supervisor) == "T", "the supervisor does not stop")
+        r.child.stdin.write(b"x")
+        r.child.stdin.flush()
+        # What it runs may be away, and then it needs who is stopped.
+        r.until(lambda: comm(program) == "life-exec-stati" or faults(program), "it becomes no other")
+        became = not faults(program)
+        if became:
+            os.kill(agent, signal.SIGKILL)
+            r.until(lambda: state(agent) in ("", "Z"), "the agent does not end")
+        os.kill(supervisor, signal.SIGCONT)
+        if became:
+            r.until(lambda: spaces(h, r) == [] or state(program) in ("", "Z"), "the space of what it was stays")
+        r.child.stdin.close()
+        r.wait()
+        r.expect(no_stderr="killed")
+        if became:
+            return
+    raise Failed("it never became another one without the supervisor")
+
+
+def forked_while_armed(h):
+    """Who was forked when its parent's space had been armed by half is found, and its memory moves."""
+    with tempfile.TemporaryDirectory() as d:
+        os.chmod(d, 0o777)
+        r = h.run([built(h, "life-fork"), "while-armed"], ram="32M",
+                  env=dict(os.environ, LD_PRELOAD=built(h, "libheld.so"), HMM_TEST_HELD=os.path.join(d, "held")))
+    r.expect(no_stderr="cannot be moved")
 
 
 def small_stack(h):
@@ -408,5 +459,5 @@ def limits_lifted(h):
 
 
 main_of(control_sealed, other_users_supervisor, strangers, wrong_words, set_user_id, confined, keeps_off, interrupted,
-        exec_quiet, no_zombies, end_of_file, kcmp_denied, old_kernel, static_image, small_stack, small_files, limits_lifted,
-        no_descriptors, no_descriptors_left, spare_descriptor)
+        exec_quiet, no_zombies, end_of_file, kcmp_denied, old_kernel, static_image, became_another, forked_while_armed,
+        small_stack, small_files, limits_lifted, no_descriptors, no_descriptors_left, spare_descriptor)
