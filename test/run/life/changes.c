@@ -416,6 +416,21 @@ static int seccomp_tsync(void)
 	return pthread_join(t, &ret) || ret;
 }
 
+/*
+ * A filter that a child's agent has from its start, and that lets it say hello: what it needs
+ * only then is refused.  The child has no agent, and all of its memory.
+ */
+static int seccomp_later(void)
+{
+	struct sock_filter rights[] = {LOAD_NR, DENY(capset), ALLOW};
+	struct sock_filter look[] = {LOAD_NR, DENY(mincore), DENY(kcmp), ALLOW};
+	struct sock_filter own[] = {LOAD_NR, DENY(seccomp), ALLOW};
+
+	return filter(rights, sizeof(rights) / sizeof(rights[0])) || after() ||
+	       filter(look, sizeof(look) / sizeof(look[0])) || with_child(2) ||
+	       filter(own, sizeof(own) / sizeof(own[0])) || with_child(2);
+}
+
 static int unshare_all(void)
 {
 	/* Refused by the kernel while the process has a second thread: there is none of ours in it. */
@@ -568,6 +583,7 @@ int main(int argc, char **argv)
 		{"drop-user", drop_user},
 		{"undumpable", undumpable},
 		{"seccomp", seccomp_tsync},
+		{"seccomp-later", seccomp_later},
 		{"unshare", unshare_all},
 		{"chroot", new_root},
 		{"limits", limits},

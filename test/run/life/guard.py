@@ -385,6 +385,14 @@ def small_files(h):
     r.expect(rc=125, min_out=0, stderr="ulimit -f")
 
 
+def children_elsewhere(h):
+    """Who has a pid namespace made for its children can have some: the first task in there is not ours."""
+    if os.geteuid():
+        skip("only root makes pid namespaces here")
+    r = h.run(["unshare", "-p", "sh", "-c", "/bin/true && echo fine; :"])
+    r.expect(min_out=0, stdout="^fine$")
+
+
 def no_descriptors(h):
     """When a program ends, and the supervisor cannot open /proc, who lives on in its memory has all of it."""
     r = h.start([built(h, "life-fork"), "clone-vm-outlives"], stats=False, stdin=subprocess.PIPE)
@@ -460,4 +468,5 @@ def limits_lifted(h):
 
 main_of(control_sealed, other_users_supervisor, strangers, wrong_words, set_user_id, confined, keeps_off, interrupted,
         exec_quiet, no_zombies, end_of_file, kcmp_denied, old_kernel, static_image, became_another, forked_while_armed,
-        small_stack, small_files, limits_lifted, no_descriptors, no_descriptors_left, spare_descriptor)
+        small_stack, small_files, limits_lifted, children_elsewhere, no_descriptors,
+        no_descriptors_left, spare_descriptor)
