@@ -230,7 +230,8 @@ def redis_rdb(path):
 
 def redis_line(d):
     return [os.path.join(d, "redis-server"), "--port", "0", "--unixsocket", os.path.join(d, "socket"), "--dir", d,
-            "--save", "", "--rdbcompression", "no", "--enable-debug-command", "yes", "--daemonize", "no", "--loglevel", "warning"]
+            "--save", "", "--rdbcompression", "no", "--enable-debug-command", "yes", "--daemonize", "no",
+            "--loglevel", "warning"]
 
 
 def redis_connect(path, alive):
