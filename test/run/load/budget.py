@@ -18,9 +18,8 @@ from hmmtest import Failed, main_of, skip  # noqa: E402
 
 CGROUP, CGROUP2 = "/sys/fs/cgroup/memory", "/sys/fs/cgroup"
 MIB = 1 << 20
-SAMPLE_S = 0.01
+SAMPLE_S = 0.005
 LONG = os.environ.get("HMM_TEST_LONG")
-QUARTERS = 32 if LONG else 1  # how much of it is gone through when all have what they want
 
 
 class Group:
@@ -55,7 +54,8 @@ class Group:
         os.rmdir(self.path)
 
 
-def watch(h, mode, nproc, mib, budget):
+def watch(h, mode, nproc, mib, budget, quarters=4):
+    """@quarters of it are gone through when all have what they want."""
     g = Group()
     worst, samples = {}, {}
     stop = threading.Event()
@@ -74,8 +74,8 @@ def watch(h, mode, nproc, mib, budget):
 
         t = threading.Thread(target=look)
         try:
-            r = h.start([os.path.join(h.build, "test/run/load/tree"), mode, str(nproc), str(mib), str(QUARTERS), f.name],
-                        ram=f"{budget}M", preexec_fn=g.enter)
+            r = h.start([os.path.join(h.build, "test/run/load/tree"), mode, str(nproc), str(mib),
+                         str(quarters * 8 if LONG else quarters), f.name], ram=f"{budget}M", preexec_fn=g.enter)
             t.start()
             r.wait()
         finally:
@@ -116,7 +116,7 @@ def many(h):
 
 
 def forked(h):
-    watch(h, "fork", 4, 256, 128)
+    watch(h, "fork", 4, 256, 128, quarters=4 if LONG else 2)
 
 
 WAKE = (512, 192) if LONG else (256, 64)
