@@ -1146,7 +1146,7 @@ static void who_walks_beside_kernels(void **state)
 	struct hmm_cl_kernel *inc = kernel(w, "inc"), *add = kernel(w, "add");
 	size_t bytes = (size_t)HUGE_MIB << 20, n = bytes / 4;
 	uint32_t *a = huge_memory(w), *out = pages(512), by = 1, none = 0;
-	const unsigned rounds = getenv("HMM_TEST_LONG") ? 400 : 25;
+	const unsigned rounds = getenv("HMM_TEST_LONG") ? 400 : 12;
 	struct beside s = {.a = a, .n = n, .rounds = rounds};
 	pthread_t t[2];
 
