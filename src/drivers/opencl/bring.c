@@ -383,6 +383,27 @@ static int stamps_for(struct hmm_cl *cl, uint64_t n)
 	return cl->stamp ? 0 : -ENOMEM;
 }
 
+/*
+ * Slots [a, b) are about to get what their pages had at stamp @now.  Said first: who
+ * tells us meanwhile that they are good no more has the last word.  Who has told us
+ * already, and whose pages are still where they were, is waited for.
+ */
+static void mark_copies(struct hmm_cl *cl, struct region *r, uint64_t a, uint64_t b, uint64_t now)
+{
+	sigset_t old;
+	bool told;
+
+	do {
+		uint64_t seq = umm_read_begin(&cl->notifier);
+
+		cl_lock(cl, &old);
+		told = umm_read_retry(&cl->notifier, seq);
+		for (uint64_t k = a; k < b && !told; k++)
+			r->slot[k].copy = now;
+		cl_unlock(cl, &old);
+	} while (told);
+}
+
 /* Slots [i, z) of one block, with the stamps of their pages. */
 static int refresh_block(struct hmm_cl *cl, struct region *r, uint64_t i, uint64_t z, const uint64_t *stamp,
 			 uint64_t now)
@@ -395,11 +416,7 @@ static int refresh_block(struct hmm_cl *cl, struct region *r, uint64_t i, uint64
 		int rc;
 
 		wait_for_slots(cl, r, a, b - a);
-		/* First: who tells us meanwhile that they are good no more has the last word. */
-		cl_lock(cl, &old);
-		for (uint64_t k = a; k < b; k++)
-			r->slot[k].copy = now;
-		cl_unlock(cl, &old);
+		mark_copies(cl, r, a, b, now);
 		rc = copy_slots(cl, r, a, b);
 		if (!rc)
 			continue;

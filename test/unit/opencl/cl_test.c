@@ -1312,6 +1312,114 @@ static void a_page_that_is_just_home_is_looked_at(void **state)
 	pages_free(out, 64);
 }
 
+/* Who takes pages to another device stops when all have been told, and the pages are still at home. */
+static struct {
+	_Atomic bool wanted, stopped, goes_on;
+	struct hmm_cl *to;
+	struct hmm_cl_kernel *k;
+	uint32_t *a;
+	pthread_t thread;
+} mover;
+
+static bool stops_mover(struct umm_notifier *n, const struct umm_change *why, uint64_t seq)
+{
+	umm_notifier_set_seq(n, seq);
+	if (why->event != UMM_EVENT_MIGRATE || !mover.wanted)
+		return true;
+	mover.wanted = false;
+	mover.stopped = true;
+	while (!mover.goes_on)
+		usleep(100);
+	return true;
+}
+
+static void *moves(void *arg)
+{
+	if (launch(mover.k, N, NULL))
+		abort();
+	return NULL;
+}
+
+static void starts_to_move(struct world *w, uint32_t *x)
+{
+	mover.goes_on = false;
+	mover.wanted = true;
+	assert_int_equal(pthread_create(&mover.thread, NULL, moves, NULL), 0);
+	while (!mover.stopped)
+		usleep(100);
+}
+
+/* The pages go, are written to by the other device, and come home. */
+static void ends_moving(void)
+{
+	mover.stopped = false;
+	mover.goes_on = true;
+	pthread_join(mover.thread, NULL);
+	assert_int_equal(hmm_cl_wait(mover.to), 0);
+	for (unsigned i = 0; i < N; i++)
+		assert_int_equal(mover.a[i], i + 1);
+}
+
+uint64_t __real_umm_read_begin(struct umm_notifier *n);
+uint64_t __wrap_umm_read_begin(struct umm_notifier *n);
+uint64_t __wrap_umm_read_begin(struct umm_notifier *n)
+{
+	/* Somebody else, who would wait for the mover here. */
+	if (mover.stopped && !mover.goes_on)
+		ends_moving();
+	return __real_umm_read_begin(n);
+}
+
+/* It was at home when it was copied, and another device was about to have it and to write to it. */
+static void a_copy_of_what_is_about_to_move_is_not_kept(void **state)
+{
+	static const struct umm_notifier_ops ops = {.invalidate = stops_mover};
+	struct world *w = *state;
+	struct hmm_cl_params p = {.device = hmm_cl_device(w->cl), .memory = 16 << 20};
+	struct hmm_cl_kernel *add = kernel(w, "add");
+	uint32_t by = 1;
+	cl_program program;
+
+	assert_int_equal(hmm_cl_open(w->space, w->mm, &p, &mover.to), 0);
+	assert_int_equal(hmm_cl_build(mover.to, world_source, NULL, NULL, 0, &program), 0);
+	assert_int_equal(hmm_cl_kernel_open(mover.to, program, "inc", &mover.k), 0);
+	assert_int_equal(hmm_cl_value(mover.k, 1, &by, sizeof(by)), 0);
+	assert_int_equal(hmm_cl_value(add, 2, &by, sizeof(by)), 0);
+	for (unsigned launches = 0; launches < 2; launches++) {
+		static struct umm_notifier last;
+		uint32_t *a = mover.a = pages(64), *b = pages(64);
+
+		for (unsigned i = 0; i < N; i++)
+			a[i] = i;
+		assert_int_equal(hmm_cl_arg(mover.k, 0, a, N * 4, HMM_CL_READ_WRITE), 0);
+		assert_int_equal(hmm_cl_arg(add, 0, a, N * 4, HMM_CL_READ), 0);
+		assert_int_equal(hmm_cl_arg(add, 1, b, N * 4, HMM_CL_WRITE), 0);
+		/* Told after the devices, which are told of all addresses. */
+		assert_int_equal(umm_notifier_insert(&last, w->space, (uintptr_t)a, 64 * PAGE, &ops), 0);
+		meanwhile.what = starts_to_move;
+		meanwhile.at = a;
+		if (launches)
+			assert_int_equal(launch(add, N, NULL), 0);
+		else
+			assert_int_equal(hmm_cl_prefetch(w->cl, a, N * 4, HMM_CL_READ), 0);
+		assert_null(meanwhile.at);
+		if (mover.stopped)
+			ends_moving();
+		for (unsigned i = 0; launches && i < N; i++)
+			assert_int_equal(b[i], i + 2 * by);
+		assert_int_equal(launch(add, N, NULL), 0);
+		for (unsigned i = 0; i < N; i++)
+			assert_int_equal(b[i], i + 2 * by);
+		umm_notifier_remove(&last);
+		pages_free(a, 64);
+		pages_free(b, 64);
+	}
+	hmm_cl_kernel_close(mover.k);
+	clReleaseProgram(program);
+	assert_int_equal(hmm_cl_close(mover.to), 0);
+	hmm_cl_kernel_close(add);
+}
+
 static void bad_arguments(void **state)
 {
 	struct world *w = *state;
@@ -1383,6 +1491,7 @@ int main(int argc, char **argv)
 		T(a_page_that_is_just_home_is_looked_at),
 		T(an_older_copy_is_not_used),
 		T(an_older_copy_than_another_devices_is_not_used),
+		T(a_copy_of_what_is_about_to_move_is_not_kept),
 		T(bad_arguments),
 	};
 
