@@ -36,7 +36,7 @@ def sized(usual, long):
     return long if LONG else usual
 
 
-RAM = sized("64M", "64M")  # what life-fork and life-changes do not fit
+RAM = sized("24M", "64M")  # what life-fork and life-changes do not fit
 SPIN, SPIN_RAM = sized(("40", "20M"), ("96", "48M"))  # how many MiB life-spin turns over, on how many
 
 
