@@ -570,7 +570,7 @@ static bool is_there(const struct launch *l)
 		for (uint64_t k = u->first; k < u->first + u->npages; k++) {
 			const struct slot *s = &u->region->slot[k];
 
-			if (s->flags & SLOT_LENT)
+			if (s->flags & SLOT_LENT || (s->refs && s->flags & SLOT_GONE))
 				return false;
 			if (s->refs ? u->write && s->copied : !(s->flags & SLOT_PIECE) && (u->write || !s->copy))
 				return false;

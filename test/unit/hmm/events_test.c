@@ -1322,6 +1322,20 @@ static void overtaken_run(struct overtaken *o)
 	assert_null(status);
 }
 
+void __real_umm_free(struct umm_space *space, void *p, size_t len);
+void __wrap_umm_free(struct umm_space *space, void *p, size_t len);
+static _Atomic unsigned freed, readable; /* pages, of which a word of the program's could still be read */
+
+void __wrap_umm_free(struct umm_space *space, void *p, size_t len)
+{
+	if (p && len == UMM_PAGE) {
+		atomic_fetch_add(&freed, 1);
+		for (unsigned i = 0; i < N; i++)
+			atomic_fetch_add(&readable, page_is(p, 1, i));
+	}
+	__real_umm_free(space, p, len);
+}
+
 static void a_fork_that_munmap_has_overtaken(void **state)
 {
 	struct overtaken *o = overtaken_new(AWAY);
@@ -1334,8 +1348,12 @@ static void a_fork_that_munmap_has_overtaken_while_parked(void **state)
 {
 	struct overtaken *o = overtaken_new(PARKED);
 
+	freed = readable = 0;
 	o->unmapped = true;
 	overtaken_run(o);
+	/* What was kept of it is let go of, and is nowhere any more. */
+	assert_true(atomic_load(&freed) >= N - N / 4);
+	assert_int_equal(atomic_load(&readable), 0);
 }
 
 static void a_fork_that_mremap_has_overtaken(void **state)
