@@ -52,7 +52,7 @@ static bool is_here(const struct region *r, const struct slot *s)
 {
 	if (!s->refs || s->flags & SLOT_LENT)
 		return false;
-	return s->flags & SLOT_GONE ? r->stray : !s->copied;
+	return r->stray || !(s->flags & SLOT_GONE || s->copied);
 }
 
 /*
