@@ -26,6 +26,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -108,6 +109,24 @@ static int check_kernel(char *why, size_t len)
 }
 
 /* ------------------------------------------------------------------- children */
+
+/* Timers outlast an exec, and are the program's, but no fork. */
+static const int timers[] = {ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF};
+
+#define TIMERS (sizeof(timers) / sizeof(timers[0]))
+
+static void timers_take(struct itimerval left[TIMERS])
+{
+	for (unsigned i = 0; i < TIMERS; i++)
+		if (setitimer(timers[i], &(struct itimerval){0}, &left[i]))
+			left[i] = (struct itimerval){0};
+}
+
+static void timers_give(const struct itimerval left[TIMERS])
+{
+	for (unsigned i = 0; i < TIMERS; i++)
+		setitimer(timers[i], &left[i], NULL);
+}
 
 /* The library that is loaded into the program: beside this command, or where it was installed. */
 static int find_preload(char *path, size_t len)
@@ -251,12 +270,25 @@ static bool stopped_anew(pid_t program)
 	return !waitid(P_PID, (id_t)program, &si, WSTOPPED | WNOHANG | WNOWAIT) && si.si_pid == program;
 }
 
+/*
+ * Of what the kernel sends us: a terminal's go to the whole group, so the program has them already, but that the
+ * terminal hangs up is told to the leader of its session alone.  Of a limit of CPU time each has its own.
+ */
+static bool not_for_program(int sig)
+{
+	static const int twice[] = {SIGINT, SIGQUIT, SIGTSTP, SIGTTIN, SIGTTOU, SIGWINCH, SIGXCPU};
+
+	for (unsigned i = 0; i < sizeof(twice) / sizeof(twice[0]); i++)
+		if (sig == twice[i])
+			return true;
+	return sig == SIGHUP && getsid(0) != getpid();
+}
+
 static void pass_on(pid_t program, const siginfo_t *si)
 {
 	int sig = si->si_signo;
 
-	/* What the terminal sends goes to the whole group: the program has it already. */
-	if (sig == SIGCHLD || sig == SIGCONT || si->si_code == SI_KERNEL)
+	if (sig == SIGCHLD || sig == SIGCONT || (si->si_code == SI_KERNEL && not_for_program(sig)))
 		return;
 	if (si->si_code == SI_QUEUE)
 		sigqueue(program, sig, si->si_value);
@@ -341,6 +373,7 @@ int hmm_run_main(int argc, char **argv)
 	char preload[400], path[4096], stats[8192], why[256];
 	const char *ram = "50%";
 	sigset_t watched, mask;
+	struct itimerval theirs[TIMERS];
 	pid_t supervisor = 0, program;
 	int c, rc, sup_fd = -1, status, started[2];
 
@@ -420,11 +453,13 @@ int hmm_run_main(int argc, char **argv)
 		return EXIT_OURS;
 	if (pipe2(started, O_CLOEXEC))
 		return fail(EXIT_OURS, "pipe", strerror(errno));
+	timers_take(theirs);
 	program = fork();
 	if (program < 0)
 		return fail(EXIT_OURS, "fork", strerror(errno));
 	if (!program) {
 		close(sup_fd);
+		timers_give(theirs);
 		exec_program(argv, path, &ready, preload, &mask, chld, started[1]);
 	}
 	close(started[1]);

@@ -5,6 +5,7 @@
 front.py BUILD [NAME...]
 """
 import ctypes
+import fcntl
 import json
 import os
 import pty
@@ -58,6 +59,51 @@ def signals(h):
         os.kill(r.pid, num)
         r.wait()
         check(r.rc == 5 and r.out().count("got") == 1, f"{s}: status {r.rc}, {r.out()!r}: {r.err()}")
+
+
+def hangup(h):
+    """The terminal of which hmm run is the session's leader is closed: the program is told, as the leader it would be."""
+    with tempfile.TemporaryDirectory(prefix="hmmtest-") as d:
+        told = os.path.join(d, "told")
+        pid, fd = pty.fork()
+        if not pid:
+            os.execv(h.exe, [h.exe, "run", "--", "sh", "-c",
+                             f"trap 'echo hup >{told}; exit 5' HUP; echo ready; while :; do sleep 0.02; done"])
+        text = b""
+        while b"ready" not in text:
+            text += os.read(fd, 4096)
+        os.close(fd)
+        end = time.monotonic() + 60
+        while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+            if time.monotonic() > end:
+                raise Failed("it goes on without a terminal")
+            time.sleep(0.01)
+        check(os.waitstatus_to_exitcode(ended[1]) == 5 and os.path.exists(told), f"{ended}")
+
+
+TIMERS = ("ITIMER_REAL", "ITIMER_VIRTUAL", "ITIMER_PROF")
+
+
+def from_before(h):
+    """What an exec leaves to a program is the program's: timers, and signals for what it has open."""
+    def timers():
+        for n, t in enumerate(TIMERS):
+            signal.setitimer(getattr(signal, t), 3600, n + 7)
+
+    r = h.run([sys.executable, "-c", f"import signal\nfor t in {TIMERS}: print(*signal.getitimer(getattr(signal, t)))"],
+              preexec_fn=timers)
+    left = [[float(x) for x in line.split()] for line in r.out().splitlines()]
+    check([t[1] for t in left] == [7, 8, 9] and all(0 < t[0] <= 3600 for t in left), f"{left}: {r.err()}")
+    r, w = os.pipe()
+    run = h.start(["bash", "-c", "trap 'echo got; exit 5' IO; echo ready; while :; do sleep 0.02; done"], stdin=r,
+                  preexec_fn=lambda: (fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid()),
+                                      fcntl.fcntl(0, fcntl.F_SETFL, os.O_ASYNC)))
+    os.close(r)
+    run.until(lambda: "ready" in run.out(), "not ready")
+    os.write(w, b"x")
+    run.wait(60)
+    os.close(w)
+    check(run.rc == 5 and run.out().count("got") == 1, f"status {run.rc}, {run.out()!r}: {run.err()}")
 
 
 def streams(h):
@@ -690,6 +736,6 @@ def user_forks(h):
 
 
 if __name__ == "__main__":
-    main_of(status, signals, streams, environment, job_control, daemon, left_at_once, stat_running, restore_litter, keeper_ends, stat_many,
+    main_of(status, signals, hangup, from_before, streams, environment, job_control, daemon, left_at_once, stat_running, restore_litter, keeper_ends, stat_many,
             elsewhere, figures, slow_figures, restore_lost, nested, shell_script, sigchld_ignored, two_preloads, long_preload, bad_input, user_refused, user_served, user_lent,
             user_forks, user_secrets)
