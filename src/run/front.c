@@ -214,6 +214,18 @@ static int exec_by_shell(char **argv, const char *path)
 	return errno;
 }
 
+/*
+ * Who started us may have closed them: what is opened next would be one of them, and what is said to it go wrong.  The
+ * program finds them closed: this goes with the exec.
+ */
+static int fill_streams(void)
+{
+	for (int fd = 0; fd <= 2; fd++)
+		if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR | O_CLOEXEC) != fd)
+			return -errno;
+	return 0;
+}
+
 static void exec_program(char **argv, const char *path, const struct run_ready *ready, const char *preload,
 			 const sigset_t *mask, sighandler_t chld, int failed_fd)
 {
@@ -415,6 +427,9 @@ int hmm_run_main(int argc, char **argv)
 	if (rc)
 		return fail(EXIT_OURS, ram,
 			    "not a size; --ram takes bytes, K, M, G or T, or a share of the machine's RAM as N%");
+	rc = fill_streams();
+	if (rc)
+		return fail(EXIT_OURS, "/dev/null", strerror(-rc));
 	rc = run_image_find(argv[0], path, sizeof(path));
 	if (rc)
 		return fail(rc == -ENOENT ? EXIT_NOT_FOUND : EXIT_CANNOT, argv[0], strerror(-rc));

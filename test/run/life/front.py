@@ -114,6 +114,16 @@ def streams(h):
     os.close(w)
     run.wait()
     check(run.out() == "through\n" * 1000 and run.err() == "to-err\n", f"{run.out()[:80]!r} {run.err()!r}")
+    # What is closed stays closed, and in nobody's way.
+    for closed in ([0], [1], [2], [0, 1, 2]):
+        def shut(closed=closed):
+            for fd in closed:
+                os.close(fd)
+
+        find = "".join(f"test ! -e /proc/self/fd/{fd} && " for fd in closed)
+        spin = f"{built(h, 'life-spin')} 96 0 1 && " if len(closed) > 1 else ""
+        r = h.run(["sh", "-c", f"{find}{spin}exit 5"], ram="48M", preexec_fn=shut)
+        r.expect(rc=5, min_out=bool(spin))
 
 
 def environment(h):
