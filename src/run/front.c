@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <limits.h>
 #include <linux/kcmp.h>
 #include <poll.h>
 #include <signal.h>
@@ -185,16 +186,28 @@ static int start_supervisor(const struct run_options *opt, int *fd, pid_t *pid, 
 	return -1;
 }
 
-/* As seen from anywhere: the supervisor leaves the caller's directory. */
-static int absolute(const char *path, char *buf, size_t len)
+/*
+ * Where the figures go; opened now, not when all is over.  A file of its own is opened again then, by its true name:
+ * the supervisor leaves the caller's directory, and nothing is held.  The rest is held: a pipe, what has no name but
+ * one that is something else there (/dev/stdout, /dev/fd/N), and what the program writes to, which must not be emptied.
+ */
+static int open_stats(struct run_options *opt, char name[PATH_MAX])
 {
-	char cwd[4096];
-	int n;
+	struct stat st, is;
 
-	if (*path != '/' && !getcwd(cwd, sizeof(cwd)))
+	opt->stats_fd = open(opt->stats_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+	if (opt->stats_fd < 0 || fstat(opt->stats_fd, &st))
 		return -errno;
-	n = *path == '/' ? snprintf(buf, len, "%s", path) : snprintf(buf, len, "%s/%s", cwd, path);
-	return (size_t)n < len ? 0 : -ENAMETOOLONG;
+	for (int fd = 0; fd <= 2; fd++)
+		if (!fstat(fd, &is) && is.st_dev == st.st_dev && is.st_ino == st.st_ino)
+			return 0;
+	if (!S_ISREG(st.st_mode) || !realpath(opt->stats_path, name) || stat(name, &is) || is.st_dev != st.st_dev ||
+	    is.st_ino != st.st_ino)
+		return 0;
+	close(opt->stats_fd);
+	opt->stats_fd = -1;
+	opt->stats_path = name;
+	return 0;
 }
 
 /* A script that does not say by what: the shell's, as execvp() has it.  Returns errno. */
@@ -352,21 +365,29 @@ static int stand_in(pid_t program, pid_t supervisor, int sup_fd, const sigset_t 
 	}
 }
 
-/* What the program closes must be closed: we keep its standard error, to speak, and nothing else of the caller's. */
-static void give_up_streams(int sup_fd, int started_fd)
+void run_keep_fds(int a, int b)
 {
-	int null = open("/dev/null", O_RDWR | O_CLOEXEC), low = sup_fd < started_fd ? sup_fd : started_fd;
-	int high = sup_fd < started_fd ? started_fd : sup_fd;
+	int low = a < b ? a : b, high = a < b ? b : a;
 
-	if (null < 0)
-		return;
-	dup2(null, 0);
-	dup2(null, 1);
+	if (low < 0)
+		low = high;
 	if (low > 3)
 		close_range(3, (unsigned)low - 1, 0);
 	if (high > low + 1)
 		close_range((unsigned)low + 1, (unsigned)high - 1, 0);
 	close_range((unsigned)high + 1, ~0u, 0);
+}
+
+/* What the program closes must be closed: we keep its standard error, to speak, and nothing else of the caller's. */
+static void give_up_streams(int sup_fd, int started_fd)
+{
+	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+
+	if (null < 0)
+		return;
+	dup2(null, 0);
+	dup2(null, 1);
+	run_keep_fds(sup_fd, started_fd);
 }
 
 int hmm_run_main(int argc, char **argv)
@@ -380,9 +401,9 @@ int hmm_run_main(int argc, char **argv)
 		{"help", no_argument, NULL, 'h'},
 		{0},
 	};
-	struct run_options opt = {.chain = "lz4,file:/var/tmp"};
+	struct run_options opt = {.chain = "lz4,file:/var/tmp", .stats_fd = -1};
 	struct run_ready ready;
-	char preload[400], path[4096], stats[8192], why[256];
+	char preload[400], path[4096], stats[PATH_MAX], why[256];
 	const char *ram = "50%";
 	sigset_t watched, mask;
 	struct itimerval theirs[TIMERS];
@@ -444,16 +465,9 @@ int hmm_run_main(int argc, char **argv)
 			    rc == -EINVAL ? "its path must not hold spaces or colons, and be shorter than 400 bytes"
 					  : "not found beside this command, nor where it was installed");
 	if (opt.stats_path) {
-		/* Now, not when all is over. */
-		FILE *f = fopen(opt.stats_path, "a");
-
-		if (!f)
-			return fail(EXIT_OURS, opt.stats_path, strerror(errno));
-		fclose(f);
-		rc = absolute(opt.stats_path, stats, sizeof(stats));
+		rc = open_stats(&opt, stats);
 		if (rc)
 			return fail(EXIT_OURS, opt.stats_path, strerror(-rc));
-		opt.stats_path = stats;
 	}
 	sigfillset(&watched);
 	sigdelset(&watched, SIGKILL);

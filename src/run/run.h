@@ -13,6 +13,7 @@ struct run_options {
 	uint64_t budget; /* bytes */
 	const char *chain;
 	const char *stats_path; /* NULL: none */
+	int stats_fd;           /* what it is; -1: to be opened by its name */
 	bool verbose;
 	bool lend; /* userfaultfds to programs whose user may make none */
 };
@@ -30,6 +31,9 @@ struct run_ready {
 	char name[WIRE_NAME_MAX];
 	char token[WIRE_TOKEN + 1];
 };
+
+/** run_keep_fds() - close all but the standard streams, @a and @b, which are none of those.  @b: -1 is none */
+void run_keep_fds(int a, int b);
 
 /**
  * supervisor_main() - the engine's process; does not return.

@@ -163,7 +163,7 @@ static void write_stats(struct supervisor *s)
 		if (m) {
 			stats_json(s->h, m);
 			if (!fclose(m))
-				f = fopen(s->opt.stats_path, "w");
+				f = s->opt.stats_fd < 0 ? fopen(s->opt.stats_path, "w") : fdopen(s->opt.stats_fd, "a");
 		}
 		if (f)
 			fwrite(text, 1, len, f); /* fclose() tells */
@@ -533,11 +533,8 @@ void supervisor_main(const struct run_options *opt, int front_fd, pid_t front)
 	/* What programs keep from others of their user, by not being dumpable, is in here, too; nor may a core have it.
 	 */
 	prctl(PR_SET_DUMPABLE, 0);
-	/* Nothing of the caller's may be held open by us: somebody may wait for its end. */
-	if (dup2(front_fd, 3) == 3) {
-		front_fd = 3;
-		syscall(SYS_close_range, 4, ~0u, 0);
-	}
+	/* Nothing of the caller's may be held open by us, unless figures go there: somebody may wait for its end. */
+	run_keep_fds(front_fd, opt->stats_fd);
 	lift_limits();
 	/* The program's standard input and output are the program's. */
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC);

@@ -427,6 +427,21 @@ def slow_figures(h):
         r.wait()
 
 
+def open_figures(h):
+    """Figures go to what is open already: a pipe, the program's own output, a file that has only a number."""
+    run = f"{h.exe} run --stats"
+    with tempfile.TemporaryDirectory(prefix="hmmtest-") as d:
+        named, both = os.path.join(d, "named"), os.path.join(d, "both")
+        for cmd in (f"{run} /dev/stdout -- echo of-its-own | cat", f"{run} >(cat) -- echo of-its-own | cat",
+                    f"{run} /dev/stdout -- echo of-its-own >{both}; cat {both}",
+                    f"{run} /dev/fd/7 -- echo of-its-own 7>{named}; cat {named}",
+                    f"exec 7>{named} 8<{named}; rm {named}; {run} /dev/fd/7 -- echo of-its-own; cat <&8"):
+            p = subprocess.run(["bash", "-c", cmd], capture_output=True, text=True, check=False, timeout=120)
+            said = p.stdout.replace("of-its-own\n", "", 1)
+            check(not p.returncode and not p.stderr and said != p.stdout, f"{cmd}: {p}")
+            check(said and STATS <= set(json.loads(said)), f"{cmd}: {p}")
+
+
 def _wchan(task):
     try:
         with open(f"{task}/wchan", encoding="utf-8") as f:
@@ -747,5 +762,5 @@ def user_forks(h):
 
 if __name__ == "__main__":
     main_of(status, signals, hangup, from_before, streams, environment, job_control, daemon, left_at_once, stat_running, restore_litter, keeper_ends, stat_many,
-            elsewhere, figures, slow_figures, restore_lost, nested, shell_script, sigchld_ignored, two_preloads, long_preload, bad_input, user_refused, user_served, user_lent,
+            elsewhere, figures, slow_figures, open_figures, restore_lost, nested, shell_script, sigchld_ignored, two_preloads, long_preload, bad_input, user_refused, user_served, user_lent,
             user_forks, user_secrets)
