@@ -44,6 +44,7 @@
 #define EXIT_CANNOT 126
 #define EXIT_NOT_FOUND 127
 #define LOOK_MS 50
+#define HURRY_MS 1000
 #define RAM_MIN (16ull << 20) /* the engine itself needs a good part of it */
 
 extern char **environ;
@@ -390,6 +391,42 @@ static void give_up_streams(int sup_fd, int started_fd)
 	run_keep_fds(sup_fd, started_fd);
 }
 
+/* From here on who wants us to end means us: a descriptor that tells, or -1. */
+static int watch_for_end(void)
+{
+	struct timespec none = {0};
+	sigset_t set;
+
+	sigemptyset(&set);
+	for (const int *s = (const int[]){SIGHUP, SIGINT, SIGQUIT, SIGTERM, 0}; *s; s++)
+		sigaddset(&set, *s);
+	while (sigtimedwait(&set, NULL, &none) > 0) /* what was for the program */
+		;
+	return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
+/*
+ * The supervisor's answer.  1; 0, it has died; -1, somebody will not wait for it: figures or lines may go to a pipe
+ * that nobody reads.  Not at once, as what ended the program may come a second time (timeout(1) sends it twice).
+ */
+static int last_word(int sup_fd, int end_fd, char *left)
+{
+	struct pollfd p[2] = {{.fd = sup_fd, .events = POLLIN}, {.fd = end_fd, .events = POLLIN}};
+	int wait = -1, n;
+
+	for (;;) {
+		n = poll(p, 2, wait);
+		if (!n)
+			return -1;
+		if (p[0].revents || (n < 0 && errno != EINTR))
+			return recv(sup_fd, left, 1, 0) == 1;
+		if (n > 0) {
+			p[1].fd = -1;
+			wait = HURRY_MS;
+		}
+	}
+}
+
 int hmm_run_main(int argc, char **argv)
 {
 	static const struct option longs[] = {
@@ -501,10 +538,12 @@ int hmm_run_main(int argc, char **argv)
 		byte = RUN_PROGRAM_FAILED;
 	status = stand_in(program, supervisor, sup_fd, &watched);
 	char left = 0;
+	int end_fd = watch_for_end();
 	if (send(sup_fd, &byte, 1, MSG_NOSIGNAL) == 1) {
-		if (recv(sup_fd, &left, 1, 0) != 1)
+		rc = last_word(sup_fd, end_fd, &left);
+		if (!rc)
 			coming_kill(ready.name, ready.token);
-		else if (left == RUN_ALL_GONE)
+		else if (rc > 0 && left == RUN_ALL_GONE)
 			waitpid(supervisor, NULL, 0);
 	} else if (errno == EPIPE) {
 		coming_kill(ready.name, ready.token);

@@ -390,26 +390,48 @@ def figures(h):
     check(r.rc == 0 and r.err().count("\n") == 1, r.err())
 
 
+def full_fifo(d):
+    """Its name, and a descriptor of each end."""
+    fifo = os.path.join(d, "fifo")
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    writer = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    try:
+        while True:
+            os.write(writer, b" " * 4096)
+    except BlockingIOError:
+        pass
+    return fifo, reader, writer
+
+
+def writes(r):
+    pid = r.supervisor()
+    tasks = os.listdir(f"/proc/{pid}/task") if pid else []
+    return any("pipe_write" in _wchan(f"/proc/{pid}/task/{t}") for t in tasks)
+
+
+def unread_figures(h):
+    """Figures that nobody reads keep nobody who wants hmm run to end; it ends as the program did."""
+    for sig in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        with tempfile.TemporaryDirectory(prefix="hmmtest-") as d:
+            fifo, reader, writer = full_fifo(d)
+            r = h.start(["sh", "-c", "exit 3"], stats=False, opts=["--stats", fifo])
+            r.until(lambda: writes(r), "the figures are not being written")
+            check(r.child.poll() is None, "the front did not wait for the figures")
+            os.kill(r.pid, sig)
+            r.wait(60)
+            check(r.rc == 3 and not r.err(), f"{sig!r}: status {r.rc}: {r.err()}")
+            os.close(reader)
+            os.close(writer)
+
+
 def slow_figures(h):
     """Nobody who lives on waits for the file that the figures go to."""
     with tempfile.TemporaryDirectory(prefix="hmmtest-") as d:
-        fifo = os.path.join(d, "fifo")
-        os.mkfifo(fifo)
-        reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
-        writer = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
-        try:
-            while True:
-                os.write(writer, b" " * 4096)
-        except BlockingIOError:
-            pass
+        fifo, reader, writer = full_fifo(d)
         r = h.start(["sh", "-c", "sleep 3600 >/dev/null 2>&1 & echo $!"], stats=False, opts=["--stats", fifo])
 
-        def writes():
-            pid = r.supervisor()
-            tasks = os.listdir(f"/proc/{pid}/task") if pid else []
-            return any("pipe_write" in _wchan(f"/proc/{pid}/task/{t}") for t in tasks)
-
-        r.until(writes, "the figures are not being written")
+        r.until(lambda: writes(r), "the figures are not being written")
         left = int(r.out())
         a = subprocess.run([h.exe, "stat", str(left), "--json"], capture_output=True, text=True, check=False, timeout=60)
         check(a.returncode == 0 and json.loads(a.stdout)["spaces"], f"{a}")
@@ -762,5 +784,5 @@ def user_forks(h):
 
 if __name__ == "__main__":
     main_of(status, signals, hangup, from_before, streams, environment, job_control, daemon, left_at_once, stat_running, restore_litter, keeper_ends, stat_many,
-            elsewhere, figures, slow_figures, open_figures, restore_lost, nested, shell_script, sigchld_ignored, two_preloads, long_preload, bad_input, user_refused, user_served, user_lent,
+            elsewhere, figures, slow_figures, unread_figures, open_figures, restore_lost, nested, shell_script, sigchld_ignored, two_preloads, long_preload, bad_input, user_refused, user_served, user_lent,
             user_forks, user_secrets)
