@@ -322,6 +322,13 @@ static void pass_on(pid_t program, const siginfo_t *si)
 		kill(program, sig);
 }
 
+static bool send_word(int sup_fd, char what, pid_t program)
+{
+	struct run_word word = {.what = what, .program = program};
+
+	return send(sup_fd, &word, sizeof(word), MSG_NOSIGNAL) == sizeof(word);
+}
+
 /* Wait for the program, being it meanwhile.  Returns its wait status. */
 static int stand_in(pid_t program, pid_t supervisor, int sup_fd, const sigset_t *watched)
 {
@@ -354,7 +361,9 @@ static int stand_in(pid_t program, pid_t supervisor, int sup_fd, const sigset_t 
 				continue;
 			if (WIFSTOPPED(status)) {
 				/* As the program, so we: whoever watches us sees it stopped. */
+				send_word(sup_fd, RUN_PROGRAM_STOPPED, program);
 				kill(getpid(), SIGSTOP);
+				send_word(sup_fd, RUN_PROGRAM_GOES_ON, program);
 				if (!stopped_anew(program))
 					kill(program, SIGCONT);
 				continue;
@@ -539,7 +548,7 @@ int hmm_run_main(int argc, char **argv)
 	status = stand_in(program, supervisor, sup_fd, &watched);
 	char left = 0;
 	int end_fd = watch_for_end();
-	if (send(sup_fd, &byte, 1, MSG_NOSIGNAL) == 1) {
+	if (send_word(sup_fd, byte, program)) {
 		rc = last_word(sup_fd, end_fd, &left);
 		if (!rc)
 			coming_kill(ready.name, ready.token);

@@ -18,9 +18,17 @@ struct run_options {
 	bool lend; /* userfaultfds to programs whose user may make none */
 };
 
-/* The front's byte. */
+/* The front's words. */
 #define RUN_PROGRAM_ENDED 'x'
-#define RUN_PROGRAM_FAILED 'f' /* it could not even be started */
+#define RUN_PROGRAM_FAILED 'f'  /* it could not even be started */
+#define RUN_PROGRAM_STOPPED 's' /* and so the front stops */
+#define RUN_PROGRAM_GOES_ON 'c'
+
+struct run_word {
+	char what;
+	pid_t program;
+};
+
 /* The answer. */
 #define RUN_ALL_GONE 'g'    /* nothing is left to serve: the supervisor ends */
 #define RUN_OTHERS_LIVE 'l' /* descendants live: it stays for them */
@@ -37,8 +45,8 @@ void run_keep_fds(int a, int b);
 
 /**
  * supervisor_main() - the engine's process; does not return.
- * @front_fd: socket to the front: run_ready goes out; a byte in says that the
- *            program has ended, the byte back that figures are written.
+ * @front_fd: socket to the front: run_ready goes out; a word in says that the program has stopped, goes on,
+ *            or has ended, the byte back after that that figures are written.
  */
 void supervisor_main(const struct run_options *opt, int front_fd, pid_t front) __attribute__((noreturn));
 

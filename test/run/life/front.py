@@ -214,6 +214,33 @@ def job_control(h):
     os.waitpid(t.pid, 0)
 
 
+def by_its_pid(h):
+    """Who stops the program by its own pid, and lets it go on, or kills it, finds hmm run going with it."""
+    ends = ["python3", "-c", "import ctypes, os, signal, threading\nthreading.Thread(target=lambda: (print('up', flush=True), "
+            "os.read(0, 1), os.write(1, b'on\\n'), os._exit(0))).start()\nctypes.CDLL(None).syscall(60, 0)"]
+    for cmd in ["sh", "-c", "echo up; read x; echo on"], ends:
+        for how in signal.SIGCONT, signal.SIGKILL:
+            r = h.start(cmd, stdin=subprocess.PIPE)
+            r.until(lambda: "up" in r.out() and (cmd != ends or state(r.program()) == "Z"), "it does not get going")
+            pid, sup = r.program(), r.supervisor()
+
+            def looks():
+                with open(f"/proc/{sup}/status", encoding="utf-8") as f:
+                    return int(re.search(r"^voluntary_ctxt_switches:\s*(\d+)", f.read(), re.M).group(1))
+
+            os.kill(pid, signal.SIGSTOP)
+            r.until(lambda: state(r.pid) == "T", "hmm run does not stop")
+            r.child.stdin.write(b"\n")
+            r.child.stdin.close()
+            before = looks()
+            r.until(lambda: looks() > before + 4, "the supervisor does not look")
+            check(state(r.pid) == "T" and "on" not in r.out(), "it goes on by itself")
+            os.kill(pid, how)
+            r.wait(60)
+            want = (0, "up\non\n") if how == signal.SIGCONT else (-how, "up\n")
+            check((r.rc, r.out()) == want, f"{cmd}, {how!r}: status {r.rc}, {r.out()!r}: {r.err()}")
+
+
 def daemon(h):
     """hmm run returns when the program does; the daemon that it left goes on being served."""
     with tempfile.TemporaryDirectory(prefix="hmmtest-") as d:
@@ -783,6 +810,6 @@ def user_forks(h):
 
 
 if __name__ == "__main__":
-    main_of(status, signals, hangup, from_before, streams, environment, job_control, daemon, left_at_once, stat_running, restore_litter, keeper_ends, stat_many,
+    main_of(status, signals, hangup, from_before, streams, environment, job_control, by_its_pid, daemon, left_at_once, stat_running, restore_litter, keeper_ends, stat_many,
             elsewhere, figures, slow_figures, unread_figures, open_figures, restore_lost, nested, shell_script, sigchld_ignored, two_preloads, long_preload, bad_input, user_refused, user_served, user_lent,
             user_forks, user_secrets)
