@@ -47,6 +47,8 @@ UNREACHED = {
     "run/member.c member_kill *": "deaths are test/run/life/kill.py's",
     "run/heir.c inherit *": "a program that ends before who shares its memory; test/run/life/fork.c",
     "run/supervisor.c on_program_end *": "a supervisor that cannot open /proc; test/run/life/guard.py",
+    "run/front.c fill_streams open": "a standard stream that is closed; test/run/life/front.py",
+    "run/supervisor.c write_stats fdopen": "figures that go to a pipe; test/run/life/front.py",
     "run/lives.c lives_stopped *": "a program that is stopped; test/run/life/front.py",
     "run/lives.c thread_lives_in *": "a program whose first thread has ended; test/run/life/changes.c",
     "run/keeper.c *": "after the supervisor's death; test/run/life/kill.py",
