@@ -5,6 +5,7 @@
 front.py BUILD [NAME...]
 """
 import ctypes
+import fcntl
 import json
 import os
 import pty
@@ -61,6 +62,51 @@ def signals(h):
         check(r.rc == 5 and r.out().count("got") == 1, f"{s}: status {r.rc}, {r.out()!r}: {r.err()}")
 
 
+def hangup(h):
+    """The terminal of which hmm run is the session's leader is closed: the program is told, as the leader it would be."""
+    with tempfile.TemporaryDirectory(prefix="hmmtest-") as d:
+        told = os.path.join(d, "told")
+        pid, fd = pty.fork()
+        if not pid:
+            os.execv(h.exe, [h.exe, "run", "--", "sh", "-c",
+                             f"trap 'echo hup >{told}; exit 5' HUP; echo ready; while :; do sleep 0.02; done"])
+        text = b""
+        while b"ready" not in text:
+            text += os.read(fd, 4096)
+        os.close(fd)
+        end = time.monotonic() + 60
+        while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+            if time.monotonic() > end:
+                raise Failed("it goes on without a terminal")
+            time.sleep(0.01)
+        check(os.waitstatus_to_exitcode(ended[1]) == 5 and os.path.exists(told), f"{ended}")
+
+
+TIMERS = ("ITIMER_REAL", "ITIMER_VIRTUAL", "ITIMER_PROF")
+
+
+def from_before(h):
+    """What an exec leaves to a program is the program's: timers, and signals for what it has open."""
+    def timers():
+        for n, t in enumerate(TIMERS):
+            signal.setitimer(getattr(signal, t), 3600, n + 7)
+
+    r = h.run([sys.executable, "-c", f"import signal\nfor t in {TIMERS}: print(*signal.getitimer(getattr(signal, t)))"],
+              preexec_fn=timers)
+    left = [[float(x) for x in line.split()] for line in r.out().splitlines()]
+    check([t[1] for t in left] == [7, 8, 9] and all(0 < t[0] <= 3600 for t in left), f"{left}: {r.err()}")
+    r, w = os.pipe()
+    run = h.start(["bash", "-c", "trap 'echo got; exit 5' IO; echo ready; while :; do sleep 0.02; done"], stdin=r,
+                  preexec_fn=lambda: (fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid()),
+                                      fcntl.fcntl(0, fcntl.F_SETFL, os.O_ASYNC)))
+    os.close(r)
+    run.until(lambda: "ready" in run.out(), "not ready")
+    os.write(w, b"x")
+    run.wait(60)
+    os.close(w)
+    check(run.rc == 5 and run.out().count("got") == 1, f"status {run.rc}, {run.out()!r}: {run.err()}")
+
+
 def streams(h):
     r, w = os.pipe()
     run = h.start(["sh", "-c", "cat; echo to-err >&2"], stdin=r)
@@ -69,6 +115,16 @@ def streams(h):
     os.close(w)
     run.wait()
     check(run.out() == "through\n" * 1000 and run.err() == "to-err\n", f"{run.out()[:80]!r} {run.err()!r}")
+    # What is closed stays closed, and in nobody's way.
+    for closed in ([0], [1], [2], [0, 1, 2]):
+        def shut(closed=closed):
+            for fd in closed:
+                os.close(fd)
+
+        find = "".join(f"test ! -e /proc/self/fd/{fd} && " for fd in closed)
+        spin = f"{built(h, 'life-spin')} 96 0 1 && " if len(closed) > 1 else ""
+        r = h.run(["sh", "-c", f"{find}{spin}exit 5"], ram="48M", preexec_fn=shut)
+        r.expect(rc=5, min_out=bool(spin))
 
 
 def environment(h):
@@ -157,6 +213,33 @@ def job_control(h):
     check(not os.path.exists(f"/proc/{pid}/status"), "the program is still there")
     t.send("exit\n")
     os.waitpid(t.pid, 0)
+
+
+def by_its_pid(h):
+    """Who stops the program by its own pid, and lets it go on, or kills it, finds hmm run going with it."""
+    ends = ["python3", "-c", "import ctypes, os, signal, threading\nthreading.Thread(target=lambda: (print('up', flush=True), "
+            "os.read(0, 1), os.write(1, b'on\\n'), os._exit(0))).start()\nctypes.CDLL(None).syscall(60, 0)"]
+    for cmd in ["sh", "-c", "echo up; read x; echo on"], ends:
+        for how in signal.SIGCONT, signal.SIGKILL:
+            r = h.start(cmd, stdin=subprocess.PIPE)
+            r.until(lambda: "up" in r.out() and (cmd != ends or state(r.program()) == "Z"), "it does not get going")
+            pid, sup = r.program(), r.supervisor()
+
+            def looks():
+                with open(f"/proc/{sup}/status", encoding="utf-8") as f:
+                    return int(re.search(r"^voluntary_ctxt_switches:\s*(\d+)", f.read(), re.M).group(1))
+
+            os.kill(pid, signal.SIGSTOP)
+            r.until(lambda: state(r.pid) == "T", "hmm run does not stop")
+            r.child.stdin.write(b"\n")
+            r.child.stdin.close()
+            before = looks()
+            r.until(lambda: looks() > before + 4, "the supervisor does not look")
+            check(state(r.pid) == "T" and "on" not in r.out(), "it goes on by itself")
+            os.kill(pid, how)
+            r.wait(60)
+            want = (0, "up\non\n") if how == signal.SIGCONT else (-how, "up\n")
+            check((r.rc, r.out()) == want, f"{cmd}, {how!r}: status {r.rc}, {r.out()!r}: {r.err()}")
 
 
 def daemon(h):
@@ -335,26 +418,48 @@ def figures(h):
     check(r.rc == 0 and r.err().count("\n") == 1, r.err())
 
 
+def full_fifo(d):
+    """Its name, and a descriptor of each end."""
+    fifo = os.path.join(d, "fifo")
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    writer = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    try:
+        while True:
+            os.write(writer, b" " * 4096)
+    except BlockingIOError:
+        pass
+    return fifo, reader, writer
+
+
+def writes(r):
+    pid = r.supervisor()
+    tasks = os.listdir(f"/proc/{pid}/task") if pid else []
+    return any("pipe_write" in _wchan(f"/proc/{pid}/task/{t}") for t in tasks)
+
+
+def unread_figures(h):
+    """Figures that nobody reads keep nobody who wants hmm run to end; it ends as the program did."""
+    for sig in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        with tempfile.TemporaryDirectory(prefix="hmmtest-") as d:
+            fifo, reader, writer = full_fifo(d)
+            r = h.start(["sh", "-c", "exit 3"], stats=False, opts=["--stats", fifo])
+            r.until(lambda: writes(r), "the figures are not being written")
+            check(r.child.poll() is None, "the front did not wait for the figures")
+            os.kill(r.pid, sig)
+            r.wait(60)
+            check(r.rc == 3 and not r.err(), f"{sig!r}: status {r.rc}: {r.err()}")
+            os.close(reader)
+            os.close(writer)
+
+
 def slow_figures(h):
     """Nobody who lives on waits for the file that the figures go to."""
     with tempfile.TemporaryDirectory(prefix="hmmtest-") as d:
-        fifo = os.path.join(d, "fifo")
-        os.mkfifo(fifo)
-        reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
-        writer = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
-        try:
-            while True:
-                os.write(writer, b" " * 4096)
-        except BlockingIOError:
-            pass
+        fifo, reader, writer = full_fifo(d)
         r = h.start(["sh", "-c", "sleep 3600 >/dev/null 2>&1 & echo $!"], stats=False, opts=["--stats", fifo])
 
-        def writes():
-            pid = r.supervisor()
-            tasks = os.listdir(f"/proc/{pid}/task") if pid else []
-            return any("pipe_write" in _wchan(f"/proc/{pid}/task/{t}") for t in tasks)
-
-        r.until(writes, "the figures are not being written")
+        r.until(lambda: writes(r), "the figures are not being written")
         left = int(r.out())
         a = subprocess.run([h.exe, "stat", str(left), "--json"], capture_output=True, text=True, check=False, timeout=60)
         check(a.returncode == 0 and json.loads(a.stdout)["spaces"], f"{a}")
@@ -370,6 +475,21 @@ def slow_figures(h):
         check(STATS <= set(json.loads(text)), f"figures: {text[-200:]}")
         os.kill(left, signal.SIGKILL)
         r.wait()
+
+
+def open_figures(h):
+    """Figures go to what is open already: a pipe, the program's own output, a file that has only a number."""
+    run = f"{h.exe} run --stats"
+    with tempfile.TemporaryDirectory(prefix="hmmtest-") as d:
+        named, both = os.path.join(d, "named"), os.path.join(d, "both")
+        for cmd in (f"{run} /dev/stdout -- echo of-its-own | cat", f"{run} >(cat) -- echo of-its-own | cat",
+                    f"{run} /dev/stdout -- echo of-its-own >{both}; cat {both}",
+                    f"{run} /dev/fd/7 -- echo of-its-own 7>{named}; cat {named}",
+                    f"exec 7>{named} 8<{named}; rm {named}; {run} /dev/fd/7 -- echo of-its-own; cat <&8"):
+            p = subprocess.run(["bash", "-c", cmd], capture_output=True, text=True, check=False, timeout=120)
+            said = p.stdout.replace("of-its-own\n", "", 1)
+            check(not p.returncode and not p.stderr and said != p.stdout, f"{cmd}: {p}")
+            check(said and STATS <= set(json.loads(said)), f"{cmd}: {p}")
 
 
 def _wchan(task):
@@ -689,6 +809,6 @@ def user_forks(h):
 
 
 if __name__ == "__main__":
-    main_of(status, signals, streams, environment, job_control, daemon, left_at_once, stat_running, restore_litter, keeper_ends, stat_many,
-            elsewhere, figures, slow_figures, restore_lost, nested, shell_script, sigchld_ignored, two_preloads, long_preload, bad_input, user_refused, user_served, user_lent,
+    main_of(status, signals, hangup, from_before, streams, environment, job_control, by_its_pid, daemon, left_at_once, stat_running, restore_litter, keeper_ends, stat_many,
+            elsewhere, figures, slow_figures, unread_figures, open_figures, restore_lost, nested, shell_script, sigchld_ignored, two_preloads, long_preload, bad_input, user_refused, user_served, user_lent,
             user_forks, user_secrets)

@@ -8,6 +8,7 @@ import ctypes
 import fcntl
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -139,9 +140,11 @@ def denied(h, what):
 
 
 def kcmp_denied(h):
-    """Where nobody can tell who lives in which address space, nothing is begun."""
+    """Where nobody can tell who lives in which address space, nothing is begun, and hmm doctor says so."""
     p = denied(h, "kcmp")
     check("kcmp" in p.stderr and p.stderr.count("\n") == 1, f"said {p.stderr!r}")
+    p = subprocess.run([built(h, "life-denied"), "kcmp", h.exe, "doctor"], capture_output=True, text=True, check=False)
+    check(p.returncode == 1 and re.search(r"^PROBLEM  kcmp: .*; mend: .*SYS_PTRACE", p.stdout, re.M), f"doctor: {p}")
 
 
 def old_kernel(h):
