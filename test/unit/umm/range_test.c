@@ -592,6 +592,53 @@ static void stacks_of_the_monitor_are_watched(void **state)
 	alarm(20); /* the end of this test is what it tests */
 }
 
+static void *freed; /* a page that is watched */
+
+static void free_watched(struct umm_notifier *n)
+{
+	assert_int_equal(munmap(freed, PAGE), 0);
+	freed = NULL;
+}
+
+static void destroy_watched(void *priv)
+{
+	free_watched(NULL);
+}
+
+/* As a cache frees buffers, and malloc gives back what was at the top of a heap that is watched. */
+static void what_is_watched_is_freed(struct fixture *f)
+{
+	freed = map(1, PROT_READ | PROT_WRITE);
+	assert_int_equal(umm_space_watch(f->space, (uintptr_t)freed, PAGE), 0);
+	alarm(20); /* the end of this test is what it tests */
+}
+
+static void a_notifier_frees_what_is_watched(void **state)
+{
+	static const struct umm_notifier_ops frees = {.invalidate = drop, .release = free_watched};
+	static struct umm_notifier n;
+	struct fixture *f = *state;
+
+	assert_int_equal(umm_notifier_insert(&n, f->space, (uintptr_t)f->mem, PAGE, &frees), 0);
+	what_is_watched_is_freed(f);
+}
+
+static void what_hangs_on_a_space_frees_what_is_watched(void **state)
+{
+	struct fixture *f = *state;
+
+	f->space->destroy = destroy_watched;
+	what_is_watched_is_freed(f);
+}
+
+static int teardown_with_what_was_freed(void **state)
+{
+	int rc = teardown(state);
+
+	alarm(0);
+	return rc || freed ? -1 : 0;
+}
+
 static int teardown_in_time(void **state)
 {
 	int rc = teardown(state);
@@ -606,6 +653,9 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(stacks_of_the_monitor_are_watched, setup, teardown_in_time),
+		cmocka_unit_test_setup_teardown(a_notifier_frees_what_is_watched, setup, teardown_with_what_was_freed),
+		cmocka_unit_test_setup_teardown(what_hangs_on_a_space_frees_what_is_watched, setup,
+						teardown_with_what_was_freed),
 		TEST(bad_ranges),
 		TEST(snapshot_faults_nothing),
 		TEST(a_hole_at_the_end),
