@@ -7,6 +7,7 @@
 #include <linux/audit.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
+#include <linux/sched.h>
 #include <linux/seccomp.h>
 #include <signal.h>
 #include <stddef.h>
@@ -65,6 +66,11 @@ static const struct sock_filter filter[] = {
 	IF_NOT(SYS_pidfd_send_signal, 4),
 	LOAD_ARG(1),
 	LET(SIGKILL),
+	REFUSE,
+	/* whether anybody else lives in here: parts nobody from anything */
+	IF_NOT(SYS_unshare, 4),
+	LOAD_ARG(0),
+	LET(CLONE_VM),
 	REFUSE,
 	/* where it runs itself */
 	IF_NOT(SYS_sched_setaffinity, 3),
