@@ -165,6 +165,13 @@ int umm_page_scan_written(struct umm_space *space, uint64_t start, uint64_t end,
 int umm_page_take_written(struct umm_space *space, uint64_t start, uint64_t end, struct umm_page_run *runs, unsigned nr,
 			  uint64_t *walk_end);
 
+/* maps.c */
+/**
+ * Each line of a file, of 255 characters at most, without malloc and stdio, until @each returns false; @buf: a page.
+ * 0, or -errno of read(2).
+ */
+int umm_lines(int fd, char *buf, bool (*each)(void *priv, const char *line), void *priv);
+
 /* arena.c */
 struct umm_arena *umm_arena_new(void);
 void umm_arena_free(struct umm_arena *arena);

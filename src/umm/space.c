@@ -241,10 +241,12 @@ int umm_space_populate(struct umm_space *space, uint64_t start, uint64_t len, bo
 /* The descriptor and the monitor of a linked space come with the first range that somebody wants watched. */
 int umm_space_serve(struct umm_space *s)
 {
+	sigset_t old;
 	int rc = 0;
 
 	if (!s->self)
 		return -EOPNOTSUPP;
+	signals_block(&old); /* a hook in a handler may look at mappings (umm_vma_next()) */
 	pthread_mutex_lock(&s->lock);
 	if (s->own_monitor)
 		goto out;
@@ -284,6 +286,7 @@ int umm_space_serve(struct umm_space *s)
 	s->own_monitor = true;
 out:
 	pthread_mutex_unlock(&s->lock);
+	signals_restore(&old);
 	return rc;
 }
 
