@@ -71,6 +71,7 @@ static const struct inject_known inject_chance[] = {
 	{"umm/quarantine.c dropper_is_through *", "a drop has not come to its end"},
 	{"umm/maps.c next_by_text *", "the mapping comes and goes"},
 	{"umm/space.c umm_space_sync_until SYS_nanosleep", "who changes takes longer than some yields"},
+	{"umm/hook.c nap *", "who moves mappings meets who forks"},
 	{"umm/inside.c run_one SYS_madvise", "a page is shared"},
 	{"hmm/linked.c child_events read", "the child changes while it is filled"},
 	{"hmm/linked.c child_remaps_move umm_alloc", "the child moves mappings while it is filled"},
