@@ -76,6 +76,16 @@ static int is_registered(int uffd, const struct umm_vma *v)
 	return rc ? rc : umm_inside_registered(uffd, v->end - UMM_PAGE);
 }
 
+/* What was mapped there just now, was registered with what is before it, and is none of ours to serve. */
+static void let_go_behind(struct hmm_mm *mm, uint64_t at, uint64_t limit)
+{
+	struct umm_vma v;
+
+	for (; at < limit && !umm_vma_next(mm->space, at, &v) && v.start < limit; at = v.end)
+		if (!manageable(&v))
+			umm_uffd_unregister(mm->space->uffd, v.start, v.end - v.start);
+}
+
 /*
  * Event lock shared.  Registers from @start to *@end, and on: what is registered
  * in part only cannot be moved by mremap(), and the last mapping may have grown
@@ -108,6 +118,8 @@ static int register_whole(struct hmm_mm *mm, uint64_t start, uint64_t *end, uint
 		if (limit == UINT64_MAX)
 			limit = *end;
 		rc = umm_uffd_register(uffd, start, limit - start, UFFDIO_REGISTER_MODE_MISSING);
+		if (!rc)
+			let_go_behind(mm, *end, limit);
 		/* If not for the mappings themselves, it is for what has been mapped behind them just now: look again.
 		 */
 		if (!rc || limit == *end || ++tries == REGISTER_TRIES)
@@ -439,11 +451,27 @@ static int let_go_early(struct hmm_mm *mm, uint64_t start, uint64_t end)
 	return rc;
 }
 
+/* out_lock held.  What could not be let go of after all must be none that a child inherits. */
+static void mark_again(struct hmm_mm *mm, uint64_t start, uint64_t end)
+{
+	const struct hmm_interval *in;
+
+	for (uint64_t at = start, z; at < end; at = z) {
+		pthread_mutex_lock(&mm->lock);
+		in = hmm_iset_next(&mm->registered, at);
+		at = !in || in->start >= end ? end : in->start > at ? in->start : at;
+		z = in && in->end < end ? in->end : end;
+		pthread_mutex_unlock(&mm->lock);
+		if (at < end)
+			hmm_unforked_add(mm, at, z);
+	}
+}
+
 int hmm_hands_off(struct hmm_mm *mm, uint64_t start, uint64_t end)
 {
 	const struct umm_change c = {.event = UMM_EVENT_MIGRATE, .start = start, .end = end, .blockable = true};
 	struct umm_evlock *evlock = &mm->space->ctl->evlock;
-	bool theirs;
+	bool theirs, unmarked = false;
 	int rc;
 
 	pthread_mutex_lock(&mm->out_lock); /* nothing goes out meanwhile */
@@ -451,7 +479,8 @@ int hmm_hands_off(struct hmm_mm *mm, uint64_t start, uint64_t end)
 	if (rc)
 		goto out;
 	/* Nobody would take that mark off again. */
-	if (atomic_load(&mm->space->ctl->no_fork_events) && !mm->h->opt.linked && mm->inside)
+	unmarked = atomic_load(&mm->space->ctl->no_fork_events) && !mm->h->opt.linked && mm->inside;
+	if (unmarked)
 		rc = mm->inside->advise(mm->inside_priv, start, end - start, MADV_DOFORK);
 	if (rc && rc != -ENOMEM) /* a hole is refused below */
 		goto out;
@@ -487,6 +516,8 @@ unlock:
 told:
 	umm_invalidate_end(mm->space, &c);
 out:
+	if (rc && unmarked)
+		mark_again(mm, start, end);
 	pthread_mutex_unlock(&mm->out_lock);
 	return rc;
 }

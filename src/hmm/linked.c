@@ -134,7 +134,7 @@ static int linked_go(void *priv, unsigned b)
 	struct umm_vma v = {0};
 
 	if (next_to_take(l->mm, b, 0, &v) < batch->nr) {
-		pthread_rwlock_wrlock(&l->mm->space->layout);
+		umm_layout_excl(l->mm->space);
 		/* Each looks again: it may have changed, not least by what was taken before. */
 		for (unsigned r = 0; v.end = 0, (r = next_to_take(l->mm, b, r, &v)) < batch->nr; r++) {
 			l->mm->run[b][r].copied = true;
@@ -926,7 +926,7 @@ static int manage_range(struct hmm_mm *mm, uint64_t start, uint64_t end, bool la
 {
 	int rc = 0;
 
-	pthread_rwlock_wrlock(&mm->space->layout);
+	umm_layout_excl(mm->space);
 	for (uint64_t at = start; at < end && !rc;) {
 		struct umm_vma v;
 
@@ -1246,7 +1246,7 @@ int hmm_migrate_give(struct hmm_migrate *m, void *to)
 	for (unsigned i = 0; i < m->npages; i++)
 		if (m->handle[i] == HMM_HANDLE_NONE)
 			return -EINVAL;
-	pthread_rwlock_wrlock(&m->mm->space->layout);
+	umm_layout_excl(m->mm->space);
 	n = give_locked(m, to);
 	pthread_rwlock_unlock(&m->mm->space->layout);
 	if (n <= 0)

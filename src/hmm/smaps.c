@@ -27,33 +27,32 @@ static bool take_line(struct hmm_smap *map, const char *line)
 	return false;
 }
 
+struct smaps {
+	struct hmm_smap map;
+	bool (*each)(void *priv, const struct hmm_smap *map);
+	void *priv;
+};
+
+static bool on_line(void *priv, const char *line)
+{
+	struct smaps *s = priv;
+
+	return !take_line(&s->map, line) || s->each(s->priv, &s->map);
+}
+
 int hmm_smaps_each(struct umm_space *space, bool (*each)(void *priv, const struct hmm_smap *map), void *priv)
 {
-	char *buf = umm_alloc(space, UMM_PAGE), line[256];
-	struct hmm_smap map = {0};
-	bool more = true;
-	unsigned n = 0;
-	long got = 0;
-	int fd;
+	char *buf = umm_alloc(space, UMM_PAGE);
+	struct smaps s = {.each = each, .priv = priv};
+	int fd, rc;
 
 	if (!buf)
 		return -ENOMEM;
-	fd = (int)sys3(SYS_open, "/proc/self/smaps", O_RDONLY | O_CLOEXEC, 0);
-	while (fd >= 0 && more && (got = sys3(SYS_read, fd, buf, UMM_PAGE)) > 0) {
-		for (long i = 0; i < got && more; i++) {
-			if (buf[i] != '\n') {
-				if (n < sizeof(line) - 1)
-					line[n++] = buf[i];
-				continue;
-			}
-			line[n] = 0;
-			n = 0;
-			if (take_line(&map, line))
-				more = each(priv, &map);
-		}
-	}
-	if (fd >= 0)
+	rc = fd = (int)sys3(SYS_open, "/proc/self/smaps", O_RDONLY | O_CLOEXEC, 0);
+	if (fd >= 0) {
+		rc = umm_lines(fd, buf, on_line, &s);
 		sys_close(fd);
+	}
 	umm_free(space, buf, UMM_PAGE);
-	return fd < 0 ? fd : got < 0 ? (int)got : 0;
+	return rc;
 }

@@ -8,6 +8,7 @@
 #include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/kcmp.h>
+#include <linux/sched.h>
 #include <linux/seccomp.h>
 #include <signal.h>
 #include <stddef.h>
@@ -72,6 +73,11 @@ static const struct sock_filter filter[] = {
 	LOAD_ARG(1),
 	LET(SIGKILL),
 	REFUSE,
+	/* whether anybody else lives in here: parts nobody from anything */
+	IF_NOT(SYS_unshare, 4),
+	LOAD_ARG(0),
+	LET(CLONE_VM),
+	REFUSE,
 	/* where it runs itself */
 	IF_NOT(SYS_sched_setaffinity, 3),
 	LOAD_ARG(0),
@@ -111,6 +117,7 @@ int confine_try(void *page)
 	    (rc = unless(sys3(SYS_getdents64, -1, NULL, 0), -EBADF)) || (rc = unless(sys2(SYS_kill, me, 0), 0)) ||
 	    (rc = unless(sys4(SYS_pidfd_send_signal, -1, SIGKILL, NULL, 0), -EBADF)))
 		return rc;
+	sys1(SYS_unshare, CLONE_VM); /* refused it may be, but not deadly */
 	/* How long the mask must be is the kernel's affair; that it may be asked for is ours. */
 	rc = (int)sys3(SYS_sched_setaffinity, 0, 0, NULL);
 	if (rc == -EPERM || rc == -EACCES || rc == -ENOSYS)

@@ -42,7 +42,7 @@ static int inherit(struct member *m)
 	while ((rc = lives_sharers(m->agent, note_pid, &heir)) > 0) {
 		pidfd = (int)syscall(SYS_pidfd_open, heir, 0);
 		/* Opened first, compared then: the pid may have become another's in between. */
-		rc = pidfd < 0 ? lives_nobody() : lives_in(m->agent, heir);
+		rc = pidfd < 0 ? lives_nobody() : lives_in(m->agent, heir, true);
 		if (rc <= 0) {
 			if (pidfd >= 0)
 				close(pidfd);

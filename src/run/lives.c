@@ -7,6 +7,15 @@
  * others begin: what is found is what was there at some moment of the look.  A look
  * that could not be had is never taken for "nobody": who let go of a space for want
  * of a descriptor would leave whoever lives there with zeros.
+ *
+ * DOC: memory that we may not look at
+ *
+ * Of a program that has made itself undumpable the kernel compares nothing for who has
+ * no CAP_SYS_PTRACE.  What it counts of a memory (statm) everybody may read, and it is
+ * the same for all who live there: whose counts are the agent's, again and again, is
+ * taken to live there.  That may be wrong of a process that is its like, as idle as the
+ * agent's memory is: it is waited for, then, or killed where all that live there are.  Who
+ * a guest says to be goes by what the kernel says alone.
  */
 #include "run/supervisor.h"
 
@@ -21,9 +30,13 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #define LOOKS 16u /* at threads that end while they are looked at */
+#define COUNTS_ROOM 128
+#define COUNTS_LOOKS 32u /* at counts that may change meanwhile */
+#define COUNTS_ALIKE 4u
 
 bool lives_ended(int pidfd)
 {
@@ -97,13 +110,62 @@ int lives_stopped(pid_t pid)
 	return stopped;
 }
 
-static int same_memory(pid_t agent, pid_t tid)
+/* What the kernel counts of the memory of @tid.  1, 0: it has none, or -errno. */
+static int counts_of(pid_t tid, char counts[COUNTS_ROOM])
 {
-	return syscall(SYS_kcmp, agent, tid, KCMP_VM, 0, 0) ? 0 : lives_memory(tid);
+	char path[64];
+	ssize_t n;
+	int fd, rc;
+
+	snprintf(path, sizeof(path), "/proc/%d/statm", (int)tid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return lives_nobody();
+	n = read(fd, counts, COUNTS_ROOM - 1);
+	rc = n < 0 ? lives_nobody() : n > 0 && counts[0] != '0';
+	counts[n > 0 ? n : 0] = 0;
+	close(fd);
+	return rc;
+}
+
+/* 1, 0, or -errno; -EAGAIN: the agent's never hold still. */
+static int counts_agree(pid_t agent, pid_t tid)
+{
+	char before[COUNTS_ROOM], theirs[COUNTS_ROOM], after[COUNTS_ROOM];
+	unsigned alike = 0;
+	int rc = counts_of(agent, before);
+
+	for (unsigned i = 0; rc > 0 && i < COUNTS_LOOKS; i++, memcpy(before, after, sizeof(before))) {
+		rc = counts_of(tid, theirs);
+		if (rc > 0)
+			rc = counts_of(agent, after);
+		if (rc <= 0 || strcmp(before, after))
+			continue;
+		if (strcmp(before, theirs))
+			return 0;
+		if (++alike == COUNTS_ALIKE)
+			return 1;
+		nanosleep(&(struct timespec){.tv_nsec = 500000}, NULL);
+	}
+	return rc > 0 ? -EAGAIN : rc;
+}
+
+/* @guess: where the kernel does not say it, go by what it counts. */
+static int same_memory(pid_t agent, pid_t tid, bool guess)
+{
+	long rc = syscall(SYS_kcmp, agent, tid, KCMP_VM, 0, 0);
+
+	if (!rc)
+		return lives_memory(tid);
+	if (rc > 0 || errno != EPERM || !guess)
+		return 0;
+	/* Who may look at the agent's may look at that of whoever lives there. */
+	rc = syscall(SYS_kcmp, agent, agent, KCMP_VM, 0, 0);
+	return rc < 0 && errno == EPERM ? counts_agree(agent, tid) : 0;
 }
 
 /* @ended: one that was met had no memory any more; it may have made another first. */
-static int thread_lives_in(pid_t agent, pid_t pid, const char *tasks, bool *ended)
+static int thread_lives_in(pid_t agent, pid_t pid, const char *tasks, bool guess, bool *ended)
 {
 	DIR *d = opendir(tasks);
 	struct dirent *e;
@@ -117,7 +179,7 @@ static int thread_lives_in(pid_t agent, pid_t pid, const char *tasks, bool *ende
 
 		if (tid <= 0 || tid == pid)
 			continue;
-		found = same_memory(agent, tid);
+		found = same_memory(agent, tid, guess);
 		*ended |= !found && !lives_memory(tid);
 	}
 	if (!found && errno)
@@ -130,12 +192,12 @@ static int thread_lives_in(pid_t agent, pid_t pid, const char *tasks, bool *ende
  * A process lives in the agent's address space if any thread of it does: the
  * first one may have ended (pthread_exit in main), and has no memory any more.
  */
-int lives_in(pid_t agent, pid_t pid)
+int lives_in(pid_t agent, pid_t pid, bool guess)
 {
 	char path[64];
 	struct stat st;
 	bool ended = true;
-	int rc = same_memory(agent, pid);
+	int rc = same_memory(agent, pid, guess);
 
 	if (rc)
 		return rc;
@@ -148,7 +210,7 @@ int lives_in(pid_t agent, pid_t pid)
 	if (st.st_nlink <= 3) /* a thread is a directory: ".", "..", and one */
 		return 0;
 	for (unsigned i = 0; i < LOOKS && ended && !rc; i++)
-		rc = thread_lives_in(agent, pid, path, &ended);
+		rc = thread_lives_in(agent, pid, path, guess, &ended);
 	return rc;
 }
 
@@ -169,7 +231,7 @@ int lives_sharers(pid_t agent, bool (*each)(pid_t pid, void *arg), void *arg)
 
 		if (pid <= 0 || pid == agent || pid == getpid())
 			continue;
-		int lives = lives_in(agent, pid);
+		int lives = lives_in(agent, pid, true);
 		if (lives < 0)
 			rc = lives;
 		if (lives <= 0)

@@ -223,7 +223,7 @@ static pid_t program_of(pid_t agent, int pidfd)
 		return -EACCES;
 	if (pid <= 0 || lives_ended(pidfd))
 		return -1;
-	rc = lives_in(agent, pid);
+	rc = lives_in(agent, pid, false);
 	if (rc)
 		return rc < 0 ? rc : pid;
 	return lives_ended(pidfd) ? -1 : -EACCES;

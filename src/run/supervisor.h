@@ -102,8 +102,13 @@ int lives_nobody(void);
 int lives_stopped(pid_t pid);
 /** lives_memory() - has this task an address space?  1, 0, or -errno. */
 int lives_memory(pid_t tid);
-/** lives_in() - does any thread of process @pid live in @agent's address space?  1, 0, or -errno. */
-int lives_in(pid_t agent, pid_t pid);
+/**
+ * lives_in() - does any thread of process @pid live in @agent's address space?
+ * @guess: where the kernel does not compare them for us, it does if all that may be seen is the same
+ *
+ * 1, 0, or -errno.
+ */
+int lives_in(pid_t agent, pid_t pid, bool guess);
 /**
  * lives_sharers() - every process that lives in @agent's address space, but @agent
  * @each: called for each until it returns false; NULL: they are counted only

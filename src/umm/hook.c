@@ -13,12 +13,19 @@
  * moving mappings of its own accord at that moment (take.c).  The call may wait
  * for the monitor to read its event; the monitor takes no such lock, nor waits for
  * who does.
+ *
+ * Whoever waits for that lock exclusively keeps new calls out, or might wait for ever.
+ * But a fork holds it while handlers of others run, an allocator's for one, which may make
+ * such a call or wait for a lock whose owner makes one: so nobody waits in its queue while
+ * somebody forks, and nobody begins to fork while somebody is in the queue.
  */
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
+#include <time.h>
 
 #include "umm/internal.h"
+#include "umm/sys.h"
 
 _Static_assert(sizeof(sigset_t) <= sizeof(((struct umm_hook *)0)->reserved), "room for the signal mask");
 
@@ -38,6 +45,25 @@ static void unblock(const struct umm_hook *h)
 
 	memcpy(&old, h->reserved, sizeof(old));
 	signals_restore(&old);
+}
+
+/* Not libc's: a thread can be cancelled in it. */
+static void nap(void)
+{
+	sys2(SYS_nanosleep, &(struct timespec){.tv_nsec = 50000}, NULL);
+}
+
+void umm_layout_excl(struct umm_space *space)
+{
+	for (;;) {
+		atomic_fetch_add(&space->queued, 1);
+		if (!atomic_load(&space->forks))
+			break;
+		atomic_fetch_sub(&space->queued, 1);
+		nap();
+	}
+	pthread_rwlock_wrlock(&space->layout);
+	atomic_fetch_sub(&space->queued, 1);
 }
 
 void umm_hook_begin(struct umm_hook *h)
@@ -77,6 +103,9 @@ void umm_hook_fork(struct umm_hook *h)
 	if (!h->space)
 		return;
 	umm_invalidate_begin(h->space, &fork_change);
+	atomic_fetch_add(&h->space->forks, 1);
+	while (atomic_load(&h->space->queued))
+		nap();
 	pthread_rwlock_rdlock(&h->space->layout);
 	if (h->space->ops && h->space->ops->forking)
 		h->space->ops->forking(h->space->priv);
@@ -88,6 +117,7 @@ void umm_hook_forked(struct umm_hook *h, bool child)
 		umm_space_abandon(h->space);
 	} else if (h->space) {
 		pthread_rwlock_unlock(&h->space->layout);
+		atomic_fetch_sub(&h->space->forks, 1);
 		umm_invalidate_end(h->space, &fork_change);
 	}
 	h->space = NULL;

@@ -98,6 +98,7 @@ struct umm_space {
 	 * never takes it.
 	 */
 	pthread_rwlock_t layout;
+	_Atomic unsigned forks, queued; /* who forks, and who wants it exclusively; see umm_layout_excl() */
 	struct umm_monitor *monitor;
 	struct umm_monitor *spares; /* whose spare descriptors are its own before it has a monitor; NULL: nobody's */
 	uint64_t monitor_key;
@@ -164,6 +165,17 @@ int umm_page_scan_written(struct umm_space *space, uint64_t start, uint64_t end,
  */
 int umm_page_take_written(struct umm_space *space, uint64_t start, uint64_t end, struct umm_page_run *runs, unsigned nr,
 			  uint64_t *walk_end);
+
+/* hook.c */
+/** Takes the layout lock exclusively; signals blocked. */
+void umm_layout_excl(struct umm_space *space);
+
+/* maps.c */
+/**
+ * Each line of a file, of 255 characters at most, without malloc and stdio, until @each returns false; @buf: a page.
+ * 0, or -errno of read(2).
+ */
+int umm_lines(int fd, char *buf, bool (*each)(void *priv, const char *line), void *priv);
 
 /* arena.c */
 struct umm_arena *umm_arena_new(void);

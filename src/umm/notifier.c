@@ -272,7 +272,7 @@ void umm_notifier_set_seq(struct umm_notifier *n, uint64_t seq)
 	__atomic_store_n(&n->seq, seq, __ATOMIC_RELEASE);
 }
 
-void umm_notifiers_destroy(struct umm_space *space)
+void umm_notifiers_release(struct umm_space *space)
 {
 	struct umm_notifiers *nots = umm_space_notifiers(space);
 	const struct umm_change all = {.event = UMM_EVENT_RELEASE, .end = USER_END, .blockable = true};
@@ -295,6 +295,13 @@ void umm_notifiers_destroy(struct umm_space *space)
 	end_locked(nots);
 	pthread_mutex_unlock(&nots->lock);
 	signals_restore(&old);
+}
+
+void umm_notifiers_destroy(struct umm_space *space)
+{
+	struct umm_notifiers *nots = umm_space_notifiers(space);
+
+	umm_notifiers_release(space);
 	umm_itree_free(space, umm_itree_unused(&nots->tree, true));
 	pthread_cond_destroy(&nots->changed);
 	pthread_mutex_destroy(&nots->lock);

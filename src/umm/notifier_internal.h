@@ -26,7 +26,10 @@ struct umm_notifiers {
 
 void umm_notifiers_init(struct umm_notifiers *nots);
 
-/** umm_notifiers_destroy() - @space ends: RELEASE to all, then each gets its release(). */
+/** umm_notifiers_release() - @space ends: RELEASE to all, then each gets its release(), and none is left. */
+void umm_notifiers_release(struct umm_space *space);
+
+/** umm_notifiers_destroy() - the same, unless it was done, and what they were kept in goes. */
 void umm_notifiers_destroy(struct umm_space *space);
 
 /** umm_space_notifiers() - those of @space. */

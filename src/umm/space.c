@@ -179,6 +179,21 @@ void umm_space_abandon(struct umm_space *s)
 		umm_monitor_abandon(s->monitor);
 }
 
+/*
+ * Whoever unmaps what is watched, release() or free() of ours, sleeps until that has been read: by the monitor, and
+ * before that goes nothing may be watched any more.
+ */
+static void let_go_first(struct umm_space *space)
+{
+	if (space->ops && space->ops->holds && space->ops->holds(space->priv, 0, UINT64_MAX))
+		return; /* an engine that was not closed: unregistered, what is away would read as zeros */
+	umm_notifiers_release(space);
+	if (!umm_space_let_go(space))
+		return;
+	umm_monitor_stop(space->monitor);
+	close(atomic_exchange(&space->uffd, -1));
+}
+
 void umm_space_close(struct umm_space *space)
 {
 	struct umm_monitor *own;
@@ -186,10 +201,12 @@ void umm_space_close(struct umm_space *space)
 	if (!space)
 		return;
 	own = space->own_monitor ? space->monitor : NULL;
-	if (own)
-		umm_monitor_destroy(own); /* it has no other, and reads its events to the end */
-	else if (space->monitor)
+	if (own) {
+		let_go_first(space);
+		umm_monitor_destroy(own); /* it has no other */
+	} else if (space->monitor) {
 		umm_monitor_del(space);
+	}
 	umm_space_put(space);
 }
 
@@ -224,10 +241,12 @@ int umm_space_populate(struct umm_space *space, uint64_t start, uint64_t len, bo
 /* The descriptor and the monitor of a linked space come with the first range that somebody wants watched. */
 int umm_space_serve(struct umm_space *s)
 {
+	sigset_t old;
 	int rc = 0;
 
 	if (!s->self)
 		return -EOPNOTSUPP;
+	signals_block(&old); /* a hook in a handler may look at mappings (umm_vma_next()) */
 	pthread_mutex_lock(&s->lock);
 	if (s->own_monitor)
 		goto out;
@@ -267,6 +286,7 @@ int umm_space_serve(struct umm_space *s)
 	s->own_monitor = true;
 out:
 	pthread_mutex_unlock(&s->lock);
+	signals_restore(&old);
 	return rc;
 }
 

@@ -768,6 +768,12 @@ static int clone_vm_outlives(void)
 	_exit(read(0, &c, 1) != 0); /* who started it may want to say when */
 }
 
+/* Of whom the kernel tells an ordinary user nothing. */
+static int clone_vm_outlives_undumpable(void)
+{
+	return prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) ? 1 : clone_vm_outlives();
+}
+
 static int sharer_forks(void *arg)
 {
 	char c;
@@ -1237,6 +1243,7 @@ int main(int argc, char **argv)
 		{"system", run_system},
 		{"clone-vm", clone_vm},
 		{"clone-vm-outlives", clone_vm_outlives},
+		{"clone-vm-outlives-undumpable", clone_vm_outlives_undumpable},
 		{"daemon", run_daemon},
 		{"forkpty", run_forkpty},
 		{"while-popen", while_popen},

@@ -808,7 +808,17 @@ def user_forks(h):
             check(r.stats()["pages_out"] > 0, "nothing moved")
 
 
+def user_outlives(h):
+    """Who shares the memory of a program that has ended is found, though the kernel tells nothing of an undumpable one."""
+    as_nobody(h)
+    with Rights(0o666, None):
+        r = h.run([built(h, "life-fork"), "clone-vm-outlives-undumpable"], prefix=NOBODY)
+        r.expect(no_stderr="page .* word")
+        check("heir 1 is right" in r.out(), f"{r.out()}: {r.err()}")
+        check(r.stats()["pages_out"] > 0, "nothing moved")
+
+
 if __name__ == "__main__":
     main_of(status, signals, hangup, from_before, streams, environment, job_control, by_its_pid, daemon, left_at_once, stat_running, restore_litter, keeper_ends, stat_many,
             elsewhere, figures, slow_figures, unread_figures, open_figures, restore_lost, nested, shell_script, sigchld_ignored, two_preloads, long_preload, bad_input, user_refused, user_served, user_lent,
-            user_forks, user_secrets)
+            user_forks, user_outlives, user_secrets)

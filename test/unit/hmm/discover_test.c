@@ -20,8 +20,9 @@ static struct {
 	bool swap; /* one is unmapped before it is registered, and mapped anew after */
 	unsigned which;
 	unsigned calls, looks;
-	bool fork; /* a child is made before it is registered, and nobody has heard of it yet */
-	int fail;  /* it is refused */
+	bool fork;   /* a child is made before it is registered, and nobody has heard of it yet */
+	bool behind; /* something shared is mapped right behind them, just before they are registered */
+	int fail;    /* it is refused */
 	_Atomic pid_t child;
 } target;
 
@@ -58,6 +59,10 @@ int __wrap_umm_uffd_register(int uffd, uint64_t start, uint64_t len, uint64_t mo
 		return target.fail;
 	if (target.swap)
 		munmap(target.at + target.which * UMM_PAGE, UMM_PAGE);
+	if (target.behind && mmap(target.at + PAGES * UMM_PAGE, UMM_PAGE, PROT_READ | PROT_WRITE,
+				  MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED)
+		abort();
+	target.behind = false;
 	if (target.fork) {
 		pthread_t thread;
 
@@ -299,6 +304,22 @@ static int back(struct world *w)
 	return rc;
 }
 
+/* Nothing is behind the mapping when the walk looks. */
+static void what_comes_to_be_behind_is_let_go_of(void **state)
+{
+	struct world *w = untold();
+	uint64_t behind = (uintptr_t)target.at + PAGES * UMM_PAGE;
+
+	atomic_store(&w->ctl->no_fork_events, 0);
+	target.behind = true;
+	assert_int_equal(hmm_discover(w->mm, 0, NULL, NULL), 0);
+	assert_false(target.behind);
+	assert_true(is_registered(w, 0));
+	assert_int_equal(umm_inside_registered(w->space->uffd, (uintptr_t)target.at), 0);
+	assert_int_equal(umm_inside_registered(w->space->uffd, behind), -ENOENT);
+	untold_end(w);
+}
+
 static void a_child_gets_what_could_not_be_registered(void **state)
 {
 	static const int why[] = {-EAGAIN, -EBUSY, -ENOMEM};
@@ -352,6 +373,25 @@ static void a_child_gets_what_was_handed_over(void **state)
 	assert_int_equal(hmm_hands_off(w->mm, (uintptr_t)target.at, (uintptr_t)target.at + 2 * UMM_PAGE), 0);
 	assert_int_equal(marked_pages(target.at, 2), 0);
 	assert_int_equal(marked_pages(target.at + 2 * UMM_PAGE, PAGES - 2), PAGES - 2);
+	untold_end(w);
+}
+
+/* The kernel registers no ordinary file's mapping, and lets go of none. */
+static void a_child_does_not_get_what_could_not_be_handed_over(void **state)
+{
+	struct world *w = untold();
+	int fd = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+
+	assert_int_equal(hmm_discover(w->mm, 0, NULL, NULL), 0);
+	assert_true(is_registered(w, 0));
+	assert_ptr_equal(mmap(target.at + PAGES * UMM_PAGE, UMM_PAGE, PROT_READ, MAP_PRIVATE | MAP_FIXED, fd, 0),
+			 target.at + PAGES * UMM_PAGE);
+	close(fd);
+	assert_int_equal(hmm_hands_off(w->mm, (uintptr_t)target.at, (uintptr_t)target.at + (PAGES + 1) * UMM_PAGE),
+			 -EINVAL);
+	assert_true(is_registered(w, 0));
+	assert_int_equal(marked_pages(target.at, PAGES), PAGES);
+	assert_false(is_marked(target.at + PAGES * UMM_PAGE));
 	untold_end(w);
 }
 
@@ -753,6 +793,8 @@ int main(void)
 		cmocka_unit_test(a_child_gets_what_could_not_be_registered),
 		cmocka_unit_test(a_child_gets_what_a_mapping_grew_by),
 		cmocka_unit_test(a_child_gets_what_was_handed_over),
+		cmocka_unit_test(a_child_does_not_get_what_could_not_be_handed_over),
+		cmocka_unit_test(what_comes_to_be_behind_is_let_go_of),
 		cmocka_unit_test(a_child_gets_what_is_moved_just_then),
 	};
 

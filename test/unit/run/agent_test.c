@@ -357,6 +357,9 @@ static int confined_main(void)
 
 	if (confine())
 		return 1;
+	/* Whether it is alone it may ask, by what parts it from nobody. */
+	if (sys1(SYS_unshare, CLONE_VM) || sys1(SYS_unshare, CLONE_FS) != -EPERM)
+		return 5;
 	/* A process's directory is as good as a pidfd, and that the agent may open. */
 	self = (int)sys4(SYS_openat, AT_FDCWD, "/proc/self", flags, 0);
 	if (self < 0)

@@ -31,6 +31,7 @@
 #include "hmm_uapi.h"
 #include "umm.h"
 #include "umm/hooks.h"
+#include "umm/internal.h"
 #include "../../hugetlb.h"
 
 #define PAGE 4096ul
@@ -382,6 +383,63 @@ static int teardown(void **state)
 	return 0;
 }
 
+/* Another library's, which was there first: it is called once ours has been. */
+static struct {
+	bool on;
+	char *page;
+	pthread_t thread;
+	atomic_bool goes;
+} handler;
+
+static void *take_layout(void *unused)
+{
+	sigset_t old;
+
+	signals_block(&old);
+	atomic_store(&handler.goes, true);
+	umm_layout_excl(space);
+	pthread_rwlock_unlock(&space->layout);
+	signals_restore(&old);
+	return NULL;
+}
+
+static void before_fork(void)
+{
+	if (!handler.on)
+		return;
+	handler.on = false;
+	if (pthread_create(&handler.thread, NULL, take_layout, NULL))
+		abort();
+	while (!atomic_load(&handler.goes))
+		sched_yield();
+	usleep(100000); /* were it less, nothing would be tested, but it would be right */
+	madvise(handler.page, PAGE, MADV_DONTNEED);
+}
+
+__attribute__((constructor(101))) static void before_ours(void)
+{
+	pthread_atfork(before_fork, NULL, NULL);
+}
+
+static void handlers_of_fork_change_memory(void **state)
+{
+	int status;
+
+	handler.page = map_kind(ANON);
+	handler.on = true;
+	alarm(20);
+	pid_t pid = fork();
+	if (!pid)
+		_exit(0);
+	alarm(0);
+	assert_true(pid > 0);
+	assert_false(handler.on);
+	assert_int_equal(pthread_join(handler.thread, NULL), 0);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+	syscall(SYS_munmap, handler.page, PAGE);
+}
+
 static void by_libc(void **state)
 {
 	for (unsigned i = 0; i < sizeof(calls) / sizeof(calls[0]); i++)
@@ -495,6 +553,7 @@ int main(void)
 		cmocka_unit_test(raw),
 		cmocka_unit_test(heap),
 		cmocka_unit_test(system_v),
+		cmocka_unit_test(handlers_of_fork_change_memory),
 	};
 	int had = hugetlb_pages(-1), fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC), rc;
 

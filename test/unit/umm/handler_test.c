@@ -19,6 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/shm.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -88,6 +89,7 @@ static void handler(int sig)
 
 	CHECK(!munmap(p, PAGE));
 	CHECK(!madvise(W.dropped, NR * PAGE, MADV_DONTNEED));
+	CHECK(shmdt(W.other)); /* nothing is attached there: it looks, and says so */
 	p = umm_alloc(W.space, PAGE);
 	CHECK(p);
 	umm_free(W.space, p, PAGE);
@@ -164,6 +166,13 @@ static void watching(void)
 	CHECK(!munmap(p, NR * PAGE));
 }
 
+static void looking(void)
+{
+	struct umm_vma v;
+
+	CHECK(!umm_vma_next(W.space, (uintptr_t)W.range, &v));
+}
+
 static void draining(void)
 {
 	umm_space_sync(W.space);
@@ -179,7 +188,7 @@ static void *dropper(void *arg)
 
 int main(void)
 {
-	static void (*const kind[])(void) = {notifiers, reading, changing, draining, allocating, watching};
+	static void (*const kind[])(void) = {notifiers, reading, changing, draining, allocating, watching, looking};
 	struct sigaction act = {.sa_handler = handler, .sa_flags = SA_RESTART};
 	pthread_t t;
 	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
@@ -190,6 +199,7 @@ int main(void)
 	}
 	close(fd);
 	CHECK(!umm_space_open_self(&W.space));
+	W.space->maps_text = true; /* as on kernels before 6.11: with a lock */
 	W.range = watched();
 	W.dropped = watched();
 	W.other = watched();

@@ -592,6 +592,53 @@ static void stacks_of_the_monitor_are_watched(void **state)
 	alarm(20); /* the end of this test is what it tests */
 }
 
+static void *freed; /* a page that is watched */
+
+static void free_watched(struct umm_notifier *n)
+{
+	assert_int_equal(munmap(freed, PAGE), 0);
+	freed = NULL;
+}
+
+static void destroy_watched(void *priv)
+{
+	free_watched(NULL);
+}
+
+/* As a cache frees buffers, and malloc gives back what was at the top of a heap that is watched. */
+static void what_is_watched_is_freed(struct fixture *f)
+{
+	freed = map(1, PROT_READ | PROT_WRITE);
+	assert_int_equal(umm_space_watch(f->space, (uintptr_t)freed, PAGE), 0);
+	alarm(20); /* the end of this test is what it tests */
+}
+
+static void a_notifier_frees_what_is_watched(void **state)
+{
+	static const struct umm_notifier_ops frees = {.invalidate = drop, .release = free_watched};
+	static struct umm_notifier n;
+	struct fixture *f = *state;
+
+	assert_int_equal(umm_notifier_insert(&n, f->space, (uintptr_t)f->mem, PAGE, &frees), 0);
+	what_is_watched_is_freed(f);
+}
+
+static void what_hangs_on_a_space_frees_what_is_watched(void **state)
+{
+	struct fixture *f = *state;
+
+	f->space->destroy = destroy_watched;
+	what_is_watched_is_freed(f);
+}
+
+static int teardown_with_what_was_freed(void **state)
+{
+	int rc = teardown(state);
+
+	alarm(0);
+	return rc || freed ? -1 : 0;
+}
+
 static int teardown_in_time(void **state)
 {
 	int rc = teardown(state);
@@ -600,12 +647,83 @@ static int teardown_in_time(void **state)
 	return rc;
 }
 
+/* As on kernels before 6.11.  All that there is, but for the size of huge pages, is said the same way. */
+static void mappings_by_text(void **state)
+{
+	struct fixture *f = *state;
+	unsigned n = 0;
+
+	for (uint64_t at = 0;; n++) {
+		struct umm_vma q = {0}, t = {0};
+		int rc, want;
+
+		f->space->maps_text = false;
+		want = umm_vma_next(f->space, at, &q);
+		if (f->space->maps_text)
+			skip();
+		f->space->maps_text = true;
+		rc = umm_vma_next(f->space, at, &t);
+		if (want == -ENOENT && !rc)
+			assert_true(t.flags & UMM_VMA_SPECIAL &&
+				    t.start >> 63); /* the text has vsyscall, which is none */
+		else
+			assert_int_equal(rc, want);
+		if (want)
+			break;
+		assert_int_equal(t.start, q.start);
+		assert_int_equal(t.end, q.end);
+		assert_int_equal(t.flags, q.flags);
+		assert_int_equal(t.offset, q.offset);
+		assert_int_equal(t.inode, q.inode);
+		assert_int_equal(t.dev_major, q.dev_major);
+		assert_int_equal(t.dev_minor, q.dev_minor);
+		at = t.end;
+	}
+	assert_true(n > 10);
+}
+
+/* glibc's, which who calls fork() holds, with those of malloc, until its event has been read. */
+void _IO_list_lock(void) __attribute__((weak));
+void _IO_list_unlock(void) __attribute__((weak));
+
+static void *look(void *arg)
+{
+	struct fixture *f = arg;
+	struct umm_vma v;
+
+	return umm_vma_next(f->space, f->range.start, &v) ? f : NULL;
+}
+
+/* Who reads events looks at mappings as well (quarantine.c). */
+static void mappings_by_text_while_somebody_forks(void **state)
+{
+	struct fixture *f = *state;
+	pthread_t thread;
+	void *failed;
+
+	if (!_IO_list_lock)
+		skip();
+	f->space->maps_text = true;
+	alarm(20);
+	_IO_list_lock();
+	int rc = pthread_create(&thread, NULL, look, f);
+	if (!rc)
+		pthread_join(thread, &failed);
+	_IO_list_unlock();
+	alarm(0);
+	assert_int_equal(rc, 0);
+	assert_null(failed);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(stacks_of_the_monitor_are_watched, setup, teardown_in_time),
+		cmocka_unit_test_setup_teardown(a_notifier_frees_what_is_watched, setup, teardown_with_what_was_freed),
+		cmocka_unit_test_setup_teardown(what_hangs_on_a_space_frees_what_is_watched, setup,
+						teardown_with_what_was_freed),
 		TEST(bad_ranges),
 		TEST(snapshot_faults_nothing),
 		TEST(a_hole_at_the_end),
@@ -625,6 +743,8 @@ int main(void)
 		TEST(what_comes_in_late_is_waited_for),
 		TEST(what_comes_in_below_an_unmapped_sign_is_waited_for),
 		TEST(what_is_above_the_sign_of_shared_memory_counts),
+		TEST(mappings_by_text),
+		TEST(mappings_by_text_while_somebody_forks),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
