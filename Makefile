@@ -5,6 +5,7 @@
 #
 #   make            build/hmm, build/libhmm.so, build/libhmm-preload.so
 #   make test       all tests; the last line says how many passed
+#   make test-long  the same and more of them, on more memory, for more rounds: HMM_TEST_LONG=1 make test; hours
 #   make torture    for minutes, or HOURS=N: programs that check themselves
 #   make stress     stress-ng's memory stressors, each way of --vm once, on a quarter of their memory; PART=K/N of them
 #   make programs   real programs on all, half and a quarter of their memory, against themselves without hmm
@@ -35,7 +36,7 @@ DESTDIR ?=
 MESONFLAGS ?=
 
 .DEFAULT_GOAL := build
-.PHONY: build deps test torture stress programs demo bench bench-scale kernel-suite fuzz model tsan asan asan-run tsan-run coverage inject late valgrind install format clean
+.PHONY: build deps test test-long torture stress programs demo bench bench-scale kernel-suite fuzz model tsan asan asan-run tsan-run coverage inject late valgrind install format clean
 
 deps:
 	@scripts/deps
@@ -59,11 +60,15 @@ build: deps $(BUILD)/build.ninja
 
 # The log of an earlier run must not be taken for this one's.  Meson's own
 # status counts besides the sum: it may have ended before all tests had.
+# Tests that only repeat what others do elsewhere are of the suite "long".
 test: build
 	@rm -f '$(BUILD)/meson-logs/testlog.json'
-	@meson test -C '$(BUILD)' --no-rebuild --timeout-multiplier 4; rc=$$?; \
+	@meson test -C '$(BUILD)' --no-rebuild --timeout-multiplier $(if $(HMM_TEST_LONG),16,4 --no-suite long); rc=$$?; \
 	scripts/testsum '$(BUILD)/meson-logs/testlog.json' '$(BUILD)/test-summary' \
 		'$(BUILD)/meson-info/intro-tests.json' && exit $$rc
+
+test-long:
+	@HMM_TEST_LONG=1 $(MAKE) --no-print-directory test
 
 torture: build
 	@scripts/deps --for torture

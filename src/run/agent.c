@@ -535,7 +535,9 @@ static int agent_main(void *arg)
 	cpus_init(&cpus);
 	sys2(SYS_prctl, PR_SET_NAME, "hmm-agent");
 	sys1(SYS_chdir, "/");
-	int rc = sign_on(a, &f, &in);
+	int rc = confine_try(a->arena.stack);
+	if (rc >= 0)
+		rc = sign_on(a, &f, &in);
 	if (rc >= 0)
 		rc = confine();
 	if (rc < 0) {
@@ -594,9 +596,33 @@ static int midwife_main(void *arg)
 #define MIDWIFE_STACK 8192ul /* the low end of the agent's, which it never reaches */
 #define WAIT_ALL 0x40000000  /* __WALL */
 
+/*
+ * Who has had a pid namespace made for its children (unshare) must not be given an agent:
+ * the first task in there is its init, and when the midwife ended as such nothing could be
+ * started in it any more.  Of a program that begins: a forked child's children are where it
+ * is itself, and the less it does here the less can a filter of its own kill it for.
+ */
+static bool children_are_elsewhere(void)
+{
+	char ours[32], theirs[32];
+	long n = sys3(SYS_readlink, "/proc/self/ns/pid", ours, sizeof(ours));
+	long m = sys3(SYS_readlink, "/proc/self/ns/pid_for_children", theirs, sizeof(theirs));
+
+	if (n <= 0)
+		return false; /* there are none */
+	if (n != m)
+		return true;
+	while (n-- && ours[n] == theirs[n])
+		;
+	return n >= 0;
+}
+
 int agent_start(struct agent *a)
 {
 	struct arena *ar = &a->arena;
+
+	if (!a->parent && children_are_elsewhere())
+		return -EPERM;
 
 	/* A thread block of its own: whatever looks there finds neither the program's nor nothing. */
 	*(void **)ar->tls = ar->tls;

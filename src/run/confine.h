@@ -12,6 +12,17 @@
 #ifndef RUN_CONFINE_H
 #define RUN_CONFINE_H
 
+/**
+ * confine_try() - whether the agent would be let do its work, and confine itself
+ * @page: memory of its own, aligned
+ *
+ * By calls that change nothing, but that there is no way to new privileges any more.  A filter that the program has put on itself, or was
+ * started with, is the agent's, too; who is refused something must know before anybody
+ * counts on it.
+ *
+ * 0 or -errno; then the agent must not sign on.
+ */
+int confine_try(void *page);
 /** 0 or -errno; then the agent must not go on. */
 int confine(void);
 

@@ -8,7 +8,10 @@
  * A scenario is a few calls of the library on memory with known contents.  It
  * runs once as it is; that says which sites it reaches, and how often.  Then it
  * runs once for each of those and for each plan: the first occurrence fails, or
- * the last one, or all from the first on (PLANS).  Each run is a process of its
+ * the last one, or all from the first on.  Without --full, once a failure at a site
+ * was noticed, all from the first on fail only in the first scenario that comes to it
+ * more than once, and one that does what another has done, with some way barred to it
+ * (always), is gone through for what only it comes to.  Each run is a process of its
  * own, and must end in one of these ways:
  *
  *	right	  all memory holds what it should, or an error was returned for it
@@ -1024,6 +1027,8 @@ static void walk(const struct walk *w)
 	struct outcome *o = mmap(NULL, 2 * sizeof(*o), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	struct outcome *plain = o + 1;
 	static uint32_t hits[INJECT_SITES];
+	static void (*by[INJECT_SITES][SCENARIOS])(void); /* which functions have come to a site so far */
+	static bool all_failed[INJECT_SITES];
 
 	for (unsigned s = 0; s < SCENARIOS; s++) {
 		const struct scenario *sc = &scenarios[s];
@@ -1045,9 +1050,19 @@ static void walk(const struct walk *w)
 				atomic_fetch_add(&found->site[i].reached, 1);
 		}
 		for (uint32_t i = 0; i < atomic_load(&plan->nsites); i++) {
+			bool again = false, noticed_once = atomic_load(&found->site[i].noticed), more;
+
 			if (!hits[i] || i + 1 == atomic_load(&plan->always) ||
 			    (w->site && strcmp(w->site, plan->site[i].name)))
 				continue;
+			/* The same for all jobs, whosever it is. */
+			for (unsigned k = 0; k < s && !again; k++)
+				again = by[i][k] == sc->run;
+			by[i][s] = sc->run;
+			if (again && sc->always && noticed_once && !w->full && !w->only && !w->site)
+				continue;
+			more = hits[i] > 1 && (!all_failed[i] || !noticed_once || w->full);
+			all_failed[i] |= more;
 			if ((i + s) % w->jobs != w->job)
 				continue;
 			for (unsigned k = 0; k < INJECT_ERRORS && plan->site[i].err[k] && (!k || w->full); k++) {
@@ -1062,10 +1077,10 @@ static void walk(const struct walk *w)
 					continue;
 				}
 				one_case(w, sc, i, 1, 1, err, hits[i], plain, o);
-				if (hits[i] > 1) {
+				if (hits[i] > 1)
 					one_case(w, sc, i, hits[i], 1, err, hits[i], plain, o);
+				if (more)
 					one_case(w, sc, i, 1, all, err, hits[i], plain, o);
-				}
 				for (uint32_t nth = 2; w->full && nth < hits[i] && nth < 12; nth++)
 					one_case(w, sc, i, nth, 1, err, hits[i], plain, o);
 			}

@@ -20,7 +20,7 @@ import tempfile
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from hmmtest import Failed, comm, descendants, listens, main_of, ppid, skip, state  # noqa: E402
+from hmmtest import SPIN, SPIN_RAM, Failed, comm, descendants, listens, main_of, ppid, skip, state  # noqa: E402
 
 SYS_USERFAULTFD = 323
 PR_SET_DUMPABLE = 4
@@ -38,6 +38,20 @@ def built(h, name):
 def status_of(pid):
     with open(f"/proc/{pid}/status") as f:
         return dict(line.rstrip("\n").split(":\t", 1) for line in f if ":\t" in line)
+
+
+def faults(pid):
+    """Does it wait for who serves it?"""
+    try:
+        with open(f"/proc/{pid}/wchan") as f:
+            return "userfault" in f.read()
+    except OSError:
+        return False
+
+
+def spaces(h, r):
+    a = subprocess.run([h.exe, "stat", str(r.pid), "--json"], capture_output=True, text=True, check=False)
+    return json.loads(a.stdout)["spaces"] if not a.returncode else None
 
 
 def confined(h):
@@ -69,8 +83,8 @@ def keeps_off(h):
 
 def interrupted(h):
     """Who serves is stopped for a moment, as by a debugger, or when a container is frozen: it goes on with what it did."""
-    for mib in "16", "96":  # with nothing to do the agent sleeps in poll(2)
-        r = h.start([built(h, "life-spin"), mib, "1", "0"], ram="48M")
+    for mib in "4", SPIN:  # with nothing to do the agent sleeps in poll(2)
+        r = h.start([built(h, "life-spin"), mib, "1", "0"], ram=SPIN_RAM)
         r.until(lambda: r.out().count("spinning") == 2, "it does not get going")
         serving = [*r.agents(), r.supervisor(), *[p for p in descendants(r.pid) if comm(p) == "hmm-keeper"]]
         check(len(serving) == 4, f"who serves: {serving}")
@@ -84,7 +98,7 @@ def interrupted(h):
         for pid in [p for p in descendants(r.pid) if comm(p) == "life-spin"]:
             os.kill(pid, signal.SIGTERM)
         r.wait()
-        r.expect(rc=-signal.SIGTERM, min_out=mib == "96", no_stderr=r"page \d+ .* word|died|killed")
+        r.expect(rc=-signal.SIGTERM, min_out=mib == SPIN, no_stderr=r"page \d+ .* word|died|killed")
 
 
 def exec_quiet(h):
@@ -141,7 +155,8 @@ def old_kernel(h):
 
 def static_image(h):
     """What has become a program that cannot be entered is let go, agent, memory and all, though that one runs on."""
-    r = h.start([built(h, "life-exec"), "become", built(h, "life-exec-static"), "waits"], stdin=subprocess.PIPE)
+    r = h.start([built(h, "life-exec"), "become", built(h, "life-exec-static"), "waits"], ram="24M",
+                stdin=subprocess.PIPE)
     r.until(lambda: any(comm(p) == "life-exec-stati" for p in descendants(r.pid)), "it becomes no other", 60)
     r.until(lambda: not r.agents(), "the agent of what it was stays", 20)
     a = subprocess.run([h.exe, "stat", str(r.pid), "--json"], capture_output=True, text=True, check=False)
@@ -152,9 +167,46 @@ def static_image(h):
     r.expect()
 
 
+def became_another(h):
+    """An agent that ends when its program has become another one, of which nobody knows yet, has nobody killed."""
+    for _ in range(20):
+        r = h.start([built(h, "life-exec"), "become-when-told", built(h, "life-exec-static"), "waits"],
+                    ram="24M", stdin=subprocess.PIPE)
+        r.until(lambda: "told" in r.out(), "it does not get so far")
+        program, agent, supervisor = r.program(), r.agents()[0], r.supervisor()
+        os.kill(supervisor, signal.SIGSTOP)
+        r.until(lambda: state(supervisor) == "T", "the supervisor does not stop")
+        r.child.stdin.write(b"x")
+        r.child.stdin.flush()
+        # What it runs may be away, and then it needs who is stopped.
+        r.until(lambda: comm(program) == "life-exec-stati" or faults(program), "it becomes no other")
+        became = not faults(program)
+        if became:
+            os.kill(agent, signal.SIGKILL)
+            r.until(lambda: state(agent) in ("", "Z"), "the agent does not end")
+        os.kill(supervisor, signal.SIGCONT)
+        if became:
+            r.until(lambda: spaces(h, r) == [] or state(program) in ("", "Z"), "the space of what it was stays")
+        r.child.stdin.close()
+        r.wait()
+        r.expect(no_stderr="killed")
+        if became:
+            return
+    raise Failed("it never became another one without the supervisor")
+
+
+def forked_while_armed(h):
+    """Who was forked when its parent's space had been armed by half is found, and its memory moves."""
+    with tempfile.TemporaryDirectory() as d:
+        os.chmod(d, 0o777)
+        r = h.run([built(h, "life-fork"), "while-armed"], ram="32M",
+                  env=dict(os.environ, LD_PRELOAD=built(h, "libheld.so"), HMM_TEST_HELD=os.path.join(d, "held")))
+    r.expect(no_stderr="cannot be moved")
+
+
 def small_stack(h):
     """Threads of ours have stacks of their own size: those that serve faults, and those that bring all back."""
-    r = h.start([built(h, "life-spin"), "96", "0", "0"], ram="48M",
+    r = h.start([built(h, "life-spin"), SPIN, "0", "0"], ram=SPIN_RAM,
                 prefix=["sh", "-c", 'ulimit -s 128; exec "$@"', "sh"])
     r.until(lambda: "spinning" in r.out() or r.child.poll() is not None, "it does not get going")
     a = subprocess.run([h.exe, "stat", str(r.pid), "--restore", "--json"], capture_output=True, text=True, check=False)
@@ -337,6 +389,14 @@ def small_files(h):
     r.expect(rc=125, min_out=0, stderr="ulimit -f")
 
 
+def children_elsewhere(h):
+    """Who has a pid namespace made for its children can have some: the first task in there is not ours."""
+    if os.geteuid():
+        skip("only root makes pid namespaces here")
+    r = h.run(["unshare", "-p", "sh", "-c", "/bin/true && echo fine; :"])
+    r.expect(min_out=0, stdout="^fine$")
+
+
 def no_descriptors(h):
     """When a program ends, and the supervisor cannot open /proc, who lives on in its memory has all of it."""
     r = h.start([built(h, "life-fork"), "clone-vm-outlives"], stats=False, stdin=subprocess.PIPE)
@@ -354,7 +414,7 @@ def no_descriptors(h):
 
 def no_descriptors_left(h):
     """It is the programs themselves that have all descriptors of the supervisor: when one ends it is seen all the same."""
-    r = h.start([built(h, "life-spin"), "96", "0", "0"], ram="48M", stats=False)
+    r = h.start([built(h, "life-spin"), SPIN, "0", "0"], ram=SPIN_RAM, stats=False)
     r.until(lambda: "spinning" in r.out(), "it does not get going")
     supervisor = r.supervisor()
     most = resource.prlimit(supervisor, resource.RLIMIT_NOFILE)
@@ -411,5 +471,6 @@ def limits_lifted(h):
 
 
 main_of(control_sealed, other_users_supervisor, strangers, wrong_words, set_user_id, confined, keeps_off, interrupted,
-        exec_quiet, no_zombies, end_of_file, kcmp_denied, old_kernel, static_image, small_stack, small_files, limits_lifted,
-        no_descriptors, no_descriptors_left, spare_descriptor)
+        exec_quiet, no_zombies, end_of_file, kcmp_denied, old_kernel, static_image, became_another, forked_while_armed,
+        small_stack, small_files, limits_lifted, children_elsewhere, no_descriptors,
+        no_descriptors_left, spare_descriptor)

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""About 65 MiB of Python objects, made, sorted, rewritten and summed up; prints what must not depend on hmm."""
+"""app_python.py N: Python objects, of 10000 about 65 MiB, made, sorted, rewritten and summed up; prints what must not
+depend on hmm."""
 import hashlib
+import sys
 
-N = 10000
+N = int(sys.argv[1])
 table = {}
 r = 1
 for i in range(N):

@@ -27,7 +27,7 @@ LONG = os.environ.get("HMM_TEST_LONG") == "1" and os.geteuid() == 0
 RIVALS = ("zram", "zram, MADV_PAGEOUT ahead", "zswap", "file swap")
 OURS = ("hmm run", "all in RAM")
 ORDER, RANDOM = ("read", "write", "stride"), ("uniform", "zipf", "chase", "threads")
-OPS = 800
+OPS = 400
 
 
 def run(cmd, env=()):
@@ -138,7 +138,7 @@ def scale(h):
         out = os.path.join(d, "out")
         try:
             run([os.path.join(SOURCE, "scale.py"), h.build, out, "24", "sparse", "mappings", "threads"],
-                {"HMM_SCALE_MIB": "48", "HMM_SCALE_OPS": "4000"})
+                {"HMM_SCALE_MIB": "40", "HMM_SCALE_OPS": "400"})
         except Failed as e:
             if "Read-only file system" in str(e) or "Permission denied: '/sys/fs/cgroup" in str(e):
                 skip("no cgroup can be made here")
@@ -215,7 +215,7 @@ def command(h):
     every = listed(h)
     with tempfile.TemporaryDirectory(prefix="hmm-test-") as d:
         out = os.path.join(d, "out.json")
-        p = hmm_bench(h, "--mib", "32", "--rounds", "2", "--json", out)
+        p = hmm_bench(h, "--mib", "32", "--rounds", "1", "--json", out)
         if p.returncode:
             raise Failed(f"status {p.returncode}: {p.stderr}")
         with open(out) as f:
@@ -249,9 +249,9 @@ def command(h):
 
 def command_asked(h):
     """Only what is asked for; and what cannot be asked for is one line and status 125."""
-    got = measured(h, "--mib", "32", "--rounds", "1", "--only", "fault-s*,memcpy")
+    got = measured(h, "--mib", "32", "--rounds", "2", "--only", "fault-s*,memcpy")
     asked = ["memcpy", "fault-sigbus", "fault-same-cpu", "fault-spinning"]
-    if [n for n in listed(h) if n in names(got) or n in got["skipped"]] != asked or got["mib"] != 32 or got["rounds"] != 1:
+    if [n for n in listed(h) if n in names(got) or n in got["skipped"]] != asked or got["mib"] != 32 or got["rounds"] != 2:
         raise Failed(f"asked for {asked}: {got}")
     for said, args in (("no-such", ("--only", "memcpy,no-such")), ("31", ("--mib", "31")), ("x", ("--mib", "x")),
                        ("-64", ("--mib", "-64")), ("0", ("--rounds", "0")), ("3", ("--ratio", "3")),

@@ -18,8 +18,8 @@ from hmmtest import Failed, main_of, skip  # noqa: E402
 
 CGROUP, CGROUP2 = "/sys/fs/cgroup/memory", "/sys/fs/cgroup"
 MIB = 1 << 20
-SAMPLE_S = 0.01
-PASSES = 8 if os.environ.get("HMM_TEST_LONG") else 1
+SAMPLE_S = 0.005
+LONG = os.environ.get("HMM_TEST_LONG")
 
 
 class Group:
@@ -54,7 +54,8 @@ class Group:
         os.rmdir(self.path)
 
 
-def watch(h, mode, nproc, mib, budget):
+def watch(h, mode, nproc, mib, budget, quarters=4):
+    """@quarters of it are gone through when all have what they want."""
     g = Group()
     worst, samples = {}, {}
     stop = threading.Event()
@@ -73,8 +74,8 @@ def watch(h, mode, nproc, mib, budget):
 
         t = threading.Thread(target=look)
         try:
-            r = h.start([os.path.join(h.build, "test/run/load/tree"), mode, str(nproc), str(mib), str(PASSES), f.name],
-                        ram=f"{budget}M", preexec_fn=g.enter)
+            r = h.start([os.path.join(h.build, "test/run/load/tree"), mode, str(nproc), str(mib),
+                         str(quarters * 8 if LONG else quarters), f.name], ram=f"{budget}M", preexec_fn=g.enter)
             t.start()
             r.wait()
         finally:
@@ -100,11 +101,11 @@ def watch(h, mode, nproc, mib, budget):
 
 
 def single(h):
-    watch(h, "own", 1, 384, 128)
+    watch(h, "own", 1, *((384, 128) if LONG else (160, 48)))
 
 
 def processes(h):
-    watch(h, "own", 4, 384, 128)
+    watch(h, "own", 4, *((384, 128) if LONG else (192, 48)))
 
 
 def many(h):
@@ -115,22 +116,25 @@ def many(h):
 
 
 def forked(h):
-    watch(h, "fork", 4, 256, 128)
+    watch(h, "fork", 4, 256, 128, quarters=4 if LONG else 2)
+
+
+WAKE = (512, 192) if LONG else (256, 64)
 
 
 def woken(h):
     """Nothing has run for a while, and then there is a lot at once."""
-    watch(h, "wake", 1, 512, 192)
+    watch(h, "wake", 1, *WAKE)
 
 
 def populated(h):
     """The same, by a call that makes all pages of a new mapping without a fault."""
-    watch(h, "populate", 1, 512, 192)
+    watch(h, "populate", 1, *WAKE)
 
 
 def woken_by_another(h):
     """Who wakes up shares the memory, and is no thread of the program."""
-    watch(h, "shared", 1, 512, 192)
+    watch(h, "shared", 1, *WAKE)
 
 
 main_of(single, processes, many, forked, woken, woken_by_another, populated)

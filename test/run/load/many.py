@@ -16,7 +16,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from hmmtest import Failed, main_of  # noqa: E402
 
 KIB, MIB = 1 << 10, 1 << 20
-LOOKS = 40
+LOOKS = 20
 
 
 def stat(h, pid):

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * tree MODE PROCESSES MIB PASSES PHASE: processes that together use MIB.  In
+ * tree MODE PROCESSES MIB QUARTERS PHASE: processes that together use MIB.  In
  * the file PHASE stands what they are at, so that who watches their memory
  * knows what to expect: 'b' they grow, 's' they have what they want, and have
- * gone through it once since, 'e' the end.
+ * gone through it once since, and go through QUARTERS of it, 'e' the end.
  *
  * own: each its part.  wake: the same, but half of it is mapped, and read into by
  * one call, when nothing has run for a while.  populate: the same, but by MADV_POPULATE_WRITE.
@@ -20,7 +20,7 @@
 #define ASLEEP_S 2 /* until who watches looks as seldom as it ever does */
 
 static struct {
-	unsigned nproc, passes;
+	unsigned nproc, quarters;
 	size_t npages; /* a process */
 	bool fork, wake, populate, shared;
 	int phase;
@@ -96,17 +96,16 @@ static int run(unsigned me)
 
 	if (!T.fork)
 		fill_own(seed);
-	for (unsigned p = 0; p <= T.passes; p++) {
-		for (size_t i = 0; i < T.npages; i++) {
-			bool mine = i >= from && i < to;
+	for (size_t n = 0, all = T.npages + T.npages * T.quarters / 4; n < all; n++) {
+		size_t p = n / T.npages, i = n % T.npages;
+		bool mine = i >= from && i < to;
 
-			if (v_check(T.mem + i * V_PAGE, i, seed, mine ? p + 1 : 1, V_QUARTER))
-				return 1;
-			if (mine)
-				v_fill(T.mem + i * V_PAGE, i, seed, p + 2, V_QUARTER);
-		}
-		if (!p && pthread_barrier_wait(T.barrier) == PTHREAD_BARRIER_SERIAL_THREAD)
+		if (n == T.npages && pthread_barrier_wait(T.barrier) == PTHREAD_BARRIER_SERIAL_THREAD)
 			phase('s');
+		if (v_check(T.mem + i * V_PAGE, i, seed, mine ? p + 1 : 1, V_QUARTER))
+			return 1;
+		if (mine)
+			v_fill(T.mem + i * V_PAGE, i, seed, p + 2, V_QUARTER);
 	}
 	/* Nobody leaves before all have done: what one gives up would hide what others take. */
 	if (pthread_barrier_wait(T.barrier) == PTHREAD_BARRIER_SERIAL_THREAD)
@@ -120,7 +119,7 @@ int main(int argc, char **argv)
 	int bad = 0;
 
 	if (argc != 6) {
-		fprintf(stderr, "usage: tree own|wake|populate|shared|fork PROCESSES MIB PASSES PHASE\n");
+		fprintf(stderr, "usage: tree own|wake|populate|shared|fork PROCESSES MIB QUARTERS PHASE\n");
 		return 2;
 	}
 	T.fork = !strcmp(argv[1], "fork");
@@ -131,7 +130,7 @@ int main(int argc, char **argv)
 	T.npages = (size_t)atoi(argv[3]) * V_MIB / V_PAGE;
 	if (!T.fork)
 		T.npages /= T.nproc;
-	T.passes = (unsigned)atoi(argv[4]);
+	T.quarters = (unsigned)atoi(argv[4]);
 	T.phase = open(argv[5], O_RDWR);
 	if (T.phase < 0) {
 		perror(argv[5]);

@@ -93,7 +93,7 @@ def processes(h):
     """Forks share what is at the server, and change it."""
     s = Server(h)
     with open(os.path.join(h.build, "test-tier-phase"), "w") as phase:
-        r = h.run([prog(h, "load/tree"), "fork", "4", "32", "1", phase.name], ram="24M", to=f"lz4:2M,{s.spec}")
+        r = h.run([prog(h, "load/tree"), "fork", "4", "32", "4", phase.name], ram="24M", to=f"lz4:2M,{s.spec}")
     os.unlink(phase.name)
     far(r.expect(min_out=2000), 2000)
     s.end()
@@ -271,7 +271,7 @@ def garbage(h):
     """Rubbish, and what a client has once sent: as it was, changed, cut.  The server lives, and serves."""
     s = Server(h)
     rec = Recorder(s.port)
-    work = [prog(h, "load/rw"), "seq", "1", "40", "1", "8"]  # long enough for more than the burst that it may have
+    work = [prog(h, "load/rw"), "seq", "1", "40", "1", "8" if LONG > 1 else "4"]  # long enough for more than the burst that it may have
     h.run(work, ram="24M", to=f"lz4:1M,ofi://127.0.0.1:{rec.port}").expect(min_out=1000)
     seed = int(os.environ.get("HMM_TEST_SEED", "1"))
     print("seed", seed)
@@ -279,7 +279,7 @@ def garbage(h):
     require(len(rec.sent) == 4, "not the connections that were expected", len(rec.sent))
     # One that is in use all the while.
     r = h.start([prog(h, "load/rw"), "rand", "2", "40", "1", "2"], ram="24M", to=f"lz4:1M,{s.spec}")
-    for i in range(50 * LONG):
+    for i in range(500 if LONG > 1 else 32):
         require(s.alive(), "the server has died", s.child.poll())
         sent = rnd.choice(rec.sent)
         hello = len(sent[0])

@@ -405,6 +405,44 @@ static struct hmm_device *open_dev(struct tier_server *srv, const char *more)
 	return dev;
 }
 
+static _Atomic unsigned posted, on_stacks; /* operations of lane and server; of them those on a thread's stack */
+
+/* At its deadline a call returns with them under way; the provider writes to them when they end. */
+static void posts(const struct ofi_op *op)
+{
+	pthread_attr_t attr;
+	size_t size;
+	void *stack;
+
+	assert_int_equal(pthread_getattr_np(pthread_self(), &attr), 0);
+	assert_int_equal(pthread_attr_getstack(&attr, &stack, &size), 0);
+	pthread_attr_destroy(&attr);
+	atomic_fetch_add(&posted, 1);
+	atomic_fetch_add(&on_stacks, (uintptr_t)op >= (uintptr_t)stack && (uintptr_t)op < (uintptr_t)stack + size);
+}
+
+int __real_ofi_post_recv(struct ofi_ep *ep, void *buf, size_t room, void *desc, struct ofi_op *op,
+			 uint64_t deadline_ns);
+int __wrap_ofi_post_recv(struct ofi_ep *ep, void *buf, size_t room, void *desc, struct ofi_op *op,
+			 uint64_t deadline_ns);
+int __real_ofi_post_send(struct ofi_ep *ep, const void *buf, size_t len, void *desc, struct ofi_op *op,
+			 uint64_t deadline_ns);
+int __wrap_ofi_post_send(struct ofi_ep *ep, const void *buf, size_t len, void *desc, struct ofi_op *op,
+			 uint64_t deadline_ns);
+
+int __wrap_ofi_post_recv(struct ofi_ep *ep, void *buf, size_t room, void *desc, struct ofi_op *op, uint64_t deadline_ns)
+{
+	posts(op);
+	return __real_ofi_post_recv(ep, buf, room, desc, op, deadline_ns);
+}
+
+int __wrap_ofi_post_send(struct ofi_ep *ep, const void *buf, size_t len, void *desc, struct ofi_op *op,
+			 uint64_t deadline_ns)
+{
+	posts(op);
+	return __real_ofi_post_send(ep, buf, len, desc, op, deadline_ns);
+}
+
 /* Waits for what another thread is about to do; the harness's limit is the only clock. */
 #define until(cond)                   \
 	do {                          \
@@ -1056,6 +1094,24 @@ static void test_answer_to_what_was_put(void **state)
 	}
 }
 
+/* Who gives up, on either end, leaves nothing under way on a stack that is somebody else's from then on. */
+static void test_nothing_is_left_on_a_stack(void **state)
+{
+	struct tier_server *srv;
+	struct hmm_device *dev;
+	hmm_handle_t h;
+
+	posted = on_stacks = 0;
+	srv = serve(64 * MIB, NULL, 0);
+	dev = open_dev(srv, "");
+	assert_int_equal(put_in(dev, TEXT, 1, &h), 1);
+	assert_true(reads_as(dev, h, TEXT, 1));
+	hmm_device_close(dev);
+	tier_server_stop(srv);
+	assert_true(atomic_load(&posted) > 0);
+	assert_int_equal(atomic_load(&on_stacks), 0);
+}
+
 static int setup(void **state)
 {
 	struct ofi_lib lib;
@@ -1103,6 +1159,7 @@ int main(void)
 		cmocka_unit_test(test_many_strangers),
 		cmocka_unit_test(test_silent_client),
 		cmocka_unit_test(test_server_hangs_up),
+		cmocka_unit_test(test_nothing_is_left_on_a_stack),
 		cmocka_unit_test(test_silent_server),
 		cmocka_unit_test(test_server_stops),
 		cmocka_unit_test(test_server_repeats),

@@ -705,6 +705,54 @@ static void what_is_mapped_is_watched(void **state)
 	hmm_reg_put(f->c, reg);
 }
 
+void __real_umm_invalidate_end(struct umm_space *space, const struct umm_change *change);
+void __wrap_umm_invalidate_end(struct umm_space *space, const struct umm_change *change);
+static char *let_go; /* by an engine: who mirrors it watches it anew as soon as it may */
+
+void __wrap_umm_invalidate_end(struct umm_space *space, const struct umm_change *change)
+{
+	__real_umm_invalidate_end(space, change);
+	if (let_go && change->start <= (uintptr_t)let_go && change->end > (uintptr_t)let_go) {
+		let_go = NULL;
+		assert_int_equal(umm_space_watch(space, change->start, change->end - change->start), 0);
+	}
+}
+
+/* Is it told who touches a missing page of the mapping at @p? */
+static bool told_of_missing(const char *p)
+{
+	FILE *f = fopen("/proc/self/smaps", "r");
+	unsigned long a, z;
+	char line[512];
+	bool here = false, told = false;
+
+	assert_non_null(f);
+	while (fgets(line, sizeof(line), f)) {
+		if (sscanf(line, "%lx-%lx ", &a, &z) == 2)
+			here = a <= (uintptr_t)p && (uintptr_t)p < z;
+		else if (here && !strncmp(line, "VmFlags:", 8))
+			told = strstr(line, " um");
+	}
+	fclose(f);
+	return told;
+}
+
+/* Then nobody has to serve it: what is missing there nobody is told of any more. */
+static void what_is_let_go_is_watched_as_any_other(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t a = (uintptr_t)f->mem;
+	struct hmm_mm *mm;
+
+	assert_int_equal(hmm_mm_open(f->space, &mm), 0);
+	assert_int_equal(hmm_mm_manage(mm, a, a + SIZE), 0);
+	assert_true(told_of_missing(f->mem));
+	let_go = f->mem;
+	assert_int_equal(hmm_mm_close(mm), 0);
+	assert_null(let_go);
+	assert_false(told_of_missing(f->mem));
+}
+
 /* What an engine has let go of nobody is told of: it is found that it is watched no more. */
 static void let_go_by_an_engine(void **state, bool closed)
 {
@@ -846,8 +894,8 @@ static void right_while_memory_changes(void **state)
 		job[i][1] = f->mem + (i < 2 ? i * 8 : 40) * PAGE;
 		assert_int_equal(pthread_create(&t[i], NULL, change_and_get, job[i]), 0);
 	}
-	while (gets < 10000 && !wrong)
-		sched_yield();
+	while (gets < (getenv("HMM_TEST_LONG") ? 10000 : 4000) && !wrong)
+		usleep(1000);
 	stop = true;
 	for (unsigned i = 0; i < 3; i++)
 		pthread_join(t[i], NULL);
@@ -921,6 +969,7 @@ int main(void)
 		T_(what_is_mapped_is_watched),
 		T_(an_engine_that_closes),
 		T_(an_engine_that_lets_go),
+		T_(what_is_let_go_is_watched_as_any_other),
 		T_(registered_while_being_dropped),
 		cmocka_unit_test_setup_teardown(before_the_event_was_read, setup_in_sync, teardown),
 		T_(right_while_memory_changes),

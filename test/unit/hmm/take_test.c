@@ -4,7 +4,9 @@
 #include <fcntl.h>
 #include <liburing.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <linux/filter.h>
+#include <linux/magic.h>
 #include <linux/seccomp.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -18,13 +20,17 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <cmocka.h>
 
 #include "../../skip.h"
 #include "fake.h"
+#include "hmm/internal.h"
+#include "hmm/take.h"
 #include "umm/internal.h"
+#include "umm/sys.h"
 
 #define PAGE 4096ul
 #define RUN 64u /* pages that are taken at a time */
@@ -578,6 +584,232 @@ static void a_dropped_block_is_the_files(void **state)
 	close(fd);
 }
 
+int __real_hmm_take_offer(struct hmm_take *t, uint64_t start, uint64_t end);
+int __wrap_hmm_take_offer(struct hmm_take *t, uint64_t start, uint64_t end);
+static char *dropped; /* before the batch begins, and long enough for what is dropped to go again */
+
+int __wrap_hmm_take_offer(struct hmm_take *t, uint64_t start, uint64_t end)
+{
+	struct umm_space *space = t->mm->space;
+	uint64_t at = (uintptr_t)dropped;
+	bool busy = at;
+
+	if (busy)
+		assert_int_equal(syscall(SYS_madvise, dropped, PAGE, MADV_DONTNEED), 0);
+	dropped = NULL;
+	while (busy) {
+		usleep(1000);
+		umm_evlock_shared(&space->ctl->evlock);
+		busy = umm_quarantined(space, at, at + PAGE);
+		umm_evlock_unshared(&space->ctl->evlock);
+	}
+	return __real_hmm_take_offer(t, start, end);
+}
+
+/* A page of such memory is dropped when all that is missing was asked for: the inside, for whom a child shares the
+ * pages, asks for it as well. */
+static void what_the_inside_asks_for_is_the_files(void **state)
+{
+	struct fixture *f = *state;
+	char page[PAGE], *at = f->copies + 5 * PAGE;
+	int gate[2], status;
+	pid_t pid;
+
+	memset(page, 6, PAGE);
+	assert_int_equal(pwrite(f->file, page, PAGE, 5 * PAGE), PAGE);
+	assert_int_equal(to_device(f, f->copies), NR);
+	assert_is(f->copies, 'a', 'a');
+	assert_int_equal(pipe(gate), 0);
+	pid = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+	if (!pid) {
+		char c;
+
+		close(gate[1]);
+		_exit(read(gate[0], &c, 1) != 0);
+	}
+	close(gate[0]);
+	dropped = at;
+	assert_int_equal(to_device(f, f->copies), NR);
+	assert_null(dropped);
+	close(gate[1]);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+	for (unsigned i = 0; i < PAGE; i++)
+		assert_int_equal(at[i], 6);
+}
+
+struct hmm_leaf *__real_hmm_leaf_get(struct hmm_mm *mm, uint64_t addr);
+struct hmm_leaf *__wrap_hmm_leaf_get(struct hmm_mm *mm, uint64_t addr);
+static _Atomic uint64_t served; /* the page whose fault is stopped while it is served; 0: none is */
+static sem_t stopped, go_on;
+
+/* It has been looked at whether a file stands in there; the file is read next. */
+struct hmm_leaf *__wrap_hmm_leaf_get(struct hmm_mm *mm, uint64_t addr)
+{
+	uint64_t want = addr;
+
+	if (addr && atomic_compare_exchange_strong(&served, &want, 0)) {
+		hmm_device_sleeps(); /* another thread reads events meanwhile */
+		sem_post(&stopped);
+		while (sem_wait(&go_on))
+			;
+	}
+	return __real_hmm_leaf_get(mm, addr);
+}
+
+/* Something else was moved there before the file was read: it gets none of the file. */
+static void what_was_moved_over_a_stand_in_is_itself(void **state)
+{
+	struct fixture *f = *state;
+	char page[PAGE], *at = f->copies + 5 * PAGE, *other = f->anon + 9 * PAGE;
+	pthread_t t;
+	void *saw;
+
+	memset(page, 6, PAGE);
+	assert_int_equal(pwrite(f->file, page, PAGE, 5 * PAGE), PAGE);
+	assert_int_equal(to_device(f, f->copies), NR);
+	assert_int_equal(to_device(f, f->anon), NR);
+	assert_is(f->copies, 'a', 'a');
+	assert_is(f->anon, 'a', 'a');
+	assert_int_equal(syscall(SYS_madvise, at, PAGE, MADV_DONTNEED), 0);
+	assert_int_equal(syscall(SYS_madvise, other, PAGE, MADV_DONTNEED), 0);
+	sem_init(&stopped, 0, 0);
+	sem_init(&go_on, 0, 0);
+	atomic_store(&served, (uintptr_t)at);
+	assert_int_equal(pthread_create(&t, NULL, touch_main, at), 0);
+	while (sem_wait(&stopped))
+		;
+	assert_ptr_equal((char *)syscall(SYS_mremap, other, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, at), at);
+	sem_post(&go_on);
+	assert_int_equal(pthread_join(t, &saw), 0);
+	assert_int_equal((uintptr_t)saw, 0);
+	for (unsigned i = 0; i < PAGE; i++)
+		assert_int_equal(at[i], 0);
+}
+
+bool __real_hmm_take_stands_in(struct hmm_take *t, uint64_t start, uint64_t end);
+bool __wrap_hmm_take_stands_in(struct hmm_take *t, uint64_t start, uint64_t end);
+static char *block_at, *block_from; /* a file's stand-in is moved to that block from there once it was asked about */
+static bool block_asked;
+
+/* Where the event lock is held nothing can change before what was said is made use of. */
+bool __wrap_hmm_take_stands_in(struct hmm_take *t, uint64_t start, uint64_t end)
+{
+	bool is = __real_hmm_take_stands_in(t, start, end);
+
+	if (block_at && start == (uintptr_t)block_at && end == start + (2 << 20)) {
+		block_asked = true;
+		if (!(atomic_load(&t->mm->space->ctl->evlock.word) & UMM_EVLOCK_COUNT) &&
+		    syscall(SYS_mremap, block_from, 2 << 20, 2 << 20, MREMAP_MAYMOVE | MREMAP_FIXED, block_at) ==
+			    (long)block_at)
+			block_from = NULL;
+		block_at = NULL;
+	}
+	return is;
+}
+
+/* A block that nobody has touched goes as one of zeros; not where a stand-in is by then. */
+static void what_was_moved_to_a_block_is_the_files(void **state)
+{
+	struct fixture *f = *state;
+	const size_t size = 2 << 20;
+	char *raw = mmap(NULL, 4 * size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), page[PAGE], *p, *to;
+	int fd = memfd_create("block", 0);
+	uint64_t moved;
+
+	for (size_t at = 0; at < size; at += PAGE) {
+		memset(page, (int)(1 + at / PAGE % 250), PAGE);
+		assert_int_equal(pwrite(fd, page, PAGE, (off_t)at), PAGE);
+	}
+	p = (char *)(((uintptr_t)raw + size - 1) & ~(size - 1));
+	to = p + 2 * size - (p + 3 * size > raw + 4 * size ? size : 0);
+	assert_ptr_equal(mmap(p, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, fd, 0), p);
+	memset(p, 'a', size);
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev->dev, (uintptr_t)p, (uintptr_t)p + size, NULL, &moved),
+			 0);
+	assert_int_equal(moved, size / PAGE);
+	assert_int_equal(syscall(SYS_madvise, p, size, MADV_DONTNEED), 0);
+	assert_ptr_equal(mmap(to, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0), to);
+	block_from = p;
+	block_asked = false;
+	block_at = to;
+	hmm_migrate_to_device(f->mm, &f->dev->dev, (uintptr_t)to, (uintptr_t)to + size, NULL, &moved);
+	assert_true(block_asked);
+	for (unsigned i = 0; i < size / PAGE; i++) {
+		if (!block_from)
+			assert_files(to + i * PAGE, i);
+		else
+			assert_int_equal(to[i * PAGE], 0);
+	}
+	munmap(raw, 4 * size);
+	close(fd);
+}
+
+int __real_umm_uffd_register(int uffd, uint64_t start, uint64_t len, uint64_t mode);
+int __wrap_umm_uffd_register(int uffd, uint64_t start, uint64_t len, uint64_t mode);
+static uint64_t forked_at; /* once it is watched again a child is forked; 0: none is */
+static pid_t forked;
+static int fork_gate[2]; /* the child is there until it is closed */
+
+int __wrap_umm_uffd_register(int uffd, uint64_t start, uint64_t len, uint64_t mode)
+{
+	int rc = __real_umm_uffd_register(uffd, start, len, mode);
+
+	if (forked_at && start == forked_at) {
+		forked_at = 0;
+		forked = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+		if (!forked) {
+			char c;
+
+			sys_close(fork_gate[1]);
+			_exit(read(fork_gate[0], &c, 1) || *(volatile char *)start != 'a');
+		}
+	}
+	return rc;
+}
+
+/* A file whose pages the kernel poisons nowhere: none of tmpfs. */
+static int fork_beside_what_stays(struct fixture *f)
+{
+	int fd = open("/var/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600), status;
+	struct statfs fs;
+	uint64_t moved, at;
+	char *p;
+
+	if (fd < 0 || fstatfs(fd, &fs) || fs.f_type == TMPFS_MAGIC || ftruncate(fd, SIZE))
+		return 79;
+	p = mmap(NULL, SIZE + RUN * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	p = (char *)(((uintptr_t)p + RUN * PAGE - 1) & ~(RUN * PAGE - 1));
+	if (mmap(p, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, fd, 0) != p)
+		return 2;
+	memset(p, 'a', SIZE);
+	at = (uintptr_t)p;
+	/* The first run goes, the second one is refused. */
+	if (umm_space_watch(f->space, at, SIZE) || !refuse_mremap(p + RUN * PAGE))
+		return 77;
+	if (pipe(fork_gate))
+		return 2;
+	forked_at = at + RUN * PAGE;
+	if (hmm_migrate_to_device(f->mm, &f->dev->dev, at, at + SIZE, NULL, &moved))
+		return 3;
+	if (moved != NR - RUN || forked <= 0)
+		return 4;
+	close(fork_gate[1]);
+	return waitpid(forked, &status, 0) != forked || status ? 5 : is_all(p, 'a') ? 0 : 6;
+}
+
+/* Of what mremap() refuses a child lacks nothing, and is given nothing. */
+static void a_child_beside_what_stays_has_it(void **state)
+{
+	int status = in_child(fork_beside_what_stays);
+
+	if (WIFEXITED(status) && WEXITSTATUS(status) == 77)
+		skip_because("seccomp filters are not to be had here");
+	if (WIFEXITED(status) && WEXITSTATUS(status) == 79)
+		skip_because("/var/tmp is no directory on a disk");
+	assert_int_equal(status, 0);
+}
+
 #define T_(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
 
 int main(void)
@@ -591,12 +823,16 @@ int main(void)
 		T_(a_dropped_page_is_the_files_wherever_it_is),
 		T_(a_page_dropped_while_it_comes_is_the_files),
 		T_(a_dropped_block_is_the_files),
+		T_(what_the_inside_asks_for_is_the_files),
+		T_(what_was_moved_over_a_stand_in_is_itself),
+		T_(what_was_moved_to_a_block_is_the_files),
 		T_(what_a_child_is_not_to_have_stays),
 		T_(what_is_to_be_in_no_core_stays),
 		T_(what_has_a_key_stays),
 		T_(a_sealed_mapping_stays),
 		cmocka_unit_test(where_a_stand_in_cannot_go_the_file_stays),
 		cmocka_unit_test(what_cannot_go_back_ends_the_process),
+		cmocka_unit_test(a_child_beside_what_stays_has_it),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -14,6 +14,7 @@
 
 #include "fake.h"
 #include "hmm.h"
+#include "umm/inside.h"
 
 #define PAGE 4096ul
 #define NR 1100u /* in more than two leaves of the records */
@@ -482,11 +483,43 @@ static void a_fork_hides_no_write(void **state)
 	assert_true(f->stamp[700] > a);
 }
 
+void __real_umm_inside_release(struct umm_inside *in, unsigned b);
+void __wrap_umm_inside_release(struct umm_inside *in, unsigned b);
+static volatile char *touched; /* while a batch is on its way; NULL: nothing is */
+
+/* What has just been stored can come back already; a marked device's pages are marked after that. */
+void __wrap_umm_inside_release(struct umm_inside *in, unsigned b)
+{
+	if (touched)
+		*touched = 1;
+	touched = NULL;
+	__real_umm_inside_release(in, b);
+}
+
+/* So does the mark of what a device has, where a page has come back, and was written to, before it was marked. */
+static void a_mark_hides_no_write(void **state)
+{
+	struct fixture *f = *state;
+	unsigned first, count;
+	uint64_t moved, a;
+
+	f->dev->ops.caps |= HMM_DEV_MARKED;
+	fill(f);
+	a = ask(f, 0, &first, &count);
+	touched = f->mem + 7 * PAGE;
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev->dev, f->addr, f->addr + 16 * PAGE, NULL, &moved), 0);
+	assert_null(touched);
+	assert_int_equal(f->mem[7 * PAGE], 1);
+	ask(f, a, &first, &count);
+	assert_true(f->stamp[7] > a);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 		T(a_fork_hides_no_write),
+		T(a_mark_hides_no_write),
 		T(each_who_asks_learns_of_all_writes),
 		T(what_is_dropped_or_replaced_is_written),
 		T(what_is_replaced_as_a_whole_is_written),

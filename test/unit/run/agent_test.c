@@ -5,6 +5,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -14,6 +15,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -21,6 +23,7 @@
 #include <unistd.h>
 #include <cmocka.h>
 
+#include "../../skip.h"
 #include "run/agent.h"
 #include "run/confine.h"
 #include "umm/inside.h"
@@ -106,7 +109,7 @@ static void welcome(struct tree *t)
 	close(ctl_fd);
 }
 
-static void tree_start(struct tree *t)
+static void tree_listen(struct tree *t)
 {
 	struct sockaddr_un sa = {.sun_family = AF_UNIX};
 
@@ -118,6 +121,11 @@ static void tree_start(struct tree *t)
 			      (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + strlen(t->name))),
 			 0);
 	assert_int_equal(listen(t->listen_fd, 4), 0);
+}
+
+static void tree_start(struct tree *t)
+{
+	tree_listen(t);
 	t->program = fork();
 	assert_true(t->program >= 0);
 	if (!t->program)
@@ -196,6 +204,140 @@ static void sent_away_while_somebody_else_is_here(void **state)
 	assert_int_equal(WTERMSIG(status), SIGKILL);
 }
 
+#define NUMBERS 30u /* of threads, among them the agent's number */
+
+static void *thread_main(void *arg)
+{
+	for (;;)
+		pause();
+	return NULL;
+}
+
+/* The first process of a pid namespace of its own.  The agent's number is 4 or a little more. */
+static int inner_main(const char *name, int told, int tell)
+{
+	pid_t bystander = fork(), program;
+	int status;
+	char c;
+
+	if (!bystander)
+		for (;;)
+			pause();
+	program = fork();
+	if (!program)
+		_exit(program_main(name));
+	if (bystander != 2 || program != 3)
+		return 2;
+	if (read(told, &c, 1) != 1)
+		return 3;
+	kill(program, SIGKILL);
+	if (waitpid(program, &status, 0) != program || write(tell, &c, 1) != 1 || read(told, &c, 1) != 1)
+		return 4;
+	kill(bystander, SIGTERM);
+	if (waitpid(bystander, &status, 0) != bystander)
+		return 5;
+	return WIFSIGNALED(status) && WTERMSIG(status) == SIGTERM ? 0 : 1;
+}
+
+/* The first process of the namespace whose /proc they have: there 2 is a group, with numbers that are others' inside.
+ */
+static int outer_main(const char *name, int told, int tell)
+{
+	int ready[2], status;
+	pthread_t t;
+	pid_t pid;
+	char c;
+
+	if (mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) || mount("proc", "/proc", "proc", 0, NULL) ||
+	    pipe(ready))
+		return 77;
+	pid = fork();
+	if (!pid) {
+		for (unsigned i = 0; i < NUMBERS; i++)
+			if (pthread_create(&t, NULL, thread_main, NULL))
+				_exit(1);
+		if (write(ready[1], "r", 1) == 1)
+			thread_main(NULL);
+		_exit(1);
+	}
+	close(ready[1]);
+	if (pid != 2 || read(ready[0], &c, 1) != 1)
+		return 6;
+	if (unshare(CLONE_NEWPID))
+		return 77;
+	pid = fork();
+	if (!pid)
+		_exit(inner_main(name, told, tell));
+	return waitpid(pid, &status, 0) == pid && WIFEXITED(status) ? WEXITSTATUS(status) : 7;
+}
+
+/* An agent that finds the /proc of an outer pid namespace ends, by a message or because nobody is there any more. */
+static void foreign_proc(bool told_to)
+{
+	struct tree t;
+	int told[2], tell[2], status;
+	char c = 'x';
+	pid_t pid;
+
+	assert_int_equal(pipe(told), 0);
+	assert_int_equal(pipe(tell), 0);
+	tree_listen(&t);
+	t.program = fork();
+	assert_true(t.program >= 0);
+	if (!t.program) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		if (unshare(CLONE_NEWPID | CLONE_NEWNS))
+			_exit(77);
+		pid = fork();
+		if (!pid) {
+			prctl(PR_SET_PDEATHSIG, SIGKILL); /* with it goes all of the namespace */
+			_exit(outer_main(t.name, told[0], tell[1]));
+		}
+		waitpid(pid, &status, 0);
+		_exit(WIFEXITED(status) ? WEXITSTATUS(status) : 8);
+	}
+	close(told[0]);
+	close(tell[1]);
+	/* Ended already: no namespaces are to be had here. */
+	assert_int_equal(fcntl(t.listen_fd, F_SETFL, O_NONBLOCK), 0);
+	while ((t.sock = accept4(t.listen_fd, NULL, NULL, SOCK_CLOEXEC)) < 0 &&
+	       waitpid(t.program, &status, WNOHANG) == 0)
+		usleep(1000);
+	if (t.sock < 0) {
+		assert_int_equal(WEXITSTATUS(status), 77);
+		skip_because("no pid namespaces, or no /proc of their own");
+	}
+	welcome(&t);
+	atomic_store(&t.ctl->armed, 1);
+	if (told_to) {
+		assert_int_equal(write(told[1], &c, 1), 1);
+		assert_int_equal(read(tell[0], &c, 1), 1); /* the program has ended */
+		bye(&t);
+	} else {
+		shutdown(t.sock, SHUT_WR);
+	}
+	assert_int_equal(recv(t.sock, &c, 1, 0), 0); /* so has the agent */
+	if (!told_to) {
+		assert_int_equal(write(told[1], &c, 1), 1);
+		assert_int_equal(read(tell[0], &c, 1), 1);
+	}
+	assert_int_equal(write(told[1], &c, 1), 1);
+	assert_int_equal(tree_end(&t), 0);
+	close(told[1]);
+	close(tell[0]);
+}
+
+/* What is a number there of the agent's own: it is nobody else, and 2 is somebody else here. */
+static void a_foreign_proc_and_nobody_is_left(void **state)
+{
+	foreign_proc(true);
+}
+
+static void a_foreign_proc_and_the_supervisor_dies(void **state)
+{
+	foreign_proc(false);
+}
+
 static void supervisor_dies(void **state)
 {
 	struct tree t;
@@ -242,9 +384,13 @@ static void confined_it_kills_and_sends_nothing_else(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(sent_away_before_anything_moved),          cmocka_unit_test(sent_away_by_mistake),
-		cmocka_unit_test(sent_away_while_somebody_else_is_here),    cmocka_unit_test(supervisor_dies),
+		cmocka_unit_test(sent_away_before_anything_moved),
+		cmocka_unit_test(sent_away_by_mistake),
+		cmocka_unit_test(sent_away_while_somebody_else_is_here),
+		cmocka_unit_test(supervisor_dies),
 		cmocka_unit_test(confined_it_kills_and_sends_nothing_else),
+		cmocka_unit_test(a_foreign_proc_and_nobody_is_left),
+		cmocka_unit_test(a_foreign_proc_and_the_supervisor_dies),
 	};
 	int fd = umm_inside_uffd();
 

@@ -56,6 +56,14 @@ expect 1 "1 passed, 2 failed, 1 skipped" "$tmp/tests"
 grep -q '^---- failed: lost, a$' "$tmp/out" || fail "those that were not run are not named"
 expect 1 "1 passed, 1 failed, 1 skipped" "$tmp/no such list"
 
+# Those of the suite "long" only where they are asked for.
+echo '[{"name": "a"}, {"name": "b"}, {"name": "more", "suite": ["hmm:run", "hmm:long"]}]' >"$tmp/tests"
+unset HMM_TEST_LONG
+expect 0 "1 passed, 0 failed, 1 skipped" "$tmp/tests"
+export HMM_TEST_LONG=1
+expect 1 "1 passed, 1 failed, 1 skipped" "$tmp/tests"
+unset HMM_TEST_LONG
+
 # No test at all, no log, and half a log: none of them is a success.
 : >"$tmp/log"
 expect 1 "0 passed, 0 failed, 0 skipped"

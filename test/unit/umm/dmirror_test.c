@@ -474,7 +474,7 @@ static void *churn_reader(void *arg)
 
 static void memory_comes_and_goes(struct fixture *f, bool watched)
 {
-	enum { ROUNDS = 3000, READERS = 2 };
+	enum { ROUNDS = 1500, READERS = 2 };
 	pthread_t t[READERS];
 	uint64_t seed = 1;
 
@@ -578,7 +578,7 @@ static void *churn_writer(void *arg)
 /* Between begin and end the device must keep its hands off, also off what comes there instead. */
 static void no_write_lands_inside_an_invalidation(void **state)
 {
-	enum { ROUNDS = 2000 };
+	enum { ROUNDS = 1000 };
 	struct fixture *f = *state;
 	pthread_t t;
 

@@ -28,7 +28,7 @@
 
 #define PAGE 4096ul
 #define NR 16u
-#define ROUNDS 300u
+#define ROUNDS 150u
 
 #define CHECK(cond)                                                        \
 	do {                                                               \
