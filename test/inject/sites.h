@@ -34,6 +34,7 @@ static const struct inject_known inject_silent[] = {
 	{"hmm/reg.c hmm_reg_cache_close munmap", "address space is lost"},
 	{"hmm/reg.c hmm_reg_cache_open munmap", "address space is lost"},
 	{"hmm/take.c take_copies SYS_madvise", "what stays shared is not taken"},
+	{"hmm/take.c is_our_end fstat*", "a new pipe; the old one stays open"},
 	{"hmm/take.c pipe_ready fcntl", "fewer pages at a time"},
 	{"hmm/take.c is_locked SYS_madvise", "it means locked for one error only"},
 	{"hmm/take.c take_place SYS_mremap*", "the other way to move it"},
