@@ -20,6 +20,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/io_uring.h>
+#include <linux/kcmp.h>
 #include <linux/magic.h>
 #include <pwd.h>
 #include <stdarg.h>
@@ -343,6 +344,22 @@ static void check_userfaultfd(struct report *r)
 		    "fork is not reported to this user (%s): everything comes back before a fork", strerror(-rc));
 }
 
+/* Who lives in which address space is asked of it. */
+static void check_kcmp(struct report *r)
+{
+	const char *mend =
+		"docker run --cap-add SYS_PTRACE ... (or --security-opt seccomp=PROFILE, one that allows kcmp; "
+		"podman: the same)";
+
+	if (!syscall(SYS_kcmp, getpid(), getpid(), KCMP_VM, 0, 0)) {
+		say(r, "kcmp", OK, NULL, "allowed");
+		return;
+	}
+	if (errno == ENOSYS && !r->filtered)
+		mend = "boot a kernel built with CONFIG_KCMP=y";
+	say(r, "kcmp", PROBLEM, mend, "not allowed: %s", strerror(errno));
+}
+
 static void check_pagemap(struct report *r)
 {
 	struct page_region region[4];
@@ -542,6 +559,7 @@ int hmm_doctor_main(int argc, char **argv)
 	check_page_size(r);
 	check_container(r);
 	check_userfaultfd(r);
+	check_kcmp(r);
 	check_pagemap(r);
 	check_procmap(r);
 	check_limits(r);

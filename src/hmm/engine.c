@@ -492,6 +492,9 @@ static int child_park_all(struct hmm_mm *mm, struct hmm_mm *child, const struct 
 			    hmm_iset_meets(empty, addr, addr + UMM_PAGE))
 				continue;
 			addr = hmm_overtaken_where(mm, child, addr);
+			leaf = hmm_leaf_find(child, addr);
+			if (leaf && leaf->e[hmm_leaf_index(addr)])
+				continue; /* entered already, at each place where it may have it */
 			rc = umm_uffd_copy(child->space->uffd, addr, page, UMM_PAGE, &bytes);
 			if (rc == -EAGAIN)
 				rc = child_park(child, b, s, addr, page, e);
@@ -597,6 +600,11 @@ static int lost_before_moves(struct hmm_mm *mm, int uffd, uint64_t addr, unsigne
 	return rc;
 }
 
+static int lost_kept(struct hmm_mm *mm, void *uffd, uint64_t addr, unsigned nr)
+{
+	return lost_before_moves(mm, *(int *)uffd, addr, nr);
+}
+
 int hmm_lost_to_child(struct hmm_mm *mm, int uffd)
 {
 	struct hmm_leaf *leaf;
@@ -610,7 +618,7 @@ int hmm_lost_to_child(struct hmm_mm *mm, int uffd)
 				return rc;
 		}
 	}
-	return hmm_overtaken_each(mm, uffd, lost_before_moves);
+	return hmm_overtaken_each(mm, &uffd, lost_kept);
 }
 
 /*

@@ -207,6 +207,8 @@ struct hmm_overtaken {
 	uint64_t start, end, to; /* to: where it was moved */
 	uint64_t at_ns;
 	uint32_t by; /* the child for which it was last undone */
+	bool unsure; /* for which it may have been: the records are at both places until it says what it has */
+	bool again;  /* then, if it has both: it is where it was moved, not where it was */
 };
 
 struct hmm_mm {
@@ -541,8 +543,16 @@ uint64_t hmm_overtaken_where(struct hmm_mm *mm, const struct hmm_mm *child, uint
 void hmm_overtaken_age(struct hmm_mm *mm);
 /** The same by who knows, the event lock held shared, that no change is under way at this moment. */
 void hmm_overtaken_over(struct hmm_mm *mm);
-/** @fn of each page that is kept, until it says other than 0, which is returned. */
-int hmm_overtaken_each(struct hmm_mm *mm, int uffd, int (*fn)(struct hmm_mm *mm, int uffd, uint64_t addr, unsigned nr));
+/** @fn of each page that is kept, until it says other than 0, which is returned.  @nr: of the last move before. */
+int hmm_overtaken_each(struct hmm_mm *mm, void *arg,
+		       int (*fn)(struct hmm_mm *mm, void *arg, uint64_t addr, unsigned nr));
+/** Does @mm have something registered at @addr now, which a child may have inherited? */
+bool hmm_overtaken_again(struct hmm_mm *mm, uint64_t addr);
+/** Where a child has what @mm had at @addr after move @nr (now: mm->novertaken).  @had: did it have anything there? */
+uint64_t hmm_overtaken_place(struct hmm_mm *mm, uint64_t addr, unsigned nr, bool (*had)(void *arg, uint64_t addr),
+			     void *arg);
+/** Say once that a child has lost something of what was kept. */
+void hmm_overtaken_lost(struct hmm_mm *mm);
 /** The mm ends. */
 void hmm_overtaken_free(struct hmm_mm *mm);
 

@@ -453,7 +453,8 @@ static bool child_has(const struct child *c, uint64_t addr)
 	return !hmm_iset_meets(&c->absent, addr, addr + 1) && !hmm_iset_meets(&c->empty, addr, addr + 1);
 }
 
-static void child_place(struct hmm_mm *mm, struct child *c, uint64_t addr, const void *page)
+/* 0: @page, or poison (NULL), is there now. */
+static int child_place(struct hmm_mm *mm, struct child *c, uint64_t addr, const void *page)
 {
 	uint64_t done;
 	int rc;
@@ -465,7 +466,7 @@ static void child_place(struct hmm_mm *mm, struct child *c, uint64_t addr, const
 			if (at < c->remap[i].from || at - c->remap[i].from >= c->remap[i].len)
 				continue;
 			if (c->remap[i].to == GONE)
-				return;
+				return -ENOENT;
 			at = at - c->remap[i].from + c->remap[i].to;
 		}
 		if (page) {
@@ -479,11 +480,48 @@ static void child_place(struct hmm_mm *mm, struct child *c, uint64_t addr, const
 	/* There already (a nested fork), unmapped by the child, or the child has ended: all is well. */
 	if (rc && rc != -EEXIST && rc != -ENOENT && rc != -ESRCH)
 		c->failed = true;
+	return rc;
+}
+
+struct child_of {
+	struct hmm_mm *mm;
+	struct child *c;
+};
+
+/* Did the child have anything of ours there when it was forked? */
+static bool child_had(void *arg, uint64_t addr)
+{
+	const struct child_of *of = arg;
+	struct child *c = of->c;
+	int rc;
+
+	while ((rc = umm_inside_registered(c->uffd, addr)) == -EAGAIN && !c->strayed)
+		child_events(of->mm, c);
+	for (unsigned i = 0; rc && i < c->n; i++)
+		if (addr >= c->remap[i].from && addr - c->remap[i].from < c->remap[i].len)
+			rc = 0;
+	return !rc;
+}
+
+/* Another thread has unmapped it, and that was told of first: what was away there is not to be had any more. */
+static int child_lost(struct hmm_mm *mm, void *arg, uint64_t addr, unsigned nr)
+{
+	struct child_of *of = arg;
+	uint64_t at = hmm_overtaken_place(mm, addr, nr, child_had, of);
+
+	/* What the parent has there now is the child's, unless that was moved there after the fork. */
+	if (!child_had(of, at) ||
+	    (hmm_overtaken_again(mm, at) && hmm_overtaken_place(mm, at, mm->novertaken, child_had, of) == at))
+		return 0;
+	if (!child_place(mm, of->c, at, NULL))
+		hmm_overtaken_lost(mm);
+	return 0;
 }
 
 static void child_fill(struct hmm_mm *mm, struct child *c)
 {
 	char *buf = c->lost ? NULL : umm_alloc(mm->space, UMM_PAGE);
+	struct child_of of = {mm, c};
 	struct hmm_leaf *leaf;
 
 	if (!buf && !c->lost)
@@ -492,7 +530,7 @@ static void child_fill(struct hmm_mm *mm, struct child *c)
 	     at = leaf->base + (1ull << HMM_LEAF_SHIFT)) {
 		for (unsigned i = 0; leaf->held && i < HMM_LEAF_PAGES; i++) {
 			hmm_entry_t e = leaf->e[i];
-			uint64_t payload = hmm_entry_payload(e), addr = leaf->base + i * UMM_PAGE;
+			uint64_t payload = hmm_entry_payload(e), addr = leaf->base + i * UMM_PAGE, at_fork;
 			struct hmm_device *d;
 			const void *page;
 			void *dst = buf;
@@ -500,18 +538,19 @@ static void child_fill(struct hmm_mm *mm, struct child *c)
 
 			if (hmm_entry_here(e) || !child_has(c, addr))
 				continue;
+			at_fork = hmm_overtaken_place(mm, addr, mm->novertaken, child_had, &of);
 			if (c->lost) {
 				/* Refused where there is something, be it PARKING: that is the page itself. */
-				child_place(mm, c, addr, NULL);
+				child_place(mm, c, at_fork, NULL);
 				continue;
 			}
 			switch (hmm_entry_state(e)) {
 			case HMM_PARKING:
 				if (hmm_take_child(&linked_of(mm)->take, addr, &page))
-					child_place(mm, c, addr, page);
+					child_place(mm, c, at_fork, page);
 				break;
 			case HMM_PARKED:
-				child_place(mm, c, addr,
+				child_place(mm, c, at_fork,
 					    hmm_slot_page(mm, payload >> 16 & (UMM_BATCHES - 1), payload & 0xffff));
 				break;
 			case HMM_DEVICE:
@@ -523,10 +562,10 @@ static void child_fill(struct hmm_mm *mm, struct child *c)
 						" %#llx: device %s could not read them; an access gets SIGBUS",
 						(int)mm->space->pid, (unsigned long long)addr, d->spec);
 				c->unread |= status != 0;
-				child_place(mm, c, addr, status ? NULL : buf);
+				child_place(mm, c, at_fork, status ? NULL : buf);
 				break;
 			case HMM_POISONED:
-				child_place(mm, c, addr, NULL);
+				child_place(mm, c, at_fork, NULL);
 				break;
 			default:
 				break; /* in place, shared with the child as ever */
@@ -534,6 +573,7 @@ static void child_fill(struct hmm_mm *mm, struct child *c)
 		}
 	}
 	umm_free(mm->space, buf, UMM_PAGE);
+	hmm_overtaken_each(mm, &of, child_lost);
 	child_events(mm, c);
 }
 
@@ -564,7 +604,7 @@ static int linked_forked(void *priv, struct hmm_mm *mm, int uffd, struct hmm_mm 
 	struct child c = {.uffd = uffd, .absent.space = mm->space, .empty.space = mm->space};
 
 	linked_forking(mm); /* for a raw one */
-	if (atomic_load(&mm->radix.away)) {
+	if (atomic_load(&mm->radix.away) || mm->kept) {
 		find_unforked(mm, &c);
 		if (!c.failed)
 			child_fill(mm, &c);

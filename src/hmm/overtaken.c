@@ -15,8 +15,14 @@
  * change first, what was moved goes back to where the child has its mapping; then
  * what is kept is entered where the child has, registered, what the parent has no
  * more.  The kernel is asked what the child has.  While the child changes its
- * mappings the kernel does not say, and what is entered then is looked at again
- * when it does: the child's own events move and drop it in the meantime.
+ * mappings, be it others, the kernel does not say, and what is entered then is
+ * looked at again when it does: the child's own events move and drop it in the
+ * meantime.  What was moved is entered at both places then.
+ *
+ * Whether a fork came before a move is told by what the child has.  If it has
+ * nothing where what is away is now, it came before: so what was moved twice goes
+ * back twice.  If it has something at both places it came before as well, unless
+ * the parent has something, registered, where it was: that may have been inherited.
  *
  * DOC: for how long
  *
@@ -34,12 +40,16 @@
  * What the parent has mapped there again is left alone if it is registered: it may be
  * what the child has inherited.
  *
+ * In a linked engine the child has no records: it is given its pages, by the same
+ * rules, and poison for all that is kept, which is only that it was there.
+ *
  * All of it under the parent's event lock: held exclusively, or, to let go, shared
  * and with the lock of the mm.
  */
 #include <errno.h>
 #include <sched.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "hmm/internal.h"
 #include "umm/inside.h"
@@ -113,14 +123,15 @@ static void kept_free(struct hmm_mm *mm, struct hmm_kept *k)
 	}
 }
 
-int hmm_overtaken_each(struct hmm_mm *mm, int uffd, int (*fn)(struct hmm_mm *mm, int uffd, uint64_t addr, unsigned nr))
+int hmm_overtaken_each(struct hmm_mm *mm, void *arg,
+		       int (*fn)(struct hmm_mm *mm, void *arg, uint64_t addr, unsigned nr))
 {
 	int rc = 0;
 
 	for (struct hmm_kept *k = mm->kept; k && !rc; k = k->next)
 		for (unsigned i = 0; i < HMM_LEAF_PAGES && !rc; i++)
 			if (k->e[i])
-				rc = fn(mm, uffd, k->base + i * UMM_PAGE, k->nr);
+				rc = fn(mm, arg, k->base + i * UMM_PAGE, k->nr);
 	return rc;
 }
 
@@ -143,6 +154,9 @@ static hmm_entry_t keep_one(struct hmm_mm *mm, hmm_entry_t e)
 	hmm_handle_t handle;
 	void *copy;
 
+	/* A driver's device is not to hold pages for longer than they are mapped: only that there was one is kept. */
+	if (mm->h->opt.linked && !hmm_entry_here(e))
+		return hmm_entry(HMM_POISONED, 0, hmm_entry_state(e) == HMM_POISONED ? WAS_LOST : 0, 0);
 	switch (hmm_entry_state(e)) {
 	case HMM_DEVICE:
 		if (atomic_load(&mm->nkept) >= KEPT_MAX)
@@ -209,12 +223,26 @@ static void keep_leaf(struct hmm_mm *mm, const struct hmm_leaf *leaf, uint64_t a
 	__atomic_store_n(&mm->kept, k, __ATOMIC_RELAXED);
 }
 
+static void too_old(struct hmm_mm *mm)
+{
+	struct hmm_kept **from = &mm->kept, *old;
+	uint64_t now = umm_now_ns();
+
+	pthread_mutex_lock(&mm->lock);
+	while (*from && now - (*from)->at_ns <= HMM_LATE_NS)
+		from = &(*from)->next;
+	old = *from;
+	__atomic_store_n(from, NULL, __ATOMIC_RELAXED);
+	pthread_mutex_unlock(&mm->lock);
+	kept_free(mm, old);
+}
+
 void hmm_overtaken_unmapped(struct hmm_mm *mm, uint64_t start, uint64_t end)
 {
 	struct hmm_leaf *leaf;
 
 	if (mm->h->opt.linked)
-		return;
+		too_old(mm); /* nobody else does it for a program that migrates nothing any more */
 	kept_doubt(mm, start, end);
 	for (uint64_t at = start; (leaf = hmm_leaf_next(mm, at, end)); at = leaf->base + (1ull << HMM_LEAF_SHIFT)) {
 		uint64_t a = leaf->base > start ? leaf->base : start, z = leaf->base + (1ull << HMM_LEAF_SHIFT);
@@ -224,7 +252,7 @@ void hmm_overtaken_unmapped(struct hmm_mm *mm, uint64_t start, uint64_t end)
 		if (!leaf->held || !any_in(leaf, a, z, false))
 			continue;
 		/* If the inside has died half-way whoever is forked must, too: mm_forked(). */
-		if (any_in(leaf, a, z, true))
+		if (!mm->h->opt.linked && any_in(leaf, a, z, true))
 			hmm_out_sync(mm);
 		keep_leaf(mm, leaf, a, z);
 	}
@@ -232,8 +260,6 @@ void hmm_overtaken_unmapped(struct hmm_mm *mm, uint64_t start, uint64_t end)
 
 void hmm_overtaken_moved(struct hmm_mm *mm, const struct umm_change *c)
 {
-	if (mm->h->opt.linked)
-		return;
 	kept_doubt(mm, c->start, c->end);
 	if (anything_away(mm, c->start, c->end))
 		*nth(mm, mm->novertaken++) = (struct hmm_overtaken){
@@ -249,20 +275,6 @@ void hmm_overtaken_over(struct hmm_mm *mm)
 	__atomic_store_n(&mm->kept, NULL, __ATOMIC_RELAXED);
 	mm->novertaken = 0;
 	mm->blind_ns = 0;
-	pthread_mutex_unlock(&mm->lock);
-	kept_free(mm, old);
-}
-
-static void too_old(struct hmm_mm *mm)
-{
-	struct hmm_kept **from = &mm->kept, *old;
-	uint64_t now = umm_now_ns();
-
-	pthread_mutex_lock(&mm->lock);
-	while (*from && now - (*from)->at_ns <= HMM_LATE_NS)
-		from = &(*from)->next;
-	old = *from;
-	__atomic_store_n(from, NULL, __ATOMIC_RELAXED);
 	pthread_mutex_unlock(&mm->lock);
 	kept_free(mm, old);
 }
@@ -314,21 +326,6 @@ static bool is_registered(struct hmm_mm *mm, uint64_t addr, struct again *g)
 	return !rc;
 }
 
-/*
- * The mappings of who came by a raw fork, and has no agent, are not known: then it
- * is the kernel's word on whether it is registered there, or, without that, as if
- * nothing had been overtaken.
- */
-static bool has_again(struct hmm_mm *mm, const struct hmm_overtaken *o, struct again *g)
-{
-	struct umm_vma v;
-	int rc = umm_vma_next(mm->space, o->start, &v);
-
-	if (!rc || rc == -ENOENT)
-		return !rc && v.start < o->end;
-	return is_registered(mm, o->start, g) || g->asked;
-}
-
 /* Where @child has what was at @addr of @mm when @nr changes had been noted. */
 static uint64_t where(struct hmm_mm *mm, const struct hmm_mm *child, uint64_t addr, unsigned nr)
 {
@@ -344,30 +341,6 @@ static uint64_t where(struct hmm_mm *mm, const struct hmm_mm *child, uint64_t ad
 uint64_t hmm_overtaken_where(struct hmm_mm *mm, const struct hmm_mm *child, uint64_t addr)
 {
 	return where(mm, child, addr, mm->novertaken);
-}
-
-static int lead_back(struct hmm_mm *mm, struct hmm_mm *child, struct again *g)
-{
-	uint64_t now = umm_now_ns();
-	int rc = 0;
-
-	for (unsigned n = mm->novertaken, k = 0; n && k < HMM_OVERTAKEN && !rc; n--, k++) {
-		struct hmm_overtaken *o = nth(mm, n - 1);
-
-		if (now - o->at_ns > HMM_LATE_NS)
-			break;
-		o->by = 0;
-		if (has_again(mm, o, g) || umm_inside_registered(child->space->uffd, o->start))
-			continue;
-		o->by = child->id;
-		rc = hmm_residency_remap(child, o->to, o->start, o->end - o->start);
-		hmm_forget(child, o->to, o->to + (o->end - o->start));
-		pthread_mutex_lock(&child->lock);
-		if (!rc)
-			rc = hmm_iset_add(&child->registered, o->start, o->end);
-		pthread_mutex_unlock(&child->lock);
-	}
-	return rc;
 }
 
 static bool mapped_again(struct hmm_mm *mm, uint64_t addr, struct again *g)
@@ -404,7 +377,7 @@ static bool moved_over(struct hmm_mm *mm, const struct hmm_mm *child, uint64_t a
 	for (unsigned n = mm->novertaken, k = 0; n > nr && k < HMM_OVERTAKEN; n--, k++) {
 		const struct hmm_overtaken *o = nth(mm, n - 1);
 
-		if (o->by == child->id && addr >= o->to && addr - o->to < o->end - o->start)
+		if (o->by == child->id && !o->unsure && addr >= o->to && addr - o->to < o->end - o->start)
 			return true;
 	}
 	return false;
@@ -435,7 +408,7 @@ static hmm_entry_t entry_for_child(struct hmm_mm *mm, hmm_entry_t e)
 	return hmm_entry(HMM_POISONED, 0, 0, 0);
 }
 
-static void say_lost(struct hmm_mm *mm)
+void hmm_overtaken_lost(struct hmm_mm *mm)
 {
 	/* Once: mostly nobody will ever touch it, and who forks while it unmaps does so again. */
 	if (mm->overtaken_said)
@@ -447,7 +420,10 @@ static void say_lost(struct hmm_mm *mm)
 		(int)mm->space->pid);
 }
 
-/* Enter at @addr of the child what is kept.  -EAGAIN: it may not have anything there, which is to be asked again. */
+/*
+ * Enter at @addr of the child what is kept, parked, or at another place of the child's.  -EAGAIN: it may not have
+ * anything there, which is to be asked again.
+ */
 static int give(struct hmm_mm *mm, struct hmm_mm *child, uint64_t addr, hmm_entry_t e)
 {
 	int rc = umm_inside_registered(child->space->uffd, addr);
@@ -465,26 +441,240 @@ static int give(struct hmm_mm *mm, struct hmm_mm *child, uint64_t addr, hmm_entr
 		hmm_entry_set(child, leaf, hmm_leaf_index(addr), mine);
 		if (hmm_entry_state(mine) == HMM_POISONED &&
 		    (hmm_entry_state(e) != HMM_POISONED || hmm_entry_payload(e) != WAS_LOST))
-			say_lost(mm);
+			hmm_overtaken_lost(mm);
 	}
 	pthread_mutex_unlock(&leaf->lock);
 	return rc;
 }
 
+static int give_or_ask(struct hmm_mm *mm, struct hmm_mm *child, uint64_t addr, hmm_entry_t e)
+{
+	int rc = give(mm, child, addr, e);
+
+	return rc == -EAGAIN ? hmm_iset_add(&child->unsure, addr, addr + UMM_PAGE) : rc;
+}
+
+/* What is kept of what was at @addr after change @nr: wherever the child may have it. */
+static int give_kept(struct hmm_mm *mm, struct hmm_mm *child, uint64_t addr, unsigned nr, hmm_entry_t e)
+{
+	int rc = 0;
+
+	for (unsigned n = mm->novertaken, k = 0; n && k < HMM_OVERTAKEN && !rc; n--, k++) {
+		const struct hmm_overtaken *o = nth(mm, n - 1);
+
+		if (n > nr || o->by != child->id || addr < o->to || addr - o->to >= o->end - o->start)
+			continue;
+		if (o->unsure)
+			rc = give_or_ask(mm, child, addr, e);
+		addr = addr - o->to + o->start;
+	}
+	return rc ? rc : give_or_ask(mm, child, addr, e);
+}
+
+static hmm_entry_t entry_at(struct hmm_mm *mm, uint64_t addr)
+{
+	struct hmm_leaf *leaf = hmm_leaf_find(mm, addr);
+
+	return leaf ? leaf->e[hmm_leaf_index(addr)] : 0;
+}
+
+static bool is_marked(struct hmm_mm *mm, uint64_t start, uint64_t end)
+{
+	bool is;
+
+	pthread_mutex_lock(&mm->lock);
+	is = hmm_iset_meets(&mm->wipeonfork, start, end) || hmm_iset_meets(&mm->dontfork, start, end);
+	pthread_mutex_unlock(&mm->lock);
+	return is;
+}
+
+typedef int (*away_fn)(struct hmm_mm *mm, struct hmm_mm *child, uint64_t addr, hmm_entry_t e, void *arg);
+
+/* @fn of all that would be away of the child's in [start, end), as far as it was led back; until it says other than 0.
+ */
+static int each_away(struct hmm_mm *mm, struct hmm_mm *child, uint64_t start, uint64_t end, away_fn fn, void *arg)
+{
+	struct hmm_leaf *leaf;
+	int rc = 0;
+
+	for (uint64_t at = start; !rc && (leaf = hmm_leaf_next(child, at, end));
+	     at = leaf->base + (1ull << HMM_LEAF_SHIFT)) {
+		uint64_t a = leaf->base > start ? leaf->base : start, z = leaf->base + (1ull << HMM_LEAF_SHIFT);
+
+		for (z = z < end ? z : end; leaf->held && a < z && !rc; a += UMM_PAGE)
+			if (!hmm_entry_here(leaf->e[hmm_leaf_index(a)]))
+				rc = fn(mm, child, a, leaf->e[hmm_leaf_index(a)], arg);
+	}
+	/* What is parked for the parent is not in the child's records yet. */
+	for (unsigned b = 0; b < UMM_BATCHES; b++)
+		for (unsigned s = 0; s < mm->batch_pages[b] && !rc; s++) {
+			uint64_t addr = mm->slot[b][s].addr, at = where(mm, child, addr, mm->novertaken);
+
+			if (addr && at >= start && at < end && hmm_entry_state(entry_at(mm, addr)) == HMM_PARKED &&
+			    !is_marked(mm, addr, addr + UMM_PAGE))
+				rc = fn(mm, child, at, hmm_entry(HMM_PARKED, 0, (uintptr_t)hmm_slot_page(mm, b, s), 0),
+					arg);
+		}
+	return rc;
+}
+
+/* 1: the child has that page; 0: it has not, and @arg says that there is one; -EAGAIN: it does not say. */
+static int has_page(struct hmm_mm *mm, struct hmm_mm *child, uint64_t addr, hmm_entry_t e, void *arg)
+{
+	int rc = umm_inside_registered(child->space->uffd, addr);
+
+	if (rc == -ENOENT) {
+		*(bool *)arg = true;
+		return 0;
+	}
+	return rc ? rc : 1;
+}
+
+/*
+ * The mappings of who came by a raw fork, and has no agent, are not known: then it
+ * is the kernel's word on whether it is registered there, or, without that, as if
+ * nothing had been overtaken.
+ */
+static bool may_be_again(struct hmm_mm *mm, uint64_t addr, struct again *g)
+{
+	struct umm_vma v;
+	int rc = umm_vma_next(mm->space, addr, &v);
+
+	return mapped_again(mm, addr, g) || (rc && rc != -ENOENT && g->asked);
+}
+
+/*
+ * Was @child forked before the move that was noted as number @n?  It was if it has nothing where all that is away is
+ * now.  Where it has something at both places it has inherited what the parent has again, or else it was.
+ * 1, 0, or -EAGAIN: it does not say.
+ */
+static int came_before(struct hmm_mm *mm, struct hmm_mm *child, unsigned n, struct again *g)
+{
+	struct hmm_overtaken *o = nth(mm, n - 1);
+	bool lacks = false;
+	int from = umm_inside_registered(child->space->uffd, o->start), rc = from;
+
+	if (rc != -EAGAIN)
+		rc = each_away(mm, child, o->to, o->to + (o->end - o->start), has_page, &lacks);
+	o->again = !moved_over(mm, child, o->start, n) && may_be_again(mm, o->start, g);
+	/* It may have begun to change while it was asked. */
+	if (rc == -EAGAIN || umm_inside_registered(child->space->uffd, o->start) == -EAGAIN)
+		return -EAGAIN;
+	return (!rc && lacks) || (!from && !o->again);
+}
+
+/* @addr is where @arg, a move, has brought it: also where it was before. */
+static int enter_both(struct hmm_mm *mm, struct hmm_mm *child, uint64_t addr, hmm_entry_t e, void *arg)
+{
+	const struct hmm_overtaken *o = arg;
+	int rc = 0;
+
+	/* What is parked is copied to a device once, and each place has a reference. */
+	if (hmm_entry_state(e) == HMM_PARKED) {
+		rc = give(mm, child, addr, e);
+		e = entry_at(child, addr);
+	}
+	if (hmm_entry_state(e) == HMM_POISONED)
+		e = hmm_entry(HMM_POISONED, 0, WAS_LOST, 0); /* said when it was lost */
+	if (!rc || rc == -EAGAIN)
+		rc = hmm_iset_add(&child->unsure, addr, addr + UMM_PAGE);
+	return rc ? rc : give_or_ask(mm, child, addr - o->to + o->start, e);
+}
+
+static int lead_back(struct hmm_mm *mm, struct hmm_mm *child, struct again *g)
+{
+	uint64_t now = umm_now_ns();
+	int rc = 0;
+
+	for (unsigned n = mm->novertaken, k = 0; n && k < HMM_OVERTAKEN && !rc; n--, k++) {
+		struct hmm_overtaken *o = nth(mm, n - 1);
+		uint64_t to_end = o->to + (o->end - o->start);
+		int before;
+
+		if (now - o->at_ns > HMM_LATE_NS)
+			break;
+		o->by = 0;
+		before = came_before(mm, child, n, g);
+		o->unsure = before == -EAGAIN;
+		if (!before)
+			continue;
+		if (o->unsure) {
+			rc = each_away(mm, child, o->to, to_end, enter_both, o);
+			o->by = child->id;
+			continue;
+		}
+		o->by = child->id;
+		rc = hmm_residency_remap(child, o->to, o->start, o->end - o->start);
+		hmm_forget(child, o->to, to_end);
+		pthread_mutex_lock(&child->lock);
+		if (!rc && umm_inside_registered(child->space->uffd, o->start) != -ENOENT)
+			rc = hmm_iset_add(&child->registered, o->start, o->end);
+		pthread_mutex_unlock(&child->lock);
+	}
+	return rc;
+}
+
+/* Has it anything there?  0, -ENOENT, or -EBUSY: it changes its mappings without end. */
+static int has_settled(struct hmm_mm *child, uint64_t addr)
+{
+	int rc;
+
+	for (unsigned tries = 0; (rc = umm_inside_registered(child->space->uffd, addr)) == -EAGAIN; tries++) {
+		if (tries == CHILD_TRIES)
+			return -EBUSY;
+		umm_space_drain(child->space);
+		sched_yield();
+	}
+	return rc;
+}
+
+/* What was entered at both places, and has stayed there: one of them is not the child's, even if it has something
+ * there.
+ */
+static int choose(struct hmm_mm *child, const struct hmm_overtaken *o)
+{
+	int from = has_settled(child, o->start), to = has_settled(child, o->to), rc = 0;
+	uint64_t to_end = o->to + (o->end - o->start), back = o->start - o->to;
+	struct hmm_leaf *leaf;
+
+	if (from == -EBUSY || to == -EBUSY)
+		return -EBUSY;
+	if (to)
+		hmm_forget(child, o->to, to_end);
+	pthread_mutex_lock(&child->lock);
+	if (!from)
+		rc = hmm_iset_add(&child->registered, o->start, o->end);
+	pthread_mutex_unlock(&child->lock);
+	for (uint64_t at = o->to; !rc && (leaf = hmm_leaf_next(child, at, to_end));
+	     at = leaf->base + (1ull << HMM_LEAF_SHIFT)) {
+		uint64_t a = leaf->base > o->to ? leaf->base : o->to, z = leaf->base + (1ull << HMM_LEAF_SHIFT);
+
+		for (z = z < to_end ? z : to_end; leaf->held && a < z && !rc; a += UMM_PAGE) {
+			uint64_t wrong = o->again ? a + back : a;
+			hmm_entry_t e = leaf->e[hmm_leaf_index(a)];
+
+			/* By heat they may differ. */
+			if (!e || hmm_entry_with_heat(e, 0) != hmm_entry_with_heat(entry_at(child, a + back), 0))
+				continue;
+			rc = has_settled(child, a);
+			if (!rc)
+				rc = has_settled(child, a + back);
+			if (!rc)
+				hmm_residency_drop(child, wrong, wrong + UMM_PAGE);
+			rc = rc == -ENOENT ? 0 : rc;
+		}
+	}
+	return rc;
+}
+
 static int look_again(struct hmm_mm *child, const struct hmm_iset *unsure)
 {
-	unsigned tries = 0;
-
 	for (unsigned i = 0; i < unsure->n; i++)
 		for (uint64_t at = unsure->v[i].start; at < unsure->v[i].end; at += UMM_PAGE) {
-			int rc;
+			int rc = has_settled(child, at);
 
-			while ((rc = umm_inside_registered(child->space->uffd, at)) == -EAGAIN) {
-				if (++tries > CHILD_TRIES)
-					return -EBUSY;
-				umm_space_drain(child->space);
-				sched_yield();
-			}
+			if (rc == -EBUSY)
+				return rc;
 			if (rc == -ENOENT)
 				hmm_residency_drop(child, at, at + UMM_PAGE);
 		}
@@ -497,8 +687,13 @@ static int look_again(struct hmm_mm *child, const struct hmm_iset *unsure)
  */
 int hmm_overtaken_settle(struct hmm_mm *mm, struct hmm_mm *child)
 {
-	int rc = look_again(child, &child->unsure);
+	int rc = 0;
 
+	for (unsigned n = mm->novertaken, k = 0; n && k < HMM_OVERTAKEN && !rc; n--, k++)
+		if (nth(mm, n - 1)->by == child->id && nth(mm, n - 1)->unsure)
+			rc = choose(child, nth(mm, n - 1));
+	if (!rc)
+		rc = look_again(child, &child->unsure);
 	hmm_iset_clear(&child->unsure);
 	return rc ? rc : look_again(child, &mm->unsure);
 }
@@ -517,9 +712,46 @@ int hmm_overtaken_mend(struct hmm_mm *mm, struct hmm_mm *child)
 			if (!k->e[i] ||
 			    (to == addr && !moved_over(mm, child, addr, k->nr) && mapped_again(mm, addr, &again)))
 				continue;
-			rc = give(mm, child, to, k->e[i]);
-			if (rc == -EAGAIN)
-				rc = hmm_iset_add(&child->unsure, to, to + UMM_PAGE);
+			rc = give_kept(mm, child, addr, k->nr, k->e[i]);
 		}
 	return rc;
+}
+
+/* ------------------------------------------------------- of a linked engine */
+
+bool hmm_overtaken_again(struct hmm_mm *mm, uint64_t addr)
+{
+	unsigned char in;
+	bool is;
+
+	/*
+	 * By our records alone it would be until they have been told of that it was unmapped.  Without malloc: another
+	 * thread may be in fork(), see linked.c.
+	 */
+	if (mincore((void *)(uintptr_t)addr, UMM_PAGE, &in))
+		return false;
+	pthread_mutex_lock(&mm->lock);
+	is = hmm_iset_meets(&mm->registered, addr, addr + UMM_PAGE);
+	pthread_mutex_unlock(&mm->lock);
+	return is;
+}
+
+uint64_t hmm_overtaken_place(struct hmm_mm *mm, uint64_t addr, unsigned nr, bool (*had)(void *arg, uint64_t addr),
+			     void *arg)
+{
+	uint64_t now = umm_now_ns(), place = addr;
+
+	for (unsigned n = mm->novertaken, k = 0; n && k < HMM_OVERTAKEN; n--, k++) {
+		const struct hmm_overtaken *o = nth(mm, n - 1);
+		uint64_t from = addr - o->to + o->start;
+
+		if (now - o->at_ns > HMM_LATE_NS)
+			break;
+		if (n > nr || addr < o->to || addr - o->to >= o->end - o->start)
+			continue;
+		if (had(arg, from) && (!had(arg, addr) || !hmm_overtaken_again(mm, from)))
+			place = from;
+		addr = from;
+	}
+	return place;
 }

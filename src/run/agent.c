@@ -599,7 +599,8 @@ static int midwife_main(void *arg)
 /*
  * Who has had a pid namespace made for its children (unshare) must not be given an agent:
  * the first task in there is its init, and when the midwife ended as such nothing could be
- * started in it any more.
+ * started in it any more.  Of a program that begins: a forked child's children are where it
+ * is itself, and the less it does here the less can a filter of its own kill it for.
  */
 static bool children_are_elsewhere(void)
 {
@@ -607,7 +608,9 @@ static bool children_are_elsewhere(void)
 	long n = sys3(SYS_readlink, "/proc/self/ns/pid", ours, sizeof(ours));
 	long m = sys3(SYS_readlink, "/proc/self/ns/pid_for_children", theirs, sizeof(theirs));
 
-	if (n <= 0 || n != m)
+	if (n <= 0)
+		return false; /* there are none */
+	if (n != m)
 		return true;
 	while (n-- && ours[n] == theirs[n])
 		;
@@ -618,7 +621,7 @@ int agent_start(struct agent *a)
 {
 	struct arena *ar = &a->arena;
 
-	if (children_are_elsewhere())
+	if (!a->parent && children_are_elsewhere())
 		return -EPERM;
 
 	/* A thread block of its own: whatever looks there finds neither the program's nor nothing. */

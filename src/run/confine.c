@@ -27,6 +27,8 @@
 #define IF_NOT(value, skip) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (value), 0, (skip))
 #define LET(nr) IF_NOT(nr, 1), ALLOW
 
+#define TRIES 1000u
+
 static const struct sock_filter filter[] = {
 	LOAD(arch),
 	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 1, 0),
@@ -97,13 +99,26 @@ int confine_try(void *page)
 	head.pid = 0;
 	none.tv_sec = none.tv_nsec = 0;
 	if ((rc = unless(sys2(SYS_capget, &head, data), 0)) || (rc = unless(sys2(SYS_capset, &head, data), 0)) ||
+	    (rc = unless(sys5(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0)) ||
 	    (rc = unless(sys3(SYS_seccomp, SECCOMP_GET_ACTION_AVAIL, 0, &action), 0)) ||
-	    (rc = unless(sys3(SYS_poll, NULL, 0, 0), 0)) ||
+	    (rc = unless(sys3(SYS_poll, NULL, 0, 0), 0)) || (rc = unless(sys3(SYS_recvmsg, -1, NULL, 0), -EBADF)) ||
 	    (rc = unless(sys6(SYS_recvfrom, -1, NULL, 0, 0, NULL, NULL), -EBADF)) ||
 	    (rc = unless(sys3(SYS_madvise, page, UMM_PAGE, MADV_NORMAL), 0)) ||
-	    (rc = unless(sys3(SYS_mincore, page, UMM_PAGE, &there), 0)) ||
+	    (rc = unless(sys2(SYS_munlock, page, UMM_PAGE), 0)) ||
+	    (rc = unless(sys3(SYS_ioctl, -1, UFFDIO_MOVE, NULL), -EBADF)) || (rc = unless(sys0(SYS_sched_yield), 0)) ||
 	    (rc = unless(sys2(SYS_nanosleep, &none, NULL), 0)) ||
-	    (rc = unless(sys5(SYS_kcmp, me, me, KCMP_VM, 0, 0), 0)) || (rc = unless(sys2(SYS_kill, me, 0), 0)))
+	    (rc = unless(sys5(SYS_kcmp, me, me, KCMP_VM, 0, 0), 0)) || (rc = unless(sys0(SYS_gettid), me)) ||
+	    (rc = unless(sys3(SYS_getdents64, -1, NULL, 0), -EBADF)) || (rc = unless(sys2(SYS_kill, me, 0), 0)) ||
+	    (rc = unless(sys4(SYS_pidfd_send_signal, -1, SIGKILL, NULL, 0), -EBADF)))
+		return rc;
+	/* How long the mask must be is the kernel's affair; that it may be asked for is ours. */
+	rc = (int)sys3(SYS_sched_setaffinity, 0, 0, NULL);
+	if (rc == -EPERM || rc == -EACCES || rc == -ENOSYS)
+		return rc;
+	/* It may want a page for a moment. */
+	for (unsigned i = 0; i < TRIES && (rc = unless(sys3(SYS_mincore, page, UMM_PAGE, &there), 0)) == -EAGAIN; i++)
+		sys0(SYS_sched_yield);
+	if (rc)
 		return rc;
 	/* Where there is no /proc nobody is found in it either; without it there is no signing on. */
 	fd = sys4(SYS_openat, AT_FDCWD, "/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
@@ -130,9 +145,6 @@ int confine(void)
 	data[0].inheritable = 0;
 	data[1].permitted = data[1].effective = data[1].inheritable = 0;
 	rc = sys2(SYS_capset, &head, data);
-	if (rc < 0)
-		return (int)rc;
-	rc = sys5(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 	if (rc < 0)
 		return (int)rc;
 	prog.len = sizeof(filter) / sizeof(filter[0]);

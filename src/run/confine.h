@@ -16,7 +16,7 @@
  * confine_try() - whether the agent would be let do its work, and confine itself
  * @page: memory of its own, aligned
  *
- * By calls that change nothing.  A filter that the program has put on itself, or was
+ * By calls that change nothing, but that there is no way to new privileges any more.  A filter that the program has put on itself, or was
  * started with, is the agent's, too; who is refused something must know before anybody
  * counts on it.
  *

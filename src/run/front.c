@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <limits.h>
 #include <linux/kcmp.h>
 #include <poll.h>
 #include <signal.h>
@@ -26,6 +27,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -42,6 +44,7 @@
 #define EXIT_CANNOT 126
 #define EXIT_NOT_FOUND 127
 #define LOOK_MS 50
+#define HURRY_MS 1000
 #define RAM_MIN (16ull << 20) /* the engine itself needs a good part of it */
 
 extern char **environ;
@@ -109,6 +112,24 @@ static int check_kernel(char *why, size_t len)
 
 /* ------------------------------------------------------------------- children */
 
+/* Timers outlast an exec, and are the program's, but no fork. */
+static const int timers[] = {ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF};
+
+#define TIMERS (sizeof(timers) / sizeof(timers[0]))
+
+static void timers_take(struct itimerval left[TIMERS])
+{
+	for (unsigned i = 0; i < TIMERS; i++)
+		if (setitimer(timers[i], &(struct itimerval){0}, &left[i]))
+			left[i] = (struct itimerval){0};
+}
+
+static void timers_give(const struct itimerval left[TIMERS])
+{
+	for (unsigned i = 0; i < TIMERS; i++)
+		setitimer(timers[i], &left[i], NULL);
+}
+
 /* The library that is loaded into the program: beside this command, or where it was installed. */
 static int find_preload(char *path, size_t len)
 {
@@ -166,16 +187,28 @@ static int start_supervisor(const struct run_options *opt, int *fd, pid_t *pid, 
 	return -1;
 }
 
-/* As seen from anywhere: the supervisor leaves the caller's directory. */
-static int absolute(const char *path, char *buf, size_t len)
+/*
+ * Where the figures go; opened now, not when all is over.  A file of its own is opened again then, by its true name:
+ * the supervisor leaves the caller's directory, and nothing is held.  The rest is held: a pipe, what has no name but
+ * one that is something else there (/dev/stdout, /dev/fd/N), and what the program writes to, which must not be emptied.
+ */
+static int open_stats(struct run_options *opt, char name[PATH_MAX])
 {
-	char cwd[4096];
-	int n;
+	struct stat st, is;
 
-	if (*path != '/' && !getcwd(cwd, sizeof(cwd)))
+	opt->stats_fd = open(opt->stats_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+	if (opt->stats_fd < 0 || fstat(opt->stats_fd, &st))
 		return -errno;
-	n = *path == '/' ? snprintf(buf, len, "%s", path) : snprintf(buf, len, "%s/%s", cwd, path);
-	return (size_t)n < len ? 0 : -ENAMETOOLONG;
+	for (int fd = 0; fd <= 2; fd++)
+		if (!fstat(fd, &is) && is.st_dev == st.st_dev && is.st_ino == st.st_ino)
+			return 0;
+	if (!S_ISREG(st.st_mode) || !realpath(opt->stats_path, name) || stat(name, &is) || is.st_dev != st.st_dev ||
+	    is.st_ino != st.st_ino)
+		return 0;
+	close(opt->stats_fd);
+	opt->stats_fd = -1;
+	opt->stats_path = name;
+	return 0;
 }
 
 /* A script that does not say by what: the shell's, as execvp() has it.  Returns errno. */
@@ -193,6 +226,18 @@ static int exec_by_shell(char **argv, const char *path)
 	memcpy(by_shell + 2, argv + 1, (n - 1) * sizeof(*argv));
 	syscall(SYS_execve, by_shell[0], by_shell, environ);
 	return errno;
+}
+
+/*
+ * Who started us may have closed them: what is opened next would be one of them, and what is said to it go wrong.  The
+ * program finds them closed: this goes with the exec.
+ */
+static int fill_streams(void)
+{
+	for (int fd = 0; fd <= 2; fd++)
+		if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR | O_CLOEXEC) != fd)
+			return -errno;
+	return 0;
 }
 
 static void exec_program(char **argv, const char *path, const struct run_ready *ready, const char *preload,
@@ -251,17 +296,37 @@ static bool stopped_anew(pid_t program)
 	return !waitid(P_PID, (id_t)program, &si, WSTOPPED | WNOHANG | WNOWAIT) && si.si_pid == program;
 }
 
+/*
+ * Of what the kernel sends us: a terminal's go to the whole group, so the program has them already, but that the
+ * terminal hangs up is told to the leader of its session alone.  Of a limit of CPU time each has its own.
+ */
+static bool not_for_program(int sig)
+{
+	static const int twice[] = {SIGINT, SIGQUIT, SIGTSTP, SIGTTIN, SIGTTOU, SIGWINCH, SIGXCPU};
+
+	for (unsigned i = 0; i < sizeof(twice) / sizeof(twice[0]); i++)
+		if (sig == twice[i])
+			return true;
+	return sig == SIGHUP && getsid(0) != getpid();
+}
+
 static void pass_on(pid_t program, const siginfo_t *si)
 {
 	int sig = si->si_signo;
 
-	/* What the terminal sends goes to the whole group: the program has it already. */
-	if (sig == SIGCHLD || sig == SIGCONT || si->si_code == SI_KERNEL)
+	if (sig == SIGCHLD || sig == SIGCONT || (si->si_code == SI_KERNEL && not_for_program(sig)))
 		return;
 	if (si->si_code == SI_QUEUE)
 		sigqueue(program, sig, si->si_value);
 	else
 		kill(program, sig);
+}
+
+static bool send_word(int sup_fd, char what, pid_t program)
+{
+	struct run_word word = {.what = what, .program = program};
+
+	return send(sup_fd, &word, sizeof(word), MSG_NOSIGNAL) == sizeof(word);
 }
 
 /* Wait for the program, being it meanwhile.  Returns its wait status. */
@@ -296,7 +361,9 @@ static int stand_in(pid_t program, pid_t supervisor, int sup_fd, const sigset_t 
 				continue;
 			if (WIFSTOPPED(status)) {
 				/* As the program, so we: whoever watches us sees it stopped. */
+				send_word(sup_fd, RUN_PROGRAM_STOPPED, program);
 				kill(getpid(), SIGSTOP);
+				send_word(sup_fd, RUN_PROGRAM_GOES_ON, program);
 				if (!stopped_anew(program))
 					kill(program, SIGCONT);
 				continue;
@@ -308,21 +375,65 @@ static int stand_in(pid_t program, pid_t supervisor, int sup_fd, const sigset_t 
 	}
 }
 
-/* What the program closes must be closed: we keep its standard error, to speak, and nothing else of the caller's. */
-static void give_up_streams(int sup_fd, int started_fd)
+void run_keep_fds(int a, int b)
 {
-	int null = open("/dev/null", O_RDWR | O_CLOEXEC), low = sup_fd < started_fd ? sup_fd : started_fd;
-	int high = sup_fd < started_fd ? started_fd : sup_fd;
+	int low = a < b ? a : b, high = a < b ? b : a;
 
-	if (null < 0)
-		return;
-	dup2(null, 0);
-	dup2(null, 1);
+	if (low < 0)
+		low = high;
 	if (low > 3)
 		close_range(3, (unsigned)low - 1, 0);
 	if (high > low + 1)
 		close_range((unsigned)low + 1, (unsigned)high - 1, 0);
 	close_range((unsigned)high + 1, ~0u, 0);
+}
+
+/* What the program closes must be closed: we keep its standard error, to speak, and nothing else of the caller's. */
+static void give_up_streams(int sup_fd, int started_fd)
+{
+	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+
+	if (null < 0)
+		return;
+	dup2(null, 0);
+	dup2(null, 1);
+	run_keep_fds(sup_fd, started_fd);
+}
+
+/* From here on who wants us to end means us: a descriptor that tells, or -1. */
+static int watch_for_end(void)
+{
+	struct timespec none = {0};
+	sigset_t set;
+
+	sigemptyset(&set);
+	for (const int *s = (const int[]){SIGHUP, SIGINT, SIGQUIT, SIGTERM, 0}; *s; s++)
+		sigaddset(&set, *s);
+	while (sigtimedwait(&set, NULL, &none) > 0) /* what was for the program */
+		;
+	return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
+/*
+ * The supervisor's answer.  1; 0, it has died; -1, somebody will not wait for it: figures or lines may go to a pipe
+ * that nobody reads.  Not at once, as what ended the program may come a second time (timeout(1) sends it twice).
+ */
+static int last_word(int sup_fd, int end_fd, char *left)
+{
+	struct pollfd p[2] = {{.fd = sup_fd, .events = POLLIN}, {.fd = end_fd, .events = POLLIN}};
+	int wait = -1, n;
+
+	for (;;) {
+		n = poll(p, 2, wait);
+		if (!n)
+			return -1;
+		if (p[0].revents || (n < 0 && errno != EINTR))
+			return recv(sup_fd, left, 1, 0) == 1;
+		if (n > 0) {
+			p[1].fd = -1;
+			wait = HURRY_MS;
+		}
+	}
 }
 
 int hmm_run_main(int argc, char **argv)
@@ -336,11 +447,12 @@ int hmm_run_main(int argc, char **argv)
 		{"help", no_argument, NULL, 'h'},
 		{0},
 	};
-	struct run_options opt = {.chain = "lz4,file:/var/tmp"};
+	struct run_options opt = {.chain = "lz4,file:/var/tmp", .stats_fd = -1};
 	struct run_ready ready;
-	char preload[400], path[4096], stats[8192], why[256];
+	char preload[400], path[4096], stats[PATH_MAX], why[256];
 	const char *ram = "50%";
 	sigset_t watched, mask;
+	struct itimerval theirs[TIMERS];
 	pid_t supervisor = 0, program;
 	int c, rc, sup_fd = -1, status, started[2];
 
@@ -382,6 +494,9 @@ int hmm_run_main(int argc, char **argv)
 	if (rc)
 		return fail(EXIT_OURS, ram,
 			    "not a size; --ram takes bytes, K, M, G or T, or a share of the machine's RAM as N%");
+	rc = fill_streams();
+	if (rc)
+		return fail(EXIT_OURS, "/dev/null", strerror(-rc));
 	rc = run_image_find(argv[0], path, sizeof(path));
 	if (rc)
 		return fail(rc == -ENOENT ? EXIT_NOT_FOUND : EXIT_CANNOT, argv[0], strerror(-rc));
@@ -396,16 +511,9 @@ int hmm_run_main(int argc, char **argv)
 			    rc == -EINVAL ? "its path must not hold spaces or colons, and be shorter than 400 bytes"
 					  : "not found beside this command, nor where it was installed");
 	if (opt.stats_path) {
-		/* Now, not when all is over. */
-		FILE *f = fopen(opt.stats_path, "a");
-
-		if (!f)
-			return fail(EXIT_OURS, opt.stats_path, strerror(errno));
-		fclose(f);
-		rc = absolute(opt.stats_path, stats, sizeof(stats));
+		rc = open_stats(&opt, stats);
 		if (rc)
 			return fail(EXIT_OURS, opt.stats_path, strerror(-rc));
-		opt.stats_path = stats;
 	}
 	sigfillset(&watched);
 	sigdelset(&watched, SIGKILL);
@@ -420,11 +528,13 @@ int hmm_run_main(int argc, char **argv)
 		return EXIT_OURS;
 	if (pipe2(started, O_CLOEXEC))
 		return fail(EXIT_OURS, "pipe", strerror(errno));
+	timers_take(theirs);
 	program = fork();
 	if (program < 0)
 		return fail(EXIT_OURS, "fork", strerror(errno));
 	if (!program) {
 		close(sup_fd);
+		timers_give(theirs);
 		exec_program(argv, path, &ready, preload, &mask, chld, started[1]);
 	}
 	close(started[1]);
@@ -437,10 +547,12 @@ int hmm_run_main(int argc, char **argv)
 		byte = RUN_PROGRAM_FAILED;
 	status = stand_in(program, supervisor, sup_fd, &watched);
 	char left = 0;
-	if (send(sup_fd, &byte, 1, MSG_NOSIGNAL) == 1) {
-		if (recv(sup_fd, &left, 1, 0) != 1)
+	int end_fd = watch_for_end();
+	if (send_word(sup_fd, byte, program)) {
+		rc = last_word(sup_fd, end_fd, &left);
+		if (!rc)
 			coming_kill(ready.name, ready.token);
-		else if (left == RUN_ALL_GONE)
+		else if (rc > 0 && left == RUN_ALL_GONE)
 			waitpid(supervisor, NULL, 0);
 	} else if (errno == EPIPE) {
 		coming_kill(ready.name, ready.token);

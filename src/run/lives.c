@@ -15,8 +15,10 @@
 #include <fcntl.h>
 #include <linux/kcmp.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -57,6 +59,42 @@ int lives_memory(pid_t tid)
 		rc = lives_nobody();
 	close(fd);
 	return rc ? rc : first != '0';
+}
+
+/* Its first thread may have ended, and others be stopped. */
+int lives_stopped(pid_t pid)
+{
+	char path[64], buf[128], *at;
+	struct dirent *e;
+	int stopped = 0;
+	DIR *d;
+
+	snprintf(path, sizeof(path), "/proc/%d/task", (int)pid);
+	d = opendir(path);
+	if (!d)
+		return kill(pid, 0) && errno == ESRCH ? 0 : -EAGAIN; /* it may be hidden */
+	while (!stopped && (errno = 0, e = readdir(d))) {
+		ssize_t n;
+		int fd;
+
+		if (e->d_name[0] == '.')
+			continue;
+		snprintf(path, sizeof(path), "%.16s/stat", e->d_name);
+		fd = openat(dirfd(d), path, O_RDONLY | O_CLOEXEC);
+		n = fd < 0 ? -1 : read(fd, buf, sizeof(buf) - 1);
+		if (n < 0)
+			stopped = lives_nobody();
+		if (fd >= 0)
+			close(fd);
+		buf[n < 0 ? 0 : n] = 0;
+		at = strrchr(buf, ')');
+		if (at && (at[2] == 'T' || at[2] == 't'))
+			stopped = 1;
+	}
+	if (!stopped && errno)
+		stopped = lives_nobody();
+	closedir(d);
+	return stopped;
 }
 
 static int same_memory(pid_t agent, pid_t tid)

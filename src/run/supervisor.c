@@ -163,7 +163,7 @@ static void write_stats(struct supervisor *s)
 		if (m) {
 			stats_json(s->h, m);
 			if (!fclose(m))
-				f = fopen(s->opt.stats_path, "w");
+				f = s->opt.stats_fd < 0 ? fopen(s->opt.stats_path, "w") : fdopen(s->opt.stats_fd, "a");
 		}
 		if (f)
 			fwrite(text, 1, len, f); /* fclose() tells */
@@ -222,12 +222,16 @@ static void reap_ended(struct supervisor *s)
 static void on_front(struct supervisor *s)
 {
 	pthread_t t;
-	char c;
-	ssize_t n = recv(s->front_fd, &c, 1, 0);
+	struct run_word word;
+	ssize_t n = recv(s->front_fd, &word, sizeof(word), 0);
 
-	if (n == 1 && !s->ending) {
+	if (n == sizeof(word) && (word.what == RUN_PROGRAM_STOPPED || word.what == RUN_PROGRAM_GOES_ON)) {
+		s->stopped = word.what == RUN_PROGRAM_STOPPED ? word.program : 0;
+		return;
+	}
+	if (n == sizeof(word) && !s->ending) {
 		s->ending = true;
-		if (c == RUN_PROGRAM_ENDED && !s->signed_on)
+		if (word.what == RUN_PROGRAM_ENDED && !s->signed_on)
 			lines_say(&s->lines, "the preload library did not get into the program: it ran without hmm");
 		if (pthread_create(&t, NULL, write_last, s))
 			write_last(s);
@@ -317,6 +321,16 @@ static void look_at_keeper(struct supervisor *s)
 			     "memory that is away");
 }
 
+/*
+ * Who lets the program alone go on, by its own pid, or kills it, does not know of the front, which sees nothing while
+ * it is stopped.  A shell stops and continues both.
+ */
+static void look_at_stopped(struct supervisor *s)
+{
+	if (s->stopped && getppid() == s->front && !lives_stopped(s->stopped))
+		kill(s->front, SIGCONT);
+}
+
 static void on_tick(struct supervisor *s)
 {
 	struct member *m;
@@ -326,6 +340,7 @@ static void on_tick(struct supervisor *s)
 		return;
 	s->tick++;
 	look_at_keeper(s);
+	look_at_stopped(s);
 	/* Whoever knocked when there was none took it, or another thread did. */
 	if (s->spare_fd < 0)
 		s->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
@@ -533,11 +548,8 @@ void supervisor_main(const struct run_options *opt, int front_fd, pid_t front)
 	/* What programs keep from others of their user, by not being dumpable, is in here, too; nor may a core have it.
 	 */
 	prctl(PR_SET_DUMPABLE, 0);
-	/* Nothing of the caller's may be held open by us: somebody may wait for its end. */
-	if (dup2(front_fd, 3) == 3) {
-		front_fd = 3;
-		syscall(SYS_close_range, 4, ~0u, 0);
-	}
+	/* Nothing of the caller's may be held open by us, unless figures go there: somebody may wait for its end. */
+	run_keep_fds(front_fd, opt->stats_fd);
 	lift_limits();
 	/* The program's standard input and output are the program's. */
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC);

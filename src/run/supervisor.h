@@ -69,6 +69,7 @@ struct supervisor {
 	bool refused_said;
 	bool signed_on; /* somebody ever did */
 	pid_t front, keeper;
+	pid_t stopped; /* the program that the front is stopped for; 0: it is not */
 	char name[WIRE_NAME_MAX];
 	char token[WIRE_TOKEN + 1];
 	pthread_mutex_t lock; /* members */
@@ -97,6 +98,8 @@ bool lives_ended(int pidfd);
  * 0: there is nobody, or nobody whom we may look at; -errno: we could not look, for want of descriptors or memory.
  */
 int lives_nobody(void);
+/** lives_stopped() - is process @pid stopped?  1, 0 (it goes on, or has ended), or -errno. */
+int lives_stopped(pid_t pid);
 /** lives_memory() - has this task an address space?  1, 0, or -errno. */
 int lives_memory(pid_t tid);
 /** lives_in() - does any thread of process @pid live in @agent's address space?  1, 0, or -errno. */

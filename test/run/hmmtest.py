@@ -22,12 +22,22 @@ import time
 import traceback
 
 SKIP = 77
+LONG = bool(os.environ.get("HMM_TEST_LONG"))  # more memory, and more rounds
 PR_SET_CHILD_SUBREAPER = 36
 
 # What is ignored (nohup, a shell's background) stays so in programs, and a shell cannot even trap it.
 for _s in signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM:
     if signal.getsignal(_s) == signal.SIG_IGN:
         signal.signal(_s, signal.SIG_DFL)
+
+
+def sized(usual, long):
+    """What is as large, or done as often, as there is time for."""
+    return long if LONG else usual
+
+
+RAM = sized("24M", "64M")  # what life-fork and life-changes do not fit
+SPIN, SPIN_RAM = sized(("40", "20M"), ("96", "48M"))  # how many MiB life-spin turns over, on how many
 
 
 def skip(why):
@@ -121,7 +131,7 @@ def with_more(ram):
 class Run:
     """One program under hmm run, started."""
 
-    def __init__(self, hmm, cmd, ram="64M", to=None, opts=(), env=None, stats=True, prefix=(), stdin=None, out=None,
+    def __init__(self, hmm, cmd, ram=RAM, to=None, opts=(), env=None, stats=True, prefix=(), stdin=None, out=None,
                  err=None, **popen):
         self.dir = tempfile.TemporaryDirectory(prefix="hmmtest-")
         os.chmod(self.dir.name, 0o777)
@@ -172,19 +182,20 @@ class Run:
     def until(self, cond, what, timeout=120):
         """Wait until @cond holds; the clock is a watchdog only."""
         end = time.monotonic() + timeout
+        pause = 0.005
         while not cond():
             if time.monotonic() > end:
                 self.hung(what)
-            time.sleep(0.01)
+            time.sleep(pause)
+            pause = min(pause * 1.2, 0.05)
 
     def wait(self, timeout=240, orphans=True):
         """Ends when the front has, and everything that was started with it."""
         end = time.monotonic() + timeout
-        while self.child.poll() is None:
-            if time.monotonic() > end:
-                self.hung("the front does not end")
-            time.sleep(0.005)
-        self.rc = self.child.returncode
+        try:
+            self.rc = self.child.wait(max(timeout, 0))
+        except subprocess.TimeoutExpired:
+            self.hung("the front does not end")
         while orphans:
             reap()
             left = [p for p in descendants() if p not in self.beside]
@@ -276,7 +287,8 @@ def main_of(*tests):
 def _command():
     p = argparse.ArgumentParser()
     p.add_argument("build")
-    p.add_argument("--ram", default="64M")
+    p.add_argument("--ram", default=RAM)
+    p.add_argument("--long-ram", help="what a long run (HMM_TEST_LONG) has")
     p.add_argument("--to")
     p.add_argument("--min-out", type=int, default=1)
     p.add_argument("--status", type=int, default=0)
@@ -289,7 +301,7 @@ def _command():
     a, cmd = p.parse_args(sys.argv[1:at]), sys.argv[at + 1:]
     env = dict(os.environ, **dict(e.split("=", 1) for e in a.env))
     try:
-        r = Hmm(a.build).run(cmd, timeout=a.timeout, ram=a.ram, to=a.to, env=env)
+        r = Hmm(a.build).run(cmd, timeout=a.timeout, ram=sized(a.ram, a.long_ram or a.ram), to=a.to, env=env)
         r.expect(rc=a.status, min_out=a.min_out, stdout=a.stdout, stderr=a.stderr, no_stderr=a.no_stderr)
     except Failed as e:
         print("FAILED", e)

@@ -28,6 +28,12 @@
 /* How many of a page's words differ from their neighbour: what a compressor makes of it. */
 enum v_kind { V_RANDOM = 1, V_HALF = 2, V_QUARTER = 4 };
 
+/* More memory, and more rounds, than where many tests have to be through soon. */
+static inline bool v_long(void)
+{
+	return getenv("HMM_TEST_LONG") != NULL;
+}
+
 static inline uint64_t v_mix(uint64_t x)
 {
 	x ^= x >> 30;
@@ -127,13 +133,16 @@ static inline int v_check_all(const char *p, size_t npages, uint64_t seed, uint6
 static inline size_t v_absent(const char *p, size_t npages)
 {
 	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	uint64_t e[64];
 	size_t absent = 0;
 
-	for (size_t i = 0; i < npages && fd >= 0; i++) {
-		uint64_t e = 0;
+	for (size_t i = 0, n; i < npages && fd >= 0; i += n) {
+		ssize_t got;
 
-		if (pread(fd, &e, sizeof(e), (off_t)(((uintptr_t)p / V_PAGE + i) * sizeof(e))) == sizeof(e))
-			absent += !(e >> 63);
+		n = npages - i < 64 ? npages - i : 64;
+		got = pread(fd, e, n * sizeof(e[0]), (off_t)(((uintptr_t)p / V_PAGE + i) * sizeof(e[0])));
+		for (size_t k = 0; got > 0 && k < (size_t)got / sizeof(e[0]); k++)
+			absent += !(e[k] >> 63);
 	}
 	close(fd);
 	return absent;

@@ -43,16 +43,23 @@ static void wait_for_slots(struct hmm_cl *cl, struct region *r, uint64_t first, 
 	cl_unlock(cl, &old);
 }
 
-/* Lock held.  It has its page, as far as is known. */
-static bool is_here(const struct slot *s)
+/*
+ * Lock held.  It has its page, as far as is known.  Where that is not the page of its
+ * address any more, who has a reference still drops it; in a stray region it may stay
+ * for good, and is_there() refuses it.
+ */
+static bool is_here(const struct region *r, const struct slot *s)
 {
-	return s->refs && !s->copied && !(s->flags & SLOT_LENT);
+	if (!s->refs || s->flags & SLOT_LENT)
+		return false;
+	return r->stray || !(s->flags & SLOT_GONE || s->copied);
 }
 
 /*
  * Somebody has read slot @i, and the page may have gone home since: or that came to
  * nothing, and it is here still.  If there was but one reference, then the engine
- * says it is here, and no reference was taken meanwhile, that is so.
+ * says it is here, and no reference was taken meanwhile, that is so.  A change that
+ * we were told of has not taken it away either, if none is under way.
  */
 static void find_out(struct hmm_cl *cl, struct region *r, uint64_t i)
 {
@@ -63,17 +70,22 @@ static void find_out(struct hmm_cl *cl, struct region *r, uint64_t i)
 	hmm_handle_t handle;
 	bool alone, here;
 	uint32_t gets;
+	uint64_t seq;
 	sigset_t old;
 
+	seq = umm_read_begin(&cl->notifier);
 	cl_lock(cl, &old);
 	alone = s->refs == 1;
 	gets = s->gets;
 	cl_unlock(cl, &old);
 	here = !hmm_where(cl->mm, a, a + PAGE, &where, &handle) && where == &cl->dev && handle == handle_of(r, i);
 	cl_lock(cl, &old);
-	if (alone && here && s->refs == 1 && s->gets == gets)
+	if (alone && here && s->refs == 1 && s->gets == gets) {
 		s->copied = 0;
-	here = !s->copied && !(s->flags & SLOT_LENT);
+		if (!umm_read_retry(&cl->notifier, seq))
+			s->flags &= (uint8_t)~SLOT_GONE;
+	}
+	here = !s->refs || is_here(r, s);
 	cl_unlock(cl, &old);
 	if (!here)
 		nanosleep(&ts, NULL);
@@ -88,7 +100,7 @@ static bool next_absent(struct hmm_cl *cl, struct region *r, uint64_t *i, uint64
 
 	do {
 		cl_lock(cl, &old);
-		while (*i < end && is_here(&s[*i]))
+		while (*i < end && is_here(r, &s[*i]))
 			++*i;
 		open = *i < end && s[*i].refs;
 		for (*z = *i; *z < end && !s[*z].refs;)
@@ -383,6 +395,27 @@ static int stamps_for(struct hmm_cl *cl, uint64_t n)
 	return cl->stamp ? 0 : -ENOMEM;
 }
 
+/*
+ * Slots [a, b) are about to get what their pages had at stamp @now.  Said first: who
+ * tells us meanwhile that they are good no more has the last word.  Who has told us
+ * already, and whose pages are still where they were, is waited for.
+ */
+static void mark_copies(struct hmm_cl *cl, struct region *r, uint64_t a, uint64_t b, uint64_t now)
+{
+	sigset_t old;
+	bool told;
+
+	do {
+		uint64_t seq = umm_read_begin(&cl->notifier);
+
+		cl_lock(cl, &old);
+		told = umm_read_retry(&cl->notifier, seq);
+		for (uint64_t k = a; k < b && !told; k++)
+			r->slot[k].copy = now;
+		cl_unlock(cl, &old);
+	} while (told);
+}
+
 /* Slots [i, z) of one block, with the stamps of their pages. */
 static int refresh_block(struct hmm_cl *cl, struct region *r, uint64_t i, uint64_t z, const uint64_t *stamp,
 			 uint64_t now)
@@ -395,11 +428,7 @@ static int refresh_block(struct hmm_cl *cl, struct region *r, uint64_t i, uint64
 		int rc;
 
 		wait_for_slots(cl, r, a, b - a);
-		/* First: who tells us meanwhile that they are good no more has the last word. */
-		cl_lock(cl, &old);
-		for (uint64_t k = a; k < b; k++)
-			r->slot[k].copy = now;
-		cl_unlock(cl, &old);
+		mark_copies(cl, r, a, b, now);
 		rc = copy_slots(cl, r, a, b);
 		if (!rc)
 			continue;

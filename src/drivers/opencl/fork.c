@@ -10,6 +10,9 @@
  * waited for, and what cannot be had without the runtime comes home, however long
  * it takes until there is memory for it; until the fork is over nothing is launched.  libc calls us by
  * pthread_atfork(), which knows no argument: hence the list.  A raw clone() has none of malloc's locks.
+ *
+ * There is no bound, because nobody could go on after it: the child's pages would wait for
+ * malloc's locks, and whoever waits for the fork to be over may be whom the fork waits for.
  */
 #include <errno.h>
 #include <time.h>

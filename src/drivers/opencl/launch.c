@@ -567,10 +567,13 @@ static bool is_there(const struct launch *l)
 	for (unsigned i = 0; i < l->nuses; i++) {
 		const struct use *u = &l->use[i];
 
+		/* What it has it may have got after it was moved: it is not this argument any more. */
+		if (u->region->stray)
+			return false;
 		for (uint64_t k = u->first; k < u->first + u->npages; k++) {
 			const struct slot *s = &u->region->slot[k];
 
-			if (s->flags & SLOT_LENT)
+			if (s->flags & SLOT_LENT || (s->refs && s->flags & SLOT_GONE))
 				return false;
 			if (s->refs ? u->write && s->copied : !(s->flags & SLOT_PIECE) && (u->write || !s->copy))
 				return false;

@@ -42,7 +42,7 @@
 #define BACK_BYTES ((size_t)256 << 10)
 
 #define SLOT_PIECE 0x01u /* filled for the launch that is being prepared, and to be copied back */
-#define SLOT_GONE 0x02u  /* the page it has is not that of its address any more */
+#define SLOT_GONE 0x02u  /* the page it has may not be that of its address any more: find_out() */
 #define SLOT_LENT 0x04u  /* it may be gone at any moment, its memory with it: no kernel may begin */
 #define SLOT_LOST 0x08u  /* of a piece: what was there has gone meanwhile, and nothing is copied back to it */
 

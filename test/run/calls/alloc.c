@@ -8,7 +8,7 @@
 
 #include <malloc.h>
 
-#define SLOTS 1500u
+#define SLOTS (long_run() ? 1500u : 750u)
 
 struct slot {
 	uint64_t *p;
@@ -112,7 +112,7 @@ int main(int argc, char **argv)
 	}
 	for (unsigned i = 0; i < 4; i++) {
 		w[i].id = i;
-		w[i].rounds = long_run() ? 60000 : 6000;
+		w[i].rounds = long_run() ? 60000 : 3000;
 		CHECK(!pthread_create(&w[i].thread, NULL, worker_main, &w[i]), "pthread_create");
 	}
 	for (unsigned i = 0; i < 4; i++)

@@ -32,9 +32,6 @@
 			DIE("%s", what);                                     \
 	} while (0)
 
-/* On a budget of 32 MiB: one lap is enough to have everything else go. */
-#define HOG_MIB 64
-
 struct hog {
 	char *base;
 	size_t npages;
@@ -59,6 +56,17 @@ static inline void *hog_main(void *arg)
 		atomic_fetch_add(&h->laps, 1);
 	}
 	return NULL;
+}
+
+static inline bool long_run(void)
+{
+	return v_long();
+}
+
+/* On a budget of 16 MiB, or 32: one lap is enough to have everything else go. */
+static inline size_t hog_mib(void)
+{
+	return long_run() ? 64 : 24;
 }
 
 static inline void hog_start(struct hog *h, size_t mib)
@@ -98,11 +106,6 @@ static inline void wait_away(const void *p, size_t npages, size_t want, const ch
 		sleep_ms(10);
 	}
 	CHECK(!under_hmm(), "%s: only %zu of %zu pages leave", what, away, npages);
-}
-
-static inline bool long_run(void)
-{
-	return getenv("HMM_TEST_LONG") != NULL;
 }
 
 static inline uint64_t rnd(uint64_t *state)

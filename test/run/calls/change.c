@@ -140,7 +140,7 @@ static void map_over(void)
 	char *p = filled(1024, 6), name[] = "/tmp/hmm-change-XXXXXX";
 	int fd = mkstemp(name);
 
-	for (unsigned r = 0; r < 8; r++) {
+	for (unsigned r = 0; r < (long_run() ? 8 : 3); r++) {
 		char *q = (char *)syscall(SYS_mmap, p + 64 * V_PAGE, 512 * V_PAGE, PROT_READ | PROT_WRITE,
 					  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
 
@@ -170,7 +170,7 @@ static void map_over(void)
 
 static void huge_pages(void)
 {
-	size_t npages = 8 * 512;
+	size_t npages = (long_run() ? 8 : 4) * 512;
 	char *m = v_map((npages + 512) * V_PAGE), *p = (char *)(((uintptr_t)m + (2 * V_MIB - 1)) & ~(2 * V_MIB - 1));
 
 	madvise(p, npages * V_PAGE, MADV_HUGEPAGE);
@@ -291,7 +291,7 @@ int main(int argc, char **argv)
 	raw = argc > 1 && !strcmp(argv[1], "raw");
 	for (unsigned r = 0; r < (long_run() ? 8 : 1); r++)
 		for (unsigned i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-			hog_start(&hog, cases[i].fn == lock_all ? 40 : HOG_MIB);
+			hog_start(&hog, cases[i].fn == lock_all ? hog_mib() * 5 / 8 : hog_mib());
 			cases[i].fn();
 			hog_stop(&hog);
 			printf("ok %s\n", cases[i].name);

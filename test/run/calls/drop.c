@@ -124,12 +124,12 @@ int main(int argc, char **argv)
 		raw |= !strcmp(argv[i], "raw");
 		use_free |= !strcmp(argv[i], "free");
 	}
-	hog_start(&hog, HOG_MIB);
+	hog_start(&hog, hog_mib());
 	/* One mapping for all: their quarantines and runs meet. */
 	char *p = v_map(6 * AREA * V_PAGE);
 	for (unsigned i = 0; i < 6; i++) {
 		w[i].id = i;
-		w[i].rounds = long_run() ? 30000 : under_hmm() ? 4000 : 2000;
+		w[i].rounds = long_run() ? 30000 : 1000;
 		w[i].p = p + i * AREA * V_PAGE;
 		CHECK(!pthread_create(&w[i].thread, NULL, worker_main, &w[i]), "pthread_create");
 	}

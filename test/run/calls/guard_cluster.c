@@ -22,10 +22,10 @@ int main(void)
 	struct hog hog;
 
 	sigaction(SIGSEGV, &sa, NULL);
-	hog_start(&hog, HOG_MIB);
+	hog_start(&hog, hog_mib());
 	char *first = v_map(512 * V_PAGE);
 	v_fill_all(first, 512, 1, 0, V_QUARTER);
-	for (unsigned r = 0; r < 10; r++) {
+	for (unsigned r = 0; r < (long_run() ? 10 : 6); r++) {
 		/* Pages go out in each round, however fast the rounds are. */
 		CHECK(!v_check_all(first, 512, 1, 0, V_QUARTER), "round %u: not what was written", r);
 		wait_away(first, 512, 256, "anything");

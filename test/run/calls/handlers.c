@@ -63,7 +63,7 @@ int main(void)
 	heap = v_map(HEAP * V_PAGE);
 	card = v_map(HEAP * 64 * sizeof(*card));
 	v_fill_all(heap, HEAP, 1, 0, V_QUARTER);
-	hog_start(&hog, HOG_MIB);
+	hog_start(&hog, hog_mib());
 	unsigned long want = 0;
 	for (unsigned r = 0; r < (long_run() ? 40 : 4); r++) {
 		uint32_t before;

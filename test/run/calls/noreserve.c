@@ -7,7 +7,7 @@
 #include <stdio.h>
 #include <sys/mman.h>
 
-#define PAGES 40000ul
+#define PAGES 20000ul
 
 int main(void)
 {

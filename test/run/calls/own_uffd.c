@@ -93,7 +93,7 @@ static void fresh(void)
 	pthread_t t;
 
 	CHECK(!pthread_create(&t, NULL, looked_for, &stopped), "pthread_create");
-	for (unsigned i = 0; i < (long_run() ? 20000 : 2000); i++) {
+	for (unsigned i = 0; i < (long_run() ? 20000 : 1000); i++) {
 		/* Where nothing of ours was: what has been handed over once is left alone for a while. */
 		take(1, v_map(RANGE * V_PAGE));
 	}
@@ -119,8 +119,8 @@ int main(void)
 	/* Before anything is away. */
 	take(0, v_map(RANGE * V_PAGE));
 	look(0);
-	hog_start(&hog, HOG_MIB);
-	for (unsigned r = 0; r < (long_run() ? 20 : 3); r++) {
+	hog_start(&hog, hog_mib());
+	for (unsigned r = 0; r < (long_run() ? 20 : 2); r++) {
 		char *used = v_map(RANGE * V_PAGE), *part = v_map(3 * RANGE * V_PAGE);
 
 		/* What is there stays right beside our own ranges, which are nobody else's. */

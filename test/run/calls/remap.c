@@ -134,7 +134,7 @@ struct big {
 
 static void ping_pong(unsigned rounds)
 {
-	size_t npages = 64 * V_MIB / V_PAGE;
+	size_t npages = (long_run() ? 64 : 24) * V_MIB / V_PAGE;
 	char *p = v_map(npages * V_PAGE);
 
 	v_fill_all(p, npages, 9, 0, V_QUARTER);
@@ -160,7 +160,7 @@ static void realloc_like(void)
 	char *p = v_map(n * V_PAGE);
 
 	v_fill_all(p, n, 10, 0, V_QUARTER);
-	for (unsigned k = 0; k < 60; k++) {
+	for (unsigned k = 0; k < (long_run() ? 60u : 32u); k++) {
 		size_t m = n + 64;
 
 		p = remap(p, n * V_PAGE, m * V_PAGE, MREMAP_MAYMOVE, NULL);
@@ -209,7 +209,7 @@ int main(int argc, char **argv)
 	struct hog hog;
 
 	raw = argc > 1 && !strcmp(argv[1], "raw");
-	hog_start(&hog, HOG_MIB);
+	hog_start(&hog, hog_mib());
 	if (argc > 2 && !strcmp(argv[2], "growing")) {
 		grow_while_found(&hog);
 		hog_stop(&hog);
@@ -221,7 +221,7 @@ int main(int argc, char **argv)
 			printf("ok %s\n", cases[i].name);
 			fflush(stdout);
 		}
-	ping_pong(long_run() ? 500 : 20);
+	ping_pong(long_run() ? 500 : 6);
 	puts("ok ping-pong");
 	hog_stop(&hog);
 	return 0;

@@ -781,7 +781,7 @@ int main(void)
 		all = v_map(NCASES * LEN);
 		for (unsigned i = 0; i < NCASES; i++)
 			v_fill_all(all + i * LEN, AREA, i + 1, GEN_OLD, V_QUARTER);
-		hog_start(&hog, HOG_MIB);
+		hog_start(&hog, hog_mib());
 		wait_away(all, NCASES * AREA, NCASES * AREA * 9 / 10, "all areas");
 		for (unsigned i = 0; i < NCASES; i++) {
 			struct ctx c = {.a = all + i * LEN, .b = v_map(LEN), .seed = i + 1};

@@ -10,11 +10,12 @@
 
 #define DEPTH 16u
 #define CHUNK (16 * V_PAGE)
-#define AREA 2048u /* pages of the buffer */
-#define LEN (AREA * V_PAGE)
+#define LEN (area * V_PAGE)
 #define NCHUNKS (LEN / CHUNK)
 
 enum how { PLAIN, SQPOLL, FIXED, FIXED_SQPOLL };
+
+static size_t area; /* pages of the buffer */
 
 static const char *const how_name[] = {"plain", "sqpoll", "fixed buffers", "fixed buffers, sqpoll"};
 
@@ -77,8 +78,8 @@ static void run(enum how how, int fd, unsigned passes)
 	}
 	rc = io_uring_queue_init_params(DEPTH, &io.ring, &p);
 	CHECK(!rc, "io_uring_queue_init %d", rc);
-	v_fill_all(io.buf, AREA, how, 0, V_QUARTER);
-	wait_away(io.buf, AREA, AREA / 2, how_name[how]);
+	v_fill_all(io.buf, area, how, 0, V_QUARTER);
+	wait_away(io.buf, area, area / 2, how_name[how]);
 	if (io.fixed) {
 		struct iovec v = {io.buf, LEN};
 
@@ -88,22 +89,22 @@ static void run(enum how how, int fd, unsigned passes)
 	}
 	for (unsigned gen = 0; gen < passes; gen++) {
 		if (!io.fixed)
-			wait_away(io.buf, AREA, AREA / 2, how_name[how]);
+			wait_away(io.buf, area, area / 2, how_name[how]);
 		one_pass(&io, true);
 		/* Something else into the buffer; then what was written, from the file. */
-		v_fill_all(io.buf, AREA, how, 1000 + gen, V_QUARTER);
+		v_fill_all(io.buf, area, how, 1000 + gen, V_QUARTER);
 		if (!io.fixed)
-			wait_away(io.buf, AREA, AREA / 2, how_name[how]);
+			wait_away(io.buf, area, area / 2, how_name[how]);
 		else
 			sleep_ms(20);
 		one_pass(&io, false);
-		CHECK_ALL(io.buf, AREA, how, gen, how_name[how]);
-		v_fill_all(io.buf, AREA, how, gen + 1, V_QUARTER);
+		CHECK_ALL(io.buf, area, how, gen, how_name[how]);
+		v_fill_all(io.buf, area, how, gen + 1, V_QUARTER);
 	}
 	if (io.fixed) {
 		CHECK(!io_uring_unregister_buffers(&io.ring), "io_uring_unregister_buffers");
-		wait_away(io.buf, AREA, AREA / 2, "buffers that were fixed");
-		CHECK_ALL(io.buf, AREA, how, passes, "buffers that were fixed");
+		wait_away(io.buf, area, area / 2, "buffers that were fixed");
+		CHECK_ALL(io.buf, area, how, passes, "buffers that were fixed");
 	}
 	io_uring_queue_exit(&io.ring);
 	munmap(io.buf, LEN);
@@ -144,6 +145,7 @@ int main(void)
 	struct hog hog;
 	int fd = mkstemp(name), dfd, rc;
 
+	area = long_run() ? 2048 : 512;
 	CHECK(fd >= 0, "mkstemp");
 	dfd = open(name, O_RDWR | O_DIRECT);
 	unlink(name);
@@ -154,7 +156,7 @@ int main(void)
 	}
 	io_uring_queue_exit(&probe);
 	CHECK(!ftruncate(fd, LEN), "ftruncate");
-	hog_start(&hog, HOG_MIB);
+	hog_start(&hog, hog_mib());
 	for (enum how how = PLAIN; how <= FIXED_SQPOLL; how++)
 		run(how, fd, long_run() ? 20 : 2);
 	if (dfd >= 0) {
@@ -162,7 +164,7 @@ int main(void)
 		pthread_t t[4];
 
 		for (unsigned i = 0; i < 4; i++) {
-			d[i] = (struct direct){dfd, i, long_run() ? 1000 : 60};
+			d[i] = (struct direct){dfd, i, long_run() ? 1000 : 30};
 			CHECK(!pthread_create(&t[i], NULL, direct_main, &d[i]), "pthread_create");
 		}
 		for (unsigned i = 0; i < 4; i++)

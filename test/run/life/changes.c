@@ -20,17 +20,17 @@
 #include "../victim.h"
 #include "umm/ctl.h"
 
-#define PAGES (100 * V_MIB / V_PAGE)
 #define KIND V_QUARTER
 
 static char *mem;
+static size_t pages; /* of which somewhat more than half fits */
 
 /* Everything is as generation @gen says; then it is @gen + 1. */
 static int turn(uint64_t gen)
 {
-	if (v_check_all(mem, PAGES, 1, gen, KIND))
+	if (v_check_all(mem, pages, 1, gen, KIND))
 		return 1;
-	v_fill_all(mem, PAGES, 1, gen + 1, KIND);
+	v_fill_all(mem, pages, 1, gen + 1, KIND);
 	return 0;
 }
 
@@ -41,22 +41,22 @@ static int with_child(uint64_t gen)
 	pid_t pid = fork();
 
 	if (!pid) {
-		if (v_check_all(mem, PAGES, 1, gen, KIND))
+		if (v_check_all(mem, pages, 1, gen, KIND))
 			_exit(1);
-		v_fill_all(mem, PAGES / 2, 1, gen + 7, KIND);
-		_exit(v_check_all(mem, PAGES / 2, 1, gen + 7, KIND) ? 2 : 0);
+		v_fill_all(mem, pages / 2, 1, gen + 7, KIND);
+		_exit(v_check_all(mem, pages / 2, 1, gen + 7, KIND) ? 2 : 0);
 	}
 	if (pid < 0 || waitpid(pid, &status, 0) != pid || status) {
 		fprintf(stderr, "child %d: status %#x, %s\n", (int)pid, pid < 0 ? 0 : status,
 			pid < 0 ? strerror(errno) : "");
 		return 1;
 	}
-	return v_check_all(mem, PAGES, 1, gen, KIND) != 0;
+	return v_check_all(mem, pages, 1, gen, KIND) != 0;
 }
 
 static int after(void)
 {
-	return turn(0) || with_child(1) || turn(1) || v_check_all(mem, PAGES, 1, 2, KIND);
+	return turn(0) || with_child(1) || turn(1) || v_check_all(mem, pages, 1, 2, KIND);
 }
 
 static int failed(const char *what)
@@ -78,7 +78,7 @@ static void *short_life(void *arg)
 
 	for (unsigned i = 0; i < 64; i++)
 		mine[i] = v_mix(n + i);
-	for (size_t i = n % 61; i < PAGES; i += 4001)
+	for (size_t i = n % 61; i < pages; i += 4001)
 		if (v_check(mem + i * V_PAGE, i, 1, 0, KIND))
 			return (void *)1;
 	for (unsigned i = 0; i < 64; i++)
@@ -90,7 +90,7 @@ static void *short_life(void *arg)
 static int threads(void)
 {
 	char *stacks = v_map(WAVE * STACK);
-	size_t many = getenv("HMM_TEST_LONG") ? 20000 : 3000;
+	size_t many = v_long() ? 20000 : 2000;
 
 	for (size_t n = 0; n < many; n += WAVE) {
 		pthread_t t[WAVE];
@@ -115,10 +115,10 @@ static int threads(void)
 		}
 		/* Push the caches of libc and the stacks out between the waves. */
 		if (n % (16 * WAVE) == 0)
-			for (size_t i = 0; i < PAGES; i++)
+			for (size_t i = 0; i < pages; i++)
 				*(volatile char *)(mem + i * V_PAGE);
 	}
-	return v_check_all(mem, PAGES, 1, 0, KIND) != 0;
+	return v_check_all(mem, pages, 1, 0, KIND) != 0;
 }
 
 /*
@@ -155,9 +155,9 @@ static int ended_threads(void)
 	}
 	if (turn(0) || turn(1))
 		return 1;
-	size_t away = v_absent(mem, PAGES);
-	if (away < PAGES / 4) {
-		fprintf(stderr, "of %zu pages only %zu are away\n", (size_t)PAGES, away);
+	size_t away = v_absent(mem, pages);
+	if (away < pages / 4) {
+		fprintf(stderr, "of %zu pages only %zu are away\n", pages, away);
 		return 1;
 	}
 	return 0;
@@ -253,7 +253,7 @@ static int raw_exit(void)
 	for (unsigned i = 0; i < N; i++)
 		if (pthread_join(t[i], NULL))
 			return 1;
-	return v_check_all(mem, PAGES, 1, 4, KIND) != 0;
+	return v_check_all(mem, pages, 1, 4, KIND) != 0;
 }
 
 static void *goes_on(void *arg)
@@ -266,7 +266,7 @@ static void *goes_on(void *arg)
  * The first thread has ended, and each other one ends as soon as it has made the
  * next: whoever looks at all threads one after the other meets none that lives.
  */
-#define LINKS 20000u
+#define LINKS (v_long() ? 20000u : 8000u)
 
 static void *hands_on(void *arg)
 {
@@ -390,7 +390,7 @@ static void *bystander(void *arg)
 {
 	pthread_barrier_wait(&barrier);
 	pthread_barrier_wait(&barrier);
-	return (void *)(intptr_t)v_check_all(mem, PAGES, 1, 2, KIND);
+	return (void *)(intptr_t)v_check_all(mem, pages, 1, 2, KIND);
 }
 
 /* In effect for all threads at once; sockets are refused, then what a pager would use is deadly. */
@@ -408,7 +408,7 @@ static int seccomp_tsync(void)
 	if (errno)
 		return failed("pthread_create");
 	pthread_barrier_wait(&barrier);
-	if (filter(refuse, sizeof(refuse) / sizeof(refuse[0])) || after() || v_check_all(mem, PAGES, 1, 2, KIND))
+	if (filter(refuse, sizeof(refuse) / sizeof(refuse[0])) || after() || v_check_all(mem, pages, 1, 2, KIND))
 		return 1;
 	if (filter(kill, sizeof(kill) / sizeof(kill[0])) || with_child(2))
 		return 1;
@@ -416,19 +416,31 @@ static int seccomp_tsync(void)
 	return pthread_join(t, &ret) || ret;
 }
 
+/* A child that puts such a filter on itself, and has one of its own. */
+static int below(struct sock_filter *f, size_t n, const char *what)
+{
+	int status = 0;
+	pid_t pid = fork();
+
+	if (!pid)
+		_exit(filter(f, n) || with_child(0));
+	if (pid < 0 || waitpid(pid, &status, 0) != pid || status) {
+		fprintf(stderr, "who is refused %s ended with status %#x\n", what, status);
+		return 1;
+	}
+	return 0;
+}
+
+#define BELOW(action, name) below((struct sock_filter[]){LOAD_NR, action(name), ALLOW}, 4, #name ", by " #action)
+
 /*
  * A filter that a child's agent has from its start, and that lets it say hello: what it needs
  * only then is refused.  The child has no agent, and all of its memory.
  */
 static int seccomp_later(void)
 {
-	struct sock_filter rights[] = {LOAD_NR, DENY(capset), ALLOW};
-	struct sock_filter look[] = {LOAD_NR, DENY(mincore), DENY(kcmp), ALLOW};
-	struct sock_filter own[] = {LOAD_NR, DENY(seccomp), ALLOW};
-
-	return filter(rights, sizeof(rights) / sizeof(rights[0])) || after() ||
-	       filter(look, sizeof(look) / sizeof(look[0])) || with_child(2) ||
-	       filter(own, sizeof(own) / sizeof(own[0])) || with_child(2);
+	return BELOW(DENY, capset) || BELOW(DENY, recvmsg) || BELOW(DENY, prctl) || BELOW(KILL, sched_setaffinity) ||
+	       BELOW(KILL, readlink);
 }
 
 static int unshare_all(void)
@@ -500,9 +512,9 @@ static int a_thread(void)
 /* Something is cold, though all was used a moment ago. */
 static int still_moves(void)
 {
-	for (unsigned i = 0; v_absent(mem, PAGES) < PAGES / 8 && i < 3000; i++)
+	for (unsigned i = 0; v_absent(mem, pages) < pages / 8 && i < 3000; i++)
 		usleep(10000);
-	if (v_absent(mem, PAGES) >= PAGES / 8)
+	if (v_absent(mem, pages) >= pages / 8)
 		return 0;
 	fprintf(stderr, "nothing goes any more\n");
 	return 1;
@@ -591,12 +603,13 @@ int main(int argc, char **argv)
 		{"denial", denial},
 	};
 
+	pages = (v_long() ? 100 : 40) * V_MIB / V_PAGE;
 	for (unsigned i = 0; i < sizeof(tests) / sizeof(tests[0]) && argc == 2; i++) {
 		if (strcmp(argv[1], tests[i].name))
 			continue;
-		mem = v_map(PAGES * V_PAGE);
-		v_fill_all(mem, PAGES, 1, 0, KIND);
-		fprintf(stderr, "%zu of %zu pages absent\n", v_absent(mem, PAGES), (size_t)PAGES);
+		mem = v_map(pages * V_PAGE);
+		v_fill_all(mem, pages, 1, 0, KIND);
+		fprintf(stderr, "%zu of %zu pages absent\n", v_absent(mem, pages), pages);
 		return tests[i].run();
 	}
 	return 2;

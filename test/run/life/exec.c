@@ -11,7 +11,7 @@
 
 #include "../victim.h"
 
-#define PAGES (90 * V_MIB / V_PAGE)
+#define PAGES (36 * V_MIB / V_PAGE)
 #define KIND V_QUARTER
 
 extern char **environ;
@@ -109,7 +109,7 @@ static void *spawner(void *arg)
 	char *argv[] = {self, "small", NULL};
 	uintptr_t bad = 0;
 
-	for (unsigned i = 0; i < 40 && !bad; i++) {
+	for (unsigned i = 0; i < 25 && !bad; i++) {
 		pid_t pid;
 		int status;
 

@@ -22,12 +22,12 @@
 
 #include "../victim.h"
 
-#define PAGES (120 * V_MIB / V_PAGE)
 #define KIND V_QUARTER
 
 extern char **environ;
 static const char *self;
 static char *mem;
+static size_t pages; /* of which somewhat more than half fits */
 
 /* Which generation page @i of a process is in: it changes what its own rule says. */
 static uint64_t generation(size_t i, unsigned depth)
@@ -42,7 +42,7 @@ static uint64_t generation(size_t i, unsigned depth)
 
 static int check_depth(unsigned depth)
 {
-	for (size_t i = 0; i < PAGES; i++)
+	for (size_t i = 0; i < pages; i++)
 		if (v_check(mem + i * V_PAGE, i, 1, generation(i, depth), KIND))
 			return -1;
 	return 0;
@@ -50,7 +50,7 @@ static int check_depth(unsigned depth)
 
 static void write_depth(unsigned depth)
 {
-	for (size_t i = 0; i < PAGES; i += depth + 1)
+	for (size_t i = 0; i < pages; i += depth + 1)
 		v_fill(mem + i * V_PAGE, i, 1, depth, KIND);
 }
 
@@ -89,9 +89,9 @@ static int descend(unsigned depth, unsigned last)
 			_exit(descend(depth + 1, last));
 	}
 	/* While the child reads what was: pages that it does not change, too. */
-	for (size_t i = 0; i < PAGES; i += 5)
+	for (size_t i = 0; i < pages; i += 5)
 		v_fill(mem + i * V_PAGE, i, 1, 100 + depth, KIND);
-	for (size_t i = 0; i < PAGES; i++)
+	for (size_t i = 0; i < pages; i++)
 		bad |= v_check(mem + i * V_PAGE, i, 1, i % 5 ? generation(i, depth) : 100 + depth, KIND);
 	if (pid)
 		bad |= reap_one(pid, "generation");
@@ -141,7 +141,7 @@ static _Atomic bool stop;
 
 static void *churn(void *arg)
 {
-	size_t n = 48 * V_MIB / V_PAGE;
+	size_t n = pages * 2 / 5;
 	char *p = v_map(n * V_PAGE);
 
 	for (uint64_t gen = 0; !atomic_load(&stop); gen++) {
@@ -166,12 +166,12 @@ static int while_evicted(void)
 		pid_t pid = fork();
 
 		if (!pid) {
-			for (size_t i = k; i < PAGES; i += 7) {
+			for (size_t i = k; i < pages; i += 7) {
 				if (v_check(mem + i * V_PAGE, i, 1, 0, KIND))
 					_exit(1);
 				v_fill(mem + i * V_PAGE, i, 1, 50 + k, KIND);
 			}
-			for (size_t i = k; i < PAGES; i += 7)
+			for (size_t i = k; i < pages; i += 7)
 				if (v_check(mem + i * V_PAGE, i, 1, 50 + k, KIND))
 					_exit(1);
 			_exit(0);
@@ -192,11 +192,11 @@ static void *forker(void *arg)
 	size_t first = (uintptr_t)arg;
 	int bad = 0;
 
-	for (unsigned k = 0; k < 6 && !bad; k++) {
+	for (unsigned k = 0; k < (v_long() ? 6u : 4u) && !bad; k++) {
 		pid_t pid = fork();
 
 		if (!pid) {
-			for (size_t i = first; i < PAGES; i += 16)
+			for (size_t i = first; i < pages; i += 16)
 				if (v_check(mem + i * V_PAGE, i, 1, 0, KIND))
 					_exit(1);
 			_exit(0);
@@ -307,7 +307,7 @@ static int raw_vfork(void)
 
 			next = vfork();
 			if (!next) {
-				for (size_t i = 0; i < PAGES / 2; i++)
+				for (size_t i = 0; i < pages / 2; i++)
 					wrong |= v_check(mem + i * V_PAGE, i, 1, 0, KIND) != 0;
 				_exit(0);
 			}
@@ -330,7 +330,7 @@ static int marked_child(unsigned how)
 
 	if (pid)
 		return pid < 0 ? 1 : reap_one(pid, "a raw child of a raw child's child");
-	for (size_t i = 0; i < PAGES; i++) {
+	for (size_t i = 0; i < pages; i++) {
 		const char *page = mem + i * V_PAGE;
 
 		if (i >= 512 ? v_check(page, i, 1, generation(i, 1), KIND) : v_is_zero(page) ? 0 : -1) {
@@ -361,9 +361,9 @@ static int raw_then_libc(void)
 				if (check_depth(1))
 					_exit(2);
 				/* For a while: what moves it may be behind. */
-				for (unsigned t = 0; v_absent(mem, PAGES) < PAGES / 8 && t < 3000; t++)
+				for (unsigned t = 0; v_absent(mem, pages) < pages / 8 && t < 3000; t++)
 					usleep(10000);
-				if (v_absent(mem, PAGES) < PAGES / 8) {
+				if (v_absent(mem, pages) < pages / 8) {
 					fprintf(stderr, "nothing of a raw child's child goes\n");
 					_exit(3);
 				}
@@ -380,14 +380,12 @@ static int raw_then_libc(void)
 
 /* ------------------------------------------- what is marked right after a fork */
 
-#define SPLINTERS 4000u
-
 /* Many mappings, below: to look at all of them takes a while. */
-static void splinter(void)
+static void splinter(size_t n)
 {
-	char *low = v_map(2 * SPLINTERS * V_PAGE);
+	char *low = v_map(2 * n * V_PAGE);
 
-	for (size_t i = 0; i < SPLINTERS; i++)
+	for (size_t i = 0; i < n; i++)
 		if (low > mem || mprotect(low + 2 * i * V_PAGE, V_PAGE, PROT_READ))
 			_exit(1);
 }
@@ -395,7 +393,7 @@ static void splinter(void)
 /* What is marked, and unmapped or moved right after the fork, is what it was to the child. */
 static int gone_after(void)
 {
-	splinter();
+	splinter(4000);
 	for (unsigned k = 0; k < 12; k++) {
 		char *p = mem + k * 2 * V_MIB, *to = v_map(2 * V_MIB);
 		pid_t pid;
@@ -411,7 +409,7 @@ static int gone_after(void)
 							(void *)(p + i + w), *(volatile uint64_t *)(p + i + w));
 						_exit(1);
 					}
-			for (size_t i = 40 * V_MIB / V_PAGE; i < PAGES; i += 61)
+			for (size_t i = 32 * V_MIB / V_PAGE; i < pages; i += 61)
 				if (v_check(mem + i * V_PAGE, i, 1, 0, KIND))
 					_exit(1);
 			_exit(0);
@@ -426,12 +424,12 @@ static int gone_after(void)
 				return 1;
 	}
 	/* Right beside itself: its mark's old and new place are one. */
-	char *p = mem + 60 * V_MIB, *to = p + 2 * V_MIB;
+	char *p = mem + 28 * V_MIB, *to = p + 2 * V_MIB;
 	if (madvise(p, 2 * V_MIB, MADV_WIPEONFORK) ||
 	    mremap(p, 2 * V_MIB, 2 * V_MIB, MREMAP_MAYMOVE | MREMAP_FIXED, to) != to)
 		return 1;
 	for (size_t i = 0; i < 2 * V_MIB / V_PAGE; i++)
-		if (v_check(to + i * V_PAGE, 60 * V_MIB / V_PAGE + i, 1, 0, KIND))
+		if (v_check(to + i * V_PAGE, 28 * V_MIB / V_PAGE + i, 1, 0, KIND))
 			return 1;
 	return 0;
 }
@@ -442,19 +440,19 @@ static int mark_after(void)
 	static const int mark[2][2] = {{MADV_WIPEONFORK, MADV_KEEPONFORK}, {MADV_DONTFORK, MADV_DOFORK}};
 	int bad = 0;
 
-	splinter();
-	for (unsigned k = 0; k < 20 && !bad; k++) {
+	splinter(4000);
+	for (unsigned k = 0; k < (v_long() ? 20u : 12u) && !bad; k++) {
 		pid_t pid = fork();
 
 		if (!pid) {
-			for (size_t i = k; i < PAGES; i += 61)
+			for (size_t i = k; i < pages; i += 61)
 				if (v_check(mem + i * V_PAGE, i, 1, 0, KIND))
 					_exit(1);
 			_exit(0);
 		}
-		bad |= madvise(mem, PAGES * V_PAGE, mark[k & 1][0]);
+		bad |= madvise(mem, pages * V_PAGE, mark[k & 1][0]);
 		bad |= pid < 0 ? 1 : reap_one(pid, "marked after the fork");
-		bad |= madvise(mem, PAGES * V_PAGE, mark[k & 1][1]);
+		bad |= madvise(mem, pages * V_PAGE, mark[k & 1][1]);
 	}
 	return bad || check_depth(0);
 }
@@ -473,11 +471,11 @@ static int all_zero(size_t npages)
 /* What a child of fork() marks before anything else, and forks by itself: also while it changes other mappings. */
 static int mark_at_once(void)
 {
-	const size_t marked = 2 * V_MIB / V_PAGE, other = 100 * V_MIB / V_PAGE;
+	const size_t marked = 2 * V_MIB / V_PAGE, other = pages * 5 / 6;
 	int bad = 0;
 
-	splinter();
-	for (unsigned k = 0; k < 12 && !bad; k++) {
+	splinter(4000);
+	for (unsigned k = 0; k < (v_long() ? 12u : 6u) && !bad; k++) {
 		pid_t pid = fork(), next;
 
 		if (!pid) {
@@ -487,7 +485,7 @@ static int mark_at_once(void)
 			if (!next) {
 				if (all_zero(marked))
 					_exit(2);
-				for (size_t i = marked; i < PAGES; i += 61)
+				for (size_t i = marked; i < pages; i += 61)
 					if (v_check(mem + i * V_PAGE, i, 1, 0, KIND))
 						_exit(3);
 				_exit(0);
@@ -503,7 +501,7 @@ static int mark_at_once(void)
 
 static void *touch_all(void *arg)
 {
-	for (size_t i = 512; i < PAGES; i += 97)
+	for (size_t i = 512; i < pages; i += 97)
 		(void)*(volatile char *)(mem + i * V_PAGE);
 	return NULL;
 }
@@ -511,10 +509,10 @@ static void *touch_all(void *arg)
 /* Whoever of a raw child is seen first to fault may have ended when it forks: what is marked is known all the same. */
 static int thread_then_libc(void)
 {
-	const size_t other = 100 * V_MIB / V_PAGE;
+	const size_t other = pages * 5 / 6;
 	int bad = 0;
 
-	splinter();
+	splinter(v_long() ? 4000 : 1000);
 	if (madvise(mem, 512 * V_PAGE, MADV_WIPEONFORK))
 		return 1;
 	for (unsigned k = 0; k < 3 && !bad; k++) {
@@ -528,7 +526,7 @@ static int thread_then_libc(void)
 			if (!next) {
 				v_fill_all(mem, 512, 7, 0, KIND);
 				for (unsigned n = 0; v_absent(mem, 512) < 256 && n < 100; n++)
-					for (size_t i = 512; i < PAGES; i++)
+					for (size_t i = 512; i < pages; i++)
 						if (v_check(mem + i * V_PAGE, i, 1, 0, KIND))
 							_exit(2);
 				last = raw_fork(k % 3);
@@ -612,7 +610,7 @@ static int raw_mark(void)
 		if (madvise(mem, 512 * V_PAGE, MADV_WIPEONFORK))
 			_exit(1);
 		/* Who has not been seen to fault nobody knows. */
-		for (size_t i = 1024; i < PAGES; i += 61)
+		for (size_t i = 1024; i < pages; i += 61)
 			if (v_check(mem + i * V_PAGE, i, 1, 0, KIND))
 				_exit(2);
 		if (!v_absent(mem, 512))
@@ -651,7 +649,7 @@ static int run_vfork(void)
 
 		if (!pid) {
 			/* Our memory is its memory: what it brings back, it brings back for us. */
-			for (size_t i = k; i < PAGES; i += 500)
+			for (size_t i = k; i < pages; i += 500)
 				if (*(volatile uint64_t *)(mem + i * V_PAGE) != v_word(i, 1, 0, 0, KIND))
 					wrong = 1;
 			if (k & 1)
@@ -721,7 +719,7 @@ static int small(void)
 
 static int sharer(void *arg)
 {
-	for (size_t i = 0; i < PAGES; i++) {
+	for (size_t i = 0; i < pages; i++) {
 		if (v_check(mem + i * V_PAGE, i, 1, 0, KIND))
 			return 1;
 		v_fill(mem + i * V_PAGE, i, 1, 1, KIND);
@@ -736,7 +734,7 @@ static int clone_vm(void)
 
 	if (pid < 0 || reap_one(pid, "CLONE_VM"))
 		return 1;
-	return v_check_all(mem, PAGES, 1, 1, KIND) != 0;
+	return v_check_all(mem, pages, 1, 1, KIND) != 0;
 }
 
 static int gone[2];
@@ -750,7 +748,7 @@ static int sharer_outlives(void *arg)
 	if (read(gone[0], &c, 1))
 		syscall(SYS_exit_group, 1);
 	for (unsigned round = 0; round < 2; round++) {
-		for (size_t i = 0; i < PAGES; i++) {
+		for (size_t i = 0; i < pages; i++) {
 			if (v_check(mem + i * V_PAGE, i, 1, round, KIND))
 				syscall(SYS_exit_group, 1);
 			v_fill(mem + i * V_PAGE, i, 1, round + 1, KIND);
@@ -810,16 +808,16 @@ static int raw_clone_vm_outlives(void)
 /* A child that has what every other has: its parent's pages, and pages of its own that move. */
 static int belongs(void)
 {
-	char *own = v_map(PAGES * V_PAGE);
+	char *own = v_map(pages * V_PAGE);
 
-	v_fill_all(own, PAGES, 4, 0, KIND);
-	for (unsigned k = 0; k < 1000 && !v_absent(own, PAGES); k++)
+	v_fill_all(own, pages, 4, 0, KIND);
+	for (unsigned k = 0; k < 1000 && !v_absent(own, pages); k++)
 		usleep(10000);
-	if (!v_absent(own, PAGES)) {
+	if (!v_absent(own, pages)) {
 		fprintf(stderr, "the child's own pages never move\n");
 		return 1;
 	}
-	return check_depth(0) || v_check_all(own, PAGES, 4, 0, KIND);
+	return check_depth(0) || v_check_all(own, pages, 4, 0, KIND);
 }
 
 static bool is_null(int fd)
@@ -941,7 +939,7 @@ static int while_popen(void)
 	while (environ[vars])
 		vars++;
 	pthread_create(&t, NULL, popener, NULL);
-	for (unsigned k = 0; k < 150 && !bad; k++) {
+	for (unsigned k = 0; k < (v_long() ? 150u : 100u) && !bad; k++) {
 		pid_t pid = fork();
 
 		if (!pid) {
@@ -964,7 +962,7 @@ static void on_int(int sig)
 
 static void *systems(void *arg)
 {
-	for (unsigned k = 0; k < 60; k++)
+	for (unsigned k = 0; k < (v_long() ? 60u : 30u); k++)
 		if (system("exit 0"))
 			return (void *)1;
 	return NULL;
@@ -1026,10 +1024,10 @@ static void slow_prepare(void)
 {
 	if (mem)
 		return;
-	mem = v_map(PAGES * V_PAGE);
-	v_fill_all(mem, PAGES, 1, 0, KIND);
+	mem = v_map(pages * V_PAGE);
+	v_fill_all(mem, pages, 1, 0, KIND);
 	/* What must not happen has time to happen. */
-	for (unsigned k = 0; k < 60 && !v_absent(mem, PAGES); k++)
+	for (unsigned k = 0; k < 60 && !v_absent(mem, pages); k++)
 		usleep(10000);
 	char *p = v_map(V_PAGE), *q;
 	if (p == MAP_FAILED || (q = mremap(p, V_PAGE, 9 * V_PAGE, MREMAP_MAYMOVE)) == MAP_FAILED)
@@ -1049,7 +1047,7 @@ static int slow_fork(void)
 			_exit(check_depth(0) ? 1 : 0);
 		bad |= pid < 0 ? 1 : reap_one(pid, "a fork that takes its time");
 		/* It is over: from now on things move. */
-		for (unsigned i = 0; i < 1000 && !v_absent(mem, PAGES); i++)
+		for (unsigned i = 0; i < 1000 && !v_absent(mem, pages); i++)
 			usleep(10000);
 		bad |= check_depth(0) != 0;
 	}
@@ -1073,7 +1071,7 @@ static int grown(void)
 		if (munmap(p[k] + GROWN_PAGES * V_PAGE, (k % 2 ? 2 : 1) * GROWN_PAGES * V_PAGE))
 			return 1;
 	}
-	for (unsigned i = 0; i < 1000 && !v_absent(mem, PAGES); i++)
+	for (unsigned i = 0; i < 1000 && !v_absent(mem, pages); i++)
 		usleep(10000);
 	usleep(100000); /* they have been found by now, too */
 	for (unsigned k = 0; k < GROWN; k++) {
@@ -1097,7 +1095,7 @@ static int grown(void)
 /* Whoever runs us stops when we do; so it is a child that is stopped. */
 static int stopped_child(int done)
 {
-	for (unsigned k = 0; k < 40; k++) {
+	for (unsigned k = 0; k < (v_long() ? 40u : 20u); k++) {
 		pid_t pid = fork();
 
 		if (!pid)
@@ -1109,9 +1107,9 @@ static int stopped_child(int done)
 	/* Each of them is over, and pages leave again.  The bound is a watchdog. */
 	if (check_depth(0))
 		return 1;
-	for (unsigned i = 0; i < 3000 && v_absent(mem, PAGES) < PAGES / 8; i++)
+	for (unsigned i = 0; i < 3000 && v_absent(mem, pages) < pages / 8; i++)
 		usleep(10000);
-	if (v_absent(mem, PAGES) < PAGES / 8) {
+	if (v_absent(mem, pages) < pages / 8) {
 		fprintf(stderr, "nothing leaves after the last fork\n");
 		return 1;
 	}
@@ -1253,6 +1251,7 @@ int main(int argc, char **argv)
 		return 2;
 	path[n] = 0;
 	self = path;
+	pages = (v_long() ? 120 : 48) * V_MIB / V_PAGE;
 	if (!strcmp(argv[1], "small"))
 		return small();
 	if (!strcmp(argv[1], "slow"))
@@ -1264,9 +1263,9 @@ int main(int argc, char **argv)
 	for (unsigned i = 0; i < sizeof(tests) / sizeof(tests[0]); i++) {
 		if (strcmp(argv[1], tests[i].name))
 			continue;
-		mem = v_map(PAGES * V_PAGE);
-		v_fill_all(mem, PAGES, 1, 0, KIND);
-		dprintf(1, "%zu of %zu pages absent\n", v_absent(mem, PAGES), (size_t)PAGES);
+		mem = v_map(pages * V_PAGE);
+		v_fill_all(mem, pages, 1, 0, KIND);
+		dprintf(1, "%zu of %zu pages absent\n", v_absent(mem, pages), pages);
 		return tests[i].run();
 	}
 	return 2;

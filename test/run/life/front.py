@@ -5,6 +5,7 @@
 front.py BUILD [NAME...]
 """
 import ctypes
+import fcntl
 import json
 import os
 import pty
@@ -22,7 +23,8 @@ import tempfile
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from hmmtest import Failed, comm, descendants, dump, listens, main_of, ppid, skip, state  # noqa: E402
+from hmmtest import (RAM, SPIN, SPIN_RAM, Failed, comm, descendants, dump, listens, main_of, ppid, sized,  # noqa: E402
+                     skip, state)
 
 NOBODY = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
 
@@ -60,6 +62,51 @@ def signals(h):
         check(r.rc == 5 and r.out().count("got") == 1, f"{s}: status {r.rc}, {r.out()!r}: {r.err()}")
 
 
+def hangup(h):
+    """The terminal of which hmm run is the session's leader is closed: the program is told, as the leader it would be."""
+    with tempfile.TemporaryDirectory(prefix="hmmtest-") as d:
+        told = os.path.join(d, "told")
+        pid, fd = pty.fork()
+        if not pid:
+            os.execv(h.exe, [h.exe, "run", "--", "sh", "-c",
+                             f"trap 'echo hup >{told}; exit 5' HUP; echo ready; while :; do sleep 0.02; done"])
+        text = b""
+        while b"ready" not in text:
+            text += os.read(fd, 4096)
+        os.close(fd)
+        end = time.monotonic() + 60
+        while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+            if time.monotonic() > end:
+                raise Failed("it goes on without a terminal")
+            time.sleep(0.01)
+        check(os.waitstatus_to_exitcode(ended[1]) == 5 and os.path.exists(told), f"{ended}")
+
+
+TIMERS = ("ITIMER_REAL", "ITIMER_VIRTUAL", "ITIMER_PROF")
+
+
+def from_before(h):
+    """What an exec leaves to a program is the program's: timers, and signals for what it has open."""
+    def timers():
+        for n, t in enumerate(TIMERS):
+            signal.setitimer(getattr(signal, t), 3600, n + 7)
+
+    r = h.run([sys.executable, "-c", f"import signal\nfor t in {TIMERS}: print(*signal.getitimer(getattr(signal, t)))"],
+              preexec_fn=timers)
+    left = [[float(x) for x in line.split()] for line in r.out().splitlines()]
+    check([t[1] for t in left] == [7, 8, 9] and all(0 < t[0] <= 3600 for t in left), f"{left}: {r.err()}")
+    r, w = os.pipe()
+    run = h.start(["bash", "-c", "trap 'echo got; exit 5' IO; echo ready; while :; do sleep 0.02; done"], stdin=r,
+                  preexec_fn=lambda: (fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid()),
+                                      fcntl.fcntl(0, fcntl.F_SETFL, os.O_ASYNC)))
+    os.close(r)
+    run.until(lambda: "ready" in run.out(), "not ready")
+    os.write(w, b"x")
+    run.wait(60)
+    os.close(w)
+    check(run.rc == 5 and run.out().count("got") == 1, f"status {run.rc}, {run.out()!r}: {run.err()}")
+
+
 def streams(h):
     r, w = os.pipe()
     run = h.start(["sh", "-c", "cat; echo to-err >&2"], stdin=r)
@@ -68,6 +115,16 @@ def streams(h):
     os.close(w)
     run.wait()
     check(run.out() == "through\n" * 1000 and run.err() == "to-err\n", f"{run.out()[:80]!r} {run.err()!r}")
+    # What is closed stays closed, and in nobody's way.
+    for closed in ([0], [1], [2], [0, 1, 2]):
+        def shut(closed=closed):
+            for fd in closed:
+                os.close(fd)
+
+        find = "".join(f"test ! -e /proc/self/fd/{fd} && " for fd in closed)
+        spin = f"{built(h, 'life-spin')} 96 0 1 && " if len(closed) > 1 else ""
+        r = h.run(["sh", "-c", f"{find}{spin}exit 5"], ram="48M", preexec_fn=shut)
+        r.expect(rc=5, min_out=bool(spin))
 
 
 def environment(h):
@@ -127,7 +184,7 @@ class Terminal:
 
 def job_control(h):
     t = Terminal()
-    t.send(f"{h.exe} run --ram 48M -- {built(h, 'life-spin')} 96 0 0\n")
+    t.send(f"{h.exe} run --ram {SPIN_RAM} -- {built(h, 'life-spin')} {SPIN} 0 0\n")
     t.until(r"spinning (\d+)")
     pid = t.program("life-spin")
     for how in ("\x1a", f"kill -STOP {pid}", "\x1a"):
@@ -158,10 +215,37 @@ def job_control(h):
     os.waitpid(t.pid, 0)
 
 
+def by_its_pid(h):
+    """Who stops the program by its own pid, and lets it go on, or kills it, finds hmm run going with it."""
+    ends = ["python3", "-c", "import ctypes, os, signal, threading\nthreading.Thread(target=lambda: (print('up', flush=True), "
+            "os.read(0, 1), os.write(1, b'on\\n'), os._exit(0))).start()\nctypes.CDLL(None).syscall(60, 0)"]
+    for cmd in ["sh", "-c", "echo up; read x; echo on"], ends:
+        for how in signal.SIGCONT, signal.SIGKILL:
+            r = h.start(cmd, stdin=subprocess.PIPE)
+            r.until(lambda: "up" in r.out() and (cmd != ends or state(r.program()) == "Z"), "it does not get going")
+            pid, sup = r.program(), r.supervisor()
+
+            def looks():
+                with open(f"/proc/{sup}/status", encoding="utf-8") as f:
+                    return int(re.search(r"^voluntary_ctxt_switches:\s*(\d+)", f.read(), re.M).group(1))
+
+            os.kill(pid, signal.SIGSTOP)
+            r.until(lambda: state(r.pid) == "T", "hmm run does not stop")
+            r.child.stdin.write(b"\n")
+            r.child.stdin.close()
+            before = looks()
+            r.until(lambda: looks() > before + 4, "the supervisor does not look")
+            check(state(r.pid) == "T" and "on" not in r.out(), "it goes on by itself")
+            os.kill(pid, how)
+            r.wait(60)
+            want = (0, "up\non\n") if how == signal.SIGCONT else (-how, "up\n")
+            check((r.rc, r.out()) == want, f"{cmd}, {how!r}: status {r.rc}, {r.out()!r}: {r.err()}")
+
+
 def daemon(h):
     """hmm run returns when the program does; the daemon that it left goes on being served."""
     with tempfile.TemporaryDirectory(prefix="hmmtest-") as d:
-        r = h.start([built(h, "life-changes"), "daemonize"], ram="48M", env=dict(os.environ, LIFE_DIR=d))
+        r = h.start([built(h, "life-changes"), "daemonize"], ram=RAM, env=dict(os.environ, LIFE_DIR=d))
         r.wait(orphans=False)
         r.expect()
         check(not os.path.exists(os.path.join(d, "done")), "it was not waited for")
@@ -221,7 +305,7 @@ def ask(h, *args, prefix=()):
 
 def stat_running(h):
     """Of one that runs, and of one that is stopped; and everything back on request."""
-    r = h.start([built(h, "life-spin"), "96", "0", "0"], ram="48M")
+    r = h.start([built(h, "life-spin"), SPIN, "0", "0"], ram=SPIN_RAM)
     r.until(lambda: "spinning" in r.out(), "it does not get going")
     prog = r.program()
     for stopped in (False, True):
@@ -233,7 +317,7 @@ def stat_running(h):
             check(a.returncode == 0, f"stat {pid}: {a.stderr}")
             s = json.loads(a.stdout)
             check(STATS <= set(s), f"missing: {STATS - set(s)}")
-            check(s["away_pages"] > 0 and s["budget_bytes"] == 48 << 20, f"{s}")
+            check(s["away_pages"] > 0 and s["budget_bytes"] == int(SPIN_RAM[:-1]) << 20, f"{s}")
             a = ask(h, pid)
             check(a.returncode == 0 and re.search(r"^away .*MiB", a.stdout, re.M), f"{a}")
     a = ask(h, r.pid, "--restore", "--json")
@@ -308,7 +392,7 @@ def elsewhere(h):
     """The supervisor does not hold the directory that it was started in, and files named from there are right."""
     with tempfile.TemporaryDirectory(prefix="hmmtest-") as d:
         os.mkdir(os.path.join(d, "tier"))
-        r = h.start([built(h, "life-spin"), "96", "0", "0"], ram="48M", to="lz4,file:tier", stats=False,
+        r = h.start([built(h, "life-spin"), SPIN, "0", "0"], ram=SPIN_RAM, to="lz4,file:tier", stats=False,
                     opts=["--stats", "figures"], cwd=d)
         r.until(lambda: "spinning" in r.out(), "it does not get going")
         check(os.readlink(f"/proc/{r.supervisor()}/cwd") == "/", "the supervisor keeps the directory busy")
@@ -319,8 +403,8 @@ def elsewhere(h):
 
 
 def figures(h):
-    r = h.run([built(h, "life-spin"), "96", "0", "1"], ram="48M", opts=["-v"])
-    r.expect(stderr=r"^hmm: peak [\d.]+ MiB of 48.0 MiB, .* pages out, \d+ pages in")
+    r = h.run([built(h, "life-spin"), SPIN, "0", "1"], ram=SPIN_RAM, opts=["-v"])
+    r.expect(stderr=rf"^hmm: peak [\d.]+ MiB of {SPIN_RAM[:-1]}.0 MiB, .* pages out, \d+ pages in")
     check(STATS <= set(r.stats()), f"missing: {STATS - set(r.stats())}")
     check(len([x for x in r.err().splitlines()]) == 1, r.err())
     every = r.stats()
@@ -334,26 +418,48 @@ def figures(h):
     check(r.rc == 0 and r.err().count("\n") == 1, r.err())
 
 
+def full_fifo(d):
+    """Its name, and a descriptor of each end."""
+    fifo = os.path.join(d, "fifo")
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    writer = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    try:
+        while True:
+            os.write(writer, b" " * 4096)
+    except BlockingIOError:
+        pass
+    return fifo, reader, writer
+
+
+def writes(r):
+    pid = r.supervisor()
+    tasks = os.listdir(f"/proc/{pid}/task") if pid else []
+    return any("pipe_write" in _wchan(f"/proc/{pid}/task/{t}") for t in tasks)
+
+
+def unread_figures(h):
+    """Figures that nobody reads keep nobody who wants hmm run to end; it ends as the program did."""
+    for sig in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        with tempfile.TemporaryDirectory(prefix="hmmtest-") as d:
+            fifo, reader, writer = full_fifo(d)
+            r = h.start(["sh", "-c", "exit 3"], stats=False, opts=["--stats", fifo])
+            r.until(lambda: writes(r), "the figures are not being written")
+            check(r.child.poll() is None, "the front did not wait for the figures")
+            os.kill(r.pid, sig)
+            r.wait(60)
+            check(r.rc == 3 and not r.err(), f"{sig!r}: status {r.rc}: {r.err()}")
+            os.close(reader)
+            os.close(writer)
+
+
 def slow_figures(h):
     """Nobody who lives on waits for the file that the figures go to."""
     with tempfile.TemporaryDirectory(prefix="hmmtest-") as d:
-        fifo = os.path.join(d, "fifo")
-        os.mkfifo(fifo)
-        reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
-        writer = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
-        try:
-            while True:
-                os.write(writer, b" " * 4096)
-        except BlockingIOError:
-            pass
+        fifo, reader, writer = full_fifo(d)
         r = h.start(["sh", "-c", "sleep 3600 >/dev/null 2>&1 & echo $!"], stats=False, opts=["--stats", fifo])
 
-        def writes():
-            pid = r.supervisor()
-            tasks = os.listdir(f"/proc/{pid}/task") if pid else []
-            return any("pipe_write" in _wchan(f"/proc/{pid}/task/{t}") for t in tasks)
-
-        r.until(writes, "the figures are not being written")
+        r.until(lambda: writes(r), "the figures are not being written")
         left = int(r.out())
         a = subprocess.run([h.exe, "stat", str(left), "--json"], capture_output=True, text=True, check=False, timeout=60)
         check(a.returncode == 0 and json.loads(a.stdout)["spaces"], f"{a}")
@@ -369,6 +475,21 @@ def slow_figures(h):
         check(STATS <= set(json.loads(text)), f"figures: {text[-200:]}")
         os.kill(left, signal.SIGKILL)
         r.wait()
+
+
+def open_figures(h):
+    """Figures go to what is open already: a pipe, the program's own output, a file that has only a number."""
+    run = f"{h.exe} run --stats"
+    with tempfile.TemporaryDirectory(prefix="hmmtest-") as d:
+        named, both = os.path.join(d, "named"), os.path.join(d, "both")
+        for cmd in (f"{run} /dev/stdout -- echo of-its-own | cat", f"{run} >(cat) -- echo of-its-own | cat",
+                    f"{run} /dev/stdout -- echo of-its-own >{both}; cat {both}",
+                    f"{run} /dev/fd/7 -- echo of-its-own 7>{named}; cat {named}",
+                    f"exec 7>{named} 8<{named}; rm {named}; {run} /dev/fd/7 -- echo of-its-own; cat <&8"):
+            p = subprocess.run(["bash", "-c", cmd], capture_output=True, text=True, check=False, timeout=120)
+            said = p.stdout.replace("of-its-own\n", "", 1)
+            check(not p.returncode and not p.stderr and said != p.stdout, f"{cmd}: {p}")
+            check(said and STATS <= set(json.loads(said)), f"{cmd}: {p}")
 
 
 def _wchan(task):
@@ -397,12 +518,12 @@ def nested(h):
     """One hmm run inside another: the inner tree is the inner one's, with the inner budget."""
     with tempfile.TemporaryDirectory(prefix="hmmtest-") as d:
         inner = os.path.join(d, "inner")
-        r = h.run([h.exe, "run", "--ram", "32M", "--stats", inner, "--", built(h, "life-spin"), "96", "0", "1"],
+        r = h.run([h.exe, "run", "--ram", SPIN_RAM, "--stats", inner, "--", built(h, "life-spin"), SPIN, "0", "1"],
                   ram="1G")
         check(r.rc == 0, f"status {r.rc}: {r.err()}")
         with open(inner, encoding="utf-8") as f:
             s = json.load(f)
-        check(s["budget_bytes"] == 32 << 20 and s["pages_out"] > 0, f"the inner one did nothing: {s}")
+        check(s["budget_bytes"] == int(SPIN_RAM[:-1]) << 20 and s["pages_out"] > 0, f"the inner one did nothing: {s}")
 
 
 def shell_script(h):
@@ -595,7 +716,7 @@ def user_served(h):
     as_nobody(h)
     for rights in (Rights(0o666, "0"), Rights(0o600, "1")):
         with rights:
-            r = h.run([built(h, "life-spin"), "96", "0", "2"], ram="48M", prefix=NOBODY)
+            r = h.run([built(h, "life-spin"), SPIN, "0", sized("1", "2")], ram=SPIN_RAM, prefix=NOBODY)
             r.expect(no_stderr="page .* word")
 
 
@@ -603,12 +724,12 @@ def user_lent(h):
     """Root's tree with programs of a user who may use no userfaultfd: told of once, or lent one."""
     as_nobody(h)
     with Rights(0o600, "0"):
-        spin = [*NOBODY, built(h, "life-spin"), "96", "0", "2"]
-        r = h.run(["sh", "-c", " ".join(spin) + " && exec " + " ".join(spin)], ram="48M")
+        spin = [*NOBODY, built(h, "life-spin"), SPIN, "0", sized("1", "2")]
+        r = h.run(["sh", "-c", " ".join(spin) + " && exec " + " ".join(spin)], ram=SPIN_RAM)
         r.expect(min_out=0, no_stderr="page .* word")
         check(r.err().count("user 65534 may use no userfaultfd and runs without a budget") == 1, r.err())
         for cmd in (spin, [*NOBODY, built(h, "life-fork"), "raw"]):
-            r = h.run(cmd, ram="48M", opts=["--lend-userfaultfd"])
+            r = h.run(cmd, ram=sized(RAM, SPIN_RAM), opts=["--lend-userfaultfd"])
             r.expect(min_out=10000, no_stderr="page .* word|without a budget")
         # A word of who does not know the token is nothing to lend for, nor to tell of.
         r = h.start(["sleep", "60"], opts=["--lend-userfaultfd"])
@@ -676,20 +797,18 @@ def user_forks(h):
     with Rights(0o666, None):
         for name in ("generations", "parent-first", "threads", "while-evicted", "spawn", "system", "vfork", "clone-vm",
                      "daemon", "forkpty", "slow", "grown", "stopped"):
-            r = h.run([built(h, "life-fork"), name], ram="64M", prefix=NOBODY)
-            r.expect(no_stderr="page .* word")
+            r = h.run([built(h, "life-fork"), name], opts=["-v"] if name == "generations" else (), prefix=NOBODY)
+            r.expect(no_stderr="page .* word", stderr="CAP_SYS_PTRACE" if name == "generations" else None)
             if name == "parent-first":
                 check("heir 2 is right" in r.out(), f"{r.out()}: {r.err()}")
         # A child of a raw call may die of it; it must not read what is not there.
         for name in ("raw", "raw-orphan"):
-            r = h.run([built(h, "life-fork"), name], ram="64M", prefix=NOBODY)
+            r = h.run([built(h, "life-fork"), name], prefix=NOBODY)
             check(not re.search("page .* word", r.err()), f"{name}: {r.err()}")
             check(r.stats()["pages_out"] > 0, "nothing moved")
-        r = h.run([built(h, "life-fork"), "generations"], ram="64M", opts=["-v"], prefix=NOBODY)
-        check(re.search("CAP_SYS_PTRACE", r.err()), f"-v does not say what is missing: {r.err()}")
 
 
 if __name__ == "__main__":
-    main_of(status, signals, streams, environment, job_control, daemon, left_at_once, stat_running, restore_litter, keeper_ends, stat_many,
-            elsewhere, figures, slow_figures, restore_lost, nested, shell_script, sigchld_ignored, two_preloads, long_preload, bad_input, user_refused, user_served, user_lent,
+    main_of(status, signals, hangup, from_before, streams, environment, job_control, by_its_pid, daemon, left_at_once, stat_running, restore_litter, keeper_ends, stat_many,
+            elsewhere, figures, slow_figures, unread_figures, open_figures, restore_lost, nested, shell_script, sigchld_ignored, two_preloads, long_preload, bad_input, user_refused, user_served, user_lent,
             user_forks, user_secrets)

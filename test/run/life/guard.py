@@ -8,6 +8,7 @@ import ctypes
 import fcntl
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -19,7 +20,7 @@ import tempfile
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from hmmtest import Failed, comm, descendants, listens, main_of, ppid, skip, state  # noqa: E402
+from hmmtest import SPIN, SPIN_RAM, Failed, comm, descendants, listens, main_of, ppid, skip, state  # noqa: E402
 
 SYS_USERFAULTFD = 323
 PR_SET_DUMPABLE = 4
@@ -82,8 +83,8 @@ def keeps_off(h):
 
 def interrupted(h):
     """Who serves is stopped for a moment, as by a debugger, or when a container is frozen: it goes on with what it did."""
-    for mib in "16", "96":  # with nothing to do the agent sleeps in poll(2)
-        r = h.start([built(h, "life-spin"), mib, "1", "0"], ram="48M")
+    for mib in "4", SPIN:  # with nothing to do the agent sleeps in poll(2)
+        r = h.start([built(h, "life-spin"), mib, "1", "0"], ram=SPIN_RAM)
         r.until(lambda: r.out().count("spinning") == 2, "it does not get going")
         serving = [*r.agents(), r.supervisor(), *[p for p in descendants(r.pid) if comm(p) == "hmm-keeper"]]
         check(len(serving) == 4, f"who serves: {serving}")
@@ -97,7 +98,7 @@ def interrupted(h):
         for pid in [p for p in descendants(r.pid) if comm(p) == "life-spin"]:
             os.kill(pid, signal.SIGTERM)
         r.wait()
-        r.expect(rc=-signal.SIGTERM, min_out=mib == "96", no_stderr=r"page \d+ .* word|died|killed")
+        r.expect(rc=-signal.SIGTERM, min_out=mib == SPIN, no_stderr=r"page \d+ .* word|died|killed")
 
 
 def exec_quiet(h):
@@ -139,9 +140,11 @@ def denied(h, what):
 
 
 def kcmp_denied(h):
-    """Where nobody can tell who lives in which address space, nothing is begun."""
+    """Where nobody can tell who lives in which address space, nothing is begun, and hmm doctor says so."""
     p = denied(h, "kcmp")
     check("kcmp" in p.stderr and p.stderr.count("\n") == 1, f"said {p.stderr!r}")
+    p = subprocess.run([built(h, "life-denied"), "kcmp", h.exe, "doctor"], capture_output=True, text=True, check=False)
+    check(p.returncode == 1 and re.search(r"^PROBLEM  kcmp: .*; mend: .*SYS_PTRACE", p.stdout, re.M), f"doctor: {p}")
 
 
 def old_kernel(h):
@@ -152,7 +155,8 @@ def old_kernel(h):
 
 def static_image(h):
     """What has become a program that cannot be entered is let go, agent, memory and all, though that one runs on."""
-    r = h.start([built(h, "life-exec"), "become", built(h, "life-exec-static"), "waits"], stdin=subprocess.PIPE)
+    r = h.start([built(h, "life-exec"), "become", built(h, "life-exec-static"), "waits"], ram="24M",
+                stdin=subprocess.PIPE)
     r.until(lambda: any(comm(p) == "life-exec-stati" for p in descendants(r.pid)), "it becomes no other", 60)
     r.until(lambda: not r.agents(), "the agent of what it was stays", 20)
     a = subprocess.run([h.exe, "stat", str(r.pid), "--json"], capture_output=True, text=True, check=False)
@@ -167,7 +171,7 @@ def became_another(h):
     """An agent that ends when its program has become another one, of which nobody knows yet, has nobody killed."""
     for _ in range(20):
         r = h.start([built(h, "life-exec"), "become-when-told", built(h, "life-exec-static"), "waits"],
-                    stdin=subprocess.PIPE)
+                    ram="24M", stdin=subprocess.PIPE)
         r.until(lambda: "told" in r.out(), "it does not get so far")
         program, agent, supervisor = r.program(), r.agents()[0], r.supervisor()
         os.kill(supervisor, signal.SIGSTOP)
@@ -202,7 +206,7 @@ def forked_while_armed(h):
 
 def small_stack(h):
     """Threads of ours have stacks of their own size: those that serve faults, and those that bring all back."""
-    r = h.start([built(h, "life-spin"), "96", "0", "0"], ram="48M",
+    r = h.start([built(h, "life-spin"), SPIN, "0", "0"], ram=SPIN_RAM,
                 prefix=["sh", "-c", 'ulimit -s 128; exec "$@"', "sh"])
     r.until(lambda: "spinning" in r.out() or r.child.poll() is not None, "it does not get going")
     a = subprocess.run([h.exe, "stat", str(r.pid), "--restore", "--json"], capture_output=True, text=True, check=False)
@@ -410,7 +414,7 @@ def no_descriptors(h):
 
 def no_descriptors_left(h):
     """It is the programs themselves that have all descriptors of the supervisor: when one ends it is seen all the same."""
-    r = h.start([built(h, "life-spin"), "96", "0", "0"], ram="48M", stats=False)
+    r = h.start([built(h, "life-spin"), SPIN, "0", "0"], ram=SPIN_RAM, stats=False)
     r.until(lambda: "spinning" in r.out(), "it does not get going")
     supervisor = r.supervisor()
     most = resource.prlimit(supervisor, resource.RLIMIT_NOFILE)

@@ -11,9 +11,9 @@ import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from hmmtest import Failed, comm, descendants, main_of, state  # noqa: E402
+from hmmtest import LONG, SPIN, SPIN_RAM, Failed, comm, descendants, main_of, sized, state  # noqa: E402
 
-ROUNDS = 50 if os.environ.get("HMM_TEST_LONG") else 5
+ROUNDS = 50 if LONG else 5
 SOON = 2.0  # seconds: what is promised, and the one clock of these tests
 WRONG = r"page \d+ .* word"
 
@@ -31,7 +31,7 @@ def alive(pid):
 
 
 def kill_one(h, rng, whom, children, *more):
-    r = h.start([spin(h), "96", str(children), "0", *more], ram="48M")
+    r = h.start([spin(h), SPIN, str(children), "0", *more], ram=SPIN_RAM)
     # A child without an agent has all of its memory when it has been through once.
     going = "begins" if "raw" in more else "spinning"
     r.until(lambda: r.out().count(going) > children, "it does not get going")
@@ -87,7 +87,7 @@ def supervisor_agents(h):
 
 def hidden_one(h, *how):
     """The exit code of a child that nobody finds; None: it had all of its memory back."""
-    r = h.start([spin(h), "96", "1", "0", "raw", "hidden", *how], ram="48M")
+    r = h.start([spin(h), SPIN, "1", "0", "raw", "hidden", *how], ram=SPIN_RAM)
     if how:
         r.until(lambda: [state(p) for p in programs(r.pid)].count("T") == 1, "it does not get going")
     else:
@@ -110,7 +110,7 @@ def hidden_one(h, *how):
 
 def keeper(h):
     """It is told, and nothing else comes of it."""
-    r = h.start([spin(h), "96", "0", "0"], ram="48M")
+    r = h.start([spin(h), SPIN, "0", "0"], ram=SPIN_RAM)
     r.until(lambda: "spinning" in r.out(), "it does not get going")
     os.kill([p for p in descendants(r.pid) if comm(p) == "hmm-keeper"][0], signal.SIGKILL)
     r.until(lambda: "hmm-keeper was killed" in r.err(), "nothing is said")
@@ -158,7 +158,7 @@ def early(h):
     """At any moment from the start on, where less has happened: dead, or right to the end."""
     rng = random.Random(random.randrange(1 << 30))
     for n in range(2 * ROUNDS):
-        r = h.start([spin(h), "64", "0", "2"], ram="48M")
+        r = h.start([spin(h), sized("30", "64"), "0", sized("1", "2")], ram=sized("22M", "48M"))
         name = ("hmm-supervisor", "hmm-agent")[n % 2]
         r.until(lambda: r.below(name) or r.child.poll() is not None, "nobody starts")
         time.sleep(rng.random() * 0.1)
@@ -176,17 +176,17 @@ def early(h):
 def devices(h):
     """A device that fails: SIGBUS and a line that names it; what it does not take stays."""
     for spec in ("faulty:out=50:lz4", "faulty:sum=30:lz4", "faulty:out=2000:file:/var/tmp", "faulty:sum=1:lz4"):
-        r = h.run([spin(h), "96", "0", "2"], ram="48M", to=spec)
+        r = h.run([spin(h), SPIN, "0", "2"], ram=SPIN_RAM, to=spec)
         r.expect(rc=-signal.SIGBUS, stderr="^hmm: .*lost: device " + spec[:6] + ".*SIGBUS", no_stderr=WRONG)
     # The child of a failing one fails by itself.
-    r = h.run([spin(h), "96", "1", "2"], ram="48M", to="faulty:out=5000:lz4")
+    r = h.run([spin(h), SPIN, "1", "2"], ram=SPIN_RAM, to="faulty:out=5000:lz4")
     r.expect(rc=-signal.SIGBUS, stderr="^hmm: .*lost: device faulty", no_stderr=WRONG)
     # What the first tier refuses from some time on, the second takes; without a second, it stays.
-    r = h.run([spin(h), "96", "0", "3"], ram="48M", to="faulty:in=20:lz4,file:/var/tmp")
+    r = h.run([spin(h), SPIN, "0", "3"], ram=SPIN_RAM, to="faulty:in=20:lz4,file:/var/tmp")
     r.expect(no_stderr=WRONG)
     if r.stats()["devices"][1]["copied_in"] == 0:
         raise Failed(f"the second tier took nothing: {r.stats()}")
-    r = h.run([spin(h), "96", "0", "2"], ram="48M", to="faulty:in=20:lz4")
+    r = h.run([spin(h), SPIN, "0", "2"], ram=SPIN_RAM, to="faulty:in=20:lz4")
     r.expect(stderr="^hmm: all devices are full", no_stderr=WRONG)
 
 

@@ -7,6 +7,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -384,7 +386,218 @@ static void a_child_that_moves_on_and_on_and_forks(void **state)
 	with(moves_forks_moves);
 }
 
-int main(void)
+/* ------------------------------------------------------------ overtaken forks */
+
+/*
+ * Another thread changes what the child has inherited, and that is told of first; here by the test, as in
+ * events_test.c.
+ */
+struct overtaken {
+	struct scene s;
+	char *to; /* NULL: it is unmapped */
+	int flags;
+	int (*child)(struct scene *s);
+};
+
+static void *change_mapping(void *arg)
+{
+	struct overtaken *o = arg;
+
+	if (o->to)
+		syscall(SYS_mremap, o->s.p, N * PAGE, N * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED | o->flags, o->to);
+	else
+		syscall(SYS_munmap, o->s.p, N * PAGE);
+	return NULL;
+}
+
+static void *fork_and_look(void *arg)
+{
+	struct overtaken *o = arg;
+	int status = -1;
+	pid_t pid = raw_fork();
+
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		_exit(o->child(&o->s));
+	}
+	waitpid(pid, &status, 0);
+	return (void *)(intptr_t)status;
+}
+
+static void tell(struct scene *s, enum umm_event event, char *to)
+{
+	struct umm_change c = {.event = event,
+			       .start = (uintptr_t)s->p,
+			       .end = (uintptr_t)s->p + N * PAGE,
+			       .new_start = (uintptr_t)to};
+
+	umm_evlock_excl(&s->space->ctl->evlock);
+	s->space->ops->change(s->space->priv, &c);
+	umm_evlock_unexcl(&s->space->ctl->evlock);
+}
+
+static void overtaken_run(struct overtaken *o)
+{
+	pthread_t forker, changer;
+	unsigned char in;
+	void *status;
+
+	own_uffd = o->s.space->uffd;
+	atomic_store(busy, false);
+	umm_monitor_del(o->s.space);
+	assert_int_equal(pthread_create(&forker, NULL, fork_and_look, o), 0);
+	poll(&(struct pollfd){.fd = own_uffd, .events = POLLIN}, 1, -1);
+	assert_int_equal(pthread_create(&changer, NULL, change_mapping, o), 0);
+	while (o->flags ? mincore(o->to, PAGE, &in) : !mincore(o->s.p, PAGE, &in))
+		sched_yield();
+	if (o->to)
+		tell(&o->s, UMM_EVENT_REMAP, o->to);
+	if (!o->flags)
+		tell(&o->s, UMM_EVENT_UNMAP, NULL);
+	/* Their stacks may have become one mapping with what is managed: then they send events as they end. */
+	while (pthread_tryjoin_np(changer, NULL))
+		umm_space_drain(o->s.space);
+	while (pthread_tryjoin_np(forker, &status))
+		umm_space_drain(o->s.space);
+	assert_int_equal(hmm_mm_close(o->s.mm), 0);
+	hmm_device_close(o->s.dev);
+	umm_space_close(o->s.space);
+	munmap(o->s.p, N * PAGE);
+	munmap(o->to ? o->to : o->s.elsewhere, N * PAGE);
+	assert_null(status);
+}
+
+static int looks(struct scene *s)
+{
+	return !right(s->p, 0, N);
+}
+
+static void a_fork_that_mremap_has_overtaken(void **state)
+{
+	struct overtaken o = {.child = looks};
+
+	begin(&o.s);
+	o.to = o.s.elsewhere;
+	overtaken_run(&o);
+}
+
+/* What it is moved over the child has yet: the half that was never touched must stay so. */
+static int looks_at_both(struct scene *s)
+{
+	for (unsigned i = 0; i < N / 2 * PAGE / 8; i++)
+		if (((const volatile uint64_t *)s->elsewhere)[i])
+			return 2;
+	return !right(s->p, 0, N);
+}
+
+static void a_fork_that_mremap_onto_a_mapping_has_overtaken(void **state)
+{
+	struct overtaken o = {.child = looks_at_both};
+
+	begin(&o.s);
+	munmap(o.s.elsewhere, N * PAGE);
+	o.to = mmap(o.s.elsewhere, N * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE,
+		    -1, 0);
+	assert_ptr_equal(o.to, o.s.elsewhere);
+	assert_int_equal(hmm_migrate_to_device(o.s.mm, o.s.dev, (uintptr_t)o.to + N / 2 * PAGE,
+					       (uintptr_t)o.to + N * PAGE, NULL, NULL),
+			 0);
+	assert_int_equal(hmm_mm_manage(o.s.mm, (uintptr_t)o.to, (uintptr_t)o.to + N * PAGE), 0);
+	overtaken_run(&o);
+}
+
+/* The parent still has something there. */
+static void a_fork_that_mremap_has_overtaken_which_leaves_a_mapping(void **state)
+{
+	struct overtaken o = {.child = looks, .flags = MREMAP_DONTUNMAP};
+
+	begin(&o.s);
+	o.to = o.s.elsewhere;
+	munmap(o.to, N * PAGE);
+	overtaken_run(&o);
+}
+
+/* Poison for what was away, and zeros for what was never there. */
+static int finds_poison(struct scene *s)
+{
+	for (unsigned i = 0; i < N; i++) {
+		int status = -1;
+		pid_t pid = i < N / 2 ? raw_fork() : 0;
+
+		if (!pid) {
+			signal(SIGBUS, SIG_DFL);
+			setrlimit(RLIMIT_CORE, &(struct rlimit){0, 0});
+			if (*(volatile uint64_t *)(s->p + i * PAGE))
+				_exit(2);
+			if (i < N / 2)
+				_exit(3);
+			continue;
+		}
+		if (waitpid(pid, &status, 0) != pid || !WIFSIGNALED(status) || WTERMSIG(status) != SIGBUS)
+			return 4;
+	}
+	return 0;
+}
+
+static void a_fork_that_munmap_has_overtaken(void **state)
+{
+	struct overtaken o = {.child = finds_poison};
+
+	begin(&o.s);
+	assert_int_equal(madvise(o.s.p + N / 2 * PAGE, N / 2 * PAGE, MADV_DONTNEED), 0);
+	overtaken_run(&o);
+}
+
+/* Nothing of it is for a child that is forked after, whatever is there then. */
+static void a_fork_that_comes_after(bool moved)
+{
+	struct scene s;
+	int status = -1;
+	char *at;
+	pid_t pid;
+
+	begin(&s);
+	if (moved) {
+		assert_int_equal(move(s.p, s.elsewhere, N), 0);
+	} else {
+		assert_int_equal(syscall(SYS_munmap, s.p, N * PAGE), 0);
+		at = mmap(s.p, N * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1,
+			  0);
+		assert_ptr_equal(at, s.p);
+		assert_int_equal(hmm_mm_manage(s.mm, (uintptr_t)at, (uintptr_t)at + N * PAGE), 0);
+	}
+	own_uffd = s.space->uffd;
+	atomic_store(busy, false);
+	pid = raw_fork();
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		for (unsigned i = 0; !moved && i < N * PAGE / 8; i++)
+			if (((const volatile uint64_t *)s.p)[i])
+				_exit(2);
+		_exit(moved && !right(s.elsewhere, 0, N));
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+	if (moved)
+		assert_true(right(s.elsewhere, 0, N));
+	assert_int_equal(hmm_mm_close(s.mm), 0);
+	hmm_device_close(s.dev);
+	umm_space_close(s.space);
+	munmap(s.p, N * PAGE);
+	munmap(s.elsewhere, N * PAGE);
+}
+
+static void a_fork_that_comes_after_mremap(void **state)
+{
+	a_fork_that_comes_after(true);
+}
+
+static void a_fork_that_comes_after_munmap_and_mmap(void **state)
+{
+	a_fork_that_comes_after(false);
+}
+
+int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_child_that_moves_pages),
@@ -400,6 +613,12 @@ int main(void)
 		cmocka_unit_test(a_child_of_generations),
 		cmocka_unit_test(a_child_that_moves_on_and_on),
 		cmocka_unit_test(a_child_that_moves_on_and_on_and_forks),
+		cmocka_unit_test(a_fork_that_mremap_has_overtaken),
+		cmocka_unit_test(a_fork_that_mremap_onto_a_mapping_has_overtaken),
+		cmocka_unit_test(a_fork_that_mremap_has_overtaken_which_leaves_a_mapping),
+		cmocka_unit_test(a_fork_that_munmap_has_overtaken),
+		cmocka_unit_test(a_fork_that_comes_after_mremap),
+		cmocka_unit_test(a_fork_that_comes_after_munmap_and_mmap),
 	};
 	int uffd = umm_inside_uffd();
 
@@ -410,5 +629,7 @@ int main(void)
 	close(uffd);
 	busy = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	alarm(100); /* who hangs fails */
+	if (argc > 1)
+		cmocka_set_test_filter(argv[1]);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

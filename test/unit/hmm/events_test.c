@@ -1113,6 +1113,8 @@ struct overtaken {
 	void (*more)(struct overtaken *o); /* told before the fork is */
 	char *q, *r;                       /* of who tells more */
 	bool starved;                      /* there are no descriptors but those that are kept for this */
+	bool stays;                        /* what is moved leaves a mapping behind */
+	char *on;                          /* a third thread moves it on to there; NULL: none does */
 };
 
 static bool was_touched(unsigned i)
@@ -1126,7 +1128,8 @@ static void *change_mapping(void *arg)
 	char *at = o->p;
 
 	if (o->to) {
-		mremap(at, N * UMM_PAGE, N * UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, o->to);
+		mremap(at, N * UMM_PAGE, N * UMM_PAGE,
+		       MREMAP_MAYMOVE | MREMAP_FIXED | (o->stays ? MREMAP_DONTUNMAP : 0), o->to);
 		at = o->to;
 		atomic_fetch_add(&o->done, 1);
 	}
@@ -1134,6 +1137,15 @@ static void *change_mapping(void *arg)
 		munmap(at, N * UMM_PAGE);
 		atomic_fetch_add(&o->done, 1);
 	}
+	return NULL;
+}
+
+static void *move_on(void *arg)
+{
+	struct overtaken *o = arg;
+
+	mremap(o->to, N * UMM_PAGE, N * UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, o->on);
+	atomic_fetch_add(&o->done, 1);
 	return NULL;
 }
 
@@ -1176,6 +1188,14 @@ static void await_unmapped(const char *p)
 	unsigned char in;
 
 	while (!mincore((void *)(uintptr_t)p, UMM_PAGE, &in) || errno != ENOMEM)
+		sched_yield();
+}
+
+static void await_mapped(const char *p)
+{
+	unsigned char in;
+
+	while (mincore((void *)(uintptr_t)p, UMM_PAGE, &in))
 		sched_yield();
 }
 
@@ -1244,7 +1264,7 @@ static void starved(const struct rlimit *old, const int held[DESCRIPTORS])
 static void overtaken_run(struct overtaken *o)
 {
 	struct world *w = o->w;
-	pthread_t forker, changer;
+	pthread_t forker, changer, mover;
 	char *at = o->p;
 	void *status;
 
@@ -1252,11 +1272,22 @@ static void overtaken_run(struct overtaken *o)
 	assert_int_equal(pthread_create(&forker, NULL, fork_and_look, o), 0);
 	poll(&(struct pollfd){.fd = w->space->uffd, .events = POLLIN}, 1, -1);
 	assert_int_equal(pthread_create(&changer, NULL, change_mapping, o), 0);
-	await_unmapped(at);
+	if (o->stays)
+		await_mapped(o->to);
+	else
+		await_unmapped(at);
 	if (o->to) {
 		tell(w, UMM_EVENT_REMAP, at, o->to);
-		tell(w, UMM_EVENT_UNMAP, at, NULL);
+		if (!o->stays)
+			tell(w, UMM_EVENT_UNMAP, at, NULL);
 		at = o->to;
+	}
+	if (o->on) {
+		assert_int_equal(pthread_create(&mover, NULL, move_on, o), 0);
+		await_unmapped(at);
+		tell(w, UMM_EVENT_REMAP, at, o->on);
+		tell(w, UMM_EVENT_UNMAP, at, NULL);
+		at = o->on;
 	}
 	/* The second change is made once the event of the first has been read, and with it that of the fork: not yet.
 	 */
@@ -1274,11 +1305,13 @@ static void overtaken_run(struct overtaken *o)
 	int held[DESCRIPTORS];
 	if (o->starved)
 		starve(&old, held);
-	while (atomic_load(&o->done) < (o->to ? 1u : 0u) + o->unmapped)
+	while (atomic_load(&o->done) < (o->to ? 1u : 0u) + o->unmapped + (o->on ? 1u : 0u))
 		umm_space_drain(w->space);
 	if (o->starved)
 		starved(&old, held);
 	pthread_join(changer, NULL);
+	if (o->on)
+		pthread_join(mover, NULL);
 	pthread_join(forker, &status);
 	hmm_overtaken_age(w->mm);
 	assert_true(o->or_not || said_word(w, "is lost to the child") == o->lost);
@@ -1402,6 +1435,242 @@ static void a_fork_that_the_second_munmap_has_overtaken(void **state)
 	assert_non_null(o->w->mm->kept);
 	o->unmapped = o->lost = true;
 	overtaken_run(o);
+}
+
+/* In the hole is mapped at once what comes next: that is not the child's. */
+static void a_fork_that_mremap_and_mmap_have_overtaken(void **state)
+{
+	struct overtaken *o = overtaken_new(AWAY);
+
+	o->to = elsewhere(N);
+	o->again = true;
+	overtaken_run(o);
+}
+
+/* Nor is it where the child has something at the other place, too. */
+static void a_fork_that_mremap_onto_a_mapping_and_mmap_have_overtaken(void **state)
+{
+	struct overtaken *o = overtaken_new(AWAY);
+
+	o->to = managed(o->w, N, 2);
+	o->again = true;
+	overtaken_run(o);
+}
+
+static void overtaken_by_two_mremaps(int how)
+{
+	struct overtaken *o = overtaken_new(how);
+
+	o->to = elsewhere(N);
+	o->on = elsewhere(N);
+	overtaken_run(o);
+}
+
+static void a_fork_that_two_mremaps_have_overtaken(void **state)
+{
+	overtaken_by_two_mremaps(AWAY);
+}
+
+static void a_fork_that_two_mremaps_have_overtaken_while_parked(void **state)
+{
+	overtaken_by_two_mremaps(PARKED);
+}
+
+/* What the parent has there again is registered, and nevertheless not what the child has. */
+static void a_fork_that_mremap_has_overtaken_which_leaves_a_mapping(void **state)
+{
+	struct overtaken *o = overtaken_new(AWAY);
+
+	o->to = elsewhere(N);
+	o->stays = true;
+	assert_int_equal(munmap(o->to, N * UMM_PAGE), 0);
+	overtaken_run(o);
+}
+
+static void child_unmaps_another(struct overtaken *o)
+{
+	munmap(o->q, N * UMM_PAGE);
+}
+
+static struct overtaken *with_child_that_changes(int how)
+{
+	struct overtaken *o = overtaken_new(how);
+
+	o->q = managed(o->w, N, 3);
+	o->w->await_child = true;
+	o->child_first = child_unmaps_another;
+	return o;
+}
+
+/* While a child changes anything at all the kernel does not say what it has. */
+static void a_child_that_changes_something_after_mremap(void **state)
+{
+	struct overtaken *o = with_child_that_changes(AWAY);
+
+	o->to = elsewhere(N);
+	overtaken_run(o);
+}
+
+static void a_child_that_changes_something_after_mremap_while_parked(void **state)
+{
+	struct overtaken *o = with_child_that_changes(PARKED);
+
+	o->to = elsewhere(N);
+	overtaken_run(o);
+}
+
+static void a_child_that_changes_something_after_two_mremaps(void **state)
+{
+	struct overtaken *o = with_child_that_changes(AWAY);
+
+	o->to = elsewhere(N);
+	o->on = elsewhere(N);
+	overtaken_run(o);
+}
+
+static void a_child_that_changes_something_after_mremap_and_munmap(void **state)
+{
+	struct overtaken *o = with_child_that_changes(AWAY);
+
+	o->to = elsewhere(N);
+	o->unmapped = true;
+	overtaken_run(o);
+}
+
+static void a_child_that_moves_it_after_mremap(void **state)
+{
+	struct overtaken *o = with_child_that_changes(AWAY);
+
+	o->to = elsewhere(N);
+	o->child_first = child_moves_and_unmaps;
+	o->child_lacks = MID;
+	overtaken_run(o);
+}
+
+/* It has both, and what was never touched at the other one is zeros there. */
+static void child_unmaps_another_and_looks(struct overtaken *o)
+{
+	munmap(o->q, N * UMM_PAGE);
+	for (unsigned i = 0; i < N; i++)
+		if (!page_is(o->r + i * UMM_PAGE, 0, i))
+			_exit(202);
+}
+
+static void a_child_that_changes_something_after_mremap_onto_a_mapping(void **state)
+{
+	struct overtaken *o = with_child_that_changes(AWAY);
+
+	o->to = o->r = managed(o->w, N, 0);
+	o->child_first = child_unmaps_another_and_looks;
+	overtaken_run(o);
+}
+
+/* The fork came after the move, and may have come before for all that the engine knows. */
+static void comes_after_mremap(int how, int flags, bool onto)
+{
+	struct overtaken *o = with_child_that_changes(how);
+	struct world *w = o->w;
+	int status;
+	pid_t pid;
+
+	o->child_at = onto ? managed(w, N, 0) : elsewhere(N);
+	assert_ptr_equal(mremap(o->p, N * UMM_PAGE, N * UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED | flags, o->child_at),
+			 o->child_at);
+	settled(w);
+	assert_int_not_equal(atomic_load(&w->mm->novertaken), 0);
+	pid = raw_fork();
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		munmap(o->q, N * UMM_PAGE);
+		for (unsigned i = 0; flags && i < N; i++)
+			if (!page_is(o->p + i * UMM_PAGE, 0, i))
+				_exit(202);
+		_exit(look_at(o));
+	}
+	waitpid(pid, &status, 0);
+	world_destroy(w);
+	free(o);
+	assert_int_equal(status, 0);
+}
+
+static void a_child_that_changes_something_and_comes_after_mremap(void **state)
+{
+	comes_after_mremap(AWAY, 0, false);
+	comes_after_mremap(AWAY, 0, true);
+}
+
+static void a_child_that_changes_something_and_comes_after_mremap_while_parked(void **state)
+{
+	comes_after_mremap(PARKED, 0, false);
+}
+
+static void a_child_that_changes_something_and_comes_after_mremap_that_leaves_a_mapping(void **state)
+{
+	comes_after_mremap(AWAY, MREMAP_DONTUNMAP, false);
+}
+
+/* It was forked after the one, and before the other. */
+static void a_child_that_changes_something_between_mremap_and_munmap(void **state)
+{
+	struct overtaken *o = with_child_that_changes(AWAY);
+	char *to = elsewhere(N);
+
+	assert_ptr_equal(mremap(o->p, N * UMM_PAGE, N * UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to), to);
+	settled(o->w);
+	assert_int_not_equal(atomic_load(&o->w->mm->novertaken), 0);
+	o->p = o->child_at = to;
+	o->unmapped = true;
+	overtaken_run(o);
+}
+
+/* That it has nothing where a part was says nothing: nor has its parent. */
+static void a_fork_that_comes_after_mremap_and_munmap_of_a_part(void **state)
+{
+	struct overtaken *o = overtaken_new(AWAY);
+	struct world *w = o->w;
+	int status;
+	pid_t pid;
+
+	o->child_at = elsewhere(N);
+	o->child_lacks = MID;
+	assert_ptr_equal(mremap(o->p, N * UMM_PAGE, N * UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, o->child_at),
+			 o->child_at);
+	assert_int_equal(munmap(o->child_at, MID * UMM_PAGE), 0);
+	settled(w);
+	assert_int_not_equal(atomic_load(&w->mm->novertaken), 0);
+	pid = raw_fork();
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		_exit(look_at(o));
+	}
+	waitpid(pid, &status, 0);
+	world_destroy(w);
+	free(o);
+	assert_int_equal(status, 0);
+}
+
+static _Atomic unsigned evasive; /* times that of a page a child does not say whether it has it */
+int __real_umm_inside_registered(int uffd, uint64_t addr);
+int __wrap_umm_inside_registered(int uffd, uint64_t addr);
+
+int __wrap_umm_inside_registered(int uffd, uint64_t addr)
+{
+	static _Atomic unsigned asked;
+
+	if (atomic_load(&evasive) && atomic_fetch_add(&asked, 1) % (atomic_load(&evasive) + 1) != atomic_load(&evasive))
+		return -EAGAIN;
+	return __real_umm_inside_registered(uffd, addr);
+}
+
+/* It takes its time, page by page: more than one may take, in all. */
+static void a_child_that_goes_on_changing_something(void **state)
+{
+	struct overtaken *o = with_child_that_changes(AWAY);
+
+	atomic_store(&evasive, 800);
+	o->unmapped = true;
+	overtaken_run(o);
+	atomic_store(&evasive, 0);
 }
 
 static struct hmm_mm *child_of(struct world *w)
@@ -1754,7 +2023,7 @@ static void all_back_while_it_moves(void **state)
 #test ", clean and forgotten", test, forgets_setup, clean_teardown, NULL \
 	}
 
-int main(void)
+int main(int argc, char **argv)
 {
 	const char *why;
 	struct world *w = world_create("lz4", 0, &why);
@@ -1784,6 +2053,23 @@ int main(void)
 		cmocka_unit_test(a_fork_of_who_has_left_a_mapping),
 		cmocka_unit_test(a_fork_that_mremap_has_overtaken),
 		cmocka_unit_test(a_fork_that_mremap_has_overtaken_while_parked),
+		cmocka_unit_test(a_fork_that_mremap_and_mmap_have_overtaken),
+		cmocka_unit_test(a_fork_that_mremap_onto_a_mapping_and_mmap_have_overtaken),
+		cmocka_unit_test(a_fork_that_two_mremaps_have_overtaken),
+		cmocka_unit_test(a_fork_that_two_mremaps_have_overtaken_while_parked),
+		cmocka_unit_test(a_fork_that_mremap_has_overtaken_which_leaves_a_mapping),
+		cmocka_unit_test(a_child_that_changes_something_after_mremap),
+		cmocka_unit_test(a_child_that_changes_something_after_mremap_while_parked),
+		cmocka_unit_test(a_child_that_changes_something_after_two_mremaps),
+		cmocka_unit_test(a_child_that_changes_something_after_mremap_and_munmap),
+		cmocka_unit_test(a_child_that_moves_it_after_mremap),
+		cmocka_unit_test(a_child_that_changes_something_after_mremap_onto_a_mapping),
+		cmocka_unit_test(a_child_that_changes_something_and_comes_after_mremap),
+		cmocka_unit_test(a_child_that_changes_something_and_comes_after_mremap_while_parked),
+		cmocka_unit_test(a_child_that_changes_something_and_comes_after_mremap_that_leaves_a_mapping),
+		cmocka_unit_test(a_child_that_changes_something_between_mremap_and_munmap),
+		cmocka_unit_test(a_fork_that_comes_after_mremap_and_munmap_of_a_part),
+		cmocka_unit_test(a_child_that_goes_on_changing_something),
 		cmocka_unit_test(a_fork_that_mremap_has_overtaken_fails),
 		cmocka_unit_test(a_fork_that_mremap_and_munmap_have_overtaken_fails),
 		cmocka_unit_test(a_fork_that_two_mremaps_have_overtaken_fails),
@@ -1811,6 +2097,8 @@ int main(void)
 		FORGOTTEN(changes_while_a_failing_device_copies),
 	};
 
+	if (argc > 1)
+		cmocka_set_test_filter(argv[1]);
 	if (!w)
 		return skip_all(why);
 	world_destroy(w);

@@ -1001,6 +1001,14 @@ void __wrap_explicit_bzero(void *p, size_t n)
 	__real_explicit_bzero(p, n);
 }
 
+/* Done once in the midst of a launch: when it asks what was written to from @at on, or where that is. */
+static struct {
+	const void *at, *looks;
+	void (*what)(struct world *w, uint32_t *x);
+	struct world *w;
+	uint32_t *x;
+} meanwhile;
+
 int __real_hmm_where(struct hmm_mm *mm, uint64_t start, uint64_t end, struct hmm_device *where[],
 		     hmm_handle_t handle[]);
 int __wrap_hmm_where(struct hmm_mm *mm, uint64_t start, uint64_t end, struct hmm_device *where[],
@@ -1009,6 +1017,10 @@ int __wrap_hmm_where(struct hmm_mm *mm, uint64_t start, uint64_t end, struct hmm
 {
 	if (start == (uintptr_t)put_when_asked)
 		put_when_asked = NULL;
+	if (start == (uintptr_t)meanwhile.looks) {
+		meanwhile.looks = NULL;
+		meanwhile.what(meanwhile.w, meanwhile.x);
+	}
 	return __real_hmm_where(mm, start, end, where, handle);
 }
 
@@ -1187,14 +1199,6 @@ static void who_walks_beside_kernels(void **state)
 	hmm_cl_kernel_close(add);
 }
 
-/* Done once in the midst of a launch: when it asks what was written to of an argument that begins at @at. */
-static struct {
-	const void *at;
-	void (*what)(struct world *w, uint32_t *x);
-	struct world *w;
-	uint32_t *x;
-} meanwhile;
-
 int __real_hmm_written_since(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t since[], uint64_t stamp[],
 			     uint64_t *now);
 int __wrap_hmm_written_since(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t since[], uint64_t stamp[],
@@ -1312,6 +1316,307 @@ static void a_page_that_is_just_home_is_looked_at(void **state)
 	pages_free(out, 64);
 }
 
+/* Who takes pages to another device stops when all have been told, and the pages are still at home. */
+static struct {
+	_Atomic bool wanted, stopped, goes_on;
+	struct hmm_cl *to;
+	struct hmm_cl_kernel *k;
+	uint32_t *a;
+	pthread_t thread;
+} mover;
+
+static bool stops_mover(struct umm_notifier *n, const struct umm_change *why, uint64_t seq)
+{
+	umm_notifier_set_seq(n, seq);
+	if (why->event != UMM_EVENT_MIGRATE || !mover.wanted)
+		return true;
+	mover.wanted = false;
+	mover.stopped = true;
+	while (!mover.goes_on)
+		usleep(100);
+	return true;
+}
+
+static void *moves(void *arg)
+{
+	if (launch(mover.k, N, NULL))
+		abort();
+	return NULL;
+}
+
+static void starts_to_move(struct world *w, uint32_t *x)
+{
+	mover.goes_on = false;
+	mover.wanted = true;
+	assert_int_equal(pthread_create(&mover.thread, NULL, moves, NULL), 0);
+	while (!mover.stopped)
+		usleep(100);
+}
+
+/* The pages go, are written to by the other device, and come home. */
+static void ends_moving(void)
+{
+	mover.stopped = false;
+	mover.goes_on = true;
+	pthread_join(mover.thread, NULL);
+	assert_int_equal(hmm_cl_wait(mover.to), 0);
+	for (unsigned i = 0; i < N; i++)
+		assert_int_equal(mover.a[i], i + 1);
+}
+
+uint64_t __real_umm_read_begin(struct umm_notifier *n);
+uint64_t __wrap_umm_read_begin(struct umm_notifier *n);
+uint64_t __wrap_umm_read_begin(struct umm_notifier *n)
+{
+	/* Somebody else, who would wait for the mover here. */
+	if (mover.stopped && !mover.goes_on)
+		ends_moving();
+	return __real_umm_read_begin(n);
+}
+
+/* It was at home when it was copied, and another device was about to have it and to write to it. */
+static void a_copy_of_what_is_about_to_move_is_not_kept(void **state)
+{
+	static const struct umm_notifier_ops ops = {.invalidate = stops_mover};
+	struct world *w = *state;
+	struct hmm_cl_params p = {.device = hmm_cl_device(w->cl), .memory = 16 << 20};
+	struct hmm_cl_kernel *add = kernel(w, "add");
+	uint32_t by = 1;
+	cl_program program;
+
+	assert_int_equal(hmm_cl_open(w->space, w->mm, &p, &mover.to), 0);
+	assert_int_equal(hmm_cl_build(mover.to, world_source, NULL, NULL, 0, &program), 0);
+	assert_int_equal(hmm_cl_kernel_open(mover.to, program, "inc", &mover.k), 0);
+	assert_int_equal(hmm_cl_value(mover.k, 1, &by, sizeof(by)), 0);
+	assert_int_equal(hmm_cl_value(add, 2, &by, sizeof(by)), 0);
+	for (unsigned launches = 0; launches < 2; launches++) {
+		static struct umm_notifier last;
+		uint32_t *a = mover.a = pages(64), *b = pages(64);
+
+		for (unsigned i = 0; i < N; i++)
+			a[i] = i;
+		assert_int_equal(hmm_cl_arg(mover.k, 0, a, N * 4, HMM_CL_READ_WRITE), 0);
+		assert_int_equal(hmm_cl_arg(add, 0, a, N * 4, HMM_CL_READ), 0);
+		assert_int_equal(hmm_cl_arg(add, 1, b, N * 4, HMM_CL_WRITE), 0);
+		/* Told after the devices, which are told of all addresses. */
+		assert_int_equal(umm_notifier_insert(&last, w->space, (uintptr_t)a, 64 * PAGE, &ops), 0);
+		meanwhile.what = starts_to_move;
+		meanwhile.at = a;
+		if (launches)
+			assert_int_equal(launch(add, N, NULL), 0);
+		else
+			assert_int_equal(hmm_cl_prefetch(w->cl, a, N * 4, HMM_CL_READ), 0);
+		assert_null(meanwhile.at);
+		if (mover.stopped)
+			ends_moving();
+		for (unsigned i = 0; launches && i < N; i++)
+			assert_int_equal(b[i], i + 2 * by);
+		assert_int_equal(launch(add, N, NULL), 0);
+		for (unsigned i = 0; i < N; i++)
+			assert_int_equal(b[i], i + 2 * by);
+		umm_notifier_remove(&last);
+		pages_free(a, 64);
+		pages_free(b, 64);
+	}
+	hmm_cl_kernel_close(mover.k);
+	clReleaseProgram(program);
+	assert_int_equal(hmm_cl_close(mover.to), 0);
+	hmm_cl_kernel_close(add);
+}
+
+static const struct hmm_device_ops *true_ops;
+static _Atomic bool asked_for;
+
+static int says_that_it_is_asked(struct hmm_device *dev, const hmm_handle_t handle[], void *const dst[], int status[],
+				 unsigned n)
+{
+	asked_for = true;
+	return true_ops->copy_out(dev, handle, dst, status, n);
+}
+
+static void *touches_one(void *arg)
+{
+	(void)*(volatile uint32_t *)arg;
+	return NULL;
+}
+
+static cl_event brake_of_first;
+
+static void lets_first_run(struct world *w, uint32_t *x)
+{
+	assert_int_equal(clSetUserEventStatus(brake_of_first, CL_COMPLETE), 0);
+}
+
+/* Who has touched it, and waits for a kernel, has a reference to what was there until the kernel has ended. */
+static void a_page_that_went_while_it_was_touched_is_brought(void **state)
+{
+	struct world *w = *state;
+	struct hmm_device *dev = (struct hmm_device *)w->cl;
+	static struct hmm_device_ops ops;
+	struct hmm_cl_kernel *inc = kernel(w, "inc"), *add = kernel(w, "add");
+	uint32_t by = 1;
+	size_t n = N;
+	cl_int err;
+
+	true_ops = dev->ops;
+	ops = *true_ops;
+	ops.copy_out = says_that_it_is_asked;
+	dev->ops = &ops;
+	assert_int_equal(hmm_cl_value(inc, 1, &by, sizeof(by)), 0);
+	assert_int_equal(hmm_cl_value(add, 2, &by, sizeof(by)), 0);
+	for (unsigned dropped = 0; dropped < 2; dropped++) {
+		uint32_t *x = pages(64), *out = pages(64), *at = x + PAGE / 4 * 30;
+		pthread_t t;
+		int rc;
+
+		for (unsigned i = 0; i < N; i++)
+			x[i] = i;
+		assert_int_equal(hmm_cl_arg(inc, 0, x, N * 4, HMM_CL_READ_WRITE), 0);
+		assert_int_equal(hmm_cl_arg(add, 0, x, N * 4, HMM_CL_READ), 0);
+		assert_int_equal(hmm_cl_arg(add, 1, out, N * 4, HMM_CL_WRITE), 0);
+		brake_of_first = clCreateUserEvent(hmm_cl_context(w->cl), &err);
+		assert_int_equal(err, 0);
+		assert_int_equal(hmm_cl_launch(inc, 1, NULL, &n, NULL, 1, &brake_of_first, NULL), 0);
+		asked_for = false;
+		assert_int_equal(pthread_create(&t, NULL, touches_one, at), 0);
+		while (!asked_for)
+			usleep(100);
+		if (dropped)
+			assert_int_equal(sys3(SYS_madvise, at, PAGE, MADV_DONTNEED), 0);
+		else /* at once: there is always something for who has touched it */
+			assert_int_equal(sys6(SYS_mmap, at, PAGE, PROT_READ | PROT_WRITE,
+					      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0),
+					 (long)at);
+		umm_space_sync(w->space);
+		at[5] = 1000;
+		/* It has to be found out whether the page is there: then the kernel may run. */
+		meanwhile.what = lets_first_run;
+		meanwhile.looks = at;
+		rc = launch(dropped ? add : inc, N, NULL);
+		if (meanwhile.looks)
+			lets_first_run(w, NULL);
+		meanwhile.looks = NULL;
+		assert_int_equal(rc, 0);
+		pthread_join(t, NULL);
+		assert_int_equal(hmm_cl_wait(w->cl), 0);
+		for (unsigned i = 0; i < N; i++) {
+			uint32_t was = x + i == at + 5 ? 1000 : i / (PAGE / 4) == 30 ? 0 : i + by;
+
+			assert_int_equal(x[i], was + (dropped ? 0 : by));
+			if (dropped)
+				assert_int_equal(out[i], was + by);
+		}
+		clReleaseEvent(brake_of_first);
+		pages_free(x, 64);
+		pages_free(out, 64);
+	}
+	dev->ops = true_ops;
+	hmm_cl_kernel_close(inc);
+	hmm_cl_kernel_close(add);
+}
+
+/* Another device asked for them, and they are where they were: on this one. */
+static void pages_that_were_asked_for_and_stayed_are_there(void **state)
+{
+	struct world *w = *state;
+	struct hmm_cl_params p = {.device = hmm_cl_device(w->cl), .memory = 16 << 20};
+	struct hmm_cl_kernel *inc = kernel(w, "inc");
+	struct hmm_migrate *m = calloc(1, sizeof(*m));
+	uint32_t *x = pages(64), by = 1;
+	struct hmm_cl *other;
+	uint64_t in;
+
+	assert_int_equal(hmm_cl_open(w->space, w->mm, &p, &other), 0);
+	for (unsigned i = 0; i < N; i++)
+		x[i] = i;
+	assert_int_equal(hmm_cl_arg(inc, 0, x, N * 4, HMM_CL_READ_WRITE), 0);
+	assert_int_equal(hmm_cl_value(inc, 1, &by, sizeof(by)), 0);
+	assert_int_equal(launch(inc, N, NULL), 0);
+	in = stats(w).bytes_in;
+	*m = (struct hmm_migrate){.mm = w->mm,
+				  .to = (struct hmm_device *)other,
+				  .start = (uintptr_t)x,
+				  .end = (uintptr_t)x + 64 * PAGE,
+				  .owner = other};
+	assert_int_equal(hmm_migrate_collect(m), 0);
+	assert_int_equal(m->npages, 0);
+	assert_int_equal(hmm_migrate_commit(m), 0);
+	assert_int_equal(on_device(w, x, 64), 64);
+	assert_int_equal(launch(inc, N, NULL), 0);
+	assert_int_equal(stats(w).bytes_in, in);
+	for (unsigned i = 0; i < N; i++)
+		assert_int_equal(x[i], i + 2 * by);
+	assert_int_equal(hmm_cl_close(other), 0);
+	hmm_cl_kernel_close(inc);
+	pages_free(x, 64);
+	free(m);
+}
+
+static uint32_t *moved_to;
+
+static void moves_away(struct world *w, uint32_t *x)
+{
+	assert_int_equal(sys5(SYS_mremap, x, 64 * PAGE, 64 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, moved_to),
+			 (long)moved_to);
+	assert_int_equal(
+		sys6(SYS_mmap, x, 64 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0),
+		(long)x);
+	umm_space_sync(w->space);
+	for (unsigned i = 0; i < N; i++)
+		x[i] = 1u << 20;
+}
+
+/* Its pages stay where they are, and are no longer those of its addresses: nobody waits for that to change. */
+static void what_moves_away_meanwhile_is_used_no_more(void **state)
+{
+	struct world *w = *state;
+	struct hmm_cl_kernel *inc = kernel(w, "inc"), *sum = kernel(w, "sum"), *add = kernel(w, "add");
+	uint32_t by = 1;
+
+	assert_int_equal(hmm_cl_value(inc, 1, &by, sizeof(by)), 0);
+	assert_int_equal(hmm_cl_value(add, 2, &by, sizeof(by)), 0);
+	for (unsigned early = 0; early < 2; early++) {
+		uint32_t *x = pages(64), *y = pages(64), *out = pages(64);
+
+		moved_to = pages(64);
+		for (unsigned i = 0; i < N; i++) {
+			x[i] = i;
+			y[i] = 1u << 30;
+		}
+		assert_int_equal(hmm_cl_arg(inc, 0, x, N * 4, HMM_CL_READ_WRITE), 0);
+		assert_int_equal(launch(inc, N, NULL), 0);
+		assert_int_equal(hmm_cl_wait(w->cl), 0);
+		meanwhile.what = moves_away;
+		meanwhile.w = w;
+		meanwhile.x = x;
+		if (early) {
+			/* While what is written to is moved, after @x has been looked at. */
+			assert_int_equal(hmm_cl_arg(add, 0, x, N * 4, HMM_CL_READ_WRITE), 0);
+			assert_int_equal(hmm_cl_arg(add, 1, out, N * 4, HMM_CL_WRITE), 0);
+			meanwhile.looks = out;
+		} else {
+			/* While another is copied, before. */
+			assert_int_equal(hmm_cl_arg(sum, 0, y, N * 4, HMM_CL_READ), 0);
+			assert_int_equal(hmm_cl_arg(sum, 1, x, N * 4, HMM_CL_READ), 0);
+			assert_int_equal(hmm_cl_arg(sum, 2, out, N * 4, HMM_CL_WRITE), 0);
+			meanwhile.at = y;
+		}
+		assert_int_equal(launch(early ? add : sum, N, NULL), 0);
+		assert_null(early ? meanwhile.looks : meanwhile.at);
+		for (unsigned i = 0; i < N; i++) {
+			assert_int_equal(out[i], (1u << 20) + (early ? by : 1u << 30));
+			assert_int_equal(moved_to[i], i + by);
+		}
+		pages_free(x, 64);
+		pages_free(y, 64);
+		pages_free(out, 64);
+		pages_free(moved_to, 64);
+	}
+	hmm_cl_kernel_close(inc);
+	hmm_cl_kernel_close(sum);
+	hmm_cl_kernel_close(add);
+}
+
 static void bad_arguments(void **state)
 {
 	struct world *w = *state;
@@ -1381,8 +1686,12 @@ int main(int argc, char **argv)
 		{"a_block_that_leaves_meanwhile_is_not_read", a_block_that_leaves_meanwhile_is_not_read, setup_reach,
 		 world_teardown, NULL},
 		T(a_page_that_is_just_home_is_looked_at),
+		T(a_page_that_went_while_it_was_touched_is_brought),
+		T(pages_that_were_asked_for_and_stayed_are_there),
+		T(what_moves_away_meanwhile_is_used_no_more),
 		T(an_older_copy_is_not_used),
 		T(an_older_copy_than_another_devices_is_not_used),
+		T(a_copy_of_what_is_about_to_move_is_not_kept),
 		T(bad_arguments),
 	};
 
