@@ -46,7 +46,7 @@ int hmm_peek(struct hmm_mm *mm, unsigned tier, uint64_t addr, char *buf, unsigne
 	hmm_handle_t handle[HMM_PLACE_MAX];
 	int status[HMM_PLACE_MAX];
 	void *dst[HMM_PLACE_MAX];
-	unsigned i = hmm_leaf_index(addr), got = 0, got_all;
+	unsigned i = hmm_leaf_index(addr), got = 0, good = 0, there;
 	struct hmm_leaf *leaf;
 	int rc;
 
@@ -66,12 +66,13 @@ int hmm_peek(struct hmm_mm *mm, unsigned tier, uint64_t addr, char *buf, unsigne
 	umm_evlock_unshared(&mm->space->ctl->evlock);
 	if (!got)
 		return 0;
-	got_all = got;
 	rc = d->ops->copy_out(d, handle, dst, status, got);
-	if (!rc)
-		got = still_there(mm, tier, addr, handle, got);
-	d->ops->put(d, handle, got_all);
-	return rc ? rc : (int)got;
+	/* What cannot be read ends it, and is the caller's to learn when it is the first. */
+	while (good < got && (!rc || !status[good]))
+		good++;
+	there = still_there(mm, tier, addr, handle, good);
+	d->ops->put(d, handle, got);
+	return good ? (int)there : status[0];
 }
 
 int hmm_poke(struct hmm_mm *mm, unsigned tier, uint64_t addr, const char *buf, unsigned n)

@@ -797,6 +797,8 @@ static void let_go(struct hmm_mm *mm)
 	}
 }
 
+static int bring_from(struct hmm_mm *mm, uint64_t start, uint64_t end, unsigned tiers, uint64_t *moved);
+
 int hmm_mm_close(struct hmm_mm *mm)
 {
 	struct umm_space *space;
@@ -810,6 +812,8 @@ int hmm_mm_close(struct hmm_mm *mm)
 	pthread_mutex_lock(&mm->out_lock);
 	rc = hmm_restore(mm, 0, HMM_ADDR_END);
 	if (!rc) {
+		/* From a device's node, too; what cannot is memory like any other, and no reason to go on. */
+		bring_from(mm, 0, HMM_ADDR_END, (1u << HMM_TIERS_MAX) - 1, NULL);
 		atomic_store(&mm->rest, 1);
 		let_go(mm);
 		umm_evlock_shared(&space->ctl->evlock);
@@ -1101,12 +1105,13 @@ static int collect_locked(struct hmm_migrate *m)
 {
 	struct hmm_mm *mm = m->mm;
 	struct hmm_victim v[UMM_BATCH_RUNS];
+	const uint64_t end = m->end;
 	unsigned n = 0;
-	int rc = hmm_take_offer(&linked_of(mm)->take, m->start, m->end);
+	int rc = hmm_take_offer(&linked_of(mm)->take, m->start, end);
 
 	m->npages = 0;
 	if (rc)
-		return rc;
+		goto out;
 	for (uint64_t at = m->start; (at = next_registered(mm, at)) < m->end; n++) {
 		uint64_t z = (at | (UMM_RUN_PAGES * UMM_PAGE - 1)) + 1;
 		struct umm_vma vma;
@@ -1131,7 +1136,8 @@ static int collect_locked(struct hmm_migrate *m)
 		rc = hmm_out_finish(mm, 0);
 	mm->out_owner = NULL;
 	mm->out_exclusive = false;
-	hmm_take_withdraw(&linked_of(mm)->take, m->start, m->end);
+out:
+	hmm_take_withdraw(&linked_of(mm)->take, m->start, end);
 	if (rc < 0)
 		return rc;
 	m->npages = hmm_out_gather(mm, 0, m->src, m->slot);
@@ -1648,9 +1654,14 @@ int hmm_mm_remove_device(struct hmm_mm *mm, struct hmm_device *dev)
 	pthread_mutex_lock(&mm->out_lock);
 	tier = tier_of(mm, dev);
 	rc = tier < 0 ? tier : bring_from(mm, 0, HMM_ADDR_END, 1u << tier, NULL);
-	/* Under the lock still: nothing goes to it any more. */
-	if (!rc)
+	/* Under the lock still: nothing goes to it any more.  What cannot leave its node is the system's all the same.
+	 */
+	if (!rc) {
+		pthread_mutex_lock(&mm->lock);
+		hmm_iset_clear(&linked_of(mm)->coherent[tier]);
 		mm->h->chain.dev[tier] = &removed;
+		pthread_mutex_unlock(&mm->lock);
+	}
 	pthread_mutex_unlock(&mm->out_lock);
 	/* Who was woken may be here before who has woken it has let go of the device. */
 	while (!rc && atomic_load(&linked_of(mm)->serving))

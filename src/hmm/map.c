@@ -457,7 +457,9 @@ static bool map_invalidate(struct umm_notifier *n, const struct umm_change *why,
 		return invalidate_pinned(m, why);
 	any = maps_any(m, start, end);
 	done = take(m, start, end, PAGE_MAPPED, why, NULL);
-	if (any && done)
+	/* Who may not sleep has taken it all the same, and comes again: then there is nothing to be told of any more.
+	 */
+	if (any && (done || (!why->blockable && !has(m, HMM_DEV_QUEUE))))
 		lost(m, why);
 	return done;
 }

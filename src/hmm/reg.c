@@ -65,6 +65,7 @@ struct entry {
 	struct umm_notifier node; /* its place in the tree, and nothing else of a notifier */
 	_Atomic uint32_t refs;    /* with RETIRED */
 	atomic_bool lost;
+	bool system;                 /* nothing of it is left out (HMM_MAP_SYSTEM) */
 	bool served;                 /* in tree and list; lock */
 	bool swept;                  /* lost, and no longer counted as such; lock */
 	struct entry *newer, *older; /* the list by last use; or older: of those that are free, or about to end */
@@ -118,22 +119,28 @@ static void list_del(struct hmm_reg_cache *c, struct entry *e)
 		c->oldest = e->newer;
 }
 
-static bool covers(const struct entry *e, uint64_t start, uint64_t end, bool write)
+/* HMM_MAP_* that it was mapped with. */
+static unsigned flags_of(const struct entry *e)
 {
-	return e->served && e->node.start <= start && e->node.end >= end && (!write || e->pub.write);
+	return (e->pub.write ? HMM_MAP_WRITE : 0) | (e->system ? HMM_MAP_SYSTEM : 0);
+}
+
+static bool covers(const struct entry *e, uint64_t start, uint64_t end, unsigned flags)
+{
+	return e->served && e->node.start <= start && e->node.end >= end && !(flags & ~flags_of(e));
 }
 
 /* Lock held. */
-static struct entry *find(struct hmm_reg_cache *c, uint64_t start, uint64_t end, bool write)
+static struct entry *find(struct hmm_reg_cache *c, uint64_t start, uint64_t end, unsigned flags)
 {
 	struct entry **aside = &c->aside[(start / UMM_PAGE) % ASIDE];
 	struct umm_itree_way way;
 	struct umm_notifier *n;
 
-	if (*aside && covers(*aside, start, end, write))
+	if (*aside && covers(*aside, start, end, flags))
 		return *aside;
 	n = umm_itree_first(&c->tree, start, start + 1, &way);
-	if (!n || !covers(entry_of_node(n), start, end, write))
+	if (!n || !covers(entry_of_node(n), start, end, flags))
 		return NULL;
 	*aside = entry_of_node(n);
 	return *aside;
@@ -295,7 +302,9 @@ static int entry_open(struct hmm_reg_cache *c, uint64_t start, uint64_t end, uns
 
 	if (!e)
 		return -ENOMEM;
-	*e = (struct entry){.cache = c, .pub = {.start = start, .end = end, .write = flags & HMM_MAP_WRITE}};
+	*e = (struct entry){.cache = c,
+			    .pub = {.start = start, .end = end, .write = flags & HMM_MAP_WRITE},
+			    .system = flags & HMM_MAP_SYSTEM};
 	e->node.start = start;
 	e->node.end = end;
 	atomic_init(&e->refs, 1);
@@ -328,7 +337,12 @@ static void widen(struct hmm_reg_cache *c, uint64_t *start, uint64_t *end, unsig
 			struct entry *e = entry_of_node(n);
 			uint64_t s = n->start < *start ? n->start : *start, t = n->end > *end ? n->end : *end;
 
-			if (atomic_load(&e->lost) || (s == *start && t == *end))
+			if (atomic_load(&e->lost))
+				continue;
+			/* Else who asks for the one and the other by turns registers it each time. */
+			if (n->start == *start && n->end == *end)
+				*flags |= flags_of(e);
+			if (s == *start && t == *end)
 				continue;
 			if (c->params.max_bytes && t - s > c->params.max_bytes)
 				continue;
@@ -337,7 +351,7 @@ static void widen(struct hmm_reg_cache *c, uint64_t *start, uint64_t *end, unsig
 				continue;
 			*start = s;
 			*end = t;
-			*flags |= e->pub.write ? HMM_MAP_WRITE : 0;
+			*flags |= flags_of(e);
 			wider = true;
 		}
 	}
@@ -392,14 +406,14 @@ static bool renew(struct hmm_reg_cache *c, uint64_t start, uint64_t end, unsigne
 	int rc;
 
 	pthread_mutex_lock(&c->lock);
-	e = find(c, start, end, flags & HMM_MAP_WRITE);
+	e = find(c, start, end, flags);
 	if (e)
 		atomic_fetch_add(&e->refs, 1);
 	pthread_mutex_unlock(&c->lock);
 	if (!e)
 		return false;
 	if (atomic_load(&e->lost)) {
-		rc = watch_and_map(c, e, flags | (e->pub.write ? HMM_MAP_WRITE : 0), deadline_ns, &watched);
+		rc = watch_and_map(c, e, flags | flags_of(e), deadline_ns, &watched);
 		if (rc || !unlose(c, e)) {
 			hmm_reg_put(c, &e->pub);
 			sweep_now(c, false);
@@ -474,7 +488,7 @@ int hmm_reg_get(struct hmm_reg_cache *c, const void *addr, size_t len, unsigned 
 			return rc;
 	}
 	pthread_mutex_lock(&c->lock);
-	e = find(c, start, end, flags & HMM_MAP_WRITE);
+	e = find(c, start, end, flags);
 	if (e && !atomic_load(&e->lost)) {
 		atomic_fetch_add_explicit(&e->refs, 1, memory_order_relaxed);
 		if (c->newest != e) {

@@ -101,6 +101,31 @@ int hmm_take_init(struct hmm_take *t, struct hmm_mm *mm)
 	return t->away && t->held && t->empty ? 0 : -ENOMEM;
 }
 
+/* The program may have closed our descriptor, and opened another file under its number. */
+static bool is_still(const struct hmm_stand_in *f)
+{
+	struct stat st;
+
+	return !fstat(f->fd, &st) && st.st_dev == f->dev && st.st_ino == f->inode;
+}
+
+/* So with the pipe: both ends are one inode. */
+static bool is_our_end(const struct hmm_take *t, int fd)
+{
+	struct stat st;
+
+	return !fstat(fd, &st) && st.st_dev == t->pipe_dev && st.st_ino == t->pipe_inode;
+}
+
+static void pipe_drop(struct hmm_take *t)
+{
+	for (unsigned i = 0; i < 2; i++) {
+		if (is_our_end(t, t->pipe[i]))
+			sys_close(t->pipe[i]);
+		t->pipe[i] = -1;
+	}
+}
+
 void hmm_take_fini(struct hmm_take *t)
 {
 	while (t->nfiles) {
@@ -109,13 +134,10 @@ void hmm_take_fini(struct hmm_take *t)
 
 		for (unsigned i = 0; i < t->nfiles; i++)
 			used |= t->file[i].fd == fd;
-		if (!used)
+		if (!used && is_still(&t->file[t->nfiles]))
 			sys_close(fd);
 	}
-	if (t->pipe[0] >= 0) {
-		sys_close(t->pipe[0]);
-		sys_close(t->pipe[1]);
-	}
+	pipe_drop(t);
 	if (t->room)
 		umm_free(t->mm->space, t->file, t->room * sizeof(*t->file));
 	t->room = 0;
@@ -162,6 +184,20 @@ static void look_for_marks(struct hmm_take *t, uint64_t start, uint64_t end)
 	hmm_smaps_each(t->mm->space, look_at, &(struct look){t, start, end});
 }
 
+/* Has another userfaultfd the mapping at @addr?  What stands in for it would not be that one's any more. */
+static bool is_theirs(struct umm_space *space, uint64_t addr)
+{
+	unsigned tries = 0;
+	int rc;
+
+	/* By anybody? */
+	while ((rc = umm_inside_registered(space->uffd, addr)) == -EAGAIN && tries++ < MOVE_TRIES)
+		sched_yield();
+	/* Where it is ours this changes nothing. */
+	return rc != -ENOENT &&
+	       (rc || umm_uffd_register(space->uffd, addr, UMM_PAGE, UFFDIO_REGISTER_MODE_WP) == -EBUSY);
+}
+
 int hmm_take_offer(struct hmm_take *t, uint64_t start, uint64_t end)
 {
 	struct umm_space *space = t->mm->space;
@@ -171,6 +207,7 @@ int hmm_take_offer(struct hmm_take *t, uint64_t start, uint64_t end)
 
 	for (uint64_t at = start; at < end && !rc && !umm_vma_next(space, at, &v) && v.start < end; at = v.end) {
 		uint64_t a = v.start > start ? v.start : start, z = v.end < end ? v.end : end, walked;
+		bool asked = false;
 
 		for (; hmm_take_file(&v) && a < z && !rc; a = walked) {
 			struct umm_page_run runs[64];
@@ -178,10 +215,13 @@ int hmm_take_offer(struct hmm_take *t, uint64_t start, uint64_t end)
 
 			if (n < 0 || walked <= a)
 				break;
-			for (int i = 0; i < n && !looked; i++) {
-				looked = is_private_copy(&runs[i]);
-				if (looked)
+			for (int i = 0; i < n && !asked; i++) {
+				asked = is_private_copy(&runs[i]);
+				if (asked && is_theirs(space, v.start))
+					rc = -EBUSY;
+				if (asked && !looked)
 					look_for_marks(t, start, end);
+				looked |= asked;
 			}
 			pthread_mutex_lock(&t->mm->lock);
 			for (int i = 0; i < n && !rc; i++)
@@ -226,14 +266,6 @@ static int file_open(const struct umm_vma *v, struct stat *st)
 			return fcntl(fd, F_DUPFD_CLOEXEC, 0);
 	}
 	return -1;
-}
-
-/* The program may have closed our descriptor, and opened another file under its number. */
-static bool is_still(const struct hmm_stand_in *f)
-{
-	struct stat st;
-
-	return !fstat(f->fd, &st) && st.st_dev == f->dev && st.st_ino == f->inode;
 }
 
 /* mm->lock held, as in those below. */
@@ -418,7 +450,7 @@ int hmm_take_fault(struct hmm_take *t, const struct umm_fault *f)
 
 static bool is_ours(const char *piece, uint64_t addr)
 {
-	return addr >= (uintptr_t)piece && addr < (uintptr_t)piece + RUN_BYTES;
+	return piece && addr >= (uintptr_t)piece && addr < (uintptr_t)piece + RUN_BYTES;
 }
 
 bool hmm_take_change(struct hmm_take *t, const struct umm_change *c)
@@ -709,17 +741,68 @@ static long take_place(struct hmm_take *t, char *from, uint64_t to, uint64_t len
 	return got;
 }
 
+struct ours {
+	uint64_t at, end;
+};
+
+/* What a hole in the arena was filled with by somebody else has not all of our marks. */
+static bool is_marked(void *priv, const struct hmm_smap *map)
+{
+	struct ours *o = priv;
+
+	if (map->end <= o->at)
+		return true;
+	if (map->start > o->at || !strstr(map->flags, " dc") || !strstr(map->flags, " dd") ||
+	    !strstr(map->flags, " nr"))
+		return false;
+	o->at = map->end;
+	return o->at < o->end;
+}
+
+/*
+ * mremap() unmaps what it is to replace, and may find only then that it cannot go on: a hole in the arena would be
+ * given to the program by the next mmap(), and the next run put over what it has there.  False: it was given already.
+ */
+static bool fill_away(struct hmm_take *t, uint64_t len)
+{
+	struct ours o = {(uintptr_t)t->away, (uintptr_t)t->away + len};
+
+	if (sys6(SYS_mmap, t->away, len, PROT_READ | PROT_WRITE,
+		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0) == (long)o.at) {
+		umm_arena_reset(t->away, RUN_BYTES);
+		return true;
+	}
+	/* Or nothing was unmapped. */
+	hmm_smaps_each(t->mm->space, is_marked, &o);
+	return o.at >= o.end;
+}
+
+/* What lies there stays, also when the arena goes. */
+static void leave_away(struct hmm_take *t)
+{
+	struct umm_space *space = t->mm->space;
+	char *away = umm_alloc(space, RUN_BYTES);
+
+	umm_arena_torn(space->arena);
+	umm_evlock_shared(&space->ctl->evlock);
+	t->away = away;
+	umm_evlock_unshared(&space->ctl->evlock);
+}
+
 static void take_readonly(struct hmm_take *t, unsigned b, struct umm_move_run *run, char *window)
 {
 	struct umm_space *space = t->mm->space;
 	uint64_t len = run->npages * UMM_PAGE, mask = 0;
 	long got = is_locked(run->addr) ? -EINVAL : -ESTALE;
+	bool torn = false;
 	int err;
 
-	if (got != -EINVAL && !has_room(t, 2 * run->npages))
+	if (got != -EINVAL && (!t->away || !has_room(t, 2 * run->npages))) {
 		got = -EBUSY;
-	else if (got != -EINVAL && take_begin(t, b, run->addr, run->addr + len, t->away))
+	} else if (got != -EINVAL && take_begin(t, b, run->addr, run->addr + len, t->away)) {
 		got = sys5(SYS_mremap, run->addr, len, len, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, t->away);
+		torn = got != (long)(uintptr_t)t->away && !fill_away(t, len);
+	}
 	err = got == (long)(uintptr_t)t->away ? 0 : (int)got;
 	if (err)
 		goto out;
@@ -750,6 +833,8 @@ out:
 		umm_uffd_unregister(space->uffd, (uintptr_t)t->away, len);
 		umm_arena_reset(t->away, RUN_BYTES);
 	}
+	if (torn)
+		leave_away(t);
 }
 
 /* Are these pages copies of our own that a write would not replace? */
@@ -786,23 +871,25 @@ static bool may_be_pinned(void)
 
 static int pipe_ready(struct hmm_take *t)
 {
+	struct stat st;
 	int fd[2];
 
-	if (t->pipe[0] >= 0)
+	if (is_our_end(t, t->pipe[0]) && is_our_end(t, t->pipe[1]))
 		return 0;
+	pipe_drop(t);
 	if (sys2(SYS_pipe2, fd, O_CLOEXEC | O_NONBLOCK))
 		return -EMFILE;
+	if (fstat(fd[0], &st)) {
+		sys_close(fd[0]);
+		sys_close(fd[1]);
+		return -EMFILE;
+	}
 	t->pipe[0] = fd[0];
 	t->pipe[1] = fd[1];
+	t->pipe_dev = st.st_dev;
+	t->pipe_inode = st.st_ino;
 	fcntl(fd[1], F_SETPIPE_SZ, (int)RUN_BYTES); /* else it takes fewer at a time */
 	return 0;
-}
-
-static void pipe_drop(struct hmm_take *t)
-{
-	sys_close(t->pipe[0]);
-	sys_close(t->pipe[1]);
-	t->pipe[0] = t->pipe[1] = -1;
 }
 
 /* Empty, as @v is protected, and registered. */

@@ -19,6 +19,7 @@ struct hmm_take {
 	char *empty;           /* what is put in place of a file's: registered, and never touched */
 	int prot;              /* of that; 0: it is not there yet */
 	int pipe[2];           /* -1: none yet */
+	uint64_t pipe_dev, pipe_inode;
 	struct hmm_iset plain; /* out_lock: mappings that a stand-in can stand for, as of the batch */
 	/* Under the event lock: the run that is being taken. */
 	bool active, returns;
@@ -40,7 +41,7 @@ bool hmm_take_file(const struct umm_vma *v);
 /**
  * hmm_take_offer() - the private pages of files in [@start, @end) count as registered from here on.
  *
- * Under out_lock; hmm_take_run() of the same batch makes it so.  0 or -ENOMEM.
+ * Under out_lock; hmm_take_run() of the same batch makes it so.  0, -ENOMEM, or -EBUSY: another userfaultfd has some.
  */
 int hmm_take_offer(struct hmm_take *t, uint64_t start, uint64_t end);
 

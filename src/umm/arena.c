@@ -34,6 +34,7 @@ struct umm_arena {
 	pthread_mutex_t lock;
 	uint64_t size, used; /* of the reserved piece, whose head this is */
 	void *freed[CLASSES];
+	bool torn;
 };
 
 /* A forked child has no threads that would use it; cores need it as little. */
@@ -67,12 +68,18 @@ void umm_arena_reset(void *p, uint64_t size)
 	mark(p, size);
 }
 
+void umm_arena_torn(struct umm_arena *a)
+{
+	a->torn = true;
+}
+
 void umm_arena_free(struct umm_arena *a)
 {
 	if (!a)
 		return;
 	pthread_mutex_destroy(&a->lock);
-	munmap(a, a->size);
+	if (!a->torn)
+		munmap(a, a->size);
 }
 
 bool umm_arena_meets(const struct umm_arena *a, uint64_t start, uint64_t end)

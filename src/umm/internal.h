@@ -182,6 +182,8 @@ struct umm_arena *umm_arena_new(void);
 void umm_arena_free(struct umm_arena *arena);
 /** What somebody has mapped over a piece of the arena, whole pages, is the arena's again, and empty. */
 void umm_arena_reset(void *p, uint64_t size);
+/** umm_arena_torn() - something of the program has come to lie in it: no part of it is ever unmapped. */
+void umm_arena_torn(struct umm_arena *arena);
 bool umm_arena_meets(const struct umm_arena *arena, uint64_t start, uint64_t end);
 
 /* quarantine.c */

@@ -35,6 +35,7 @@ static const struct inject_known inject_silent[] = {
 	{"hmm/reg.c hmm_reg_cache_close munmap", "address space is lost"},
 	{"hmm/reg.c hmm_reg_cache_open munmap", "address space is lost"},
 	{"hmm/take.c take_copies SYS_madvise", "what stays shared is not taken"},
+	{"hmm/take.c fill_away SYS_mmap", "nothing was unmapped"},
 	{"hmm/take.c pipe_ready fcntl", "fewer pages at a time"},
 	{"hmm/take.c is_locked SYS_madvise", "it means locked for one error only"},
 	{"hmm/take.c take_place SYS_mremap*", "the other way to move it"},
@@ -98,6 +99,7 @@ static const struct inject_known inject_patient[] = {
 
 /* Not reached by a program that has the engine in itself. */
 static const struct inject_known inject_unreached[] = {
+	{"hmm/take.c leave_away umm_alloc", "something else in a hole of the arena: hmm take"},
 	{"umm/arena.c umm_alloc calloc", "hmm run's"},
 	{"drivers/ofi/*", "hmm run's, and hmm serve's"},
 	{"hmm/written.c *", "open: no scenario asks what was written"},

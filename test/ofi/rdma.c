@@ -414,6 +414,13 @@ static int rights(const char *self)
 	CHECK(hmm_rdma_read(peer, &c->read, c->read_at, hole, 2 * PAGE, in_s(20)) == -EFAULT);
 	CHECK(hmm_rdma_write(peer, &c->write, c->write_at, hole + PAGE, 8, in_s(20)) == -EFAULT);
 	CHECK(!hmm_rdma_read(peer, &c->read, c->read_at, hole, PAGE, in_s(20)));
+	/* One that is ours, and may not be used so. */
+	CHECK(!mprotect(hole, PAGE, PROT_READ));
+	CHECK(hmm_rdma_read(peer, &c->read, c->read_at, hole, PAGE, in_s(20)) == -EFAULT);
+	CHECK(!hmm_rdma_write(peer, &c->write, c->write_at + PLAIN * PAGE, hole, 8, in_s(20)));
+	CHECK(!mprotect(hole, PAGE, PROT_NONE));
+	CHECK(hmm_rdma_write(peer, &c->write, c->write_at + PLAIN * PAGE, hole, 8, in_s(20)) == -EFAULT);
+	CHECK(hmm_rdma_read(peer, &c->read, c->read_at, hole, PAGE, in_s(20)) == -EFAULT);
 	hmm_rdma_disconnect(peer);
 	owner_ends(c, pid);
 	CHECK(c->stats.refused == 10);

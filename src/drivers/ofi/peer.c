@@ -16,7 +16,9 @@
  * "lock" is held across a call, and taken by nobody else's.
  */
 #include <errno.h>
+#include <inttypes.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -116,22 +118,58 @@ static int receive_more(struct transfer *t)
 	return rc;
 }
 
+static int populate(uint64_t start, uint64_t stop, bool write)
+{
+	while (madvise((void *)(uintptr_t)start, stop - start, write ? MADV_POPULATE_WRITE : MADV_POPULATE_READ))
+		if (errno != EAGAIN && errno != EINTR)
+			return -errno;
+	return 0;
+}
+
+/*
+ * EINVAL, at some page: memory of a special kind, of which nothing else is said, or what may not be used so.  Which
+ * it is its mapping tells; and what is behind it is looked at, too.
+ */
+static int check_each(uint64_t at, uint64_t stop, bool write)
+{
+	FILE *maps = fopen("/proc/self/maps", "re");
+	char *line = NULL, perms[5];
+	uint64_t start, end;
+	size_t room = 0;
+	int rc = 0;
+
+	while (maps && !rc && at < stop && getline(&line, &room, maps) > 0) {
+		if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s", &start, &end, perms) != 3 || end <= at)
+			continue;
+		if (start > at || (perms[1] != 'w' && (write || perms[0] != 'r')))
+			break;
+		if (end > stop)
+			end = stop;
+		rc = populate(at, end, write);
+		if (rc == -EINVAL)
+			rc = 0;
+		at = end;
+	}
+	free(line);
+	if (maps)
+		fclose(maps);
+	return rc || at < stop ? -EFAULT : 0;
+}
+
 /* Is it the caller's, and there? */
 static int local_check(const void *local, size_t len, bool write)
 {
 	uint64_t start = (uintptr_t)local & ~(uint64_t)(HMM_PAGE_SIZE - 1);
 	uint64_t stop = ((uintptr_t)local + len + HMM_PAGE_SIZE - 1) & ~(uint64_t)(HMM_PAGE_SIZE - 1);
 
+	int rc;
+
 	if (stop <= start)
 		return -EFAULT;
-	while (madvise((void *)(uintptr_t)start, stop - start, write ? MADV_POPULATE_WRITE : MADV_POPULATE_READ)) {
-		/* Of memory of a special kind it is not said; of all other it is. */
-		if (errno == EINVAL)
-			break;
-		if (errno != EAGAIN && errno != EINTR)
-			return -EFAULT;
-	}
-	return 0;
+	rc = populate(start, stop, write);
+	if (rc == -EINVAL)
+		return check_each(start, stop, write);
+	return rc ? -EFAULT : 0;
 }
 
 static int do_read(struct transfer *t, const struct hmm_rdma_token *token, uint64_t remote, int *result)

@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -182,6 +183,56 @@ static void there_and_back(void **state)
 	for (unsigned i = 0; i < 8; i++)
 		assert_int_equal(finish(f, f), LEN);
 	assert_int_equal(hmm_uring_read(f->u, f->fd, f->other, 0, 0, f), -EINVAL);
+}
+
+static void on_signal(int sig)
+{
+}
+
+struct pesterer {
+	pthread_t whom;
+	_Atomic bool enough;
+};
+
+static void *pester(void *priv)
+{
+	struct pesterer *p = priv;
+
+	while (!p->enough) {
+		pthread_kill(p->whom, SIGUSR1);
+		usleep(1000);
+	}
+	return NULL;
+}
+
+static void a_signal_ends_a_wait(void **state)
+{
+	struct fixture *f = *state;
+	struct sigaction sa = {.sa_handler = on_signal}, was;
+	struct pesterer p = {.whom = pthread_self()};
+	struct hmm_uring_done done;
+	pthread_t thread;
+	int fd[2], rc[2];
+
+	assert_int_equal(pipe(fd), 0);
+	assert_int_equal(sigaction(SIGUSR1, &sa, &was), 0);
+	/* Handed over by the call that is interrupted; and before it. */
+	assert_int_equal(hmm_uring_read(f->u, fd[0], f->mem, LEN, -1, f), 0);
+	for (unsigned i = 0; i < 2; i++) {
+		p.enough = false;
+		assert_int_equal(pthread_create(&thread, NULL, pester, &p), 0);
+		rc[i] = hmm_uring_wait(f->u, &done);
+		p.enough = true;
+		pthread_join(thread, NULL);
+	}
+	assert_int_equal(sigaction(SIGUSR1, &was, NULL), 0);
+	assert_int_equal(write(fd[1], "abc", 3), 3);
+	assert_int_equal(finish(f, f), 3);
+	assert_memory_equal(f->mem, "abc", 3);
+	assert_int_equal(rc[0], -EINTR);
+	assert_int_equal(rc[1], -EINTR);
+	close(fd[0]);
+	close(fd[1]);
 }
 
 static void without_registering(void **state)
@@ -554,6 +605,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		T_(there_and_back),
+		T_(a_signal_ends_a_wait),
 		cmocka_unit_test_setup_teardown(without_registering, setup_plain, teardown),
 		T_(what_is_wrong_the_kernel_says),
 		T_(memory_comes_and_goes),

@@ -52,6 +52,7 @@ struct table {
 	uint64_t slow_until_ns;
 	bool dirty_all;
 	unsigned settles, stopped, stops;
+	bool sleeps;     /* settle, for who may not */
 	bool hold, held; /* map waits while it is set; is somebody waiting? */
 	bool changed;    /* a call that changes what is being mapped has returned */
 	const struct umm_change *last_why;
@@ -135,7 +136,7 @@ static bool table_settle(struct hmm_device *dev, struct hmm_range *r, uint64_t s
 	pthread_mutex_lock(&T.lock);
 	T.settles++;
 	pthread_mutex_unlock(&T.lock);
-	return true;
+	return !T.sleeps || !why || why->blockable;
 }
 
 static void table_stop(struct hmm_device *dev, struct hmm_range *r, const struct umm_change *why)
@@ -641,6 +642,32 @@ static void a_queue_is_stopped_first(void **state)
 	assert_int_equal(T.stopped, 0);
 }
 
+/* What was taken before the device said that it would have to sleep is told of; the call comes again, and finds none.
+ */
+static void what_is_taken_without_sleeping_is_told(void **state)
+{
+	struct fixture *f = *state;
+	struct umm_change c = change_of(UMM_EVENT_CLEAR, f->start, f->start + PAGE);
+
+	open_range(f, HMM_DEV_FAULT);
+	assert_int_equal(hmm_range_map(f->r, f->start, f->end, 0, 0), 0);
+	T.sleeps = true;
+	c.blockable = false;
+	assert_int_equal(umm_invalidate_begin(f->space, &c), -EAGAIN);
+	invalidate(f, UMM_EVENT_CLEAR, f->start, f->start + PAGE);
+	T.sleeps = false;
+	assert_int_equal(mapped_in(f->mem, 1), 0);
+	assert_int_equal(nlost, 1);
+	hmm_range_close(f->r);
+	/* One that cannot be stopped by then has lost nothing yet. */
+	open_range(f, HMM_DEV_FAULT | HMM_DEV_QUEUE);
+	assert_int_equal(hmm_range_map(f->r, f->start, f->end, 0, 0), 0);
+	assert_int_equal(umm_invalidate_begin(f->space, &c), -EAGAIN);
+	assert_int_equal(nlost, 0);
+	invalidate(f, UMM_EVENT_CLEAR, f->start, f->start + PAGE);
+	assert_int_equal(nlost, 1);
+}
+
 /* Other parts are mapped, or fail to be: it waits for what it has lost. */
 static void a_queue_waits_for_all_that_it_lost(void **state)
 {
@@ -1101,6 +1128,7 @@ int main(void)
 		T_(a_huge_page_is_split),
 		T_(a_range_may_be_all_there_is),
 		T_(a_queue_is_stopped_first),
+		T_(what_is_taken_without_sleeping_is_told),
 		T_(a_queue_waits_for_all_that_it_lost),
 		T_(a_queue_does_not_start_without_a_page),
 		T_(pinned_as_a_whole),

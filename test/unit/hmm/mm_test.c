@@ -2,18 +2,23 @@
 /* The linked engine, by its public interface: a program with devices of its own. */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <malloc.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -299,6 +304,26 @@ static void bad_arguments(void **state)
 			 0);
 	assert_int_equal(moved, 0);
 	munmap(shared, PAGE);
+}
+
+static void what_a_device_can_read_it_does(void **state)
+{
+	struct fixture *f = *state;
+	struct fake *d = f->dev[0];
+	uint64_t *buf = umm_alloc(f->space, SIZE), moved;
+
+	fill(f, 5);
+	assert_int_equal(hmm_migrate_to_device(f->mm, &d->dev, f->addr, f->addr + SIZE, NULL, &moved), 0);
+	/* Its third page it cannot. */
+	d->fail_from = (unsigned)d->copied_out + 2;
+	fake_fail_out(d, -EIO);
+	assert_int_equal(hmm_device_read(f->mm, &d->dev, f->addr, buf, 10), 2);
+	assert_filled((char *)buf, 2 * PAGE, 5, 0);
+	assert_int_equal(hmm_device_read(f->mm, &d->dev, f->addr + 2 * PAGE, buf, 10), -EIO);
+	fake_fail_out(d, 0);
+	assert_int_equal(hmm_device_read(f->mm, &d->dev, f->addr, buf, NR), NR);
+	assert_filled((char *)buf, SIZE, 5, 0);
+	umm_free(f->space, buf, SIZE);
 }
 
 static void a_device_at_its_own_pages(void **state)
@@ -618,6 +643,148 @@ static void a_node_without_cpus(void **state)
 		skip_because("this machine has no node with memory and without CPUs");
 	there_and_back_by_node(f);
 	assert_int_equal(pages_on(f, node_nr), on(f, &f->coherent));
+}
+
+/* ------------------------------------- a node of which the kernel says little */
+
+#define THE_NODE 7
+#define STUCK_GO 100u /* a page that cannot go there */
+#define STUCK_BACK 300u
+
+static struct {
+	struct fixture *f;
+	_Atomic int listener;
+	int node[NR];
+	int stuck; /* this page does not move */
+} K;
+
+/* As do_pages_move() does: one that stays ends it, and no page of its group has a status then. */
+static long kernels_move(uint64_t n, void **page, const int *to, int *status)
+{
+	unsigned left = 0;
+
+	for (uint64_t i = 0; i < n; i++) {
+		uint64_t nr = ((uintptr_t)page[i] - K.f->addr) / PAGE;
+
+		if (to && K.node[nr] != to[i] && (int)nr == K.stuck) {
+			left = (unsigned)(n - i);
+			break;
+		}
+		if (to)
+			K.node[nr] = to[i];
+	}
+	for (uint64_t i = 0; i < n && !left; i++)
+		status[i] = K.node[((uintptr_t)page[i] - K.f->addr) / PAGE];
+	return left;
+}
+
+static void *the_kernel(void *priv)
+{
+	struct pollfd p = {.events = POLLIN};
+
+	while (!K.listener)
+		usleep(100);
+	p.fd = K.listener;
+	while (poll(&p, 1, -1) == 1 && (p.revents & POLLIN)) {
+		struct seccomp_notif n = {0};
+		struct seccomp_notif_resp r = {0};
+
+		if (ioctl(p.fd, SECCOMP_IOCTL_NOTIF_RECV, &n))
+			continue;
+		r.id = n.id;
+		r.val = kernels_move(n.data.args[1], (void **)n.data.args[2], (const int *)n.data.args[3],
+				     (int *)n.data.args[4]);
+		ioctl(p.fd, SECCOMP_IOCTL_NOTIF_SEND, &r);
+	}
+	return NULL;
+}
+
+static bool kernel_replaced(struct fixture *f)
+{
+	struct sock_filter filter[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_move_pages, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog prog = {.len = sizeof(filter) / sizeof(filter[0]), .filter = filter};
+	pthread_t thread;
+
+	K.f = f;
+	if (pthread_create(&thread, NULL, the_kernel, NULL) || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+		return false;
+	K.listener = (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER, &prog);
+	return K.listener > 0;
+}
+
+static unsigned there(void)
+{
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < NR; i++)
+		n += K.node[i] == THE_NODE;
+	return n;
+}
+
+/* Returns what was not right; 77: it cannot be shown here. */
+static int one_page_stays(struct fixture *f)
+{
+	struct hmm_device *where[NR];
+	struct hmm_device next = {.ops = &f->coherent_ops};
+	uint64_t moved;
+
+	if (!kernel_replaced(f))
+		return 77;
+	f->coherent_ops.node = its_node;
+	node_nr = THE_NODE;
+	fill(f, 12);
+	/* All others go, and are known to be there. */
+	K.stuck = STUCK_GO;
+	if (hmm_migrate_to_device(f->mm, &f->coherent, f->addr, f->addr + SIZE, NULL, &moved))
+		return 1;
+	if (there() != NR - 1)
+		return 2;
+	if (moved != NR - 1 || on(f, &f->coherent) != NR - 1)
+		return 3;
+	/* And so back. */
+	K.stuck = STUCK_BACK;
+	if (hmm_migrate_to_system(f->mm, &f->coherent, 0, HMM_ADDR_END, &moved))
+		return 4;
+	if (there() != 1)
+		return 5;
+	if (moved != NR - 2 || on(f, &f->coherent) != 1)
+		return 6;
+	/* A device that is removed has nothing any more, and who comes in its place inherits nothing. */
+	if (hmm_mm_remove_device(f->mm, &f->coherent) || hmm_mm_add_device(f->mm, &next))
+		return 7;
+	if (hmm_where(f->mm, f->addr, f->addr + SIZE, where, NULL))
+		return 8;
+	for (unsigned i = 0; i < NR; i++)
+		if (where[i])
+			return 9;
+	/* What a device has when all ends comes back. */
+	K.stuck = -1;
+	if (hmm_migrate_to_device(f->mm, &next, f->addr, f->addr + SIZE, NULL, &moved) || there() != NR)
+		return 10;
+	if (hmm_mm_close(f->mm))
+		return 11;
+	return there() ? 12 : 0;
+}
+
+static void a_page_that_stays_hides_no_other(void **state)
+{
+	int status;
+	pid_t pid = fork();
+
+	if (!pid) {
+		void *own;
+
+		_exit(setup(&own) ? 76 : one_page_stays(own));
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	if (WIFEXITED(status) && WEXITSTATUS(status) == 77)
+		skip_because("seccomp tells nobody of system calls here");
+	assert_int_equal(status, 0);
 }
 
 static bool told_invalidate(struct umm_notifier *n, const struct umm_change *change, uint64_t seq);
@@ -1164,6 +1331,7 @@ int main(int argc, char **argv)
 		T(in_three_phases),
 		T(bad_arguments),
 		T(a_device_at_its_own_pages),
+		T(what_a_device_can_read_it_does),
 		T(what_happens_to_the_mapping_happens_to_the_pages),
 		T(contents_dropped_a_moment_ago_can_move),
 		T(fork_by_libc),
@@ -1173,6 +1341,7 @@ int main(int argc, char **argv)
 		T(coherent_pages_stay_mapped),
 		T(a_coherent_device_with_a_node),
 		T(a_node_without_cpus),
+		cmocka_unit_test(a_page_that_stays_hides_no_other),
 		T(notifiers_are_told_whose_migration_it_is),
 		T(a_huge_page_goes_as_one),
 		T(a_huge_page_comes_back_as_one),

@@ -25,6 +25,7 @@
 #include <cmocka.h>
 
 #include "../../skip.h"
+#include "fake.h"
 #include "hmm_reg.h"
 #include "umm/hooks.h"
 #include "umm/internal.h"
@@ -776,6 +777,70 @@ static void let_go_by_an_engine(void **state, bool closed)
 	hmm_reg_put(f->c, reg);
 }
 
+static int nowhere_map(struct hmm_device *dev, struct hmm_range *r, const struct hmm_map_run *run)
+{
+	return 0;
+}
+
+static void nowhere_unmap(struct hmm_device *dev, struct hmm_range *r, const struct hmm_map_run *run,
+			  const struct umm_change *why, uint64_t *dirty)
+{
+}
+
+/* A device that reaches its own pages itself leaves them out; who wants all of them mapped is not given that. */
+static void what_leaves_own_pages_out_is_not_all(void **state)
+{
+	struct fixture *f = *state;
+	const uint64_t start = (uintptr_t)f->mem, end = start + SIZE;
+	struct fake *dev = fake_create(true);
+	struct hmm_device *where[NR];
+	struct hmm_reg_cache *c;
+	struct hmm_reg *reg;
+	struct hmm_mm *mm;
+	uint64_t moved, misses;
+	struct hmm_reg_stats st;
+	unsigned left = 0;
+	bool mapped[2];
+	int rc = hmm_mm_open(f->space, &mm);
+
+	if (rc == -EPERM || rc == -EOPNOTSUPP)
+		skip_because("no userfaultfd that moves pages: error %d", -rc);
+	assert_int_equal(rc, 0);
+	dev->ops.caps |= HMM_DEV_MAP | HMM_DEV_FAULT;
+	dev->ops.map = nowhere_map;
+	dev->ops.unmap = nowhere_unmap;
+	assert_int_equal(hmm_mm_add_device(mm, &dev->dev), 0);
+	assert_int_equal(hmm_reg_cache_open(f->space, mm, &dev->dev, NULL, &c), 0);
+	memset(f->mem, 5, SIZE);
+	assert_int_equal(hmm_migrate_to_device(mm, &dev->dev, start, end, NULL, &moved), 0);
+	assert_int_equal(moved, NR);
+	assert_int_equal(hmm_reg_get(c, f->mem, SIZE, HMM_MAP_WRITE, 0, &reg), 0);
+	mapped[0] = hmm_range_mapped(reg->range, start, end, false);
+	hmm_reg_put(c, reg);
+	assert_int_equal(hmm_reg_get(c, f->mem, SIZE, HMM_MAP_SYSTEM, 0, &reg), 0);
+	mapped[1] = hmm_range_mapped(reg->range, start, end, false);
+	assert_int_equal(hmm_where(mm, start, end, where, NULL), 0);
+	for (unsigned i = 0; i < NR; i++)
+		left += !!where[i];
+	hmm_reg_put(c, reg);
+	/* It is as good for who does not ask so; also to be written to, as what was there before. */
+	hmm_reg_stats(c, &st);
+	misses = st.misses;
+	for (unsigned i = 0; i < 4; i++) {
+		assert_int_equal(hmm_reg_get(c, f->mem, SIZE, i % 2 ? HMM_MAP_WRITE : HMM_MAP_SYSTEM, 0, &reg), 0);
+		hmm_reg_put(c, reg);
+	}
+	hmm_reg_stats(c, &st);
+	hmm_reg_cache_close(c);
+	assert_int_equal(hmm_mm_close(mm), 0);
+	assert_int_equal(dev->refs_total, 0);
+	fake_free(dev);
+	assert_false(mapped[0]);
+	assert_true(mapped[1]);
+	assert_int_equal(left, 0);
+	assert_int_equal(st.misses, misses);
+}
+
 static void an_engine_that_closes(void **state)
 {
 	let_go_by_an_engine(state, true);
@@ -968,6 +1033,7 @@ int main(void)
 		T_(what_is_read_only_by_chance),
 		T_(what_is_mapped_is_watched),
 		T_(an_engine_that_closes),
+		T_(what_leaves_own_pages_out_is_not_all),
 		T_(an_engine_that_lets_go),
 		T_(what_is_let_go_is_watched_as_any_other),
 		T_(registered_while_being_dropped),

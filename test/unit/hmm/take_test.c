@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <liburing.h>
+#include <poll.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <linux/filter.h>
@@ -16,9 +17,11 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <sys/wait.h>
@@ -584,6 +587,236 @@ static void a_dropped_block_is_the_files(void **state)
 	close(fd);
 }
 
+/* ----------------------------------------------- a move that fails half-way */
+
+struct tearing {
+	_Atomic int listener;
+	char *theirs; /* a page that the program puts into the hole at once; NULL: none */
+	bool occupies;
+	_Atomic uint64_t away;
+};
+
+/* The first move is refused after what it is to replace has been unmapped, as some kernels do; later ones go on. */
+static void *tear(void *priv)
+{
+	struct tearing *t = priv;
+	struct seccomp_notif n;
+	struct seccomp_notif_resp r;
+	struct pollfd p = {.events = POLLIN};
+
+	while (!t->listener)
+		usleep(100);
+	p.fd = t->listener;
+	while (poll(&p, 1, -1) == 1 && (p.revents & POLLIN)) {
+		memset(&n, 0, sizeof(n));
+		if (ioctl(p.fd, SECCOMP_IOCTL_NOTIF_RECV, &n))
+			continue;
+		r = (struct seccomp_notif_resp){.id = n.id, .flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE};
+		if (!t->away) {
+			r.flags = 0;
+			r.error = -ENOMEM;
+			munmap((void *)n.data.args[4], n.data.args[2]);
+			if (t->occupies) {
+				t->theirs = mmap((char *)n.data.args[4] + PAGE, PAGE, PROT_READ | PROT_WRITE,
+						 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+				*t->theirs = 'p';
+			}
+			t->away = n.data.args[4];
+		}
+		ioctl(p.fd, SECCOMP_IOCTL_NOTIF_SEND, &r);
+	}
+	return NULL;
+}
+
+static int torn(struct fixture *f, bool occupies)
+{
+	struct sock_filter filter[] = {
+		LOAD(offsetof(struct seccomp_data, nr)),           ONLY(SYS_mremap, 3),
+		LOAD(offsetof(struct seccomp_data, args[0])),      ONLY((uintptr_t)f->anon, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF), BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog prog = {.len = sizeof(filter) / sizeof(filter[0]), .filter = filter};
+	static struct tearing t;
+	uint64_t at = (uintptr_t)f->anon, moved = 99;
+	pthread_t thread;
+
+	t.occupies = occupies;
+	if (mprotect(f->anon, SIZE, PROT_READ) || pthread_create(&thread, NULL, tear, &t))
+		return 2;
+	if (!prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+		t.listener =
+			(int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER, &prog);
+	if (t.listener <= 0)
+		return 77;
+	hmm_migrate_to_device(f->mm, &f->dev->dev, at, at + RUN * PAGE, NULL, &moved);
+	if (moved || !t.away)
+		return 3;
+	if (!is_all(f->anon, 'a'))
+		return 4;
+	/* What is one's own is nobody else's to have. */
+	if (!occupies && mmap((void *)t.away, PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1,
+			      0) != MAP_FAILED)
+		return 5;
+	for (unsigned i = 0; i < 3; i++)
+		if (hmm_migrate_to_device(f->mm, &f->dev->dev, at, at + SIZE, NULL, &moved) || moved != NR ||
+		    !is_all(f->anon, 'a'))
+			return 6;
+	if (occupies && *t.theirs != 'p')
+		return 7;
+	if (hmm_mm_close(f->mm))
+		return 8;
+	umm_space_close(f->space);
+	return occupies && *t.theirs != 'p' ? 9 : 0;
+}
+
+static int a_hole(struct fixture *f)
+{
+	return torn(f, false);
+}
+
+static int a_hole_that_is_taken(struct fixture *f)
+{
+	return torn(f, true);
+}
+
+static void a_move_that_fails_leaves_no_hole(void **state)
+{
+	int (*const body[])(struct fixture *) = {a_hole, a_hole_that_is_taken};
+
+	for (unsigned i = 0; i < 2; i++) {
+		int status = in_child(body[i]);
+
+		if (WIFEXITED(status) && WEXITSTATUS(status) == 77)
+			skip_because("seccomp tells nobody of system calls here");
+		assert_int_equal(status, 0);
+	}
+}
+
+/* ------------------------------------------------------------- what is theirs */
+
+static void *write_one(void *page)
+{
+	*(volatile char *)page = 'b';
+	return NULL;
+}
+
+/* A mapping of a file that the program watches by a userfaultfd of its own stays, and that one is told still. */
+static void what_another_userfaultfd_has_stays(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t at = (uintptr_t)f->copies, moved, got;
+	int fd = umm_inside_uffd();
+	struct uffd_msg msg;
+	struct pollfd p = {.fd = fd, .events = POLLIN};
+	pthread_t thread;
+
+	assert_true(fd >= 0);
+	if (umm_uffd_api(fd, UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM, 0, &got))
+		skip_because("no write protection of shared memory");
+	assert_int_equal(umm_uffd_register(fd, at, SIZE, UFFDIO_REGISTER_MODE_WP), 0);
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev->dev, at, at + SIZE, NULL, &moved), -EBUSY);
+	assert_int_equal(moved, 0);
+	assert_one_mapping(f, f->copies);
+	assert_int_equal(umm_uffd_writeprotect(fd, at, PAGE), 0);
+	assert_int_equal(pthread_create(&thread, NULL, write_one, f->copies), 0);
+	assert_int_equal(poll(&p, 1, -1), 1);
+	assert_int_equal(read(fd, &msg, sizeof(msg)), sizeof(msg));
+	assert_int_equal(msg.event, UFFD_EVENT_PAGEFAULT);
+	assert_int_equal(msg.arg.pagefault.address, at);
+	close(fd);
+	pthread_join(thread, NULL);
+	/* Nobody's any more, it goes; and one that we watch ourselves does. */
+	assert_int_equal(umm_space_watch(f->space, at + SIZE / 2, SIZE / 2), 0);
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev->dev, at, at + SIZE, NULL, &moved), 0);
+	assert_int_equal(moved, NR);
+	assert_int_equal(*f->copies, 'b');
+	*f->copies = 'a';
+	assert_is(f->copies, 'a', 'a');
+}
+
+/* Under our numbers: something of the program's.  A byte is in the pipe. */
+static unsigned replace_ours(struct fixture *f, int fd[16], struct stat file, int pipes[2])
+{
+	unsigned n = 0;
+
+	for (int i = 3; i < 200 && n < 16; i++) {
+		struct stat st;
+
+		if (i == f->file || i == f->data || fstat(i, &st))
+			continue;
+		if (S_ISFIFO(st.st_mode) && i != pipes[0] && i != pipes[1])
+			dup2(pipes[(fcntl(i, F_GETFL) & O_ACCMODE) == O_WRONLY], i);
+		else if (st.st_ino == file.st_ino && st.st_dev == file.st_dev)
+			dup2(f->data, i);
+		else
+			continue;
+		fd[n++] = i;
+	}
+	return n;
+}
+
+static int numbers_of_ours(struct fixture *f)
+{
+	uint64_t at = (uintptr_t)f->copies, moved;
+	int pipes[2], fd[16], waiting;
+	struct stat file;
+	unsigned n;
+
+	if (hmm_migrate_to_device(f->mm, &f->dev->dev, at, at + SIZE / 2, NULL, &moved) || moved != NR / 2)
+		return 2;
+	if (pipe(pipes) || write(pipes[1], "x", 1) != 1 || fstat(f->file, &file))
+		return 3;
+	n = replace_ours(f, fd, file, pipes);
+	if (n != 3)
+		return 4;
+	if (hmm_migrate_to_device(f->mm, &f->dev->dev, at, at + SIZE, NULL, &moved) || moved != NR)
+		return 5;
+	if (!is_all(f->copies, 'a'))
+		return 6;
+	if (ioctl(pipes[0], FIONREAD, &waiting) || waiting != 1)
+		return 7;
+	if (hmm_mm_close(f->mm))
+		return 8;
+	umm_space_close(f->space);
+	for (unsigned i = 0; i < n; i++)
+		if (fcntl(fd[i], F_GETFD) < 0)
+			return 9;
+	return 0;
+}
+
+/* Who closes all descriptors, and opens others, has the numbers that ours had. */
+static void numbers_that_are_the_programs_are_left_alone(void **state)
+{
+	assert_int_equal(in_child(numbers_of_ours), 0);
+}
+
+/* A batch that ends early, for it has too many runs: what it did not reach is no part of it. */
+static void what_was_offered_and_not_reached_is_withdrawn(void **state)
+{
+	struct fixture *f = *state;
+	const uint64_t size = HMM_BATCH_MAX * PAGE;
+	char *raw = mmap(NULL, 2 * size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *p = (char *)(((uintptr_t)raw + size - 1) & ~(size - 1)), *last = p + size - PAGE;
+	struct hmm_migrate m = {.mm = f->mm, .to = &f->dev->dev, .start = (uintptr_t)p, .end = (uintptr_t)p + size};
+	int fd = memfd_create("blocks", 0);
+
+	assert_int_equal(ftruncate(fd, (off_t)size), 0);
+	assert_ptr_equal(mmap(p, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, fd, 0), p);
+	for (uint64_t i = PAGE; i < size; i += 2 * PAGE)
+		p[i] = 'a';
+	assert_int_equal(hmm_migrate_collect(&m), 0);
+	hmm_migrate_copy(&m);
+	assert_true(hmm_migrate_commit(&m) > 0);
+	assert_true(m.end < (uintptr_t)p + size);
+	/* What comes to lie there is managed when it is asked for. */
+	assert_ptr_equal(mmap(last, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0),
+			 last);
+	assert_int_equal(hmm_mm_manage(f->mm, (uintptr_t)last, (uintptr_t)last + PAGE), 0);
+	assert_true(umm_inside_registered(f->space->uffd, (uintptr_t)last) != -ENOENT);
+	munmap(raw, 2 * size);
+	close(fd);
+}
+
 int __real_hmm_take_offer(struct hmm_take *t, uint64_t start, uint64_t end);
 int __wrap_hmm_take_offer(struct hmm_take *t, uint64_t start, uint64_t end);
 static char *dropped; /* before the batch begins, and long enough for what is dropped to go again */
@@ -832,6 +1065,10 @@ int main(void)
 		T_(a_sealed_mapping_stays),
 		cmocka_unit_test(where_a_stand_in_cannot_go_the_file_stays),
 		cmocka_unit_test(what_cannot_go_back_ends_the_process),
+		cmocka_unit_test(a_move_that_fails_leaves_no_hole),
+		T_(what_another_userfaultfd_has_stays),
+		cmocka_unit_test(numbers_that_are_the_programs_are_left_alone),
+		T_(what_was_offered_and_not_reached_is_withdrawn),
 		cmocka_unit_test(a_child_beside_what_stays_has_it),
 	};
 
