@@ -603,8 +603,9 @@ static int linked_forked(void *priv, struct hmm_mm *mm, int uffd, struct hmm_mm 
 {
 	struct child c = {.uffd = uffd, .absent.space = mm->space, .empty.space = mm->space};
 
-	linked_forking(mm); /* for a raw one */
-	if (atomic_load(&mm->radix.away) || mm->kept) {
+	linked_forking(mm);                 /* for a raw one */
+	c.failed = hmm_overtaken_blind(mm); /* then nobody knows what it lacks: that it does is said at least */
+	if (atomic_load(&mm->radix.away) || mm->kept || c.failed) {
 		find_unforked(mm, &c);
 		if (!c.failed)
 			child_fill(mm, &c);

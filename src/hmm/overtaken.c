@@ -303,6 +303,11 @@ bool hmm_overtaken_lately(struct hmm_mm *mm)
 	       (mm->novertaken && umm_now_ns() - nth(mm, mm->novertaken - 1)->at_ns <= HMM_LATE_NS);
 }
 
+bool hmm_overtaken_blind(const struct hmm_mm *mm)
+{
+	return mm->blind_ns && umm_now_ns() - mm->blind_ns <= HMM_LATE_NS;
+}
+
 /* ------------------------------------------------------------ leading back */
 
 /* What the parent has there now, from @start to @end. */
@@ -703,7 +708,7 @@ int hmm_overtaken_mend(struct hmm_mm *mm, struct hmm_mm *child)
 	struct again again = {0};
 	int rc = lead_back(mm, child, &again);
 
-	if (!rc && mm->blind_ns && umm_now_ns() - mm->blind_ns <= HMM_LATE_NS)
+	if (!rc && hmm_overtaken_blind(mm))
 		rc = -ENOMEM;
 	for (struct hmm_kept *k = mm->kept; k && !rc; k = k->next)
 		for (unsigned i = 0; i < HMM_LEAF_PAGES && !rc; i++) {

@@ -154,6 +154,9 @@ int confine(void)
 	rc = sys2(SYS_capset, &head, data);
 	if (rc < 0)
 		return (int)rc;
+	rc = sys5(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+	if (rc < 0)
+		return (int)rc;
 	prog.len = sizeof(filter) / sizeof(filter[0]);
 	prog.filter = (struct sock_filter *)filter;
 	return (int)sys3(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &prog);

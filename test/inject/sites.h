@@ -34,6 +34,8 @@ static const struct inject_known inject_silent[] = {
 	{"hmm/linked.c let_go SYS_madvise", "a child lacks it: SIGSEGV, no zeros; doc of hmm_mm_open()"},
 	{"hmm/reg.c hmm_reg_cache_close munmap", "address space is lost"},
 	{"hmm/reg.c hmm_reg_cache_open munmap", "address space is lost"},
+	{"hmm/overtaken.c keep_leaf umm_alloc",
+	 "a child that is told of too late is said to lack something, and none is here"},
 	{"hmm/take.c take_copies SYS_madvise", "what stays shared is not taken"},
 	{"hmm/take.c fill_away SYS_mmap", "nothing was unmapped"},
 	{"hmm/take.c pipe_ready fcntl", "fewer pages at a time"},
