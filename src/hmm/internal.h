@@ -532,7 +532,9 @@ void hmm_overtaken_unmapped(struct hmm_mm *mm, uint64_t start, uint64_t end);
 void hmm_overtaken_moved(struct hmm_mm *mm, const struct umm_change *c);
 /** Has there been such a change that a fork may still have come before? */
 bool hmm_overtaken_lately(struct hmm_mm *mm);
-/* Something could not be kept, for want of memory: a child that is told of now may lack it. */
+/** What was kept for more than a second goes. */
+void hmm_overtaken_expire(struct hmm_mm *mm);
+/** Something could not be kept, for want of memory: a child that is told of now may lack it. */
 bool hmm_overtaken_blind(const struct hmm_mm *mm);
 /** A forked child's records, which are a copy of @mm's, become those of what it has inherited.  0 or -errno. */
 int hmm_overtaken_mend(struct hmm_mm *mm, struct hmm_mm *child);

@@ -603,9 +603,14 @@ static int linked_forked(void *priv, struct hmm_mm *mm, int uffd, struct hmm_mm 
 {
 	struct child c = {.uffd = uffd, .absent.space = mm->space, .empty.space = mm->space};
 
-	linked_forking(mm);                 /* for a raw one */
-	c.failed = hmm_overtaken_blind(mm); /* then nobody knows what it lacks: that it does is said at least */
-	if (atomic_load(&mm->radix.away) || mm->kept || c.failed) {
+	linked_forking(mm); /* for a raw one */
+	hmm_overtaken_expire(mm);
+	if (hmm_overtaken_blind(mm))
+		hmm_say(mm->h,
+			"other threads of process %d unmapped memory while it forked, and there was no memory to note"
+			" what was away of it: the child may find zeros there",
+			(int)mm->space->pid);
+	if (atomic_load(&mm->radix.away) || mm->kept) {
 		find_unforked(mm, &c);
 		if (!c.failed)
 			child_fill(mm, &c);

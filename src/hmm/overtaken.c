@@ -223,7 +223,7 @@ static void keep_leaf(struct hmm_mm *mm, const struct hmm_leaf *leaf, uint64_t a
 	__atomic_store_n(&mm->kept, k, __ATOMIC_RELAXED);
 }
 
-static void too_old(struct hmm_mm *mm)
+void hmm_overtaken_expire(struct hmm_mm *mm)
 {
 	struct hmm_kept **from = &mm->kept, *old;
 	uint64_t now = umm_now_ns();
@@ -242,7 +242,7 @@ void hmm_overtaken_unmapped(struct hmm_mm *mm, uint64_t start, uint64_t end)
 	struct hmm_leaf *leaf;
 
 	if (mm->h->opt.linked)
-		too_old(mm); /* nobody else does it for a program that migrates nothing any more */
+		hmm_overtaken_expire(mm); /* nobody else does it for a program that migrates nothing any more */
 	kept_doubt(mm, start, end);
 	for (uint64_t at = start; (leaf = hmm_leaf_next(mm, at, end)); at = leaf->base + (1ull << HMM_LEAF_SHIFT)) {
 		uint64_t a = leaf->base > start ? leaf->base : start, z = leaf->base + (1ull << HMM_LEAF_SHIFT);
@@ -285,7 +285,7 @@ void hmm_overtaken_age(struct hmm_mm *mm)
 	    !umm_evlock_try_shared(&mm->space->ctl->evlock))
 		return;
 	if (umm_uffd_is_changing(mm->space->uffd))
-		too_old(mm);
+		hmm_overtaken_expire(mm);
 	else
 		hmm_overtaken_over(mm);
 	umm_evlock_unshared(&mm->space->ctl->evlock);
@@ -513,9 +513,12 @@ static int each_away(struct hmm_mm *mm, struct hmm_mm *child, uint64_t start, ui
 	/* What is parked for the parent is not in the child's records yet. */
 	for (unsigned b = 0; b < UMM_BATCHES; b++)
 		for (unsigned s = 0; s < mm->batch_pages[b] && !rc; s++) {
-			uint64_t addr = mm->slot[b][s].addr, at = where(mm, child, addr, mm->novertaken);
+			uint64_t addr = mm->slot[b][s].addr, at;
 
-			if (addr && at >= start && at < end && hmm_entry_state(entry_at(mm, addr)) == HMM_PARKED &&
+			if (!addr)
+				continue;
+			at = where(mm, child, addr, mm->novertaken);
+			if (at >= start && at < end && hmm_entry_state(entry_at(mm, addr)) == HMM_PARKED &&
 			    !is_marked(mm, addr, addr + UMM_PAGE))
 				rc = fn(mm, child, at, hmm_entry(HMM_PARKED, 0, (uintptr_t)hmm_slot_page(mm, b, s), 0),
 					arg);
@@ -577,7 +580,9 @@ static int enter_both(struct hmm_mm *mm, struct hmm_mm *child, uint64_t addr, hm
 	/* What is parked is copied to a device once, and each place has a reference. */
 	if (hmm_entry_state(e) == HMM_PARKED) {
 		rc = give(mm, child, addr, e);
-		e = entry_at(child, addr);
+		/* Where it has nothing nothing was entered, and the page itself is given to the other place. */
+		if (entry_at(child, addr))
+			e = entry_at(child, addr);
 	}
 	if (hmm_entry_state(e) == HMM_POISONED)
 		e = hmm_entry(HMM_POISONED, 0, WAS_LOST, 0); /* said when it was lost */
@@ -733,12 +738,13 @@ bool hmm_overtaken_again(struct hmm_mm *mm, uint64_t addr)
 	 * By our records alone it would be until they have been told of that it was unmapped.  Without malloc: another
 	 * thread may be in fork(), see linked.c.
 	 */
-	if (mincore((void *)(uintptr_t)addr, UMM_PAGE, &in))
+	if (mincore((void *)(uintptr_t)addr, UMM_PAGE, &in) && errno == ENOMEM)
 		return false;
 	pthread_mutex_lock(&mm->lock);
 	is = hmm_iset_meets(&mm->registered, addr, addr + UMM_PAGE);
 	pthread_mutex_unlock(&mm->lock);
-	return is;
+	/* What a mapping has grown by is registered, and so is what is only watched; no record has it. */
+	return is || is_registered(mm, addr, &(struct again){0});
 }
 
 uint64_t hmm_overtaken_place(struct hmm_mm *mm, uint64_t addr, unsigned nr, bool (*had)(void *arg, uint64_t addr),
@@ -754,7 +760,8 @@ uint64_t hmm_overtaken_place(struct hmm_mm *mm, uint64_t addr, unsigned nr, bool
 			break;
 		if (n > nr || addr < o->to || addr - o->to >= o->end - o->start)
 			continue;
-		if (had(arg, from) && (!had(arg, addr) || !hmm_overtaken_again(mm, from)))
+		/* Not where it was in between: that may be empty because all had left it before the fork. */
+		if (had(arg, from) && (!had(arg, place) || !hmm_overtaken_again(mm, from)))
 			place = from;
 		addr = from;
 	}

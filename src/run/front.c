@@ -407,8 +407,13 @@ static int watch_for_end(void)
 	sigset_t set;
 
 	sigemptyset(&set);
-	for (const int *s = (const int[]){SIGHUP, SIGINT, SIGQUIT, SIGTERM, 0}; *s; s++)
-		sigaddset(&set, *s);
+	for (const int *s = (const int[]){SIGHUP, SIGINT, SIGQUIT, SIGTERM, 0}; *s; s++) {
+		struct sigaction is;
+
+		/* Blocked it is queued also where who started us has it ignored (nohup). */
+		if (!sigaction(*s, NULL, &is) && is.sa_handler != SIG_IGN)
+			sigaddset(&set, *s);
+	}
 	while (sigtimedwait(&set, NULL, &none) > 0) /* what was for the program */
 		;
 	return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);

@@ -128,21 +128,37 @@ static int counts_of(pid_t tid, char counts[COUNTS_ROOM])
 	return rc;
 }
 
-/* 1, 0, or -errno; -EAGAIN: the agent's never hold still. */
+/* The fourth of them, how long its code is, is the same as long as there is the memory. */
+static bool same_code(const char *one, const char *other)
+{
+	unsigned long a, b;
+
+	return sscanf(one, "%*u %*u %*u %lu", &a) == 1 && sscanf(other, "%*u %*u %*u %lu", &b) == 1 && a == b;
+}
+
+/* 1, 0, or -errno; -EAGAIN: they never hold still. */
 static int counts_agree(pid_t agent, pid_t tid)
 {
 	char before[COUNTS_ROOM], theirs[COUNTS_ROOM], after[COUNTS_ROOM];
-	unsigned alike = 0;
+	unsigned alike = 0, unlike = 0;
 	int rc = counts_of(agent, before);
 
 	for (unsigned i = 0; rc > 0 && i < COUNTS_LOOKS; i++, memcpy(before, after, sizeof(before))) {
 		rc = counts_of(tid, theirs);
+		if (rc > 0 && !same_code(before, theirs))
+			return 0;
 		if (rc > 0)
 			rc = counts_of(agent, after);
 		if (rc <= 0 || strcmp(before, after))
 			continue;
-		if (strcmp(before, theirs))
-			return 0;
+		if (strcmp(before, theirs)) {
+			/* Once, it may have changed and changed back in between. */
+			alike = 0;
+			if (++unlike == COUNTS_ALIKE)
+				return 0;
+			continue;
+		}
+		unlike = 0;
 		if (++alike == COUNTS_ALIKE)
 			return 1;
 		nanosleep(&(struct timespec){.tv_nsec = 500000}, NULL);
@@ -159,8 +175,11 @@ static int same_memory(pid_t agent, pid_t tid, bool guess)
 		return lives_memory(tid);
 	if (rc > 0 || errno != EPERM || !guess)
 		return 0;
-	/* Who may look at the agent's may look at that of whoever lives there. */
+	/* Who may look at the agent's may look at that of whoever lives there, and the other way round. */
 	rc = syscall(SYS_kcmp, agent, agent, KCMP_VM, 0, 0);
+	if (rc >= 0 || errno != EPERM)
+		return 0;
+	rc = syscall(SYS_kcmp, tid, tid, KCMP_VM, 0, 0);
 	return rc < 0 && errno == EPERM ? counts_agree(agent, tid) : 0;
 }
 

@@ -597,6 +597,94 @@ static void a_fork_that_comes_after_munmap_and_mmap(void **state)
 	a_fork_that_comes_after(false);
 }
 
+/* @look in a child by a raw fork, which is asked for nothing else. */
+static void child_of(struct scene *s, int (*look)(struct scene *s))
+{
+	int status = -1;
+	pid_t pid;
+
+	own_uffd = s->space->uffd;
+	atomic_store(busy, false);
+	pid = raw_fork();
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		_exit(look(s));
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+}
+
+static void end_of(struct scene *s)
+{
+	assert_int_equal(hmm_mm_close(s->mm), 0);
+	hmm_device_close(s->dev);
+	umm_space_close(s->space);
+	munmap(s->p, N * PAGE);
+	munmap(s->elsewhere, N * PAGE);
+}
+
+static char *other;
+
+static int looks_at_other_all(struct scene *s)
+{
+	return !right(other, 0, N);
+}
+
+static int looks_exchanged(struct scene *s)
+{
+	return !right(s->p - N / 2 * PAGE, N / 2, N) || !right(s->p + N / 2 * PAGE, 0, N / 2);
+}
+
+/* Both halves are away and change places, by way of a third: in between each place was empty once. */
+static void a_fork_that_comes_after_halves_were_exchanged(void **state)
+{
+	struct scene s;
+
+	begin(&s);
+	munmap(s.elsewhere, N * PAGE);
+	assert_int_equal(move(s.p, s.elsewhere, N / 2), 0);
+	assert_int_equal(move(s.p + N / 2 * PAGE, s.p, N / 2), 0);
+	assert_int_equal(move(s.elsewhere, s.p + N / 2 * PAGE, N / 2), 0);
+	child_of(&s, looks_exchanged);
+	end_of(&s);
+}
+
+/* It was moved off where the parent still has something, and moved on. */
+static void a_fork_that_comes_after_two_mremaps(void **state)
+{
+	struct scene s;
+
+	begin(&s);
+	munmap(s.elsewhere, N * PAGE);
+	assert_ptr_equal(mremap(s.p, N * PAGE, N * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, s.elsewhere),
+			 s.elsewhere);
+	other = mmap(NULL, N * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	assert_int_equal(move(s.elsewhere, other, N), 0);
+	child_of(&s, looks_at_other_all);
+	munmap(other, N * PAGE);
+	end_of(&s);
+}
+
+static int looks_at_tail(struct scene *s)
+{
+	for (unsigned i = N / 2 * PAGE / 8; i < N * PAGE / 8; i++)
+		if (((const volatile uint64_t *)s->p)[i])
+			return 2;
+	return !right(s->p, 0, N / 2);
+}
+
+/* A mapping that becomes less and then more again has zeros there, and no poison, in a child as well. */
+static void a_fork_that_comes_after_less_and_more(void **state)
+{
+	struct scene s;
+
+	begin(&s);
+	assert_ptr_equal(mremap(s.p, N * PAGE, N / 2 * PAGE, 0), s.p);
+	assert_ptr_equal(mremap(s.p, N / 2 * PAGE, N * PAGE, 0), s.p);
+	child_of(&s, looks_at_tail);
+	end_of(&s);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -619,6 +707,9 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_fork_that_munmap_has_overtaken),
 		cmocka_unit_test(a_fork_that_comes_after_mremap),
 		cmocka_unit_test(a_fork_that_comes_after_munmap_and_mmap),
+		cmocka_unit_test(a_fork_that_comes_after_halves_were_exchanged),
+		cmocka_unit_test(a_fork_that_comes_after_two_mremaps),
+		cmocka_unit_test(a_fork_that_comes_after_less_and_more),
 	};
 	int uffd = umm_inside_uffd();
 
