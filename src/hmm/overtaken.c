@@ -641,8 +641,9 @@ static int has_settled(struct hmm_mm *child, uint64_t addr)
 /* What was entered at both places, and has stayed there: one of them is not the child's, even if it has something
  * there.
  */
-static int choose(struct hmm_mm *child, const struct hmm_overtaken *o)
+static int choose(struct hmm_mm *mm, struct hmm_mm *child, unsigned n)
 {
+	const struct hmm_overtaken *o = nth(mm, n - 1);
 	int from = has_settled(child, o->start), to = has_settled(child, o->to), rc = 0;
 	uint64_t to_end = o->to + (o->end - o->start), back = o->start - o->to;
 	struct hmm_leaf *leaf;
@@ -674,6 +675,14 @@ static int choose(struct hmm_mm *child, const struct hmm_overtaken *o)
 			rc = rc == -ENOENT ? 0 : rc;
 		}
 	}
+	/* Forked before the move, it has at that place what the move has replaced. */
+	for (const struct hmm_kept *k = mm->kept; k && !rc && !from && !to && !o->again; k = k->next)
+		for (unsigned i = 0; i < HMM_LEAF_PAGES && !rc && k->nr == n - 1; i++) {
+			uint64_t a = k->base + i * UMM_PAGE;
+
+			if (k->e[i] && a >= o->to && a < to_end)
+				rc = give_or_ask(mm, child, a, k->e[i]);
+		}
 	return rc;
 }
 
@@ -701,7 +710,7 @@ int hmm_overtaken_settle(struct hmm_mm *mm, struct hmm_mm *child)
 
 	for (unsigned n = mm->novertaken, k = 0; n && k < HMM_OVERTAKEN && !rc; n--, k++)
 		if (nth(mm, n - 1)->by == child->id && nth(mm, n - 1)->unsure)
-			rc = choose(child, nth(mm, n - 1));
+			rc = choose(mm, child, n);
 	if (!rc)
 		rc = look_again(child, &child->unsure);
 	hmm_iset_clear(&child->unsure);

@@ -1115,6 +1115,7 @@ struct overtaken {
 	bool starved;                      /* there are no descriptors but those that are kept for this */
 	bool stays;                        /* what is moved leaves a mapping behind */
 	char *on;                          /* a third thread moves it on to there; NULL: none does */
+	bool over;                         /* what was at that place before is told of first */
 };
 
 static bool was_touched(unsigned i)
@@ -1276,6 +1277,8 @@ static void overtaken_run(struct overtaken *o)
 		await_mapped(o->to);
 	else
 		await_unmapped(at);
+	if (o->over)
+		tell(w, UMM_EVENT_UNMAP, o->to, NULL);
 	if (o->to) {
 		tell(w, UMM_EVENT_REMAP, at, o->to);
 		if (!o->stays)
@@ -1562,6 +1565,26 @@ static void a_child_that_changes_something_after_mremap_onto_a_mapping(void **st
 
 	o->to = o->r = managed(o->w, N, 0);
 	o->child_first = child_unmaps_another_and_looks;
+	overtaken_run(o);
+}
+
+/* It has both, and of each what was away. */
+static void child_unmaps_another_and_looks_at_both(struct overtaken *o)
+{
+	munmap(o->q, N * UMM_PAGE);
+	for (unsigned i = 0; i < N; i++)
+		if (!page_is(o->r + i * UMM_PAGE, 2, i))
+			_exit(202);
+}
+
+static void a_child_that_changes_something_after_mremap_onto_what_was_away(void **state)
+{
+	struct overtaken *o = with_child_that_changes(AWAY);
+
+	o->to = o->r = managed(o->w, N, 2);
+	out(o->w, o->to, N);
+	o->over = true;
+	o->child_first = child_unmaps_another_and_looks_at_both;
 	overtaken_run(o);
 }
 
@@ -2064,6 +2087,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_child_that_changes_something_after_mremap_and_munmap),
 		cmocka_unit_test(a_child_that_moves_it_after_mremap),
 		cmocka_unit_test(a_child_that_changes_something_after_mremap_onto_a_mapping),
+		cmocka_unit_test(a_child_that_changes_something_after_mremap_onto_what_was_away),
 		cmocka_unit_test(a_child_that_changes_something_and_comes_after_mremap),
 		cmocka_unit_test(a_child_that_changes_something_and_comes_after_mremap_while_parked),
 		cmocka_unit_test(a_child_that_changes_something_and_comes_after_mremap_that_leaves_a_mapping),
