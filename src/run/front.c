@@ -285,15 +285,16 @@ static void die_as(int status)
 }
 
 /*
- * Of the stop that we saw nothing is left to be waited for.  Whoever lets us go on has
- * mostly let the program go on, too, and it may have been stopped again since: that stop
- * must not be undone by us, who come late.
+ * Is the program where it was stopped last, as we have seen?  Whoever lets us go on has
+ * mostly let it go on, too, and it may have been stopped again since, or be about to
+ * be: we come late, and our SIGCONT would undo that.  Of the stop that we saw nothing
+ * is left to be waited for; that it was continued, or stopped anew, is.
  */
-static bool stopped_anew(pid_t program)
+static bool is_still_stopped(pid_t program)
 {
 	siginfo_t si = {0};
 
-	return !waitid(P_PID, (id_t)program, &si, WSTOPPED | WNOHANG | WNOWAIT) && si.si_pid == program;
+	return waitid(P_PID, (id_t)program, &si, WSTOPPED | WCONTINUED | WNOHANG | WNOWAIT) || !si.si_pid;
 }
 
 /*
@@ -364,7 +365,7 @@ static int stand_in(pid_t program, pid_t supervisor, int sup_fd, const sigset_t 
 				send_word(sup_fd, RUN_PROGRAM_STOPPED, program);
 				kill(getpid(), SIGSTOP);
 				send_word(sup_fd, RUN_PROGRAM_GOES_ON, program);
-				if (!stopped_anew(program))
+				if (is_still_stopped(program))
 					kill(program, SIGCONT);
 				continue;
 			}
