@@ -462,8 +462,9 @@ static void mark_again(struct hmm_mm *mm, uint64_t start, uint64_t end)
 		at = !in || in->start >= end ? end : in->start > at ? in->start : at;
 		z = in && in->end < end ? in->end : end;
 		pthread_mutex_unlock(&mm->lock);
-		if (at < end)
-			hmm_unforked_add(mm, at, z);
+		/* Where that is refused nothing goes any more, as where it is refused after a fork. */
+		if (at < end && hmm_unforked_add(mm, at, z))
+			atomic_fetch_add(&mm->rest, 1);
 	}
 }
 

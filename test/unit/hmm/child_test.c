@@ -548,55 +548,6 @@ static void a_fork_that_munmap_has_overtaken(void **state)
 	overtaken_run(&o);
 }
 
-/* Nothing of it is for a child that is forked after, whatever is there then. */
-static void a_fork_that_comes_after(bool moved)
-{
-	struct scene s;
-	int status = -1;
-	char *at;
-	pid_t pid;
-
-	begin(&s);
-	if (moved) {
-		assert_int_equal(move(s.p, s.elsewhere, N), 0);
-	} else {
-		assert_int_equal(syscall(SYS_munmap, s.p, N * PAGE), 0);
-		at = mmap(s.p, N * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1,
-			  0);
-		assert_ptr_equal(at, s.p);
-		assert_int_equal(hmm_mm_manage(s.mm, (uintptr_t)at, (uintptr_t)at + N * PAGE), 0);
-	}
-	own_uffd = s.space->uffd;
-	atomic_store(busy, false);
-	pid = raw_fork();
-	if (!pid) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		for (unsigned i = 0; !moved && i < N * PAGE / 8; i++)
-			if (((const volatile uint64_t *)s.p)[i])
-				_exit(2);
-		_exit(moved && !right(s.elsewhere, 0, N));
-	}
-	assert_int_equal(waitpid(pid, &status, 0), pid);
-	assert_int_equal(status, 0);
-	if (moved)
-		assert_true(right(s.elsewhere, 0, N));
-	assert_int_equal(hmm_mm_close(s.mm), 0);
-	hmm_device_close(s.dev);
-	umm_space_close(s.space);
-	munmap(s.p, N * PAGE);
-	munmap(s.elsewhere, N * PAGE);
-}
-
-static void a_fork_that_comes_after_mremap(void **state)
-{
-	a_fork_that_comes_after(true);
-}
-
-static void a_fork_that_comes_after_munmap_and_mmap(void **state)
-{
-	a_fork_that_comes_after(false);
-}
-
 /* @look in a child by a raw fork, which is asked for nothing else. */
 static void child_of(struct scene *s, int (*look)(struct scene *s))
 {
@@ -621,6 +572,45 @@ static void end_of(struct scene *s)
 	umm_space_close(s->space);
 	munmap(s->p, N * PAGE);
 	munmap(s->elsewhere, N * PAGE);
+}
+
+static int looks_elsewhere(struct scene *s)
+{
+	return !right(s->elsewhere, 0, N);
+}
+
+static void a_fork_that_comes_after_mremap(void **state)
+{
+	struct scene s;
+
+	begin(&s);
+	assert_int_equal(move(s.p, s.elsewhere, N), 0);
+	child_of(&s, looks_elsewhere);
+	assert_true(right(s.elsewhere, 0, N));
+	end_of(&s);
+}
+
+static int finds_zeros(struct scene *s)
+{
+	for (unsigned i = 0; i < N * PAGE / 8; i++)
+		if (((const volatile uint64_t *)s->p)[i])
+			return 2;
+	return 0;
+}
+
+/* Nothing of what was unmapped is for a child that is forked after, whatever is there then. */
+static void a_fork_that_comes_after_munmap_and_mmap(void **state)
+{
+	struct scene s;
+	char *at;
+
+	begin(&s);
+	assert_int_equal(syscall(SYS_munmap, s.p, N * PAGE), 0);
+	at = mmap(s.p, N * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+	assert_ptr_equal(at, s.p);
+	assert_int_equal(hmm_mm_manage(s.mm, (uintptr_t)at, (uintptr_t)at + N * PAGE), 0);
+	child_of(&s, finds_zeros);
+	end_of(&s);
 }
 
 static char *other;
