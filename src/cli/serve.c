@@ -29,6 +29,13 @@ static void say(void *priv, const char *line)
 	fprintf(stderr, "hmm serve: %s\n", line);
 }
 
+static bool is_ignored(int sig)
+{
+	struct sigaction now;
+
+	return !sigaction(sig, NULL, &now) && now.sa_handler == SIG_IGN;
+}
+
 int hmm_serve_main(int argc, char **argv)
 {
 	static const struct option longs[] = {
@@ -78,10 +85,13 @@ int hmm_serve_main(int argc, char **argv)
 	/* The keys are in our memory. */
 	prctl(PR_SET_DUMPABLE, 0);
 	signal(SIGPIPE, SIG_IGN);
+	/* Who is blocked is queued also where it is ignored, and what is ignored at the start (nohup) stays so. */
 	sigemptyset(&ends);
-	sigaddset(&ends, SIGINT);
 	sigaddset(&ends, SIGTERM);
-	sigaddset(&ends, SIGHUP);
+	if (!is_ignored(SIGINT))
+		sigaddset(&ends, SIGINT);
+	if (!is_ignored(SIGHUP))
+		sigaddset(&ends, SIGHUP);
 	pthread_sigmask(SIG_BLOCK, &ends, NULL);
 	if (tier_server_start(&opt, &srv, err, sizeof(err)))
 		return fail(err, NULL);

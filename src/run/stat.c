@@ -352,5 +352,9 @@ int hmm_stat_main(int argc, char **argv)
 	else
 		table(answer);
 	free(answer);
+	if (fflush(stdout) || ferror(stdout)) {
+		fprintf(stderr, "hmm stat: writing: %s\n", strerror(errno));
+		return 125;
+	}
 	return 0;
 }
