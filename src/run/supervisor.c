@@ -49,6 +49,7 @@
 
 #define TICK_NS 500000000l
 #define COMING_NS 5000000000ull
+#define KILL_TICKS 10u
 
 static void say(void *priv, const char *line)
 {
@@ -84,6 +85,8 @@ static int on_program_end(struct member *m)
 	rc = member_inherit(m);
 	if (!rc)
 		member_end(m);
+	else if (rc > 0 && m->sup->killing)
+		member_kill(m); /* nobody has killed its heirs yet */
 	if (rc >= 0)
 		return 0;
 	epoll_ctl(m->sup->epfd, EPOLL_CTL_DEL, m->pidfd, NULL); /* it would call without end */
@@ -331,6 +334,22 @@ static void look_at_stopped(struct supervisor *s)
 		kill(s->front, SIGCONT);
 }
 
+/*
+ * Who has neither an agent nor a pid that is known is found by its environment alone.  Who has none of
+ * ours stays, and is not looked for all the time.
+ */
+static void kill_unknown(struct supervisor *s)
+{
+	struct member *m;
+
+	pthread_mutex_lock(&s->lock);
+	for (m = s->members; m && (m->agent > 0 || m->pid > 0); m = m->next)
+		;
+	pthread_mutex_unlock(&s->lock);
+	if (m && s->kills++ % KILL_TICKS == 0)
+		coming_kill(s->name, s->token);
+}
+
 static void on_tick(struct supervisor *s)
 {
 	struct member *m;
@@ -355,6 +374,8 @@ static void on_tick(struct supervisor *s)
 		else if (space_is_dead(m))
 			member_end(m);
 	}
+	if (s->killing)
+		kill_unknown(s);
 	age(s->h);
 }
 

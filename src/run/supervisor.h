@@ -81,6 +81,7 @@ struct supervisor {
 	bool program_ended; /* and this is over */
 	uint64_t gone_ns;   /* since when nobody is known; 0: somebody is */
 	bool killing;
+	unsigned kills; /* ticks since, with somebody who is not known */
 };
 
 /* supervisor.c */

@@ -768,6 +768,21 @@ static int clone_vm_outlives(void)
 	_exit(read(0, &c, 1) != 0); /* who started it may want to say when */
 }
 
+static int sharer_waits(void *arg)
+{
+	for (;;)
+		syscall(SYS_pause);
+	return 1;
+}
+
+/* Until it is killed. */
+static int clone_vm_waits(void)
+{
+	char *stack = v_map(V_MIB), c;
+
+	return clone(sharer_waits, stack + V_MIB, CLONE_VM | SIGCHLD, NULL) < 0 || read(0, &c, 1) != 0;
+}
+
 /* Of whom the kernel tells an ordinary user nothing. */
 static int clone_vm_outlives_undumpable(void)
 {
@@ -1243,6 +1258,7 @@ int main(int argc, char **argv)
 		{"system", run_system},
 		{"clone-vm", clone_vm},
 		{"clone-vm-outlives", clone_vm_outlives},
+		{"clone-vm-waits", clone_vm_waits},
 		{"clone-vm-outlives-undumpable", clone_vm_outlives_undumpable},
 		{"daemon", run_daemon},
 		{"forkpty", run_forkpty},

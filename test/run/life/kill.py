@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: MIT
 """Whoever holds what is away dies: the program must die too, soon, and must not have seen a wrong byte.
 
-kill.py BUILD [supervisor|supervisor_raw|supervisor_agents|supervisor_front|supervisor_hidden|keeper|agent|front|front_forking|early|devices]
+kill.py BUILD [supervisor|supervisor_raw|supervisor_agents|supervisor_front|supervisor_hidden|keeper|agent|front|front_asleep|front_sharer|front_forking|early|devices]
 """
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 
@@ -24,6 +25,16 @@ def spin(h):
 
 def programs(root):
     return [p for p in descendants(root) if comm(p) == "life-spin"]
+
+
+def forks(h):
+    return os.path.join(h.build, "test/run/life/life-fork")
+
+
+def ends_with_front(r):
+    os.kill(r.pid, signal.SIGKILL)
+    r.wait(timeout=30)
+    r.expect(rc=-signal.SIGKILL, min_out=0, no_stderr=WRONG)
 
 
 def alive(pid):
@@ -139,6 +150,24 @@ def front(h):
     several(h, "front", 1)
 
 
+def front_asleep(h):
+    """Nor does who has no agent, and does nothing that tells its number, live on."""
+    for _ in range(ROUNDS):
+        r = h.start([spin(h), SPIN, "1", "0", "raw", "shown", "stops"], ram=SPIN_RAM)
+        r.until(lambda: "spinning" in r.out() and [state(p) for p in programs(r.pid)].count("T") == 1,
+                "it does not get going")
+        ends_with_front(r)
+
+
+def front_sharer(h):
+    """Nor who shares the memory of who has ended first."""
+    for _ in range(ROUNDS):
+        r = h.start([forks(h), "clone-vm-waits"], stdin=subprocess.PIPE)
+        r.until(lambda: len([p for p in descendants(r.pid) if comm(p) == "life-fork"]) == 2, "it does not get going")
+        ends_with_front(r)
+        r.child.stdin.close()
+
+
 def front_forking(h):
     """Whoever has just been forked or started goes with the others, also when nobody has heard of it yet."""
     for how in ("os.fork()", "os.posix_spawn(sys.executable, ['python3', '-c', 'import time; time.sleep(60)'], os.environ)"):
@@ -191,4 +220,4 @@ def devices(h):
 
 
 if __name__ == "__main__":
-    main_of(supervisor, supervisor_raw, supervisor_agents, supervisor_front, supervisor_hidden, keeper, agent, front, front_forking, early, devices)
+    main_of(supervisor, supervisor_raw, supervisor_agents, supervisor_front, supervisor_hidden, keeper, agent, front, front_asleep, front_sharer, front_forking, early, devices)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * spin MIB CHILDREN ROUNDS [raw [hidden [stops]]]: turns its memory over and over, checking all of
+ * spin MIB CHILDREN ROUNDS [raw [hidden|shown [stops]]]: turns its memory over and over, checking all of
  * it, alone or with children that do the same; ROUNDS 0: for ever.  Says "begins", "spinning"
  * when it has been through once, and each wrong byte.  raw: children that no hook
  * sees being made; hidden: nor does their environment say whose they
@@ -53,7 +53,7 @@ int main(int argc, char **argv)
 	int bad, status;
 
 	v_fill_all(p, n, 1, 0, V_QUARTER);
-	if (argc > 5)
+	if (argc > 5 && !strcmp(argv[5], "hidden"))
 		hide();
 	for (unsigned c = 0; c < children; c++) {
 		pid_t pid = argc > 4 ? (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0) : fork();
