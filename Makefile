@@ -181,7 +181,7 @@ install: build
 	@meson configure '$(BUILD)' --prefix '$(PREFIX)'
 	@ninja -C '$(BUILD)' --quiet
 	@DESTDIR='$(DESTDIR)' meson install -C '$(BUILD)' --no-rebuild
-	@[ -n '$(DESTDIR)' ] || [ "$$(id -u)" -ne 0 ] || ldconfig
+	@[ -n '$(DESTDIR)' ] || [ "$$(id -u)" -ne 0 ] || PATH="$$PATH:/sbin:/usr/sbin" ldconfig
 
 format:
 	@git ls-files '*.c' '*.h' | xargs clang-format -i

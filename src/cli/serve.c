@@ -11,6 +11,7 @@
 #include <sys/resource.h>
 
 #include "cli/cli.h"
+#include "cli/ends.h"
 #include "drivers/ofi/server.h"
 #include "hmm/size.h"
 
@@ -29,13 +30,6 @@ static void say(void *priv, const char *line)
 	fprintf(stderr, "hmm serve: %s\n", line);
 }
 
-static bool is_ignored(int sig)
-{
-	struct sigaction now;
-
-	return !sigaction(sig, NULL, &now) && now.sa_handler == SIG_IGN;
-}
-
 int hmm_serve_main(int argc, char **argv)
 {
 	static const struct option longs[] = {
@@ -49,7 +43,8 @@ int hmm_serve_main(int argc, char **argv)
 	struct tier_server *srv;
 	struct rlimit nofile;
 	char err[400];
-	sigset_t ends;
+	static const int sigs[] = {SIGINT, SIGTERM, SIGHUP, 0};
+	sigset_t ends, blocked;
 	int c, sig;
 
 	optind = 0;
@@ -85,14 +80,12 @@ int hmm_serve_main(int argc, char **argv)
 	/* The keys are in our memory. */
 	prctl(PR_SET_DUMPABLE, 0);
 	signal(SIGPIPE, SIG_IGN);
-	/* Who is blocked is queued also where it is ignored, and what is ignored at the start (nohup) stays so. */
-	sigemptyset(&ends);
-	sigaddset(&ends, SIGTERM);
-	if (!is_ignored(SIGINT))
-		sigaddset(&ends, SIGINT);
-	if (!is_ignored(SIGHUP))
-		sigaddset(&ends, SIGHUP);
-	pthread_sigmask(SIG_BLOCK, &ends, NULL);
+	ends_not_ignored(&ends, sigs);
+	/* What is ignored, too: providers of libfabric set handlers of their own, by which they end the process. */
+	sigemptyset(&blocked);
+	for (const int *s = sigs; *s; s++)
+		sigaddset(&blocked, *s);
+	pthread_sigmask(SIG_BLOCK, &blocked, NULL);
 	if (tier_server_start(&opt, &srv, err, sizeof(err)))
 		return fail(err, NULL);
 	printf("hmm serve: listening on ofi://%s\n", tier_server_addr(srv));

@@ -32,6 +32,7 @@
 #include <unistd.h>
 
 #include "cli/cli.h"
+#include "cli/ends.h"
 #include "hmm.h"
 #include "hmm/size.h"
 #include "run/coming.h"
@@ -407,14 +408,7 @@ static int watch_for_end(void)
 	struct timespec none = {0};
 	sigset_t set;
 
-	sigemptyset(&set);
-	for (const int *s = (const int[]){SIGHUP, SIGINT, SIGQUIT, SIGTERM, 0}; *s; s++) {
-		struct sigaction is;
-
-		/* Blocked it is queued also where who started us has it ignored (nohup). */
-		if (!sigaction(*s, NULL, &is) && is.sa_handler != SIG_IGN)
-			sigaddset(&set, *s);
-	}
+	ends_not_ignored(&set, (const int[]){SIGHUP, SIGINT, SIGQUIT, SIGTERM, 0});
 	while (sigtimedwait(&set, NULL, &none) > 0) /* what was for the program */
 		;
 	return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);

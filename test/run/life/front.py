@@ -320,6 +320,9 @@ def stat_running(h):
             check(s["away_pages"] > 0 and s["budget_bytes"] == int(SPIN_RAM[:-1]) << 20, f"{s}")
             a = ask(h, pid)
             check(a.returncode == 0 and re.search(r"^away .*MiB", a.stdout, re.M), f"{a}")
+    for how in ((), ("--json",)):
+        a = ask(h, prog, *how, prefix=("sh", "-c", 'exec "$@" >/dev/full', "-"))
+        check(a.returncode == 125 and a.stderr.startswith("hmm stat: writing: "), f"a full disk: {a}")
     a = ask(h, r.pid, "--restore", "--json")
     check(a.returncode == 0 and json.loads(a.stdout)["away_pages"] == 0, f"not all came back: {a}")
     os.kill(prog, signal.SIGCONT)

@@ -23,10 +23,11 @@ LONG = 10 if os.environ.get("HMM_TEST_LONG") else 1
 
 
 class Server:
-    def __init__(self, h, memory="512M", listen="127.0.0.1:0", key=None):
+    def __init__(self, h, memory="512M", listen="127.0.0.1:0", key=None, ignored=None):
         line = [h.exe, "serve", "--listen", f"ofi://{listen}", "--memory", memory]
         self.child = subprocess.Popen(line + (["--key", key] if key else []), stdout=subprocess.PIPE,
-                                      stderr=subprocess.PIPE, text=True)
+                                      stderr=subprocess.PIPE, text=True,
+                                      preexec_fn=ignored and (lambda: signal.signal(ignored, signal.SIG_IGN)))
         self.pid = self.child.pid
         h.beside.add(self.pid)
         ready = self.child.stdout.readline()
@@ -219,6 +220,21 @@ def server_stopped(h, d):
     s.child.kill()
 
 
+def server_hangup(h):
+    """Ends it, as ^C does; but where both are ignored when it starts (nohup, "&" of a script) it goes on."""
+    for sig in (signal.SIGHUP, signal.SIGINT):
+        s = Server(h)
+        s.child.send_signal(sig)
+        require(s.child.wait(timeout=30) == 0, "it does not end well", sig, s.child.returncode)
+        s = Server(h, ignored=sig)
+        s.child.send_signal(sig)
+        try:
+            s.child.wait(timeout=1)
+            raise Failed(f"{sig!r} was ignored and ends it: {s.child.returncode}")
+        except subprocess.TimeoutExpired:
+            s.end()
+
+
 @with_dir
 def needs_none(h, d):
     s = Server(h)
@@ -312,4 +328,4 @@ def garbage(h):
 
 
 main_of(every_byte, remote_alone, processes, server_full, keys, refused, server_killed, server_killed_early,
-        server_stopped, needs_none, garbage)
+        server_stopped, server_hangup, needs_none, garbage)
