@@ -252,7 +252,7 @@ static int put_back(struct hmm_mm *mm, struct hmm_leaf *leaf, uint64_t addr, con
 	if (rc == -EAGAIN)
 		return rc;
 	if (rc && rc != -ESRCH) {
-		/* Not there any more for a reason that an event will tell, or present: who waits looks again. */
+		/* Not there any more, with no event unread that tells where, or present: who waits looks again. */
 		umm_uffd_wake(mm->space->uffd, addr, UMM_PAGE);
 		if (rc == -ENOMEM)
 			return -EAGAIN;

@@ -7,7 +7,8 @@
  * A change of an address space that userfaultfd reports (munmap, mremap,
  * MADV_DONTNEED, fork) is "under way" from before its event is queued until
  * the changer runs again, after somebody has read the event.  While it is, the
- * kernel refuses MOVE and COPY with EAGAIN.  Once it has been read, nothing is
+ * kernel refuses MOVE and COPY with EAGAIN (or ENOENT, where they have waited for
+ * mremap()'s lock: uffd.c makes EAGAIN of it).  Once it has been read, nothing is
  * refused any more, though our records still tell the old story.  So:
  *
  *  - who reads events takes the lock exclusively before the read and holds it

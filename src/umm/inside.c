@@ -118,6 +118,11 @@ int umm_inside_registered(int uffd, uint64_t addr)
 	struct uffdio_continue c = {.range = {addr, UMM_PAGE}, .mode = UFFDIO_CONTINUE_MODE_DONTWAKE};
 	int rc = sys_ioctl(uffd, UFFDIO_CONTINUE, &c);
 
+	/* Waited for mremap()'s lock, perhaps (uffd.c): at an impossible address only the change is told. */
+	if (rc == -ENOENT) {
+		c.range.start = 1;
+		rc = sys_ioctl(uffd, UFFDIO_CONTINUE, &c) == -EAGAIN ? -EAGAIN : rc;
+	}
 	return rc == -EAGAIN || rc == -ENOENT ? rc : 0;
 }
 

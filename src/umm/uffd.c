@@ -8,10 +8,19 @@
 
 #define SAID_AGAIN 2u
 
-/* In parentheses: for fault injection each caller counts, not this (test/inject/inject.h). */
+/*
+ * The calls that place something look for the mapping before they ask, once more, whether a change is under way: who
+ * waits for the lock that mremap() has gets ENOENT though the event is unread (test/kernel/uffd_enoent_under_mremap.c).
+ * Nothing is gone then, it is elsewhere, and the event will tell where.  Who shares the event lock can rely on it: what
+ * was unread at the call is unread still.
+ *
+ * In parentheses: for fault injection each caller counts, not this (test/inject/inject.h).
+ */
 static int(uffd_ioctl)(int fd, unsigned long req, void *arg)
 {
-	return (ioctl)(fd, req, arg) ? -errno : 0;
+	int rc = (ioctl)(fd, req, arg) ? -errno : 0;
+
+	return rc == -ENOENT && umm_uffd_is_changing(fd) ? -EAGAIN : rc;
 }
 
 int umm_uffd_api(int uffd, uint64_t want, uint64_t optional, uint64_t *got)

@@ -233,7 +233,8 @@ static void of_a_block_some_went_unsaid(void **state)
 	char *p = managed(w, 2 * pages, 1), *block = p + (-(uintptr_t)p & (size - 1));
 	char *room = mmap(NULL, 3 * size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	assert_true(room != MAP_FAILED);
-	struct umm_inside in = {.uffd = w->in.uffd, .ctl = w->in.ctl, .staging = room + (-(uintptr_t)room & (size - 1))};
+	struct umm_inside in = {
+		.uffd = w->in.uffd, .ctl = w->in.ctl, .staging = room + (-(uintptr_t)room & (size - 1))};
 	unsigned from = (unsigned)((block - p) / UMM_PAGE);
 
 	assert_int_equal(umm_uffd_register(in.uffd, (uintptr_t)in.staging, size, UFFDIO_REGISTER_MODE_MISSING), 0);
@@ -249,7 +250,8 @@ static void of_a_block_some_went_unsaid(void **state)
 	umm_inside_move(&in, 0);
 	for (unsigned r = 0; r < runs; r++)
 		assert_true(batch->run[r].mask == ~0ull);
-	assert_int_equal(batch->run[0].unsaid, n); /* as a block: of runs it would be the second one's, and the third's */
+	assert_int_equal(batch->run[0].unsaid,
+			 n); /* as a block: of runs it would be the second one's, and the third's */
 	assert_int_equal(count_present(w, block, pages), 0);
 	for (unsigned i = 0; i < pages; i++)
 		assert_true(page_is(in.staging + i * UMM_PAGE, 1, from + i));
@@ -329,6 +331,62 @@ static void staging_is_populated(void **state)
 	world_destroy(w);
 }
 
+#define LONG_LEN (32ul << 20)
+
+struct journey {
+	char *from, *to;
+};
+
+static void *travels(void *arg)
+{
+	struct journey *j = arg;
+
+	return mremap(j->from, LONG_LEN, LONG_LEN, MREMAP_MAYMOVE | MREMAP_FIXED, j->to);
+}
+
+/* That a mapping is not registered must not be said of one that mremap() has just taken away. */
+static void what_is_on_its_way_is_not_unregistered(void **state)
+{
+	int uffd = umm_inside_uffd();
+	size_t huge = 2ul << 20;
+	uint64_t got;
+	char *room = mmap(NULL, 2 * LONG_LEN + 2 * huge, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct journey j = {.from = (char *)(((uintptr_t)room + huge - 1) & -huge)};
+
+	j.to = j.from + LONG_LEN + huge / 2; /* page by page: it takes a while */
+	assert_true(uffd >= 0);
+	assert_int_equal(umm_uffd_api(uffd, UMM_UFFD_BASE, 0, &got), 0);
+	assert_int_equal(mprotect(j.from, LONG_LEN, PROT_READ | PROT_WRITE), 0);
+	madvise(j.from, LONG_LEN, MADV_NOHUGEPAGE);
+	for (size_t i = 0; i < LONG_LEN; i += UMM_PAGE)
+		j.from[i] = 1;
+	assert_int_equal(umm_uffd_register(uffd, (uintptr_t)j.from, LONG_LEN, UFFDIO_REGISTER_MODE_MISSING), 0);
+	for (unsigned round = 0; round < 8; round++) {
+		struct uffd_msg msg;
+		char *was = j.from;
+		void *came_to;
+		pthread_t t;
+		int rc;
+
+		assert_int_equal(pthread_create(&t, NULL, travels, &j), 0);
+		while (!(rc = umm_inside_registered(uffd, (uintptr_t)j.from)))
+			;
+		assert_int_equal(rc, -EAGAIN);
+		for (unsigned n = 0; n < 2;) /* REMAP, UNMAP */
+			if (read(uffd, &msg, sizeof(msg)) == sizeof(msg))
+				n++;
+			else
+				assert_true(errno == EAGAIN || errno == EINTR);
+		pthread_join(t, &came_to);
+		assert_ptr_equal(came_to, j.to);
+		assert_int_equal(umm_inside_registered(uffd, (uintptr_t)was), -ENOENT);
+		j.from = j.to;
+		j.to = was;
+	}
+	close(uffd);
+	munmap(room, 2 * LONG_LEN + 2 * huge);
+}
+
 int main(void)
 {
 	const char *why;
@@ -343,6 +401,7 @@ int main(void)
 		cmocka_unit_test(of_a_block_some_went_unsaid),
 		cmocka_unit_test(staging_that_cannot_be_emptied),
 		cmocka_unit_test(staging_is_populated),
+		cmocka_unit_test(what_is_on_its_way_is_not_unregistered),
 	};
 
 	if (!w)

@@ -111,15 +111,20 @@ static void assert_filled(const char *mem, size_t size, unsigned seed, size_t fi
 			fail_msg("word %zu is wrong", i);
 }
 
-static unsigned on(struct fixture *f, const struct hmm_device *dev)
+static unsigned on_at(struct fixture *f, const struct hmm_device *dev, uint64_t addr)
 {
 	struct hmm_device *where[NR];
 	unsigned n = 0;
 
-	assert_int_equal(hmm_where(f->mm, f->addr, f->addr + SIZE, where, NULL), 0);
+	assert_int_equal(hmm_where(f->mm, addr, addr + SIZE, where, NULL), 0);
 	for (unsigned i = 0; i < NR; i++)
 		n += where[i] == dev;
 	return n;
+}
+
+static unsigned on(struct fixture *f, const struct hmm_device *dev)
+{
+	return on_at(f, dev, f->addr);
 }
 
 static bool present(uint64_t addr)
@@ -1297,6 +1302,178 @@ static void a_device_that_is_removed_holds_nothing(void **state)
 	assert_int_equal(hmm_mm_remove_device(f->mm, &f->coherent), 0);
 }
 
+#define LONG_LEN (32ul << 20)
+#define LONG_AWAY 64u
+#define LONG_ROUNDS 8u
+
+/* A mapping so large, and a place that lies so in its page tables, that mremap() takes a while. */
+struct journey {
+	char *room, *at, *to;
+	atomic_bool begun;
+	void *came_to;
+};
+
+static void *travels(void *arg)
+{
+	struct journey *j = arg;
+
+	atomic_store(&j->begun, true);
+	/* By a raw call: the kernel alone tells of it. */
+	j->came_to = (void *)syscall(SYS_mremap, j->at, LONG_LEN, LONG_LEN, MREMAP_MAYMOVE | MREMAP_FIXED, j->to);
+	return NULL;
+}
+
+static void journey_prepare(struct fixture *f, struct journey *j)
+{
+	size_t huge = 2ul << 20;
+
+	j->room = mmap(NULL, 2 * LONG_LEN + 2 * huge, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	assert_ptr_not_equal(j->room, MAP_FAILED);
+	j->at = (char *)(((uintptr_t)j->room + huge - 1) & -huge);
+	j->to = j->at + LONG_LEN + huge / 2;
+	assert_int_equal(mprotect(j->at, LONG_LEN, PROT_READ | PROT_WRITE), 0);
+	madvise(j->at, LONG_LEN, MADV_NOHUGEPAGE);
+	for (size_t i = 0; i < LONG_LEN; i += PAGE)
+		*(uint64_t *)(j->at + i) = i + 1;
+	assert_int_equal(hmm_mm_manage(f->mm, (uintptr_t)j->at, (uintptr_t)j->at + LONG_LEN), 0);
+}
+
+static void journey_start(struct journey *j, pthread_t *t)
+{
+	atomic_store(&j->begun, false);
+	assert_int_equal(pthread_create(t, NULL, travels, j), 0);
+	while (!atomic_load(&j->begun))
+		sched_yield();
+}
+
+static void journey_finish(struct journey *j, pthread_t t)
+{
+	char *was = j->at;
+
+	pthread_join(t, NULL);
+	assert_ptr_equal(j->came_to, j->to);
+	j->at = j->to;
+	j->to = was;
+}
+
+/* What no device takes goes back, and finds that its mapping is on its way. */
+static void a_page_goes_back_while_its_mapping_moves(void **state)
+{
+	struct fixture *f = *state;
+	struct hmm_migrate *m = calloc(1, sizeof(*m));
+	struct journey j;
+	pthread_t t;
+
+	journey_prepare(f, &j);
+	fake_set(f->dev[0], &f->dev[0]->take_every, 0);
+	for (unsigned round = 0; round < LONG_ROUNDS; round++) {
+		*m = (struct hmm_migrate){.mm = f->mm,
+					  .to = &f->dev[0]->dev,
+					  .start = (uintptr_t)j.at,
+					  .end = (uintptr_t)j.at + LONG_AWAY * PAGE};
+		assert_int_equal(hmm_migrate_collect(m), 0);
+		assert_int_equal(m->npages, LONG_AWAY);
+		assert_int_equal(hmm_migrate_copy(m), 0);
+		journey_start(&j, &t);
+		assert_int_equal(hmm_migrate_commit(m), 0);
+		journey_finish(&j, t);
+		for (size_t i = 0; i < LONG_AWAY * PAGE; i += PAGE)
+			assert_int_equal(*(uint64_t *)(j.at + i), i + 1);
+	}
+	munmap(j.room, 2 * LONG_LEN + (4ul << 20));
+	free(m);
+}
+
+struct toucher {
+	const char *at;
+	_Atomic int sig;
+};
+
+static _Thread_local sigjmp_buf touch_jump;
+
+static void on_touch(int sig)
+{
+	siglongjmp(touch_jump, sig);
+}
+
+static void *touches(void *arg)
+{
+	struct toucher *t = arg;
+	int sig = sigsetjmp(touch_jump, 1);
+
+	if (!sig)
+		*(const volatile uint64_t *)t->at;
+	atomic_store(&t->sig, sig);
+	return NULL;
+}
+
+/* Nor is the program ended for a page that cannot be read, and cannot be marked as lost either where it was. */
+static void a_page_is_lost_while_its_mapping_moves(void **state)
+{
+	struct fixture *f = *state;
+	struct sigaction sa = {.sa_handler = on_touch}, was[2];
+	struct journey j;
+
+	journey_prepare(f, &j);
+	sigaction(SIGSEGV, &sa, &was[0]);
+	sigaction(SIGBUS, &sa, &was[1]);
+	for (unsigned round = 0; round < LONG_ROUNDS; round++) {
+		struct toucher touch = {.at = j.at + round * PAGE};
+		pthread_t t, toucher;
+		uint64_t moved, a = (uintptr_t)touch.at;
+
+		assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev[0]->dev, a, a + PAGE, NULL, &moved), 0);
+		assert_int_equal(moved, 1);
+		fake_fail_out(f->dev[0], -EIO);
+		fake_tell(f->dev[0], &f->dev[0]->block_out, true);
+		assert_int_equal(pthread_create(&toucher, NULL, touches, &touch), 0);
+		fake_await(f->dev[0], &f->dev[0]->out_blocked);
+		journey_start(&j, &t);
+		fake_tell(f->dev[0], &f->dev[0]->block_out, false);
+		journey_finish(&j, t);
+		pthread_join(toucher, NULL);
+		assert_true(touch.sig == SIGBUS || touch.sig == SIGSEGV);
+		/* Lost before it moved, or not touched there yet. */
+		touch.at = j.at + round * PAGE;
+		touches(&touch);
+		assert_int_equal(touch.sig, SIGBUS);
+		fake_fail_out(f->dev[0], 0);
+	}
+	sigaction(SIGSEGV, &was[0], NULL);
+	sigaction(SIGBUS, &was[1], NULL);
+	munmap(j.room, 2 * LONG_LEN + (4ul << 20));
+}
+
+/* A child's that runs already, by a raw fork: what it moves is still being filled. */
+static void a_child_moves_what_it_is_being_given(void **state)
+{
+	struct fixture *f = *state;
+	struct journey j;
+	uint64_t moved;
+
+	journey_prepare(f, &j);
+	for (unsigned round = 0; round < LONG_ROUNDS; round++) {
+		uint64_t a = (uintptr_t)j.at;
+		int status;
+
+		assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev[0]->dev, a, a + NR * PAGE, NULL, &moved), 0);
+		assert_int_equal(on_at(f, &f->dev[0]->dev, a), NR);
+		pid_t pid = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+		if (!pid) {
+			travels(&j);
+			if (j.came_to != j.to)
+				_exit(1);
+			for (size_t i = 0; i < NR * PAGE; i += PAGE)
+				if (*(uint64_t *)(j.to + i) != i + 1)
+					_exit(2);
+			_exit(0);
+		}
+		assert_int_equal(waitpid(pid, &status, 0), pid);
+		assert_int_equal(status, 0);
+	}
+	munmap(j.room, 2 * LONG_LEN + (4ul << 20));
+}
+
 static void *lets_go_later(void *arg)
 {
 	usleep(100000);
@@ -1351,6 +1528,9 @@ int main(int argc, char **argv)
 		T(letting_go),
 		T(only_what_is_managed_is_let_go),
 		T(what_another_engine_is_about_to_let_go_of),
+		T(a_page_goes_back_while_its_mapping_moves),
+		T(a_page_is_lost_while_its_mapping_moves),
+		T(a_child_moves_what_it_is_being_given),
 		T(a_watched_mapping_that_moves_is_not_managed),
 		T(a_device_that_is_removed_holds_nothing),
 		cmocka_unit_test(opened_while_malloc_waits),
