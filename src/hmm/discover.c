@@ -22,6 +22,7 @@
  * sends an event, and is none of the records' from then on.
  */
 #include <errno.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
@@ -473,9 +474,13 @@ int hmm_hands_off(struct hmm_mm *mm, uint64_t start, uint64_t end)
 	const struct umm_change c = {.event = UMM_EVENT_MIGRATE, .start = start, .end = end, .blockable = true};
 	struct umm_evlock *evlock = &mm->space->ctl->evlock;
 	bool theirs, unmarked = false;
+	unsigned tries = 0;
+	uint64_t moves;
 	int rc;
 
 	pthread_mutex_lock(&mm->out_lock); /* nothing goes out meanwhile */
+again:
+	moves = hmm_moves_now(mm);
 	rc = hmm_restore(mm, start, end);
 	if (rc)
 		goto out;
@@ -491,6 +496,11 @@ int hmm_hands_off(struct hmm_mm *mm, uint64_t start, uint64_t end)
 	if (!umm_evlock_excl_unless(evlock, mm->space->gone, mm->space->priv)) {
 		rc = -ESRCH;
 		goto told;
+	}
+	/* What mremap() has brought there behind the hand, or is about to, may be away. */
+	if (!hmm_moves_settled(mm, moves)) {
+		rc = -EAGAIN;
+		goto unlock;
 	}
 	pthread_mutex_lock(&mm->lock);
 	theirs = !hmm_iset_meets(&mm->registered, start, end) &&
@@ -516,6 +526,11 @@ unlock:
 	umm_evlock_unexcl(evlock);
 told:
 	umm_invalidate_end(mm->space, &c);
+	if (rc == -EAGAIN && ++tries < HMM_MOVES_MAX) {
+		umm_space_drain(mm->space);
+		sched_yield();
+		goto again;
+	}
 out:
 	if (rc && unmarked)
 		mark_again(mm, start, end);

@@ -24,6 +24,7 @@
 #include <string.h>
 
 #include "hmm/internal.h"
+#include "umm/inside.h"
 
 #define RESTORE_TRIES 1000u /* of memory that is not to be had */
 
@@ -823,4 +824,39 @@ int hmm_restore_from(struct hmm_mm *mm, uint64_t start, uint64_t end, unsigned t
 		}
 	}
 	return 0;
+}
+
+uint64_t hmm_moves_now(struct hmm_mm *mm)
+{
+	uint64_t moves;
+
+	umm_evlock_shared(&mm->space->ctl->evlock);
+	moves = mm->moves;
+	umm_evlock_unshared(&mm->space->ctl->evlock);
+	return moves;
+}
+
+bool hmm_moves_settled(struct hmm_mm *mm, uint64_t moves)
+{
+	return mm->moves == moves && umm_inside_registered(mm->space->uffd, mm->keep_start) != -EAGAIN;
+}
+
+int hmm_restore_all(struct hmm_mm *mm)
+{
+	for (unsigned tries = 0; tries < HMM_MOVES_MAX; tries++) {
+		uint64_t moves = hmm_moves_now(mm);
+		int rc = hmm_restore(mm, 0, HMM_ADDR_END);
+		bool all;
+
+		if (rc)
+			return rc;
+		umm_evlock_shared(&mm->space->ctl->evlock);
+		all = hmm_moves_settled(mm, moves);
+		umm_evlock_unshared(&mm->space->ctl->evlock);
+		if (all)
+			return 0;
+		umm_space_drain(mm->space);
+		sched_yield();
+	}
+	return -EAGAIN;
 }

@@ -266,7 +266,7 @@ struct hmm_mm {
 	uint64_t marks_tried_ns; /* out_lock */
 	/* What a child will not have of ours, and what of that is still to be seen to for a fork (unforked.c). */
 	struct hmm_iset unforked, unforked_todo;
-	uint64_t moves;   /* mremap() of what concerns forks; written under the event lock, exclusively */
+	uint64_t moves;   /* mremap() of what may be away, or concerns forks; written under the event lock, exclusively */
 	uint64_t written; /* calls of hmm_written() */
 	struct hmm_overtaken overtaken[HMM_OVERTAKEN]; /* overtaken.c; event lock exclusively, as is their number */
 	_Atomic unsigned novertaken;                   /* since there was a moment without a change under way */
@@ -619,6 +619,14 @@ int hmm_bring_ahead(struct hmm_mm *mm, uint64_t addr, unsigned max);
 int hmm_restore(struct hmm_mm *mm, uint64_t start, uint64_t end);
 /** The same of what is in the memory of @tiers (a bit each); adds to @placed the pages that came, unless NULL. */
 int hmm_restore_from(struct hmm_mm *mm, uint64_t start, uint64_t end, unsigned tiers, uint64_t *placed);
+/** hmm_restore() of all there is, also of what mremap() takes behind the hand meanwhile; -EAGAIN: it goes on without end.
+ * Under out_lock. */
+int hmm_restore_all(struct hmm_mm *mm);
+#define HMM_MOVES_MAX 10000u /* how often one looks again */
+/** How many mremap() were seen of what may be away. */
+uint64_t hmm_moves_now(struct hmm_mm *mm);
+/** Event lock held.  Has everything been heard of that was moved since there were @moves? */
+bool hmm_moves_settled(struct hmm_mm *mm, uint64_t moves);
 
 /* migrate.c */
 /** Move out; runs of at most UMM_RUN_PAGES in one leaf each, UMM_BATCH_PAGES in all.  Returns pages that are away now,

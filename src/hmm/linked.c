@@ -816,7 +816,7 @@ int hmm_mm_close(struct hmm_mm *mm)
 	space = mm->space;
 	signals_block(&old);
 	pthread_mutex_lock(&mm->out_lock);
-	rc = hmm_restore(mm, 0, HMM_ADDR_END);
+	rc = hmm_restore_all(mm);
 	if (!rc) {
 		/* From a device's node, too; what cannot is memory like any other, and no reason to go on. */
 		bring_from(mm, 0, HMM_ADDR_END, (1u << HMM_TIERS_MAX) - 1, NULL);
@@ -1651,6 +1651,29 @@ int hmm_mm_unmanage(struct hmm_mm *mm, uint64_t start, uint64_t end)
 	return rc;
 }
 
+/* Also of what mremap() takes behind the hand meanwhile.  Under out_lock, signals blocked. */
+static int empty_device(struct hmm_mm *mm, unsigned tier)
+{
+	struct umm_evlock *evlock = &mm->space->ctl->evlock;
+
+	for (unsigned tries = 0; tries < HMM_MOVES_MAX; tries++) {
+		uint64_t moves = hmm_moves_now(mm);
+		int rc = bring_from(mm, 0, HMM_ADDR_END, 1u << tier, NULL);
+		bool all;
+
+		if (rc)
+			return rc;
+		umm_evlock_shared(evlock);
+		all = hmm_moves_settled(mm, moves);
+		umm_evlock_unshared(evlock);
+		if (all)
+			return 0;
+		umm_space_drain(mm->space);
+		nap();
+	}
+	return -EAGAIN;
+}
+
 int hmm_mm_remove_device(struct hmm_mm *mm, struct hmm_device *dev)
 {
 	sigset_t old;
@@ -1659,7 +1682,7 @@ int hmm_mm_remove_device(struct hmm_mm *mm, struct hmm_device *dev)
 	signals_block(&old);
 	pthread_mutex_lock(&mm->out_lock);
 	tier = tier_of(mm, dev);
-	rc = tier < 0 ? tier : bring_from(mm, 0, HMM_ADDR_END, 1u << tier, NULL);
+	rc = tier < 0 ? tier : empty_device(mm, (unsigned)tier);
 	/* Under the lock still: nothing goes to it any more.  What cannot leave its node is the system's all the same.
 	 */
 	if (!rc) {

@@ -30,25 +30,6 @@
 #include <sys/mman.h>
 
 #include "hmm/internal.h"
-#include "umm/inside.h"
-
-#define TRIES 10000u
-
-static uint64_t moves_now(struct hmm_mm *mm)
-{
-	uint64_t moves;
-
-	umm_evlock_shared(&mm->space->ctl->evlock);
-	moves = mm->moves;
-	umm_evlock_unshared(&mm->space->ctl->evlock);
-	return moves;
-}
-
-/* Event lock shared.  Has everything been heard of that was moved since there were @moves? */
-static bool settled(struct hmm_mm *mm, uint64_t moves)
-{
-	return mm->moves == moves && umm_inside_registered(mm->space->uffd, mm->keep_start) != -EAGAIN;
-}
 
 static int note(struct hmm_mm *mm, uint64_t start, uint64_t end)
 {
@@ -81,8 +62,7 @@ void hmm_unforked_follow(struct hmm_mm *mm, const struct umm_change *c)
 	if (!atomic_load(&mm->space->ctl->no_fork_events))
 		return;
 	pthread_mutex_lock(&mm->lock);
-	if (atomic_load(&mm->radix.away) || hmm_iset_meets(&mm->unforked, c->start, c->end) ||
-	    hmm_iset_meets(&mm->unforked_todo, c->start, c->end))
+	if (hmm_iset_meets(&mm->unforked, c->start, c->end) || hmm_iset_meets(&mm->unforked_todo, c->start, c->end))
 		mm->moves++;
 	follow(&mm->unforked, c);
 	follow(&mm->unforked_todo, c);
@@ -112,7 +92,7 @@ static int widen(struct hmm_mm *mm, const struct hmm_interval *in, int advice, u
 /* 1: all is done; 0: one more is; -EAGAIN: a change is under way; or -errno. */
 static int step(struct hmm_mm *mm, struct hmm_iset *set, int advice)
 {
-	uint64_t moves = moves_now(mm), a, z;
+	uint64_t moves = hmm_moves_now(mm), a, z;
 	const struct hmm_interval *first;
 	struct hmm_interval in = {0};
 	int rc;
@@ -134,7 +114,7 @@ static int step(struct hmm_mm *mm, struct hmm_iset *set, int advice)
 	if (rc && rc != -ENOMEM) /* what is not mapped is none to inherit */
 		return rc;
 	umm_evlock_shared(&mm->space->ctl->evlock);
-	rc = settled(mm, moves) ? 0 : -EAGAIN;
+	rc = hmm_moves_settled(mm, moves) ? 0 : -EAGAIN;
 	pthread_mutex_lock(&mm->lock);
 	if (!rc)
 		hmm_iset_del(set, in.start, in.end); /* splits nothing: it is the first */
@@ -153,7 +133,7 @@ static int advise_all(struct hmm_mm *mm, struct hmm_iset *set, int advice)
 			return rc;
 		if (!rc)
 			continue;
-		if (++tries == TRIES)
+		if (++tries == HMM_MOVES_MAX)
 			return rc;
 		umm_space_drain(mm->space);
 		sched_yield();
@@ -161,30 +141,9 @@ static int advise_all(struct hmm_mm *mm, struct hmm_iset *set, int advice)
 	return 0;
 }
 
-/* What is moved while it comes back may get behind the hand. */
-static int restore_all(struct hmm_mm *mm)
-{
-	for (unsigned tries = 0; tries < TRIES; tries++) {
-		uint64_t moves = moves_now(mm);
-		int rc = hmm_restore(mm, 0, HMM_ADDR_END);
-		bool all;
-
-		if (rc)
-			return rc;
-		umm_evlock_shared(&mm->space->ctl->evlock);
-		all = settled(mm, moves);
-		umm_evlock_unshared(&mm->space->ctl->evlock);
-		if (all)
-			return 0;
-		umm_space_drain(mm->space);
-		sched_yield();
-	}
-	return -EAGAIN;
-}
-
 int hmm_unforked_lift(struct hmm_mm *mm)
 {
-	int rc = restore_all(mm);
+	int rc = hmm_restore_all(mm);
 
 	return rc ? rc : advise_all(mm, &mm->unforked, MADV_DOFORK);
 }

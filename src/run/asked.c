@@ -44,7 +44,7 @@ static int restore_all(struct hmm *h, uint64_t *lost)
 			again |= atomic_load(&mm->radix.away) > 0;
 			atomic_fetch_add(&mm->rest, 1);
 			pthread_mutex_lock(&mm->out_lock); /* what is on its way out gets there first */
-			int rc = hmm_restore(mm, 0, 1ull << 47);
+			int rc = hmm_restore_all(mm);
 			pthread_mutex_unlock(&mm->out_lock);
 			if (rc && rc != -ESRCH) /* what has ended has nothing away */
 				failed = rc;

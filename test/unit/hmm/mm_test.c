@@ -27,6 +27,7 @@
 #include "../../skip.h"
 #include "drivers/dmirror/memory.h"
 #include "fake.h"
+#include "hmm/internal.h"
 #include "umm/internal.h"
 
 #define PAGE 4096ul
@@ -1384,6 +1385,136 @@ static void a_page_goes_back_while_its_mapping_moves(void **state)
 	free(m);
 }
 
+/*
+ * Areas side by side.  Something is away of three: while it comes back to the lowest one, the two above move below it.
+ * And where it is looked at twice, while it comes back to the first of those the second one moves below that.
+ */
+enum { AREA_LAST, AREA_FIRST_TO, AREA_SECOND_TO, AREA_LOWEST, AREA_FIRST, AREA_SECOND, AREAS };
+
+struct behind {
+	struct fixture *f;
+	char *p;
+	bool twice;
+};
+
+#define AREA (2ul << 20) /* has a leaf of the records to itself */
+
+static char *area_of(struct behind *b, unsigned i)
+{
+	return b->p + i * AREA;
+}
+
+static void area_away(struct behind *b, unsigned i, struct fake *dev)
+{
+	uint64_t moved, a = (uintptr_t)area_of(b, i);
+
+	for (unsigned k = 0; k < 8; k++)
+		*(uint64_t *)(area_of(b, i) + k * PAGE) = i * 100 + k;
+	assert_int_equal(hmm_migrate_to_device(b->f->mm, &dev->dev, a, a + 8 * PAGE, NULL, &moved), 0);
+	assert_int_equal(moved, 8);
+}
+
+static bool area_is(struct behind *b, unsigned at, unsigned i)
+{
+	for (unsigned k = 0; k < 8; k++)
+		if (*(uint64_t *)(area_of(b, at) + k * PAGE) != i * 100 + k)
+			return false;
+	return true;
+}
+
+static void behind_prepare(struct fixture *f, struct behind *b, bool twice)
+{
+	char *p = mmap(NULL, (AREAS + 1) * AREA, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	assert_ptr_not_equal(p, MAP_FAILED);
+	*b = (struct behind){.f = f, .p = (char *)(((uintptr_t)p + AREA - 1) & -AREA), .twice = twice};
+	assert_int_equal(mprotect(area_of(b, AREA_LOWEST), 3 * AREA, PROT_READ | PROT_WRITE), 0);
+	area_away(b, AREA_LOWEST, f->dev[0]);
+	area_away(b, AREA_FIRST, f->dev[1]);
+	area_away(b, AREA_SECOND, f->dev[0]);
+	fake_tell(f->dev[0], &f->dev[0]->block_out, true);
+	fake_tell(f->dev[1], &f->dev[1]->block_out, twice);
+}
+
+/* By a raw call, when somebody is stopped in @dev, who goes on then. */
+static bool area_moves(struct behind *b, struct fake *dev, unsigned from, unsigned to, size_t len)
+{
+	char *came_to;
+
+	fake_await(dev, &dev->out_blocked);
+	came_to =
+		(char *)syscall(SYS_mremap, area_of(b, from), len, len, MREMAP_MAYMOVE | MREMAP_FIXED, area_of(b, to));
+	fake_tell(dev, &dev->block_out, false);
+	return came_to == area_of(b, to);
+}
+
+static void *gets_behind(void *arg)
+{
+	struct behind *b = arg;
+	bool moved = area_moves(b, b->f->dev[0], AREA_FIRST, AREA_FIRST_TO, 2 * AREA);
+
+	if (moved && b->twice)
+		moved = area_moves(b, b->f->dev[1], AREA_SECOND_TO, AREA_LAST, AREA);
+	return moved ? b : NULL;
+}
+
+static void behind_check(struct behind *b, pthread_t t)
+{
+	void *moved;
+
+	pthread_join(t, &moved);
+	assert_non_null(moved);
+	assert_true(area_is(b, AREA_LOWEST, AREA_LOWEST));
+	assert_true(area_is(b, AREA_FIRST_TO, AREA_FIRST));
+	assert_true(area_is(b, b->twice ? AREA_LAST : AREA_SECOND_TO, AREA_SECOND));
+	munmap(b->p, AREAS * AREA);
+}
+
+static void an_engine_ends_while_something_moves_behind_it(void **state)
+{
+	struct fixture *f = *state;
+	struct behind b;
+	pthread_t t;
+
+	behind_prepare(f, &b, true);
+	assert_int_equal(pthread_create(&t, NULL, gets_behind, &b), 0);
+	assert_int_equal(hmm_mm_close(f->mm), 0);
+	f->mm = NULL;
+	assert_int_equal(f->dev[0]->refs_total, 0);
+	behind_check(&b, t);
+}
+
+static void a_device_goes_while_something_moves_behind_it(void **state)
+{
+	struct fixture *f = *state;
+	struct behind b;
+	pthread_t t;
+
+	behind_prepare(f, &b, false);
+	assert_int_equal(pthread_create(&t, NULL, gets_behind, &b), 0);
+	assert_int_equal(hmm_mm_remove_device(f->mm, &f->dev[0]->dev), 0);
+	assert_int_equal(f->dev[0]->refs_total, 0);
+	behind_check(&b, t);
+}
+
+/* Up to the lowest one that is away: what comes there from above is not left away. */
+static void a_range_is_let_go_of_while_something_moves_behind_it(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t start, end;
+	struct behind b;
+	pthread_t t;
+
+	behind_prepare(f, &b, false);
+	start = (uintptr_t)area_of(&b, AREA_FIRST_TO);
+	end = (uintptr_t)area_of(&b, AREA_FIRST);
+	assert_int_equal(mprotect(area_of(&b, AREA_FIRST_TO), 2 * AREA, PROT_READ | PROT_WRITE), 0);
+	assert_int_equal(hmm_mm_manage(f->mm, start, end), 0);
+	assert_int_equal(pthread_create(&t, NULL, gets_behind, &b), 0);
+	assert_int_equal(hmm_hands_off(f->mm, start, end), 0);
+	behind_check(&b, t);
+}
+
 struct toucher {
 	const char *at;
 	_Atomic int sig;
@@ -1528,6 +1659,9 @@ int main(int argc, char **argv)
 		T(letting_go),
 		T(only_what_is_managed_is_let_go),
 		T(what_another_engine_is_about_to_let_go_of),
+		T(an_engine_ends_while_something_moves_behind_it),
+		T(a_device_goes_while_something_moves_behind_it),
+		T(a_range_is_let_go_of_while_something_moves_behind_it),
 		T(a_page_goes_back_while_its_mapping_moves),
 		T(a_page_is_lost_while_its_mapping_moves),
 		T(a_child_moves_what_it_is_being_given),
