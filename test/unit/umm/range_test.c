@@ -449,6 +449,8 @@ static void what_is_about_to_be_dropped_is_busy(void **state)
 		f->range.start = (uintptr_t)f->mem + i * PAGE;
 		f->range.end = f->range.start + PAGE;
 		assert_int_equal(madvise(f->mem + i * PAGE, PAGE, MADV_DONTNEED), 0);
+		/* Its event was read, and may not have been applied: who comes before that finds what stays. */
+		umm_space_sync(f->space);
 		f->range.notifier_seq = umm_read_begin(&f->n);
 		rc = umm_range_fault(&f->range);
 		busy = rc == -EBUSY;
