@@ -141,7 +141,7 @@ int umm_space_watch(struct umm_space *space, uint64_t start, uint64_t len);
  *
  * What an engine holds pages of (hmm_mm_manage()) stays watched.
  *
- * Context: Thread-safe.  May sleep.  Not in callbacks.
+ * Context: Thread-safe.  May sleep.  Not in callbacks, nor under a lock that they take.
  * Return: 0, or
  *	-EINVAL	empty, unaligned or wrapping; nothing is mapped there; or nothing of @space was
  *		ever watched

@@ -334,11 +334,20 @@ int umm_space_watch(struct umm_space *space, uint64_t start, uint64_t len)
 
 int umm_space_unwatch(struct umm_space *space, uint64_t start, uint64_t len)
 {
+	sigset_t old;
+	int rc = 0;
+
 	if (space->uffd < 0 || !range_is_good(start, len))
 		return -EINVAL;
-	if (space->ops && space->ops->holds && space->ops->holds(space->priv, start, start + len))
-		return 0; /* unregistered, what is away would read as zeros */
-	return umm_uffd_unregister(space->uffd, start, len);
+	signals_block(&old);
+	/* Nobody begins to hold any of it in between: whoever does registers it with the lock shared. */
+	umm_evlock_excl(&space->ctl->evlock);
+	/* Unregistered, what is away would read as zeros. */
+	if (!space->ops || !space->ops->holds || !space->ops->holds(space->priv, start, start + len))
+		rc = umm_uffd_unregister(space->uffd, start, len);
+	umm_evlock_unexcl(&space->ctl->evlock);
+	signals_restore(&old);
+	return rc;
 }
 
 int umm_space_watch_around(struct umm_space *space, uint64_t start, uint64_t end)

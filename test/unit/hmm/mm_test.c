@@ -1161,6 +1161,51 @@ static void letting_go(void **state)
 	/* teardown closes with pages away */
 }
 
+int __real_umm_uffd_unregister(int uffd, uint64_t start, uint64_t len);
+int __wrap_umm_uffd_unregister(int uffd, uint64_t start, uint64_t len);
+static struct fixture *moves_then; /* its memory goes to the device just before it is watched no more */
+static pthread_t moves;
+
+static void *move_all(void *arg)
+{
+	struct fixture *f = arg;
+
+	return (void *)(intptr_t)hmm_migrate_to_device(f->mm, &f->dev[0]->dev, f->addr, f->addr + SIZE, NULL, NULL);
+}
+
+int __wrap_umm_uffd_unregister(int uffd, uint64_t start, uint64_t len)
+{
+	struct fixture *f = moves_then;
+
+	if (f && start == f->addr) {
+		moves_then = NULL;
+		assert_int_equal(pthread_create(&moves, NULL, move_all, f), 0);
+		/* With the event lock held none begins before that is over; without, it is waited for. */
+		if (umm_evlock_try_shared(&f->space->ctl->evlock)) {
+			umm_evlock_unshared(&f->space->ctl->evlock);
+			while (on(f, &f->dev[0]->dev) < NR)
+				sched_yield();
+		}
+	}
+	return __real_umm_uffd_unregister(uffd, start, len);
+}
+
+/* Watched, and managed by nobody when it is asked whether it may be let go of. */
+static void what_moves_while_it_is_let_go_of(void **state)
+{
+	struct fixture *f = *state;
+	void *failed;
+
+	fill(f, 14);
+	assert_int_equal(umm_space_watch(f->space, f->addr, SIZE), 0);
+	moves_then = f;
+	assert_int_equal(umm_space_unwatch(f->space, f->addr, SIZE), 0);
+	assert_null(moves_then);
+	assert_int_equal(pthread_join(moves, &failed), 0);
+	assert_null(failed);
+	assert_filled(f->mem, SIZE, 14, 0);
+}
+
 /* What another descriptor has, and what is watched only, stays so. */
 static void only_what_is_managed_is_let_go(void **state)
 {
@@ -1657,6 +1702,7 @@ int main(int argc, char **argv)
 		T(threads_write_while_a_huge_page_moves),
 		T(threads_write_while_pages_move),
 		T(letting_go),
+		T(what_moves_while_it_is_let_go_of),
 		T(only_what_is_managed_is_let_go),
 		T(what_another_engine_is_about_to_let_go_of),
 		T(an_engine_ends_while_something_moves_behind_it),
