@@ -41,8 +41,8 @@
  *
  * The device says so when it is unmapped.  They are marked by asking for them for
  * writing, which sets the dirty bit and clears a write protection that stands for
- * "not written".  That may fault, so no lock is held; before a change that leaves
- * contents as they are it is done in the callback, unless that is late.
+ * "not written".  That may fault, so no lock is held; of what a change leaves as it
+ * is it is done in the callback, unless that is late.
  *
  * DOC: locking
  *
@@ -234,24 +234,36 @@ static bool maps_any(const struct map *m, uint64_t start, uint64_t end)
 
 /* ------------------------------------------------------------ taking entries */
 
+/* What cannot be marked (gone, read-only by now, or being dropped at this moment) keeps no other from it. */
+static void mark_run(struct map *m, uint64_t start, uint64_t end)
+{
+	if (!umm_space_populate(m->pub.space, start, end - start, true) || end - start == UMM_PAGE)
+		return;
+	for (; start < end; start += UMM_PAGE)
+		umm_space_populate(m->pub.space, start, UMM_PAGE, true);
+}
+
 static void mark_written(struct map *m, uint64_t block, const uint64_t dirty[BLOCK_PAGES / 64])
 {
 	for (unsigned i = 0, z; i < BLOCK_PAGES; i = z + 1) {
 		for (z = i; z < BLOCK_PAGES && (dirty[z / 64] >> z % 64 & 1);)
 			z++;
-		/* Gone, or read-only by now: then there is nothing that could be marked. */
 		if (z > i)
-			umm_space_populate(m->pub.space, block + i * UMM_PAGE, (z - i) * UMM_PAGE, true);
+			mark_run(m, block + i * UMM_PAGE, block + z * UMM_PAGE);
 	}
 }
 
-/* Contents stay as they are, and whoever makes the change waits for us without a lock. */
+/* Whoever makes the change waits for us without a lock that a fault needs. */
 static bool may_mark(const struct umm_change *why)
 {
-	if (!why)
-		return true;
-	return why->blockable && !why->late && why->event != UMM_EVENT_CLEAR && why->event != UMM_EVENT_MIGRATE &&
-	       why->event != UMM_EVENT_EXCLUSIVE;
+	return !why || (why->blockable && !why->late);
+}
+
+/* Contents stay as they are, and where they are. */
+static bool contents_stay(const struct umm_change *why)
+{
+	return !why ||
+	       (why->event != UMM_EVENT_CLEAR && why->event != UMM_EVENT_MIGRATE && why->event != UMM_EVENT_EXCLUSIVE);
 }
 
 static bool waits_for_pages(const struct map *m)
@@ -326,12 +338,18 @@ static uint64_t drop(struct map *m, uint64_t start, uint64_t end, uint8_t which,
 
 	for (uint64_t nr = block_nr(m, start); (leaf = leaf_next(m, &nr, stop)); nr++) {
 		uint64_t at = m->base + (nr << BLOCK_SHIFT), dirty[BLOCK_PAGES / 64] = {0}, n = 0;
+		unsigned i = start > at ? page_nr(start) : 0;
+		unsigned z = end - at < BLOCK_BYTES ? page_nr(end) : BLOCK_PAGES;
 
-		drop_leaf(m, leaf, at, start > at ? page_nr(start) : 0,
-			  end - at < BLOCK_BYTES ? page_nr(end) : BLOCK_PAGES, which, why, dirty);
-		for (unsigned i = 0; i < BLOCK_PAGES / 64; i++)
-			n += (unsigned)__builtin_popcountll(dirty[i]);
+		drop_leaf(m, leaf, at, i, z, which, why, dirty);
+		for (unsigned k = 0; k < BLOCK_PAGES / 64; k++)
+			n += (unsigned)__builtin_popcountll(dirty[k]);
 		count += n;
+		/* But what went with it, for one entry had both, is where it was. */
+		for (; !contents_stay(why) && i < z; i++) {
+			n -= dirty[i / 64] >> i % 64 & 1;
+			dirty[i / 64] &= ~(1ull << i % 64);
+		}
 		if (n && may_mark(why)) {
 			pthread_mutex_unlock(&m->lock);
 			mark_written(m, at, dirty);

@@ -464,14 +464,14 @@ static bool written(const void *p)
 	return n == 1;
 }
 
-static void forget_written(struct fixture *f)
+static void forget_written(uint64_t start, uint64_t end)
 {
 	struct page_region region;
 	struct pm_scan_arg a = {
 		.size = sizeof(a),
 		.flags = PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
-		.start = f->start,
-		.end = f->end,
+		.start = start,
+		.end = end,
 		.vec = (uintptr_t)&region,
 		.vec_len = 1,
 		.category_mask = PAGE_IS_WRITTEN,
@@ -494,7 +494,7 @@ static void what_the_device_wrote_is_marked(void **state)
 	memset(f->mem, 1, SIZE);
 	open_range(f, HMM_DEV_FAULT);
 	assert_int_equal(hmm_range_map(f->r, f->start, f->end, HMM_MAP_WRITE, 0), 0);
-	forget_written(f);
+	forget_written(f->start, f->end);
 	assert_false(written(f->mem));
 	T.dirty_all = true;
 	assert_int_equal(hmm_range_unmap(f->r, f->start, f->start + 3 * PAGE, &dirty), 0);
@@ -546,6 +546,68 @@ static void a_huge_page_is_one_entry(void **state)
 	open_range(f, HMM_DEV_FAULT);
 	assert_int_equal(hmm_range_map(f->r, start, start + BLOCK, 0, 0), 0);
 	assert_false(entry_of(start)->huge);
+}
+
+/* What one page of a block is to lose or to leave takes the entry of all: what else was written to is still there. */
+static void what_goes_with_a_huge_entry_is_marked(void **state)
+{
+	const enum umm_event events[] = {UMM_EVENT_CLEAR, UMM_EVENT_MIGRATE, UMM_EVENT_EXCLUSIVE};
+	struct fixture *f = *state;
+	char *mem = f->area + BLOCK;
+	uint64_t start = (uintptr_t)mem, walked;
+	struct umm_page_run run;
+
+	for (unsigned i = 0; i < 3; i++) {
+		/* Anew: what is marked is one huge page no more. */
+		assert_ptr_equal(
+			mmap(mem, BLOCK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0), mem);
+		assert_int_equal(madvise(mem, BLOCK, MADV_HUGEPAGE), 0);
+		memset(mem, 1, BLOCK);
+		if (umm_page_scan(f->space, start, start + BLOCK, &run, 1, &walked) != 1 ||
+		    !(run.flags & UMM_PAGE_HUGE))
+			skip_because("no huge page to be had");
+		int rc = umm_space_watch(f->space, start, BLOCK);
+		if (rc == -EPERM)
+			skip_because("no right to a userfaultfd");
+		assert_int_equal(rc, 0);
+		open_range(f, HMM_DEV_FAULT | HMM_DEV_HUGE);
+		assert_int_equal(hmm_range_map(f->r, start, start + BLOCK, HMM_MAP_WRITE, 0), 0);
+		assert_true(entry_of(start)->huge);
+		forget_written(start, start + BLOCK);
+		assert_false(written(mem));
+		T.dirty_all = true;
+		invalidate(f, events[i], start + 7 * PAGE, start + 9 * PAGE);
+		for (unsigned k = 0; k < 512; k++)
+			assert_int_equal(written(mem + k * PAGE), k != 7 && k != 8);
+		T.dirty_all = false;
+		hmm_range_close(f->r);
+		f->r = NULL;
+	}
+}
+
+/* One that is being dropped at this moment, or may not be written any more, hides no other. */
+static void what_cannot_be_marked_hides_no_other(void **state)
+{
+	struct fixture *f = *state;
+	int rc = umm_space_watch(f->space, f->start, SIZE);
+
+	if (rc == -EPERM)
+		skip_because("no right to a userfaultfd");
+	assert_int_equal(rc, 0);
+	memset(f->mem, 1, SIZE);
+	open_range(f, HMM_DEV_FAULT);
+	assert_int_equal(hmm_range_map(f->r, f->start, f->end, HMM_MAP_WRITE, 0), 0);
+	forget_written(f->start, f->end);
+	T.dirty_all = true;
+	umm_quarantine_add(f->space, f->start + 5 * PAGE, f->start + 6 * PAGE);
+	assert_int_equal(hmm_range_unmap(f->r, f->start, f->start + 10 * PAGE, NULL), 0);
+	for (unsigned i = 0; i < 10; i++)
+		assert_int_equal(written(f->mem + i * PAGE), i != 5);
+	/* Nobody is told of that. */
+	assert_int_equal(sys3(SYS_mprotect, f->mem + 15 * PAGE, PAGE, PROT_READ), 0);
+	assert_int_equal(hmm_range_unmap(f->r, f->start + 10 * PAGE, f->start + 20 * PAGE, NULL), 0);
+	for (unsigned i = 10; i < 20; i++)
+		assert_int_equal(written(f->mem + i * PAGE), i != 15);
 }
 
 /* A page of a block that one entry maps becomes writable: the others stay mapped. */
@@ -1125,6 +1187,8 @@ int main(void)
 		T_(a_deadline_ends_it),
 		T_(what_the_device_wrote_is_marked),
 		T_(a_huge_page_is_one_entry),
+		T_(what_goes_with_a_huge_entry_is_marked),
+		T_(what_cannot_be_marked_hides_no_other),
 		T_(a_huge_page_is_split),
 		T_(a_range_may_be_all_there_is),
 		T_(a_queue_is_stopped_first),
