@@ -82,6 +82,7 @@ int hmm_poke(struct hmm_mm *mm, unsigned tier, uint64_t addr, const char *buf, u
 	const void *src[HMM_PLACE_MAX];
 	unsigned i = hmm_leaf_index(addr), most, done = 0, nold = 0;
 	struct hmm_leaf *leaf;
+	bool refused;
 	int rc;
 
 	most = n < HMM_PLACE_MAX ? n : HMM_PLACE_MAX;
@@ -100,6 +101,7 @@ int hmm_poke(struct hmm_mm *mm, unsigned tier, uint64_t addr, const char *buf, u
 	rc = d->ops->copy_in(d, src, handle, most);
 	if (rc < 0)
 		return rc;
+	refused = handle[0] == HMM_HANDLE_NONE;
 	umm_evlock_shared(&mm->space->ctl->evlock);
 	leaf = hmm_leaf_find(mm, addr);
 	if (leaf) {
@@ -118,5 +120,5 @@ int hmm_poke(struct hmm_mm *mm, unsigned tier, uint64_t addr, const char *buf, u
 	for (unsigned k = done; k < most; k++)
 		if (handle[k] != HMM_HANDLE_NONE)
 			d->ops->put(d, &handle[k], 1);
-	return done ? (int)done : rc < (int)most ? -ENOMEM : 0;
+	return done ? (int)done : refused ? -ENOMEM : 0;
 }

@@ -359,6 +359,54 @@ static void a_device_at_its_own_pages(void **state)
 	umm_free(f->space, buf, SIZE);
 }
 
+struct writer {
+	struct fixture *f;
+	char *buf;
+	int got;
+};
+
+static void *write_four(void *arg)
+{
+	struct writer *w = arg;
+
+	w->got = hmm_device_write(w->f->mm, &w->f->dev[0]->dev, w->f->addr, w->buf, 4);
+	return NULL;
+}
+
+/* They come home while the device takes what is to be written, and not all of it: no want of memory. */
+static void what_left_while_it_was_written_is_elsewhere(void **state)
+{
+	struct fixture *f = *state;
+	struct fake *dev = f->dev[0];
+	struct writer w = {.f = f, .buf = umm_alloc(f->space, 4 * PAGE)};
+	pthread_t t;
+
+	fill(f, 15);
+	assert_int_equal(hmm_migrate_to_device(f->mm, &dev->dev, f->addr, f->addr + SIZE, NULL, NULL), 0);
+	memset(w.buf, 1, 4 * PAGE);
+	pthread_mutex_lock(&dev->lock);
+	dev->take_every = 2;
+	dev->block_in = true;
+	pthread_mutex_unlock(&dev->lock);
+	assert_int_equal(pthread_create(&t, NULL, write_four, &w), 0);
+	fake_await(dev, &dev->in_blocked);
+	assert_filled(f->mem, 4 * PAGE, 15, 0);
+	pthread_mutex_lock(&dev->lock);
+	dev->block_in = false;
+	pthread_cond_broadcast(&dev->moved);
+	pthread_mutex_unlock(&dev->lock);
+	pthread_join(t, NULL);
+	assert_int_equal(w.got, 0);
+	/* Where it takes nothing it is. */
+	dev->take_every = 1;
+	assert_int_equal(hmm_migrate_to_device(f->mm, &dev->dev, f->addr, f->addr + SIZE, NULL, NULL), 0);
+	assert_int_equal(on(f, &dev->dev), NR);
+	dev->take_every = 0;
+	assert_int_equal(hmm_device_write(f->mm, &dev->dev, f->addr, w.buf, 4), -ENOMEM);
+	assert_filled(f->mem, SIZE, 15, 0);
+	umm_free(f->space, w.buf, 4 * PAGE);
+}
+
 static void what_happens_to_the_mapping_happens_to_the_pages(void **state)
 {
 	struct fixture *f = *state;
@@ -1684,6 +1732,7 @@ int main(int argc, char **argv)
 		T(in_three_phases),
 		T(bad_arguments),
 		T(a_device_at_its_own_pages),
+		T(what_left_while_it_was_written_is_elsewhere),
 		T(what_a_device_can_read_it_does),
 		T(what_happens_to_the_mapping_happens_to_the_pages),
 		T(contents_dropped_a_moment_ago_can_move),
