@@ -83,6 +83,7 @@
 #include "umm/sys.h"
 
 #define RUN_BYTES (UMM_RUN_PAGES * UMM_PAGE)
+#define AWAY_BYTES (RUN_BYTES + UMM_PAGE) /* the last page is never replaced, see fill_away() */
 #define FDS_MAX 1024
 #define PAGEMAP_EXCLUSIVE ((uint64_t)1 << 56)
 #define UNSHARE_TRIES 32u
@@ -95,7 +96,7 @@
 int hmm_take_init(struct hmm_take *t, struct hmm_mm *mm)
 {
 	*t = (struct hmm_take){.mm = mm, .pipe = {-1, -1}, .plain.space = mm->space};
-	t->away = umm_alloc(mm->space, RUN_BYTES);
+	t->away = umm_alloc(mm->space, AWAY_BYTES);
 	t->held = umm_alloc(mm->space, RUN_BYTES);
 	t->empty = umm_alloc(mm->space, RUN_BYTES);
 	return t->away && t->held && t->empty ? 0 : -ENOMEM;
@@ -298,12 +299,17 @@ static void file_cut(struct hmm_take *t, uint64_t start, uint64_t end)
 		if (f->end > end) {
 			rest.offset += end - rest.start;
 			rest.start = end;
-			if (f->start < start && files_grow(t, 1)) {
-				t->file[t->nfiles++] = rest;
-				f = &t->file[i];
-			} else if (f->start >= start) {
+			if (f->start >= start) {
 				*f = rest;
 				continue;
+			}
+			if (files_grow(t, 1)) {
+				t->file[t->nfiles++] = rest;
+				f = &t->file[i];
+			} else {
+				hmm_say(t->mm->h,
+					"no memory to follow munmap() or mremap(): a dropped page will read as"
+					" zeros");
 			}
 		}
 		if (f->start < start) {
@@ -339,8 +345,11 @@ static int file_add(struct hmm_take *t, const struct umm_vma *v, uint64_t start,
 	int rc = -ENOMEM;
 
 	pthread_mutex_lock(&t->mm->lock);
-	file_cut(t, start, start + len);
 	f.fd = -1;
+	/* It may be cut out of another one: what is left of that on both sides stays on record. */
+	if (!files_grow(t, 2))
+		goto out;
+	file_cut(t, start, start + len);
 	for (unsigned i = 0; i < t->nfiles && f.fd < 0; i++) {
 		struct hmm_stand_in *o = &t->file[i];
 
@@ -723,70 +732,66 @@ static bool has_room(struct hmm_take *t, unsigned n)
 }
 
 /*
+ * A hole in the arena would be given to the program by the next mmap(), and the next run put over what it has there.
+ * False: it was given already, or cannot be filled, or is none.
+ */
+static bool fill(char *piece, uint64_t len)
+{
+	if (sys6(SYS_mmap, piece, len, PROT_READ | PROT_WRITE,
+		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0) != (long)(uintptr_t)piece)
+		return false;
+	umm_arena_reset(piece, len);
+	return true;
+}
+
+/* What lies in *@piece, or comes to lie there, stays, also when the arena goes. */
+static void leave(struct hmm_take *t, char **piece, uint64_t size)
+{
+	struct umm_space *space = t->mm->space;
+	char *fresh = umm_alloc(space, size);
+
+	umm_arena_torn(space->arena);
+	/* Events of what was there have been applied then. */
+	umm_evlock_shared(&space->ctl->evlock);
+	*piece = fresh;
+	umm_evlock_unshared(&space->ctl->evlock);
+}
+
+/*
  * The pages at @from, and their mapping, take the place of what is at @to.  What
  * they leave is an empty mapping: nobody else's may come to lie among what is ours.
+ * *@torn: somebody's may have, and @from is to be left.
  */
-static long take_place(struct hmm_take *t, char *from, uint64_t to, uint64_t len)
+static long take_place(struct hmm_take *t, char *from, uint64_t to, uint64_t len, bool *torn)
 {
 	long got = sys5(SYS_mremap, from, len, len, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, to);
 
+	*torn = false;
 	/* Somebody was faster to take the room; and @to may have gone. */
 	if (got == -ENOMEM) {
 		got = sys5(SYS_mremap, from, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, to);
-		if (got == (long)to)
-			umm_arena_reset(from, len);
+		*torn = got == (long)to && !fill(from, len);
 		if (from == t->empty)
 			t->prot = 0;
 	}
 	return got;
 }
 
-struct ours {
-	uint64_t at, end;
-};
-
-/* What a hole in the arena was filled with by somebody else has not all of our marks. */
-static bool is_marked(void *priv, const struct hmm_smap *map)
-{
-	struct ours *o = priv;
-
-	if (map->end <= o->at)
-		return true;
-	if (map->start > o->at || !strstr(map->flags, " dc") || !strstr(map->flags, " dd") ||
-	    !strstr(map->flags, " nr"))
-		return false;
-	o->at = map->end;
-	return o->at < o->end;
-}
-
 /*
- * mremap() unmaps what it is to replace, and may find only then that it cannot go on: a hole in the arena would be
- * given to the program by the next mmap(), and the next run put over what it has there.  False: it was given already.
+ * mremap() unmaps what it is to replace, and may find only then that it cannot go on.  False: what was there is not
+ * all ours any more.
  */
 static bool fill_away(struct hmm_take *t, uint64_t len)
 {
-	struct ours o = {(uintptr_t)t->away, (uintptr_t)t->away + len};
+	uint64_t at = (uintptr_t)t->away;
+	struct umm_vma v;
 
-	if (sys6(SYS_mmap, t->away, len, PROT_READ | PROT_WRITE,
-		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0) == (long)o.at) {
-		umm_arena_reset(t->away, RUN_BYTES);
+	if (fill(t->away, len)) {
+		umm_arena_reset(t->away, AWAY_BYTES);
 		return true;
 	}
-	/* Or nothing was unmapped. */
-	hmm_smaps_each(t->mm->space, is_marked, &o);
-	return o.at >= o.end;
-}
-
-/* What lies there stays, also when the arena goes. */
-static void leave_away(struct hmm_take *t)
-{
-	struct umm_space *space = t->mm->space;
-	char *away = umm_alloc(space, RUN_BYTES);
-
-	umm_arena_torn(space->arena);
-	umm_evlock_shared(&space->ctl->evlock);
-	t->away = away;
-	umm_evlock_unshared(&space->ctl->evlock);
+	/* Or nothing was unmapped: it is one mapping with what is behind it, as nobody's is without our marks. */
+	return !umm_vma_next(t->mm->space, at, &v) && v.start <= at && v.end >= at + AWAY_BYTES;
 }
 
 static void take_readonly(struct hmm_take *t, unsigned b, struct umm_move_run *run, char *window)
@@ -816,10 +821,11 @@ static void take_readonly(struct hmm_take *t, unsigned b, struct umm_move_run *r
 		mask = 0;
 		take_returns(t, true);
 		/* They are nowhere else: what was left behind would be zeros. */
-		if (take_place(t, t->away, run->addr, len) != (long)run->addr)
+		if (take_place(t, t->away, run->addr, len, &torn) != (long)run->addr)
 			t->mm->h->opt.fatal(t->mm->h->opt.priv, t->mm, "read-only pages cannot be put back");
 		take_returns(t, false);
-		umm_arena_reset(t->away, RUN_BYTES);
+		if (!torn)
+			umm_arena_reset(t->away, AWAY_BYTES);
 		goto out;
 	}
 	for (unsigned i = 0; i < run->npages; i++)
@@ -831,10 +837,10 @@ out:
 		hold_end(t);
 		/* Not registered any more, it goes without an event. */
 		umm_uffd_unregister(space->uffd, (uintptr_t)t->away, len);
-		umm_arena_reset(t->away, RUN_BYTES);
+		umm_arena_reset(t->away, AWAY_BYTES);
 	}
 	if (torn)
-		leave_away(t);
+		leave(t, &t->away, AWAY_BYTES);
 }
 
 /* Are these pages copies of our own that a write would not replace? */
@@ -898,6 +904,8 @@ static int empty_ready(struct hmm_take *t, const struct umm_vma *v)
 	int prot = PROT_READ | (v->flags & UMM_VMA_WRITE ? PROT_WRITE : 0), uffd = t->mm->space->uffd;
 	long rc;
 
+	if (!t->empty)
+		return -ENOMEM;
 	if (t->prot == prot)
 		return 0; /* mremap() has left it as it was */
 	umm_uffd_unregister(uffd, (uintptr_t)t->empty, RUN_BYTES);
@@ -923,7 +931,7 @@ static int take_copies(struct hmm_take *t, unsigned b, const struct umm_vma *v, 
 {
 	struct umm_space *space = t->mm->space;
 	struct iovec iov = {(void *)(uintptr_t)addr, n * UMM_PAGE};
-	bool writable = v->flags & UMM_VMA_WRITE, watched;
+	bool writable = v->flags & UMM_VMA_WRITE, watched, torn;
 	uint64_t len;
 	long got;
 	int rc;
@@ -956,7 +964,9 @@ static int take_copies(struct hmm_take *t, unsigned b, const struct umm_vma *v, 
 	rc = may_be_pinned() || !has_room(t, n) ? -EBUSY : -ESTALE;
 	if (rc == -EBUSY || !take_begin(t, b, start, addr + len, writable ? NULL : window - (addr - start)))
 		goto fail_file;
-	got = take_place(t, t->empty, addr, len);
+	got = take_place(t, t->empty, addr, len, &torn);
+	if (torn)
+		leave(t, &t->empty, RUN_BYTES);
 	if (got != (long)addr) {
 		/* A sealed mapping, or too many of them: mremap() says so before it unmaps, all of it or nothing. */
 		rc = -EBUSY;

@@ -37,7 +37,7 @@ static const struct inject_known inject_silent[] = {
 	{"hmm/overtaken.c keep_leaf umm_alloc",
 	 "a child that is told of too late is said to lack something, and none is here"},
 	{"hmm/take.c take_copies SYS_madvise", "what stays shared is not taken"},
-	{"hmm/take.c fill_away SYS_mmap", "nothing was unmapped"},
+	{"hmm/take.c fill SYS_mmap", "nothing was unmapped"},
 	{"hmm/take.c pipe_ready fcntl", "fewer pages at a time"},
 	{"hmm/take.c is_locked SYS_madvise", "it means locked for one error only"},
 	{"hmm/take.c take_place SYS_mremap*", "the other way to move it"},
@@ -101,7 +101,7 @@ static const struct inject_known inject_patient[] = {
 
 /* Not reached by a program that has the engine in itself. */
 static const struct inject_known inject_unreached[] = {
-	{"hmm/take.c leave_away umm_alloc", "something else in a hole of the arena: hmm take"},
+	{"hmm/take.c leave umm_alloc", "something else in a hole of the arena: hmm take"},
 	{"umm/arena.c umm_alloc calloc", "hmm run's"},
 	{"drivers/ofi/*", "hmm run's, and hmm serve's"},
 	{"hmm/written.c *", "open: no scenario asks what was written"},

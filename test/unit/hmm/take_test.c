@@ -31,6 +31,7 @@
 #include "../../skip.h"
 #include "fake.h"
 #include "hmm/internal.h"
+#include "hmm/smaps.h"
 #include "hmm/take.h"
 #include "umm/internal.h"
 #include "umm/sys.h"
@@ -692,6 +693,155 @@ static void a_move_that_fails_leaves_no_hole(void **state)
 	}
 }
 
+int __real_hmm_smaps_each(struct umm_space *space, bool (*each)(void *priv, const struct hmm_smap *map), void *priv);
+int __wrap_hmm_smaps_each(struct umm_space *space, bool (*each)(void *priv, const struct hmm_smap *map), void *priv);
+void __real_umm_arena_torn(struct umm_arena *arena);
+void __wrap_umm_arena_torn(struct umm_arena *arena);
+static bool no_smaps;
+static unsigned pieces_left;
+
+int __wrap_hmm_smaps_each(struct umm_space *space, bool (*each)(void *priv, const struct hmm_smap *map), void *priv)
+{
+	return no_smaps ? -EACCES : __real_hmm_smaps_each(space, each, priv);
+}
+
+void __wrap_umm_arena_torn(struct umm_arena *arena)
+{
+	pieces_left++;
+	__real_umm_arena_torn(arena);
+}
+
+/* What is refused before anything was unmapped leaves no piece of the arena behind, whatever smaps says, or does not.
+ */
+static void a_move_that_is_refused_costs_nothing(void **state)
+{
+	struct fixture *f = *state;
+
+	pieces_left = 0;
+	assert_int_equal(mprotect(f->anon, SIZE, PROT_READ), 0);
+	assert_int_equal(to_device(f, f->anon), NR);
+	assert_is(f->anon, 'a', 'a');
+	if (syscall(SYS_mseal, f->anon, SIZE, 0))
+		skip_because("mappings cannot be sealed: %s", strerror(errno));
+	for (unsigned i = 0; i < 3; i++) {
+		no_smaps = i;
+		assert_int_equal(to_device(f, f->anon), 0);
+		no_smaps = false;
+	}
+	assert_int_equal(pieces_left, 0);
+	assert_is(f->anon, 'a', 'a');
+	assert_one_mapping(f, f->anon);
+}
+
+struct taking {
+	_Atomic int listener;
+	uint64_t to;            /* where the move goes that is refused at first, for want of room */
+	_Atomic uint64_t piece; /* from where; 0: not yet */
+	char *theirs;           /* a page that the program has put there when all of it had gone */
+};
+
+static void *take_the_hole(void *priv)
+{
+	struct taking *t = priv;
+	struct seccomp_notif n;
+	struct seccomp_notif_resp r;
+	struct pollfd p = {.events = POLLIN};
+
+	while (!t->listener)
+		usleep(100);
+	p.fd = t->listener;
+	while (poll(&p, 1, -1) == 1 && (p.revents & POLLIN)) {
+		memset(&n, 0, sizeof(n));
+		if (ioctl(p.fd, SECCOMP_IOCTL_NOTIF_RECV, &n))
+			continue;
+		r = (struct seccomp_notif_resp){.id = n.id, .flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE};
+		if (n.data.nr == SYS_mremap && !t->piece) {
+			r.flags = 0;
+			r.error = -ENOMEM;
+			t->piece = n.data.args[0];
+		} else if (n.data.nr == SYS_mmap && !t->theirs && n.data.args[0] == t->piece) {
+			/* Not where nothing has gone yet. */
+			char *page = mmap((char *)t->piece + PAGE, PAGE, PROT_READ | PROT_WRITE,
+					  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+
+			if (page != MAP_FAILED) {
+				*page = 'p';
+				t->theirs = page;
+			}
+		}
+		ioctl(p.fd, SECCOMP_IOCTL_NOTIF_SEND, &r);
+	}
+	return NULL;
+}
+
+/* Pages of @mem that go; the first move to @to is refused, as where others have taken all room for what it leaves. */
+static int taken(struct fixture *f, char *mem, char *to, unsigned npages)
+{
+	struct sock_filter filter[] = {
+		LOAD(offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_mmap, 3, 0),
+		ONLY(SYS_mremap, 3),
+		LOAD(offsetof(struct seccomp_data, args[4])),
+		ONLY((uintptr_t)to, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog prog = {.len = sizeof(filter) / sizeof(filter[0]), .filter = filter};
+	static struct taking t;
+	uint64_t at = (uintptr_t)mem, moved = 99;
+	pthread_t thread;
+
+	if (pthread_create(&thread, NULL, take_the_hole, &t))
+		return 2;
+	if (!prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+		t.listener =
+			(int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER, &prog);
+	if (t.listener <= 0)
+		return 77;
+	if (hmm_migrate_to_device(f->mm, &f->dev->dev, at, at + SIZE, NULL, &moved))
+		return 3;
+	if (moved != npages || !t.piece || !t.theirs)
+		return 4;
+	/* Nothing of what is ours by then goes there any more. */
+	for (unsigned i = 0; i < 3; i++)
+		if (*t.theirs != 'p' || !is_all(mem, 'a') ||
+		    hmm_migrate_to_device(f->mm, &f->dev->dev, at, at + SIZE, NULL, &moved) || moved != npages)
+			return 5 + (int)i;
+	if (hmm_mm_close(f->mm))
+		return 8;
+	umm_space_close(f->space);
+	return is_all(mem, 'a') && *t.theirs == 'p' ? 0 : 9;
+}
+
+static int a_stand_in_without_room(struct fixture *f)
+{
+	return taken(f, f->copies, f->copies, NR);
+}
+
+static int a_way_back_without_room(struct fixture *f)
+{
+	/* Pinned: the run that it is in goes back. */
+	if (!pin(f, f->anon))
+		return 78;
+	return mprotect(f->anon, SIZE, PROT_READ) ? 2 : taken(f, f->anon, f->anon + RUN * PAGE, NR - RUN);
+}
+
+/* Where a piece of the arena was moved as a whole, it is filled again, unless somebody else has it by then. */
+static void a_piece_that_has_gone_is_left(void **state)
+{
+	int (*const body[])(struct fixture *) = {a_stand_in_without_room, a_way_back_without_room};
+
+	for (unsigned i = 0; i < 2; i++) {
+		int status = in_child(body[i]);
+
+		if (WIFEXITED(status) && WEXITSTATUS(status) == 77)
+			skip_because("seccomp tells nobody of system calls here");
+		if (WIFEXITED(status) && WEXITSTATUS(status) == 78)
+			skip_because("no page can be pinned with io_uring");
+		assert_int_equal(status, 0);
+	}
+}
+
 /* ------------------------------------------------------------- what is theirs */
 
 static void *write_one(void *page)
@@ -1043,6 +1193,47 @@ static void a_child_beside_what_stays_has_it(void **state)
 	assert_int_equal(status, 0);
 }
 
+void *__real_umm_alloc(struct umm_space *space, size_t size);
+void *__wrap_umm_alloc(struct umm_space *space, size_t size);
+static bool no_memory;
+
+void *__wrap_umm_alloc(struct umm_space *space, size_t size)
+{
+	return no_memory ? NULL : __real_umm_alloc(space, size);
+}
+
+static bool says(int fd, const char *what)
+{
+	char buf[4096];
+	ssize_t got = pread(fd, buf, sizeof(buf) - 1, 0);
+
+	buf[got > 0 ? got : 0] = 0;
+	return strstr(buf, what);
+}
+
+/* Stand-ins that fall into more parts than there is room to note. */
+static int parts_without_memory(struct fixture *f)
+{
+	int said = memfd_create("said", 0);
+	uint64_t at = (uintptr_t)f->copies, moved;
+
+	if (hmm_migrate_to_device(f->mm, &f->dev->dev, at, at + SIZE, NULL, &moved) || moved != NR)
+		return 2;
+	dup2(said, 2);
+	no_memory = true;
+	for (unsigned i = 1; i < NR - 1 && !says(said, "no memory"); i += 2)
+		if (syscall(SYS_munmap, f->copies + i * PAGE, PAGE))
+			return 3;
+	no_memory = false;
+	umm_space_sync(f->space);
+	return says(said, "a dropped page will read as zeros") ? 0 : 4;
+}
+
+static void what_cannot_be_noted_is_said(void **state)
+{
+	assert_int_equal(in_child(parts_without_memory), 0);
+}
+
 #define T_(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
 
 int main(void)
@@ -1066,9 +1257,12 @@ int main(void)
 		cmocka_unit_test(where_a_stand_in_cannot_go_the_file_stays),
 		cmocka_unit_test(what_cannot_go_back_ends_the_process),
 		cmocka_unit_test(a_move_that_fails_leaves_no_hole),
+		T_(a_move_that_is_refused_costs_nothing),
+		cmocka_unit_test(a_piece_that_has_gone_is_left),
 		T_(what_another_userfaultfd_has_stays),
 		cmocka_unit_test(numbers_that_are_the_programs_are_left_alone),
 		T_(what_was_offered_and_not_reached_is_withdrawn),
+		cmocka_unit_test(what_cannot_be_noted_is_said),
 		cmocka_unit_test(a_child_beside_what_stays_has_it),
 	};
 
