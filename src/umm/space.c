@@ -306,13 +306,11 @@ static bool range_is_good(uint64_t start, uint64_t len)
 	return len && !((start | len) % UMM_PAGE) && start + len > start;
 }
 
-int umm_space_watch(struct umm_space *space, uint64_t start, uint64_t len)
+/* What is mapped there by now: of a mapping that was looked at a part may have gone. */
+static int watch(struct umm_space *space, uint64_t start, uint64_t len)
 {
-	int rc;
+	int rc = umm_space_serve(space);
 
-	if (!range_is_good(start, len))
-		return -EINVAL;
-	rc = umm_space_serve(space);
 	if (rc)
 		return rc;
 	if (!space->ops)
@@ -330,6 +328,33 @@ int umm_space_watch(struct umm_space *space, uint64_t start, uint64_t len)
 		at = z;
 	}
 	return rc;
+}
+
+/* 0, or -EINVAL: something of it is not mapped. */
+static int has_no_hole(struct umm_space *space, uint64_t start, uint64_t end)
+{
+	while (start < end) {
+		struct umm_vma v;
+		int rc = umm_vma_next(space, start, &v);
+
+		if (rc)
+			return rc == -ENOENT ? -EINVAL : rc;
+		if (v.start > start)
+			return -EINVAL;
+		start = v.end;
+	}
+	return 0;
+}
+
+int umm_space_watch(struct umm_space *space, uint64_t start, uint64_t len)
+{
+	int rc;
+
+	if (!range_is_good(start, len))
+		return -EINVAL;
+	/* The kernel registers what there is; of what comes to a hole later nobody would hear. */
+	rc = has_no_hole(space, start, start + len);
+	return rc ? rc : watch(space, start, len);
 }
 
 int umm_space_unwatch(struct umm_space *space, uint64_t start, uint64_t len)
@@ -363,7 +388,7 @@ int umm_space_watch_around(struct umm_space *space, uint64_t start, uint64_t end
 		if (rc == -ENOENT || (!rc && v.start > at))
 			return -EFAULT;
 		if (!rc)
-			rc = umm_space_watch(space, v.start, v.end - v.start);
+			rc = watch(space, v.start, v.end - v.start);
 		if (!first)
 			first = rc;
 		if (rc == -ENOMEM || rc == -ESRCH)

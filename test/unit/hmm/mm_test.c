@@ -1254,6 +1254,32 @@ static void what_moves_while_it_is_let_go_of(void **state)
 	assert_filled(f->mem, SIZE, 14, 0);
 }
 
+/* With an engine and without. */
+static void what_has_a_hole_is_not_watched(void **state)
+{
+	struct fixture *f = *state;
+	struct umm_space *space[2] = {f->space};
+
+	assert_int_equal(umm_space_open_self(&space[1]), 0);
+	assert_int_equal(munmap(f->mem + 5 * PAGE, PAGE), 0);
+	for (unsigned i = 0; i < 2; i++) {
+		assert_int_equal(umm_space_watch(space[i], f->addr, 10 * PAGE), -EINVAL);
+		assert_int_equal(umm_space_watch(space[i], f->addr, 6 * PAGE), -EINVAL);
+		assert_int_equal(umm_space_watch(space[i], f->addr + 5 * PAGE, 5 * PAGE), -EINVAL);
+		assert_int_equal(umm_space_watch(space[i], f->addr + 5 * PAGE, PAGE), -EINVAL);
+		/* Nothing of it is. */
+		assert_int_equal(umm_inside_registered(f->space->uffd, f->addr), -ENOENT);
+		assert_int_equal(umm_inside_registered(f->space->uffd, f->addr + 6 * PAGE), -ENOENT);
+		assert_int_equal(umm_space_watch(space[i], f->addr, 5 * PAGE), 0);
+		assert_int_equal(umm_space_unwatch(space[i], f->addr, 5 * PAGE), 0);
+		/* What can be is, where that is asked for. */
+		assert_int_equal(umm_space_watch_around(space[i], f->addr, f->addr + 10 * PAGE), -EFAULT);
+		assert_true(umm_inside_registered(f->space->uffd, f->addr) != -ENOENT);
+		assert_int_equal(umm_space_unwatch(space[i], f->addr, 5 * PAGE), 0);
+	}
+	umm_space_close(space[1]);
+}
+
 /* What another descriptor has, and what is watched only, stays so. */
 static void only_what_is_managed_is_let_go(void **state)
 {
@@ -1752,6 +1778,7 @@ int main(int argc, char **argv)
 		T(threads_write_while_pages_move),
 		T(letting_go),
 		T(what_moves_while_it_is_let_go_of),
+		T(what_has_a_hole_is_not_watched),
 		T(only_what_is_managed_is_let_go),
 		T(what_another_engine_is_about_to_let_go_of),
 		T(an_engine_ends_while_something_moves_behind_it),
