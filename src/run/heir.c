@@ -2,11 +2,17 @@
 /*
  * A program that ends or calls exec leaves its space.  A process that shares it
  * (CLONE_VM) has it from then on: found here, by the agent, which stays there.
+ *
+ * Where the agent is dead as well nobody can be found.  The space stays then, as one
+ * that came by a raw fork and has neither, or whoever lives there would read zeros.
+ * As the agent may have died half-way nobody is served there any more: who faults
+ * shows who it is, and is killed, as the program would have been.
  */
 #include "run/supervisor.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -84,6 +90,57 @@ int member_inherit(struct member *m)
 	return rc;
 }
 
+/* Asks the userfaultfd: any call that needs the address space will say. */
+bool member_is_empty(struct member *m)
+{
+	static const char page[UMM_PAGE] __attribute__((aligned(4096)));
+	struct arena a;
+	uint64_t done;
+	int rc;
+
+	arena_layout(&a, (char *)(uintptr_t)m->mm->keep_start);
+	rc = umm_uffd_copy(m->mm->space->uffd, (uintptr_t)a.ident, page, UMM_PAGE, &done);
+	return rc == -ESRCH || rc == -ENOTTY; /* there is none any more, or it was let go of */
+}
+
+void member_forget(struct member *m)
+{
+	m->agent = 0;
+	m->pid = 0;
+	pthread_mutex_lock(&m->mm->lock); /* learn_pid() */
+	atomic_store(&m->mm->pid_learned, true);
+	hmm_mm_pid_ended(m->mm);
+	pthread_mutex_unlock(&m->mm->lock);
+}
+
+/* Asked when nobody was found: an agent that is there now was there to compare with. */
+static bool agent_died(struct member *m)
+{
+	struct pollfd p = {.fd = m->sock};
+
+	return (poll(&p, 1, 0) == 1 && (p.revents & (POLLHUP | POLLERR))) || !lives_memory(m->agent);
+}
+
+void member_leave(struct member *m)
+{
+	if (!atomic_load(&m->mm->armed) || !agent_died(m) || member_is_empty(m)) {
+		member_end(m);
+		return;
+	}
+	epoll_ctl(m->sup->epfd, EPOLL_CTL_DEL, m->sock,
+		  NULL); /* it stays open: who asks it hears that nobody is there */
+	epoll_ctl(m->sup->epfd, EPOLL_CTL_DEL, m->pidfd, NULL);
+	lines_say(
+		&m->sup->lines,
+		"program and agent of process %d have gone: whoever else has its memory is killed when it needs a page",
+		(int)m->pid);
+	m->left_fd = atomic_exchange(&m->pidfd, -1);
+	atomic_fetch_add(&m->mm->rest, 1); /* for ever */
+	atomic_store(&m->mm->doomed, true);
+	member_forget(m);
+	atomic_store(&m->mm->ready, true);
+}
+
 /* -errno: who else lives where @pid did cannot be told now; the next tick asks again. */
 int member_exec(struct supervisor *s, pid_t pid)
 {
@@ -101,7 +158,7 @@ int member_exec(struct supervisor *s, pid_t pid)
 		if (rc < 0)
 			return rc;
 		if (!rc)
-			member_end(old);
+			member_leave(old);
 		else if (old->pid == pid)
 			return 0; /* it lives there as before */
 	}

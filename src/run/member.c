@@ -89,6 +89,8 @@ static void member_gone(void *priv)
 	close(m->ctl_fd);
 	if (m->pidfd >= 0)
 		close(m->pidfd);
+	if (m->left_fd >= 0)
+		close(m->left_fd);
 	if (m->sock >= 0)
 		close(m->sock);
 	free(m);
@@ -108,7 +110,7 @@ int member_create(struct supervisor *s, uint64_t arena, int uffd, int pagemap, i
 		goto close_fds;
 	}
 	m->sup = s;
-	m->sock = m->pidfd = -1;
+	m->sock = m->pidfd = m->left_fd = -1;
 	pthread_mutex_init(&m->advise_lock, NULL);
 	m->ctl_fd = memfd_create("hmm-control", MFD_CLOEXEC | MFD_NOEXEC_SEAL);
 	/* The program has it, too: cut short by it, it would be our SIGBUS, and with us the end of all others. */

@@ -335,8 +335,6 @@ int agent_signs_on(struct supervisor *s, int sock, const struct wire_hello *hell
 	umm_fd_replace(&m->mm->rollup_fd, proc_fd(cred.pid, "smaps_rollup"));
 	umm_fd_replace(&m->mm->smaps_fd, proc_fd(cred.pid, "smaps"));
 	pthread_mutex_unlock(&m->mm->lock);
-	m->pidfd = fds[3];
-	fds[3] = -1;
 	m->sock = sock;
 	if (hello->parent)
 		atomic_store(&m->mm->forked, true); /* what it has it shares */
@@ -348,16 +346,15 @@ int agent_signs_on(struct supervisor *s, int sock, const struct wire_hello *hell
 			hmm_marks_read(m->mm);
 	}
 	rc = watch_add(s, m->sock, &m->w_sock);
-	if (rc) {
-		m->sock = -1;
-		return rc;
-	}
+	if (rc)
+		goto refuse;
 	rc = welcome(m, adopted);
 	if (rc) {
 		epoll_ctl(s->epfd, EPOLL_CTL_DEL, m->sock, NULL);
-		m->sock = -1;
-		return rc;
+		goto refuse;
 	}
+	m->pidfd = fds[3];
+	fds[3] = -1;
 	if (m->pidfd >= 0)
 		watch_add(s, m->pidfd, &m->w_pidfd); /* or else a tick sees its end */
 	s->signed_on = true;
@@ -365,4 +362,13 @@ int agent_signs_on(struct supervisor *s, int sock, const struct wire_hello *hell
 	m->mm->space->gone = agent_is_gone;
 	atomic_store(&m->mm->inside, &orders_ops); /* whoever sees it sees what was set before */
 	return 0;
+refuse:
+	m->sock = -1;
+	/* A forked child goes on without an agent.  It is as it was before: what it has away must not end with its
+	 * program. */
+	if (adopted >= 0)
+		member_forget(m);
+	else
+		member_end(m);
+	return rc;
 }

@@ -84,26 +84,13 @@ static int on_program_end(struct member *m)
 		return 0;
 	rc = member_inherit(m);
 	if (!rc)
-		member_end(m);
+		member_leave(m);
 	else if (rc > 0 && m->sup->killing)
 		member_kill(m); /* nobody has killed its heirs yet */
 	if (rc >= 0)
 		return 0;
 	epoll_ctl(m->sup->epfd, EPOLL_CTL_DEL, m->pidfd, NULL); /* it would call without end */
 	return rc;
-}
-
-/* Asks the userfaultfd: any call that needs the address space will say. */
-static bool memory_is_gone(struct member *m)
-{
-	static const char page[UMM_PAGE] __attribute__((aligned(4096)));
-	struct arena a;
-	uint64_t done;
-	int rc;
-
-	arena_layout(&a, (char *)(uintptr_t)m->mm->keep_start);
-	rc = umm_uffd_copy(m->mm->space->uffd, (uintptr_t)a.ident, page, UMM_PAGE, &done);
-	return rc == -ESRCH || rc == -ENOTTY; /* there is none any more, or it was let go of */
 }
 
 static void on_agent(struct member *m)
@@ -120,14 +107,14 @@ static void on_agent(struct member *m)
 	 * not outlive its work unnoticed: nobody could move pages any more, and
 	 * its descriptor was the second guard of what is away.
 	 */
-	ended = lives_ended(m->pidfd) || !atomic_load(&m->mm->armed) || memory_is_gone(m);
+	ended = lives_ended(m->pidfd) || !atomic_load(&m->mm->armed) || member_is_empty(m);
 	if (!ended && m->pid > 0) {
 		lines_say(&m->sup->lines, "the agent of process %d died; the process is killed", (int)m->pid);
 		member_kill(m);
 		return; /* its pidfd tells when it is dead */
 	}
 	if (ended)
-		member_end(m);
+		member_leave(m);
 }
 
 /*
@@ -282,7 +269,7 @@ static bool space_is_dead(struct member *m)
 	/* A child that ends while its records are being made is looked at when they are: who makes them uses it. */
 	if (!atomic_load(&m->mm->ready))
 		return false;
-	return memory_is_gone(m); /* no agent, no pid */
+	return member_is_empty(m); /* no agent, no pid */
 }
 
 /* The next member that this tick has to look at; each once.  What is done to one may end others. */

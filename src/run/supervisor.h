@@ -42,6 +42,7 @@ struct member {
 	uint64_t tick;
 	pthread_mutex_t advise_lock;
 	_Atomic bool given_up; /* that its agent does nothing has been said */
+	int left_fd;           /* pidfd of who has left it when its agent was dead: another thread may be using it */
 };
 
 /* Somebody who has connected and said nothing yet. */
@@ -151,6 +152,12 @@ void heir_fds_open(struct supervisor *s);
  * 1: another process lives in it (CLONE_VM), whose the space is now; 0: nobody does; -errno: that cannot be told now.
  */
 int member_inherit(struct member *m);
+/** member_is_empty() - does nobody live in the space any more? */
+bool member_is_empty(struct member *m);
+/** member_leave() - nobody is known to live in the space any more: it ends, unless it can be that somebody does. */
+void member_leave(struct member *m);
+/** member_forget() - neither agent nor program of it is known any more; who faults there tells who lives there. */
+void member_forget(struct member *m);
 /** member_exec() - another image runs as @pid: what had that pid ends, or has an heir.  -errno: ask again later. */
 int member_exec(struct supervisor *s, pid_t pid);
 

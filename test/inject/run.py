@@ -71,6 +71,8 @@ SCENARIOS = {
     "victim": (["--ram", "20M", "--to", "lz4:2M,file:/tmp", "--stats", "{stats}", "--", "{dir}/inject-victim"], None),
     "forks untold": (["--ram", "20M", "--to", "lz4:2M,file:/tmp", "--stats", "{stats}", "--", "{dir}/inject-victim",
                       "no-raw"], ("umm/uffd.c umm_uffd_api ioctl UFFDIO_API", 1, 2)),
+    "children refused": (["--ram", "20M", "--to", "lz4:2M,file:/tmp", "--stats", "{stats}", "--", "{dir}/inject-victim",
+                          "heir"], ("run/signon.c give_fds sendmsg", errno.EAGAIN, 2)),
     "peer": (["--ram", "20M", "--to", "lz4:2M,ofi://127.0.0.1:{port},key={key}", "--stats", "{stats}", "--",
               "{dir}/inject-victim"], None),
     SERVED: (["--ram", "20M", "--to", "lz4:2M,ofi://127.0.0.1:{port},key={key}", "--stats", "{stats}", "--",
@@ -288,6 +290,8 @@ def main():
     plain, base = {}, {}
     for scenario, (_, always) in scenarios.items():
         for plan in plans:
+            if always and always[0] not in plan.sites():
+                run(build, plan, "script")  # by which all of them are known
             end, text, _, _, stats = run(build, plan, scenario)
             if "no permission" in text or "cannot move" in text:
                 hmmtest.skip(text.splitlines()[-1])

@@ -2,17 +2,18 @@
 # SPDX-License-Identifier: MIT
 """Whoever holds what is away dies: the program must die too, soon, and must not have seen a wrong byte.
 
-kill.py BUILD [supervisor|supervisor_raw|supervisor_agents|supervisor_front|supervisor_hidden|keeper|agent|front|front_asleep|front_sharer|front_forking|early|devices]
+kill.py BUILD [supervisor|supervisor_raw|supervisor_agents|supervisor_front|supervisor_hidden|keeper|agent|front|front_asleep|front_sharer|agent_and_program|front_forking|early|devices]
 """
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from hmmtest import LONG, SPIN, SPIN_RAM, Failed, comm, descendants, main_of, sized, state  # noqa: E402
+from hmmtest import LONG, SPIN, SPIN_RAM, Failed, comm, descendants, main_of, ppid, sized, state  # noqa: E402
 
 ROUNDS = 50 if LONG else 5
 SOON = 2.0  # seconds: what is promised, and the one clock of these tests
@@ -168,6 +169,29 @@ def front_sharer(h):
         r.child.stdin.close()
 
 
+def agent_and_program(h):
+    """Who has the memory of a program that has ended reads no zeros where its agent is killed with it, whichever goes first."""
+    for agent_first in (True, False):
+        r = h.start(["sh", "-c", '"$0" clone-vm-outlives; read x', forks(h)], stdin=subprocess.PIPE)
+        mine = lambda: [p for p in descendants() if comm(p) == "life-fork" and alive(p)]  # noqa: E731
+        r.until(lambda: len(mine()) == 2, "it does not get going")
+        program = next(p for p in mine() if comm(ppid(p)) == "sh")
+        agents = [p for p in r.agents() if os.readlink(f"/proc/{p}/exe") == os.readlink(f"/proc/{program}/exe")]
+        supervisor = r.supervisor()
+        os.kill(supervisor, signal.SIGSTOP)
+        r.until(lambda: state(supervisor) == "T", "the supervisor does not stop")
+        for victim in agents + [program] if agent_first else [program] + agents:
+            os.kill(victim, signal.SIGKILL)
+            r.until(lambda: not alive(victim), f"{comm(victim)} does not die")  # noqa: B023
+        os.kill(supervisor, signal.SIGCONT)
+        r.until(lambda: not mine(), "who shares the memory lives on", 30)
+        r.child.stdin.close()
+        r.wait()
+        r.expect(rc=1, min_out=0, no_stderr=WRONG)
+        if "heir 1" in r.out() or not re.search(r"^hmm: program and agent of process \d+ have gone", r.err(), re.M):
+            raise Failed(f"{'agent' if agent_first else 'program'} first: {r.out()}{r.err()}")
+
+
 def front_forking(h):
     """Whoever has just been forked or started goes with the others, also when nobody has heard of it yet."""
     for how in ("os.fork()", "os.posix_spawn(sys.executable, ['python3', '-c', 'import time; time.sleep(60)'], os.environ)"):
@@ -220,4 +244,4 @@ def devices(h):
 
 
 if __name__ == "__main__":
-    main_of(supervisor, supervisor_raw, supervisor_agents, supervisor_front, supervisor_hidden, keeper, agent, front, front_asleep, front_sharer, front_forking, early, devices)
+    main_of(supervisor, supervisor_raw, supervisor_agents, supervisor_front, supervisor_hidden, keeper, agent, front, front_asleep, front_sharer, agent_and_program, front_forking, early, devices)
