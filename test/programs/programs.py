@@ -12,6 +12,7 @@ and shares that are not run stays, so that the table can be made piece by piece.
 cgroup of that size with the kernel's own swap to zram, after a stroke; what was swapped out is not counted there.
 """
 import argparse
+import glob
 import hashlib
 import json
 import os
@@ -83,7 +84,7 @@ def python_line(name, d):
 def p_python(d):
     exe = "/usr/bin/python3"
     if subprocess.run([exe, "-c", "import test.test_mmap"], capture_output=True).returncode:
-        raise Absent("no tests of Python's (package libpython3.11-testsuite)")
+        raise Absent("no tests of Python's (package libpython3.11-testsuite, or that of another version)")
     tests = "test_mmap test_gc test_threading test_ctypes test_multiprocessing_main_handling test_dict".split()
     return [exe, "-m", "test", "-q", *tests], lambda out: "SUCCESS" if "Tests result: SUCCESS" in out or \
         "Result: SUCCESS" in out else out[-2000:]
@@ -153,11 +154,11 @@ def s_memcached(d):
     p.wait()
 
 
-PG_BIN = "/usr/lib/postgresql/15/bin"
+PG_BIN = max(glob.glob("/usr/lib/postgresql/*/bin"), default="")  # Debian 12 has 15, Debian 13 has 17
 
 
 def p_postgresql(d):
-    need("initdb", "postgresql-15", PG_BIN + "/initdb")
+    need("initdb", "postgresql-15, or -17", PG_BIN + "/initdb")
     need("setpriv", "util-linux")
     os.chmod(d, 0o777)
     return python_line("postgresql", d), str
