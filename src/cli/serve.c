@@ -12,6 +12,7 @@
 
 #include "cli/cli.h"
 #include "cli/ends.h"
+#include "cli/options.h"
 #include "drivers/ofi/server.h"
 #include "hmm/size.h"
 
@@ -46,6 +47,7 @@ int hmm_serve_main(int argc, char **argv)
 	static const int sigs[] = {SIGINT, SIGTERM, SIGHUP, 0};
 	sigset_t ends, blocked;
 	int c, sig;
+	char name[3];
 
 	optind = 0;
 	opterr = 0;
@@ -65,7 +67,8 @@ int hmm_serve_main(int argc, char **argv)
 			fputs(usage, stdout);
 			return 0;
 		default:
-			return fail(argv[optind - 1], "no such option, or its value is missing (see hmm serve --help)");
+			return fail(options_refused(argv, name),
+				    "no such option, or its value is missing (see hmm serve --help)");
 		}
 	}
 	if (optind < argc || !opt.listen || !opt.memory) {

@@ -33,6 +33,7 @@
 
 #include "cli/cli.h"
 #include "cli/ends.h"
+#include "cli/options.h"
 #include "hmm.h"
 #include "hmm/size.h"
 #include "run/coming.h"
@@ -455,6 +456,7 @@ int hmm_run_main(int argc, char **argv)
 	struct itimerval theirs[TIMERS];
 	pid_t supervisor = 0, program;
 	int c, rc, sup_fd = -1, status, started[2];
+	char name[3];
 
 	optind = 0;
 	opterr = 0;
@@ -479,7 +481,7 @@ int hmm_run_main(int argc, char **argv)
 			fputs(usage, stdout);
 			return 0;
 		default:
-			return fail(EXIT_OURS, argv[optind - 1],
+			return fail(EXIT_OURS, options_refused(argv, name),
 				    "no such option, or its value is missing (see hmm run --help)");
 		}
 	}

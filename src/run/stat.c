@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "cli/cli.h"
+#include "cli/options.h"
 #include "run/wire.h"
 
 #define BUSY_TRIES 500u
@@ -310,7 +311,7 @@ int hmm_stat_main(int argc, char **argv)
 	static const char usage[] = "usage: hmm stat PID [--json] [--restore]\n";
 	bool json = false;
 	uint32_t what = WIRE_STAT_JSON;
-	char *answer = NULL, *end;
+	char *answer = NULL, *end, name[3];
 	int c, rc;
 
 	optind = 0;
@@ -324,7 +325,8 @@ int hmm_stat_main(int argc, char **argv)
 			fputs(usage, stdout);
 			return 0;
 		} else {
-			fprintf(stderr, "hmm stat: %s: no such option (see hmm stat --help)\n", argv[optind - 1]);
+			fprintf(stderr, "hmm stat: %s: no such option (see hmm stat --help)\n",
+				options_refused(argv, name));
 			return 125;
 		}
 	}

@@ -32,6 +32,7 @@
 #include "cli/bench/data.h"
 #include "cli/bench/measure.h"
 #include "cli/cli.h"
+#include "cli/options.h"
 #include "cli/json.h"
 
 #define EXIT_OURS 125 /* as hmm run */
@@ -170,7 +171,7 @@ static int parse(struct options *o, int argc, char **argv)
 		{0},
 	};
 	unsigned long mib = 256, rounds = 5, ratio = 2;
-	char *only = NULL;
+	char *only = NULL, name[3];
 	int c;
 
 	optind = 0;
@@ -205,7 +206,8 @@ static int parse(struct options *o, int argc, char **argv)
 			fputs(usage, stdout);
 			exit(0);
 		default:
-			return fail(argv[optind - 1], "no such option, or its value is missing (see hmm bench --help)");
+			return fail(options_refused(argv, name),
+				    "no such option, or its value is missing (see hmm bench --help)");
 		}
 	}
 	if (optind < argc)

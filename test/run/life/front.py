@@ -633,7 +633,13 @@ def bad_input(h):
         refused(h, [garbage], 126, "Exec format error")
         refused(h, [built(h, "life-exec-static"), "small"], 126, "statically linked")
         refused(h, [], 125, "^usage: hmm run")
-        refused(h, ["--no-such-option", "true"], 125, ".")
+        # The option itself, be it one of several in an argument.
+        for args, names in ((["--no-such-option", "true"], "--no-such-option"), (["-q", "true"], "-q"), (["-vq", "true"], "-q"),
+                            (["-xv", "true"], "-x"), (["--verbose", "-xq", "true"], "-x"), (["--ram"], "--ram"),
+                            (["-v", "--to"], "--to"), (["--verbose=1", "true"], "--verbose=1")):
+            refused(h, args, 125, f"^hmm run: {names}: no such option")
+        a = ask(h, "1", "-jq")
+        check(a.returncode == 125 and a.stderr.startswith("hmm stat: -j: no such option"), f"stat -jq: {a}")
 
 
 # ---------------------------------------------------------- as an ordinary user
