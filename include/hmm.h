@@ -273,7 +273,8 @@ int hmm_device_open(const char *spec, struct hmm_device **devp, char *err, size_
  *
  * Context: Thread-safe.
  * Return: 1: a specification was read; 0 at the end; or
- *	-EINVAL	an empty one, or one too long for @spec
+ *	-EINVAL	an empty one
+ *	-ENAMETOOLONG	one too long for @spec
  */
 int hmm_chain_next(const char **chain, char *spec, size_t len);
 

@@ -41,8 +41,10 @@ int hmm_chain_next(const char **chain, char *spec, size_t len)
 		end++;
 	}
 	n = (size_t)(end - start);
-	if (!n || n >= len)
+	if (!n)
 		return -EINVAL;
+	if (n >= len)
+		return -ENAMETOOLONG;
 	memcpy(spec, start, n);
 	spec[n] = '\0';
 	/* Behind a comma there must be one more: the next call finds an empty one. */

@@ -37,6 +37,11 @@ int hmm_chain_open(const char *spec, uint64_t budget, struct hmm_chain *c, char 
 		rc = hmm_chain_next(&spec, one, sizeof(one) - 32);
 		if (!rc)
 			break;
+		if (rc == -ENAMETOOLONG) {
+			snprintf(err, errlen, "\"%.40s...\": too long: a device is named in up to %zu bytes", at,
+				 sizeof(one) - 33);
+			goto fail;
+		}
 		if (rc < 0 || c->n == HMM_TIERS_MAX) {
 			snprintf(err, errlen, "\"%s\": a chain is 1 to %u devices, separated by commas", at,
 				 HMM_TIERS_MAX);

@@ -624,6 +624,8 @@ def bad_input(h):
         refused(h, ["true"], 125, "socketpair: Too many open files", ["prlimit", "--nofile=4:4"])
         for to in ("nosuch", "lz4,nosuch", "", "lz4,,lz4", "lz4:x", "faulty:lz4", "file:"):
             refused(h, ["--to", to, "true"], 125, "^hmm")
+        refused(h, ["--to", "lz4,file:/" + "x" * 122, "true"], 125, "too long: .* up to 127 bytes")
+        refused(h, ["--to", "lz4,file:/no/such/" + "x" * 113, "true"], 125, "xx: No such file")
         refused(h, ["--to", "file:/no/such/folder", "true"], 125, "/no/such/folder.*No such file")
         refused(h, ["--stats", "/no/such/folder/x", "true"], 125, "/no/such/folder/x.*No such file")
         refused(h, ["no-such-program-here"], 127, "no-such-program-here.*No such file")

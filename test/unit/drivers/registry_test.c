@@ -140,7 +140,7 @@ static void test_chain(void **state)
 
 	assert_int_equal(hmm_chain_next(&bad, spec, sizeof(spec)), -EINVAL);
 	bad = "file:/a/path/that/is/longer/than/forty/characters";
-	assert_int_equal(hmm_chain_next(&bad, spec, sizeof(spec)), -EINVAL);
+	assert_int_equal(hmm_chain_next(&bad, spec, sizeof(spec)), -ENAMETOOLONG);
 }
 
 static void test_faulty(void **state)
