@@ -91,8 +91,10 @@ int hmm_serve_main(int argc, char **argv)
 	pthread_sigmask(SIG_BLOCK, &blocked, NULL);
 	if (tier_server_start(&opt, &srv, err, sizeof(err)))
 		return fail(err, NULL);
-	printf("hmm serve: listening on ofi://%s\n", tier_server_addr(srv));
-	fflush(stdout);
+	/* It serves all the same: who knows the address need not read it. */
+	if (printf("hmm serve: listening on ofi://%s\n", tier_server_addr(srv)) < 0 || fflush(stdout))
+		fprintf(stderr, "hmm serve: writing: %s; listening on ofi://%s\n", strerror(errno),
+			tier_server_addr(srv));
 	sigwait(&ends, &sig);
 	tier_server_stop(srv);
 	return 0;

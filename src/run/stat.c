@@ -87,7 +87,10 @@ static int connect_to(const char *name)
 	return rc;
 }
 
-/* All that comes until the other side hangs up, with a terminating zero.  0, -ENOMEM, or -EIO: not a whole answer. */
+/*
+ * All that comes until the other side hangs up, with a terminating zero.  0, -ENOMEM, -EIO: not a whole answer, or
+ * -ECONNRESET: none at all.
+ */
 static int receive(int fd, char **answer)
 {
 	size_t room = 0, used = 0;
@@ -115,7 +118,7 @@ static int receive(int fd, char **answer)
 		return 0;
 	}
 	free(text);
-	return used ? -EIO : -EPERM;
+	return used ? -EIO : -ECONNRESET;
 }
 
 static int ask_socket(const char *name, uint32_t what, char **answer)
@@ -127,7 +130,7 @@ static int ask_socket(const char *name, uint32_t what, char **answer)
 		return fd;
 	rc = send(fd, &q, sizeof(q), MSG_NOSIGNAL) < 0 ? -errno : receive(fd, answer);
 	close(fd);
-	return rc;
+	return rc == -EPIPE ? -ECONNRESET : rc; /* it has hung up before it was asked, or after */
 }
 
 /*
@@ -274,7 +277,7 @@ static int ask(int pid, uint32_t what, char **answer)
 
 	for (unsigned tries = 0; (rc = ask_once(pid, what, answer)) == -EAGAIN && tries < BUSY_TRIES; tries++)
 		nanosleep(&(struct timespec){.tv_nsec = BUSY_NS}, NULL);
-	return rc == -EAGAIN ? -EPERM : rc;
+	return rc;
 }
 
 /* The number of a field of ours: we wrote the text, its form is known. */
@@ -338,9 +341,12 @@ int hmm_stat_main(int argc, char **argv)
 	rc = ask((int)pid, what, &answer);
 	if (rc) {
 		fprintf(stderr, "hmm stat: %ld: %s\n", pid,
-			rc == -ENOENT  ? "not a process of hmm run"
-			: rc == -EPERM ? "not yours to ask"
-				       : strerror(-rc));
+			rc == -ENOENT   ? "not a process of hmm run"
+			: rc == -EPERM  ? "not yours to ask"
+			: rc == -EAGAIN ? "too many ask it at this moment; try again"
+			: rc == -ECONNRESET
+				? "it has not answered: it is about to end, or has no descriptor or memory left"
+				: strerror(-rc));
 		free(answer);
 		return 1;
 	}

@@ -20,6 +20,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
@@ -335,6 +336,29 @@ def stat_running(h):
     for args, want in ((["1"], 1), (["0"], 125), (["x"], 125), ([], 125), ([str(r.pid)], 1), (["--bogus", "1"], 125)):
         a = ask(h, *args)
         check(a.returncode == want and a.stderr.count("\n") == 1, f"stat {args}: {a}")
+
+
+def stat_busy(h):
+    """Who cannot be asked at this moment is not somebody else's."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(f"\0hmm/{os.getpid()}/00")
+        listener.listen(8)
+
+        def hang_up():
+            listener.accept()[0].close()  # it looks whose it is
+            with listener.accept()[0] as asked:
+                asked.recv(64)
+
+        ends = threading.Thread(target=hang_up)
+        ends.start()
+        a = ask(h, os.getpid())
+        check(a.returncode == 1 and "has not answered" in a.stderr, f"who hangs up: {a}")
+        ends.join()
+        listener.listen(0)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as first:
+            first.connect(f"\0hmm/{os.getpid()}/00")
+            a = ask(h, os.getpid())
+            check(a.returncode == 1 and "try again" in a.stderr, f"who accepts nobody: {a}")
 
 
 def keeper_ends(h):
@@ -830,6 +854,6 @@ def user_outlives(h):
 
 
 if __name__ == "__main__":
-    main_of(status, signals, hangup, from_before, streams, environment, job_control, by_its_pid, daemon, left_at_once, stat_running, restore_litter, keeper_ends, stat_many,
+    main_of(status, signals, hangup, from_before, streams, environment, job_control, by_its_pid, daemon, left_at_once, stat_running, restore_litter, keeper_ends, stat_many, stat_busy,
             elsewhere, figures, slow_figures, unread_figures, open_figures, restore_lost, nested, shell_script, sigchld_ignored, two_preloads, long_preload, bad_input, user_refused, user_served, user_lent,
             user_forks, user_outlives, user_secrets)

@@ -235,6 +235,23 @@ def server_hangup(h):
             s.end()
 
 
+def server_unheard(h):
+    """That it cannot say where it listens, it says."""
+    with open("/dev/full", "w") as full:
+        p = subprocess.Popen([h.exe, "serve", "--listen", "ofi://127.0.0.1:0", "--memory", "64M"], stdout=full,
+                             stderr=subprocess.PIPE, text=True)
+    h.beside.add(p.pid)
+    hangs = threading.Timer(60, p.kill)
+    hangs.start()
+    said = p.stderr.readline()
+    hangs.cancel()
+    if "not installed" in said:
+        skip(said.strip())
+    p.terminate()
+    require(re.match(r"hmm serve: writing: .*; listening on ofi://127.0.0.1:\d+\n$", said), "nothing is said", said)
+    require(p.wait(timeout=60) == 0, "it does not end well", p.returncode)
+
+
 @with_dir
 def needs_none(h, d):
     s = Server(h)
@@ -328,4 +345,4 @@ def garbage(h):
 
 
 main_of(every_byte, remote_alone, processes, server_full, keys, refused, server_killed, server_killed_early,
-        server_stopped, server_hangup, needs_none, garbage)
+        server_stopped, server_hangup, server_unheard, needs_none, garbage)
