@@ -36,7 +36,7 @@ DESTDIR ?=
 MESONFLAGS ?=
 
 .DEFAULT_GOAL := build
-.PHONY: build deps test test-long torture stress programs demo bench bench-scale kernel-suite fuzz model tsan asan asan-run tsan-run coverage inject late valgrind install format clean
+.PHONY: build deps test test-long torture stress programs demo bench bench-scale kernel-suite fuzz fuzz-read model tsan asan asan-run tsan-run coverage inject late valgrind install format clean
 
 deps:
 	@scripts/deps
@@ -157,7 +157,6 @@ valgrind: build
 		valgrind -q --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite '$(BUILD)'/test/unit/$$t >'$(BUILD)/valgrind.log' 2>&1 || \
 		{ cat '$(BUILD)/valgrind.log'; exit 1; }; done
 
-SECONDS ?= 60
 fuzz-read: deps
 	@scripts/deps --for fuzz
 	@[ -e '$(BUILD)/fuzz-read/build.ninja' ] || \

@@ -99,6 +99,7 @@ static long long read_number(const char *path)
 static void check_kernel(struct report *r)
 {
 	static const struct kernel_version floor = {6, 8, 0};
+	static const char *const none = "nothing, if no line below tells of a problem";
 	struct kernel_version v;
 	struct utsname u;
 	char sig[256];
@@ -106,18 +107,20 @@ static void check_kernel(struct report *r)
 	unsigned i;
 
 	if (uname(&u)) {
-		say(r, "kernel", WARNING, NULL, "uname failed: %s", strerror(errno));
+		say(r, "kernel", WARNING, none, "uname failed: %s", strerror(errno));
 		return;
 	}
 	has_sig = read_line("/proc/version_signature", sig, sizeof(sig)) == 0;
 	if (!kernel_version_upstream(u.release, u.version, has_sig ? sig : NULL, &v)) {
-		say(r, "kernel", WARNING, NULL, "cannot tell the version of '%s'", u.release);
+		say(r, "kernel", WARNING, none, "cannot tell the version of '%s'", u.release);
 		return;
 	}
 	if (kernel_version_cmp(&v, &floor) < 0) {
-		say(r, "kernel", PROBLEM,
+		/* By its number alone; what it can do, or was given by who has built it, is tried below. */
+		say(r, "kernel", WARNING,
 		    "apt-get install -t bookworm-backports linux-image-amd64 (Debian 12; then reboot)",
-		    "Linux %u.%u.%u: moving pages needs 6.8 or newer", v.major, v.minor, v.patch);
+		    "Linux %u.%u.%u: 6.8 is the first that can move pages, and bugs of this one are not known here",
+		    v.major, v.minor, v.patch);
 		return;
 	}
 	say(r, "kernel", OK, NULL, "Linux %u.%u.%u (%s)", v.major, v.minor, v.patch, u.release);
@@ -252,7 +255,7 @@ static const struct feature {
 	{UFFD_FEATURE_EVENT_UNMAP, "feature-unmap", PROBLEM, "unmapped memory would go unnoticed"},
 	{UFFD_FEATURE_EVENT_REMAP, "feature-remap", PROBLEM, "moved memory would go unnoticed"},
 	{UFFD_FEATURE_EVENT_REMOVE, "feature-remove", PROBLEM, "dropped memory would go unnoticed"},
-	{UFFD_FEATURE_THREAD_ID, "feature-thread-id", WARNING, "faults cannot be told apart by thread"},
+	{UFFD_FEATURE_THREAD_ID, "feature-thread-id", PROBLEM, "who has faulted could not be told"},
 	{UFFD_FEATURE_WP_ASYNC, "feature-wp-async", WARNING, "unchanged pages are stored again each time they leave"},
 };
 

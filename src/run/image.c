@@ -62,8 +62,12 @@ static int check_elf(int fd, const Elf64_Ehdr *eh, char *why, size_t len)
 		snprintf(why, len, "not a 64-bit x86 program; the preload library cannot enter it");
 		return -ENOEXEC;
 	}
-	if (!fstat(fd, &st) && (st.st_mode & (S_ISUID | S_ISGID)) && st.st_uid != getuid()) {
-		snprintf(why, len, "a set-user-id program; the dynamic loader keeps preload libraries out of it");
+	/* Whose user or group it takes on is ours already: then nothing is kept out.  Without its x the bit of a group
+	 * says something else. */
+	if (!fstat(fd, &st) && (((st.st_mode & S_ISUID) && st.st_uid != getuid()) ||
+				((st.st_mode & S_ISGID) && (st.st_mode & S_IXGRP) && st.st_gid != getgid()))) {
+		snprintf(why, len,
+			 "a set-user-id or set-group-id program; the dynamic loader keeps preload libraries out of it");
 		return -ENOEXEC;
 	}
 	for (unsigned i = 0; i < eh->e_phnum; i++) {

@@ -658,6 +658,17 @@ def bad_input(h):
         refused(h, [d], 126, "Permission denied|Is a directory")
         refused(h, [garbage], 126, "Exec format error")
         refused(h, [built(h, "life-exec-static"), "small"], 126, "statically linked")
+        if not os.geteuid():
+            taker = os.path.join(d, "true")
+            for uid, gid, mode, what in ((1, 0, 0o4755, 126), (0, 1, 0o2755, 126), (1, 0, 0o2755, 0), (0, 1, 0o4755, 0),
+                                         (1, 1, 0o2745, 0)):
+                shutil.copy(shutil.which("true"), taker)
+                os.chown(taker, uid, gid)
+                os.chmod(taker, mode)
+                if what:
+                    refused(h, [taker], what, "set-user-id or set-group-id")
+                else:
+                    h.run([taker]).expect(min_out=0)
         refused(h, [], 125, "^usage: hmm run")
         # The option itself, be it one of several in an argument.
         for args, names in ((["--no-such-option", "true"], "--no-such-option"), (["-q", "true"], "-q"), (["-vq", "true"], "-q"),

@@ -68,6 +68,16 @@ for check in report["checks"]:
     assert check["status"] == "ok" or check["mend"], check
 PY
 	;;
+number)
+	command -v setarch >/dev/null || skip "setarch is not installed"
+	run "$doctor"
+	plain=$rc
+	run setarch --uname-2.6 "$doctor"
+	check_form
+	grep -q 'kernel: Linux 2\.6' "$tmp/out" || skip "the kernel's number cannot be made another here"
+	grep -q '^WARNING  kernel: Linux 2\.6' "$tmp/out" || fail "an old number is no warning"
+	[ "$rc" -eq "$plain" ] || fail "exit status $plain, by another number of the same kernel $rc"
+	;;
 nobody)
 	[ "$(id -u)" -eq 0 ] || skip "only root can become nobody"
 	command -v setpriv >/dev/null || skip "setpriv is not installed"
