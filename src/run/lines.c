@@ -79,7 +79,7 @@ int lines_start(struct lines *l)
 
 void lines_say(struct lines *l, const char *fmt, ...)
 {
-	char text[768] = "hmm: ";
+	char text[768] = "hmm run: ";
 	size_t len = strlen(text);
 	struct line *line;
 	va_list ap;

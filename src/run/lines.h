@@ -21,7 +21,7 @@ struct lines {
 
 /** lines_start() - 0 or -errno. */
 int lines_start(struct lines *l);
-/** lines_say() - have "hmm: " and the line, without newline, written to standard error.  Never waits for its reader. */
+/** lines_say() - have "hmm run: " and the line, without newline, written to standard error.  Waits for no reader. */
 void lines_say(struct lines *l, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /** lines_flush() - wait until all that was said has been written. */
 void lines_flush(struct lines *l);

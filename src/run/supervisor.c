@@ -583,7 +583,7 @@ void supervisor_main(const struct run_options *opt, int front_fd, pid_t front)
 		memcpy(ready.token, s->token, sizeof(ready.token));
 	}
 	if (ready.rc)
-		fprintf(stderr, "hmm: %s\n", err);
+		fprintf(stderr, "hmm run: %s\n", err);
 	if (send(front_fd, &ready, sizeof(ready), MSG_NOSIGNAL) == sizeof(ready) && !ready.rc) {
 		loop(s);
 		if (s->killing)

@@ -186,7 +186,7 @@ def says_why(said, sig, program, child):
     if child:
         own |= {str(child), "0"}
     for line in said.splitlines():
-        if not re.search(r"^hmm: .* (is|are) lost" if sig == signal.SIGBUS else r"^hmm( run)?: .*(kill|died)", line):
+        if not re.search(r"^hmm run: .* (is|are) lost" if sig == signal.SIGBUS else r"^hmm run: .*(kill|died)", line):
             continue
         about = re.search(r"\bprocess (\d+)", line)
         of_child = re.search(r"\bforked child of process|\blost to (the child|it)\b", line)
@@ -270,7 +270,7 @@ def run(build, plan, scenario, name=None, nth=1, count=1, err=0):
         end = "right"
     elif status == 3 and text.startswith("refused: "):
         end = text.strip()
-    elif status in (125, 126, 127) and re.search(r"^hmm( run)?: .", said, re.M):
+    elif status in (125, 126, 127) and re.search(r"^hmm run: .", said, re.M):
         end = "hmm run refused"
     elif status in (-signal.SIGBUS, -signal.SIGKILL) and says_why(said, -status, *who_died(pids)):
         end = "SIGBUS" if status == -signal.SIGBUS else "killed"

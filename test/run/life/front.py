@@ -431,7 +431,7 @@ def elsewhere(h):
 
 def figures(h):
     r = h.run([built(h, "life-spin"), SPIN, "0", "1"], ram=SPIN_RAM, opts=["-v"])
-    r.expect(stderr=rf"^hmm: peak [\d.]+ MiB of {SPIN_RAM[:-1]}.0 MiB, .* pages out, \d+ pages in")
+    r.expect(stderr=rf"^hmm run: peak [\d.]+ MiB of {SPIN_RAM[:-1]}.0 MiB, .* pages out, \d+ pages in")
     check(STATS <= set(r.stats()), f"missing: {STATS - set(r.stats())}")
     check(len([x for x in r.err().splitlines()]) == 1, r.err())
     every = r.stats()
@@ -647,7 +647,7 @@ def bad_input(h):
         # Even the first step can fail.
         refused(h, ["true"], 125, "socketpair: Too many open files", ["prlimit", "--nofile=4:4"])
         for to in ("nosuch", "lz4,nosuch", "", "lz4,,lz4", "lz4:x", "faulty:lz4", "file:"):
-            refused(h, ["--to", to, "true"], 125, "^hmm")
+            refused(h, ["--to", to, "true"], 125, "^hmm run: ")
         refused(h, ["--to", "lz4,file:/" + "x" * 122, "true"], 125, "too long: .* up to 127 bytes")
         refused(h, ["--to", "lz4,file:/no/such/" + "x" * 113, "true"], 125, "xx: No such file")
         refused(h, ["--to", "file:/no/such/folder", "true"], 125, "/no/such/folder.*No such file")

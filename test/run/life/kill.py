@@ -188,7 +188,7 @@ def agent_and_program(h):
         r.child.stdin.close()
         r.wait()
         r.expect(rc=1, min_out=0, no_stderr=WRONG)
-        if "heir 1" in r.out() or not re.search(r"^hmm: program and agent of process \d+ have gone", r.err(), re.M):
+        if "heir 1" in r.out() or not re.search(r"^hmm run: program and agent of process \d+ have gone", r.err(), re.M):
             raise Failed(f"{'agent' if agent_first else 'program'} first: {r.out()}{r.err()}")
 
 
@@ -230,17 +230,17 @@ def devices(h):
     """A device that fails: SIGBUS and a line that names it; what it does not take stays."""
     for spec in ("faulty:out=50:lz4", "faulty:sum=30:lz4", "faulty:out=2000:file:/var/tmp", "faulty:sum=1:lz4"):
         r = h.run([spin(h), SPIN, "0", "2"], ram=SPIN_RAM, to=spec)
-        r.expect(rc=-signal.SIGBUS, stderr="^hmm: .*lost: device " + spec[:6] + ".*SIGBUS", no_stderr=WRONG)
+        r.expect(rc=-signal.SIGBUS, stderr="^hmm run: .*lost: device " + spec[:6] + ".*SIGBUS", no_stderr=WRONG)
     # The child of a failing one fails by itself.
     r = h.run([spin(h), SPIN, "1", "2"], ram=SPIN_RAM, to="faulty:out=5000:lz4")
-    r.expect(rc=-signal.SIGBUS, stderr="^hmm: .*lost: device faulty", no_stderr=WRONG)
+    r.expect(rc=-signal.SIGBUS, stderr="^hmm run: .*lost: device faulty", no_stderr=WRONG)
     # What the first tier refuses from some time on, the second takes; without a second, it stays.
     r = h.run([spin(h), SPIN, "0", "3"], ram=SPIN_RAM, to="faulty:in=20:lz4,file:/var/tmp")
     r.expect(no_stderr=WRONG)
     if r.stats()["devices"][1]["copied_in"] == 0:
         raise Failed(f"the second tier took nothing: {r.stats()}")
     r = h.run([spin(h), SPIN, "0", "2"], ram=SPIN_RAM, to="faulty:in=20:lz4")
-    r.expect(stderr="^hmm: all devices are full", no_stderr=WRONG)
+    r.expect(stderr="^hmm run: all devices are full", no_stderr=WRONG)
 
 
 if __name__ == "__main__":

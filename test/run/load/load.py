@@ -89,7 +89,7 @@ def lz4_full(h):
     mib = size(96, 192)
     r = h.run([os.path.join(h.build, "test/run/load/rw"), "rand", "2", str(mib), "1", str(LONG)], ram=f"{mib // 4}M",
               to="lz4")
-    r.expect(stderr="^hmm: all devices are full")
+    r.expect(stderr="^hmm run: all devices are full")
     n = r.err().count("all devices are full")
     expect(n == 1, f"said {n} times", r.err())
 
@@ -99,7 +99,7 @@ def full_of_copies(h):
     mib = size(96, 256)
     r = h.run([os.path.join(h.build, "test/run/load/rw"), "seq", "1", str(mib), "1", str(2 * LONG)], ram=f"{mib + 1}M",
               to="lz4")
-    r.expect(min_out=mib * 64, stderr="^hmm: all devices are full")
+    r.expect(min_out=mib * 64, stderr="^hmm run: all devices are full")
     s = r.stats()
     expect(s["peak_bytes"] < (mib + 1) * MIB * 5 // 4, "a quarter more than the budget", s)
 

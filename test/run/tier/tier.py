@@ -126,7 +126,7 @@ def keys(h):
     require(s.alive(), "the server is gone")
     for spec, line in (f"{s.spec},key={other}", "the server's key is another one"), (s.spec, "wants a key"):
         w = h.run(["true"], to=spec)
-        w.expect(rc=125, min_out=0, stderr=f"^hmm: ofi://127.0.0.1:{s.port}: .*{line}")
+        w.expect(rc=125, min_out=0, stderr=f"^hmm run: ofi://127.0.0.1:{s.port}: .*{line}")
         require(w.err().count("\n") == 1, "more than a line", w.err())
     err = s.end()
     require(re.search(r"127\.0\.0\.1:\d+: refused: its key is not the one in", err), "the server does not say so", err)
@@ -189,7 +189,7 @@ def server_killed(h, d):
     r.cwd = d
     go(r)
     r.wait().expect(min_out=1000)
-    lost(r, s, f"^hmm: pages of process .*: device ofi://127.0.0.1:{s.port}.* has lost its peer")
+    lost(r, s, f"^hmm run: pages of process .*: device ofi://127.0.0.1:{s.port}.* has lost its peer")
 
 
 @with_dir

@@ -55,7 +55,7 @@ static void many_lines_nobody_reads(void **state)
 	}
 	lines_flush(l);
 	for (unsigned i = 0; i < 500; i++) {
-		int n = snprintf(text, sizeof(text), "hmm: line %u of many\n", i);
+		int n = snprintf(text, sizeof(text), "hmm run: line %u of many\n", i);
 
 		assert_memory_equal(all + at, text, n);
 		at += (size_t)n;

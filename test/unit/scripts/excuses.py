@@ -12,14 +12,14 @@ P, C, OTHER = 100, 200, 300
 BUS, KILL = signal.SIGBUS, signal.SIGKILL
 END = "an access gets SIGBUS"
 
-PAGE = "hmm: page 0x7000 of process {} is lost: device lz4 could not read it; " + END
-PAGES = "hmm: pages of process {} are lost, the first one touched is 0x7000: device ofi has lost its peer; " + END
-SERVED = "hmm: a forked child of process {} cannot be served: Out of memory; what was away is lost to it, " + END
-UNMAPPED = ("hmm: other threads of process {} unmapped memory while it forked: of what was away of it a part is lost "
+PAGE = "hmm run: page 0x7000 of process {} is lost: device lz4 could not read it; " + END
+PAGES = "hmm run: pages of process {} are lost, the first one touched is 0x7000: device ofi has lost its peer; " + END
+SERVED = "hmm run: a forked child of process {} cannot be served: Out of memory; what was away is lost to it, " + END
+UNMAPPED = ("hmm run: other threads of process {} unmapped memory while it forked: of what was away of it a part is lost "
             "to the child, " + END)
-MUST = "hmm: process {} must be killed: no memory for its records"
-HANGS = "hmm: a forked child of process {} hangs at what was away, and must be killed"
-AGENT = "hmm: the agent of process {} died; the process is killed"
+MUST = "hmm run: process {} must be killed: no memory for its records"
+HANGS = "hmm run: a forked child of process {} hangs at what was away, and must be killed"
+AGENT = "hmm run: the agent of process {} died; the process is killed"
 FRONT = "hmm run: the supervisor died; the program is killed"
 
 # what is said, of whom; by which signal the program P, or its child C, died; whether that is a reason
@@ -32,7 +32,7 @@ CASES = [
     (MUST, P, KILL, 0, True), (AGENT, P, KILL, 0, True), (FRONT, 0, KILL, 0, True), (FRONT, 0, KILL, C, True),
     (MUST, C, KILL, C, True), (HANGS, P, KILL, C, True),
     (HANGS, P, KILL, 0, False), (MUST, C, KILL, 0, False), (AGENT, OTHER, KILL, 0, False),
-    (MUST, P, BUS, 0, False), (PAGE, P, KILL, 0, False), ("hmm: something else about process {}", P, BUS, 0, False),
+    (MUST, P, BUS, 0, False), (PAGE, P, KILL, 0, False), ("hmm run: something else about process {}", P, BUS, 0, False),
 ]
 
 bad = 0
