@@ -347,7 +347,7 @@ int hmm_mm_open(struct umm_space *space, struct hmm_mm **mmp);
  * Context: No other call on @mm may run, and no range or cache may use it.  Not in callbacks.
  * Return: 0, or
  *	-ENOMEM	not all could be brought back, and nothing has ended
- *	-EAGAIN	other threads move memory that is away by mremap() without end; nothing has ended
+ *	-EAGAIN	other threads move what comes back by mremap(), without end; nothing has ended
  */
 int hmm_mm_close(struct hmm_mm *mm);
 
@@ -376,7 +376,7 @@ int hmm_mm_add_device(struct hmm_mm *mm, struct hmm_device *dev);
  * Return: 0, or
  *	-EINVAL	@dev is not one of @mm's
  *	-ENOMEM	not all could be brought back, and nothing has ended
- *	-EAGAIN	other threads move memory that is away by mremap() without end; nothing has ended
+ *	-EAGAIN	other threads move what comes back by mremap(), without end; nothing has ended
  */
 int hmm_mm_remove_device(struct hmm_mm *mm, struct hmm_device *dev);
 
@@ -423,7 +423,7 @@ int hmm_mm_manage(struct hmm_mm *mm, uint64_t start, uint64_t end);
  *	-EINVAL	unaligned or backward
  *	-ENOMEM	no memory: part of it may be managed still; what is on devices is
  *		brought back by the next call
- *	-EAGAIN	other threads move memory that is away by mremap() without end; as for -ENOMEM
+ *	-EAGAIN	other threads change their mappings without end; as for -ENOMEM
  */
 int hmm_mm_unmanage(struct hmm_mm *mm, uint64_t start, uint64_t end);
 

@@ -128,6 +128,7 @@ int hmm_cl_open(struct umm_space *space, struct hmm_mm *mm, const struct hmm_cl_
  * Context: No other call on @cl may run.  Not in callbacks.
  * Return: 0, or
  *	-ENOMEM	not all could be brought back, and nothing has ended
+ *	-EAGAIN	as of hmm_mm_remove_device()
  */
 int hmm_cl_close(struct hmm_cl *cl);
 

@@ -469,6 +469,27 @@ static void mark_again(struct hmm_mm *mm, uint64_t start, uint64_t end)
 	}
 }
 
+/*
+ * mremap() counts as a change only when its pages have moved: between the look whether one is under way and the call
+ * that lets go of a range one may have brought something there of which the records say that it is away elsewhere.
+ * Nobody can know that place before we read the event.  So it is registered as before, and all begins again.  Event
+ * lock held exclusively.
+ */
+static int take_back(struct hmm_mm *mm, uint64_t start, uint64_t end)
+{
+	uint64_t mode = UFFDIO_REGISTER_MODE_MISSING | (mm->h->opt.linked ? UFFDIO_REGISTER_MODE_WP : 0);
+	struct umm_vma v;
+	int rc = 0;
+
+	for (uint64_t at = start; !rc && at < end && !umm_vma_next(mm->space, at, &v) && v.start < end; at = v.end) {
+		uint64_t a = v.start > start ? v.start : start, z = v.end < end ? v.end : end;
+
+		if (manageable(&v))
+			rc = umm_uffd_register(mm->space->uffd, a, z - a, mode);
+	}
+	return rc == -ENOMEM ? rc : -EAGAIN;
+}
+
 int hmm_hands_off(struct hmm_mm *mm, uint64_t start, uint64_t end)
 {
 	const struct umm_change c = {.event = UMM_EVENT_MIGRATE, .start = start, .end = end, .blockable = true};
@@ -512,6 +533,8 @@ again:
 	 * (register_run()), or was registered early.
 	 */
 	rc = theirs ? let_go_early(mm, start, end) : umm_uffd_unregister(mm->space->uffd, start, end - start);
+	if (!rc && umm_uffd_is_changing(mm->space->uffd))
+		rc = take_back(mm, start, end);
 	if (rc)
 		goto unlock; /* part of it is unmapped, or somebody else's: it is what it was */
 	/* What could not be brought back keeps its poison; to us it is no more than any other page. */

@@ -371,8 +371,6 @@ static void mm_change(void *priv, const struct umm_change *c)
 		break;
 	case UMM_EVENT_REMAP:
 		hmm_overtaken_moved(mm, c);
-		if (atomic_load(&mm->radix.away))
-			mm->moves++;
 		hmm_unforked_follow(mm, c);
 		if (hmm_residency_remap(mm, c->start, c->new_start, len))
 			mm->h->opt.fatal(mm->h->opt.priv, mm, "no memory to follow mremap()");

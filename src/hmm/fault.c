@@ -846,17 +846,10 @@ int hmm_restore_all(struct hmm_mm *mm)
 	for (unsigned tries = 0; tries < HMM_MOVES_MAX; tries++) {
 		uint64_t moves = hmm_moves_now(mm);
 		int rc = hmm_restore(mm, 0, HMM_ADDR_END);
-		bool all;
 
-		if (rc)
+		/* One that is not heard of yet has moved no record: nothing could be placed for those it concerns. */
+		if (rc || hmm_moves_now(mm) == moves)
 			return rc;
-		umm_evlock_shared(&mm->space->ctl->evlock);
-		all = hmm_moves_settled(mm, moves);
-		umm_evlock_unshared(&mm->space->ctl->evlock);
-		if (all)
-			return 0;
-		umm_space_drain(mm->space);
-		sched_yield();
 	}
 	return -EAGAIN;
 }

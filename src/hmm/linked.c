@@ -1654,22 +1654,12 @@ int hmm_mm_unmanage(struct hmm_mm *mm, uint64_t start, uint64_t end)
 /* Also of what mremap() takes behind the hand meanwhile.  Under out_lock, signals blocked. */
 static int empty_device(struct hmm_mm *mm, unsigned tier)
 {
-	struct umm_evlock *evlock = &mm->space->ctl->evlock;
-
 	for (unsigned tries = 0; tries < HMM_MOVES_MAX; tries++) {
 		uint64_t moves = hmm_moves_now(mm);
 		int rc = bring_from(mm, 0, HMM_ADDR_END, 1u << tier, NULL);
-		bool all;
 
-		if (rc)
+		if (rc || hmm_moves_now(mm) == moves)
 			return rc;
-		umm_evlock_shared(evlock);
-		all = hmm_moves_settled(mm, moves);
-		umm_evlock_unshared(evlock);
-		if (all)
-			return 0;
-		umm_space_drain(mm->space);
-		nap();
 	}
 	return -EAGAIN;
 }

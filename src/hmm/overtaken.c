@@ -261,9 +261,11 @@ void hmm_overtaken_unmapped(struct hmm_mm *mm, uint64_t start, uint64_t end)
 void hmm_overtaken_moved(struct hmm_mm *mm, const struct umm_change *c)
 {
 	kept_doubt(mm, c->start, c->end);
-	if (anything_away(mm, c->start, c->end))
-		*nth(mm, mm->novertaken++) = (struct hmm_overtaken){
-			.start = c->start, .end = c->end, .to = c->new_start, .at_ns = umm_now_ns()};
+	if (!anything_away(mm, c->start, c->end))
+		return;
+	mm->moves++;
+	*nth(mm, mm->novertaken++) =
+		(struct hmm_overtaken){.start = c->start, .end = c->end, .to = c->new_start, .at_ns = umm_now_ns()};
 }
 
 void hmm_overtaken_over(struct hmm_mm *mm)

@@ -185,15 +185,22 @@ static void look_for_marks(struct hmm_take *t, uint64_t start, uint64_t end)
 	hmm_smaps_each(t->mm->space, look_at, &(struct look){t, start, end});
 }
 
-/* Has another userfaultfd the mapping at @addr?  What stands in for it would not be that one's any more. */
-static bool is_theirs(struct umm_space *space, uint64_t addr)
+/* By anybody?  As umm_inside_registered(), but waits for changes that are under way. */
+static int registered(struct umm_space *space, uint64_t addr)
 {
 	unsigned tries = 0;
 	int rc;
 
-	/* By anybody? */
 	while ((rc = umm_inside_registered(space->uffd, addr)) == -EAGAIN && tries++ < MOVE_TRIES)
 		sched_yield();
+	return rc;
+}
+
+/* Has another userfaultfd the mapping at @addr?  What stands in for it would not be that one's any more. */
+static bool is_theirs(struct umm_space *space, uint64_t addr)
+{
+	int rc = registered(space, addr);
+
 	/* Where it is ours this changes nothing. */
 	return rc != -ENOENT &&
 	       (rc || umm_uffd_register(space->uffd, addr, UMM_PAGE, UFFDIO_REGISTER_MODE_WP) == -EBUSY);
@@ -811,8 +818,9 @@ static void take_readonly(struct hmm_take *t, unsigned b, struct umm_move_run *r
 	err = got == (long)(uintptr_t)t->away ? 0 : (int)got;
 	if (err)
 		goto out;
-	if (umm_inside_registered(space->uffd, (uintptr_t)t->away) == -ENOENT)
-		err = -ENXIO; /* something else had been mapped there */
+	err = registered(space, (uintptr_t)t->away);
+	if (err)
+		err = err == -ENOENT ? -ENXIO : err; /* something else had been mapped there, or that cannot be told */
 	else if (!fetch(space, (uintptr_t)t->away, run->npages, &mask))
 		err = -EBUSY;
 	else

@@ -149,11 +149,12 @@ static int move_run(struct umm_inside *in, struct umm_move_run *run, char *stagi
 		 * not registered would be zeros for whoever touches it next.  The
 		 * records say that it is; this is the kernel's word.
 		 */
-		if (umm_inside_registered(in->uffd, run->addr + i * UMM_PAGE) == -ENOENT) {
-			run->err = -ENXIO;
-			return -ENXIO;
+		int rc = umm_inside_registered(in->uffd, run->addr + i * UMM_PAGE);
+		if (rc) { /* no, or a change that is under way does not let the kernel say */
+			run->err = rc == -ENOENT ? -ENXIO : rc;
+			return run->err;
 		}
-		int rc = move(in->uffd, staging + i * UMM_PAGE, run->addr + i * UMM_PAGE, n, &moved, &run->unsaid);
+		rc = move(in->uffd, staging + i * UMM_PAGE, run->addr + i * UMM_PAGE, n, &moved, &run->unsaid);
 		for (unsigned k = 0; k < moved; k++)
 			run->mask |= 1ull << (i + k);
 		i += moved;

@@ -14,6 +14,7 @@
 #include "umm/clock.h"
 #include "umm/internal.h"
 
+#define UNWATCH_TRIES 1000u
 #define YIELDS 16u /* of who waits for a change, before it sleeps in between */
 
 static int proc_open(pid_t pid, const char *what)
@@ -291,12 +292,13 @@ out:
 }
 
 /* Pages of a private anonymous mapping may be away, or come to be: faults on it go on being told. */
-static uint64_t watch_mode(const struct umm_space *space, const struct umm_vma *v)
+static uint64_t watch_mode(const struct umm_space *space, const struct umm_vma *v, bool missing)
 {
 	bool anon = !(v->flags & (UMM_VMA_SHARED | UMM_VMA_FILE | UMM_VMA_SPECIAL | UMM_VMA_HUGETLB));
 
 	return UFFDIO_REGISTER_MODE_WP |
-	       (anon && space->ops && space->ops->holds && space->ops->holds(space->priv, v->start, v->end)
+	       (anon && space->ops &&
+				(missing || (space->ops->holds && space->ops->holds(space->priv, v->start, v->end)))
 			? UFFDIO_REGISTER_MODE_MISSING
 			: 0);
 }
@@ -306,8 +308,11 @@ static bool range_is_good(uint64_t start, uint64_t len)
 	return len && !((start | len) % UMM_PAGE) && start + len > start;
 }
 
-/* What is mapped there by now: of a mapping that was looked at a part may have gone. */
-static int watch(struct umm_space *space, uint64_t start, uint64_t len)
+/*
+ * What is mapped there by now: of a mapping that was looked at a part may have gone.  @missing: also what is not on
+ * record as held may be.
+ */
+static int watch(struct umm_space *space, uint64_t start, uint64_t len, bool missing)
 {
 	int rc = umm_space_serve(space);
 
@@ -324,7 +329,7 @@ static int watch(struct umm_space *space, uint64_t start, uint64_t len)
 			return rc == -ENOENT || !rc ? -EINVAL : rc;
 		at = v.start > at ? v.start : at;
 		z = v.end < end ? v.end : end;
-		rc = umm_uffd_register(space->uffd, at, z - at, watch_mode(space, &v));
+		rc = umm_uffd_register(space->uffd, at, z - at, watch_mode(space, &v, missing));
 		at = z;
 	}
 	return rc;
@@ -354,23 +359,36 @@ int umm_space_watch(struct umm_space *space, uint64_t start, uint64_t len)
 		return -EINVAL;
 	/* The kernel registers what there is; of what comes to a hole later nobody would hear. */
 	rc = has_no_hole(space, start, start + len);
-	return rc ? rc : watch(space, start, len);
+	return rc ? rc : watch(space, start, len, false);
 }
 
 int umm_space_unwatch(struct umm_space *space, uint64_t start, uint64_t len)
 {
+	bool again = true;
 	sigset_t old;
 	int rc = 0;
 
 	if (space->uffd < 0 || !range_is_good(start, len))
 		return -EINVAL;
 	signals_block(&old);
-	/* Nobody begins to hold any of it in between: whoever does registers it with the lock shared. */
-	umm_evlock_excl(&space->ctl->evlock);
-	/* Unregistered, what is away would read as zeros. */
-	if (!space->ops || !space->ops->holds || !space->ops->holds(space->priv, start, start + len))
-		rc = umm_uffd_unregister(space->uffd, start, len);
-	umm_evlock_unexcl(&space->ctl->evlock);
+	/* What changes without end stays watched, which does no harm. */
+	for (unsigned tries = 0; again && !rc && tries < UNWATCH_TRIES; tries++) {
+		/* Nobody begins to hold any of it in between: whoever does registers it with the lock shared. */
+		umm_evlock_excl(&space->ctl->evlock);
+		again = false;
+		/* Unregistered, what is away would read as zeros. */
+		if (!space->ops || !space->ops->holds || !space->ops->holds(space->priv, start, start + len)) {
+			rc = umm_uffd_unregister(space->uffd, start, len);
+			again = !rc && space->ops && umm_uffd_is_changing(space->uffd);
+		}
+		/* And so would what mremap() has brought there just now: nobody knows of it before its event is read.
+		 */
+		if (again)
+			rc = watch(space, start, len, true);
+		umm_evlock_unexcl(&space->ctl->evlock);
+		if (again && !rc)
+			umm_space_drain(space);
+	}
 	signals_restore(&old);
 	return rc;
 }
@@ -388,7 +406,7 @@ int umm_space_watch_around(struct umm_space *space, uint64_t start, uint64_t end
 		if (rc == -ENOENT || (!rc && v.start > at))
 			return -EFAULT;
 		if (!rc)
-			rc = watch(space, v.start, v.end - v.start);
+			rc = watch(space, v.start, v.end - v.start, false);
 		if (!first)
 			first = rc;
 		if (rc == -ENOMEM || rc == -ESRCH)

@@ -1209,6 +1209,31 @@ static void letting_go(void **state)
 	/* teardown closes with pages away */
 }
 
+/* A range is just about to be let go of when mremap() brings something there that is away. */
+static struct between {
+	struct fixture *f;
+	char *from, *to;
+	bool due;
+	pthread_t t;
+} between;
+
+static void *gets_between(void *arg)
+{
+	return (void *)syscall(SYS_mremap, between.from, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, between.to);
+}
+
+static void comes_between(int uffd, uint64_t start, uint64_t len)
+{
+	uint64_t to = (uintptr_t)between.to;
+
+	if (!between.due || to < start || to >= start + len)
+		return;
+	between.due = false;
+	assert_int_equal(pthread_create(&between.t, NULL, gets_between, NULL), 0);
+	while (!umm_uffd_is_changing(uffd))
+		sched_yield();
+}
+
 int __real_umm_uffd_unregister(int uffd, uint64_t start, uint64_t len);
 int __wrap_umm_uffd_unregister(int uffd, uint64_t start, uint64_t len);
 static struct fixture *moves_then; /* its memory goes to the device just before it is watched no more */
@@ -1225,6 +1250,7 @@ int __wrap_umm_uffd_unregister(int uffd, uint64_t start, uint64_t len)
 {
 	struct fixture *f = moves_then;
 
+	comes_between(uffd, start, len);
 	if (f && start == f->addr) {
 		moves_then = NULL;
 		assert_int_equal(pthread_create(&moves, NULL, move_all, f), 0);
@@ -1634,6 +1660,60 @@ static void a_range_is_let_go_of_while_something_moves_behind_it(void **state)
 	behind_check(&b, t);
 }
 
+static void between_prepare(struct fixture *f)
+{
+	char *p = mmap(NULL, 8 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint64_t a = (uintptr_t)p, moved;
+
+	assert_ptr_not_equal(p, MAP_FAILED);
+	/* Nobody's neighbours. */
+	assert_int_equal(mprotect(p, PAGE, PROT_NONE), 0);
+	assert_int_equal(mprotect(p + 2 * PAGE, PAGE, PROT_NONE), 0);
+	assert_int_equal(mprotect(p + 7 * PAGE, PAGE, PROT_NONE), 0);
+	p[PAGE] = 'x';
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev[0]->dev, a + PAGE, a + 2 * PAGE, NULL, &moved), 0);
+	assert_int_equal(moved, 1);
+	between = (struct between){.f = f, .from = p + PAGE, .to = p + 4 * PAGE};
+}
+
+static void between_check(struct fixture *f)
+{
+	void *to;
+
+	assert_false(between.due);
+	pthread_join(between.t, &to);
+	assert_ptr_equal(to, between.to);
+	assert_int_equal(between.to[0], 'x');
+	assert_int_equal(f->dev[0]->refs_total, 0);
+	munmap(between.from - PAGE, 8 * PAGE);
+}
+
+static void what_comes_into_a_range_just_let_go_of_is_not_lost(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t a;
+
+	between_prepare(f);
+	a = (uintptr_t)between.to;
+	assert_int_equal(hmm_mm_manage(f->mm, a, a + PAGE), 0);
+	between.due = true;
+	assert_int_equal(hmm_hands_off(f->mm, a - PAGE, a + 3 * PAGE), 0);
+	between_check(f);
+}
+
+static void what_comes_where_nothing_is_watched_any_more_is_not_lost(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t a;
+
+	between_prepare(f);
+	a = (uintptr_t)between.to;
+	assert_int_equal(umm_space_watch(f->space, a - PAGE, 4 * PAGE), 0);
+	between.due = true;
+	assert_int_equal(umm_space_unwatch(f->space, a - PAGE, 4 * PAGE), 0);
+	between_check(f);
+}
+
 struct toucher {
 	const char *at;
 	_Atomic int sig;
@@ -1784,6 +1864,8 @@ int main(int argc, char **argv)
 		T(an_engine_ends_while_something_moves_behind_it),
 		T(a_device_goes_while_something_moves_behind_it),
 		T(a_range_is_let_go_of_while_something_moves_behind_it),
+		T(what_comes_into_a_range_just_let_go_of_is_not_lost),
+		T(what_comes_where_nothing_is_watched_any_more_is_not_lost),
 		T(a_page_goes_back_while_its_mapping_moves),
 		T(a_page_is_lost_while_its_mapping_moves),
 		T(a_child_moves_what_it_is_being_given),
