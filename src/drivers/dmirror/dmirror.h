@@ -49,7 +49,8 @@ struct dmirror_host;
  */
 int dmirror_host_open(struct umm_space *space, struct dmirror_host **hostp);
 
-/** dmirror_host_close() - its devices are closed before; NULL is fine.  Returns 0, or -ENOMEM: it lives on. */
+/** dmirror_host_close() - its devices are closed before; NULL is fine.  Returns 0, or -ENOMEM or -EAGAIN
+ * (hmm_mm_close()): it lives on. */
 int dmirror_host_close(struct dmirror_host *host);
 
 /** dmirror_host_mm() - the engine that they share. */
