@@ -439,7 +439,7 @@ static void child_events(struct hmm_mm *mm, struct child *c)
 							     msg.arg.remove.end - msg.arg.remove.start});
 		} else if (msg.event == UFFD_EVENT_FORK) {
 			grandchild_fill(mm, c, (int)msg.arg.fork.ufd);
-			close((int)msg.arg.fork.ufd);
+			sys_close((int)msg.arg.fork.ufd);
 		}
 	}
 	/* Out of descriptors: what it tells of cannot be followed, and it waits for us. */
@@ -632,8 +632,8 @@ static int linked_forked(void *priv, struct hmm_mm *mm, int uffd, struct hmm_mm 
 		hmm_iset_clear(&c.absent);
 		hmm_iset_clear(&c.empty);
 	}
-	close(uffd);
-	return -ECHILD; /* nothing to manage */
+	sys_close(uffd); /* not by a hook: with its number nobody may be waited for who waits for us */
+	return -ECHILD;  /* nothing to manage */
 }
 
 /* --------------------------------------------------------------------- life */

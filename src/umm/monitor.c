@@ -53,6 +53,7 @@
 #include "umm/follow.h"
 #include "umm/internal.h"
 #include "umm/signals.h"
+#include "umm/sys.h"
 
 #define MONITOR_THREADS_MAX 16u
 #define READ_MAX 32u          /* messages at a time */
@@ -172,7 +173,7 @@ static void apply_event(struct umm_space *s, const struct uffd_msg *msg)
 		if (s->ops && s->ops->forked)
 			s->ops->forked(s->priv, (int)msg->arg.fork.ufd);
 		else
-			close((int)msg->arg.fork.ufd);
+			sys_close((int)msg->arg.fork.ufd);
 		return;
 	default:
 		return;
@@ -195,7 +196,7 @@ static void spare_give_up(struct umm_monitor *m)
 		i++;
 	if (i == SPARES)
 		return;
-	close(m->spare[i]);
+	sys_close(m->spare[i]);
 	m->spare[i] = -1;
 }
 

@@ -776,6 +776,72 @@ static void the_parent_writes_after_fork(const struct variant *v)
 	check_snapshot(fd, p, NPAGES, local(v));
 }
 
+/* What a handler of fork does that was registered before any library's: it runs after all of theirs. */
+static struct at_fork {
+	char *p; /* NULL: nothing */
+	pid_t child;
+} at_fork;
+
+static void fork_and_wait_for_the_engine(void)
+{
+	char *p = at_fork.p;
+
+	if (!p)
+		return;
+	at_fork.p = NULL;
+	at_fork.child = (pid_t)syscall(SYS_fork);
+	if (!at_fork.child) {
+		CHECK_NUMBERED(p, SIZE, 1);
+		_exit(0);
+	}
+	/* Both need who has just read of that fork. */
+	CHECK_NUMBERED(p, PAGE, 1);
+	CHECK_EQ(syscall(SYS_madvise, p, PAGE, MADV_DONTNEED), 0);
+}
+
+static void register_first(void)
+{
+	pthread_atfork(fork_and_wait_for_the_engine, NULL, NULL);
+}
+
+__attribute__((section(".preinit_array"), used)) static void (*before_all_libraries)(void) = register_first;
+
+/*
+ * What the engine closes after a fork has a number that the program has given up: a device's, or that of standard
+ * input.  It must not wait for who forks, who may be waiting for it.
+ */
+static void fork_with_the_number_of(const struct variant *v, bool device)
+{
+	int first = dev_open(v->other), fd = dev_open(v->dev), status;
+	char *p = anon(), *buf = anon();
+	pid_t pid;
+
+	number(p, SIZE, 1);
+	migrate_all(fd, p, buf, NPAGES);
+	CHECK_EQ(close(device ? first : STDIN_FILENO), 0);
+	at_fork.p = p;
+	pid = fork();
+	if (!pid) {
+		CHECK(all_zero(p, PAGE));
+		CHECK_NUMBERED(p + PAGE, SIZE - PAGE, 1 + PAGE / 4);
+		_exit(0);
+	}
+	CHECK_EQ(waitpid(pid, &status, 0), pid);
+	CHECK_EQ(status, 0);
+	CHECK_EQ(waitpid(at_fork.child, &status, 0), at_fork.child);
+	CHECK_EQ(status, 0);
+}
+
+static void a_fork_beside_a_closed_device(const struct variant *v)
+{
+	fork_with_the_number_of(v, true);
+}
+
+static void a_fork_without_standard_input(const struct variant *v)
+{
+	fork_with_the_number_of(v, false);
+}
+
 static void system_calls(const struct variant *v)
 {
 	int fd = dev_open(v->dev), file = memfd_create("file", 0), tube[2];
@@ -999,6 +1065,8 @@ static const struct test tests[] = {
 	T(two_kinds),
 	T(a_child_has_its_own),
 	T(the_parent_writes_after_fork),
+	T(a_fork_beside_a_closed_device),
+	T(a_fork_without_standard_input),
 	T(system_calls),
 	T(partial_munmap),
 	T(moved_mappings),

@@ -55,7 +55,7 @@ enum {
 #define IS_COMMAND(req) (((req) & ~0xfful) == (_IOWR('H', 0, struct command) & ~0xfful))
 
 struct device {
-	int fd;
+	int number; /* one more than its descriptor's; 0: nobody's */
 	bool open;
 	unsigned users; /* commands that run, and the descriptor */
 	struct dmirror *dm;
@@ -158,12 +158,13 @@ static int device_open(int nr, int flags)
 		rc = -errno;
 		goto fail;
 	}
-	*d = (struct device){.fd = fd, .inode = st.st_ino, .major = major(st.st_dev), .minor = minor(st.st_dev)};
+	*d = (struct device){.inode = st.st_ino, .major = major(st.st_dev), .minor = minor(st.st_dev)};
 	rc = dmirror_open_nr(S.host, (unsigned)nr, &d->dm);
 	if (rc)
 		goto fail;
 	d->users = 1;
 	d->open = true;
+	__atomic_store_n(&d->number, fd + 1, __ATOMIC_RELAXED);
 	pthread_mutex_unlock(&S.lock);
 	return fd;
 fail:
@@ -184,12 +185,12 @@ static struct device *device_get(int fd)
 		return NULL;
 	/* The engine's threads close descriptors, too: they must not wait for who forks. */
 	for (unsigned i = 0; i < OPEN_MAX_HERE && !maybe; i++)
-		maybe = __atomic_load_n(&S.device[i].fd, __ATOMIC_RELAXED) == fd;
+		maybe = __atomic_load_n(&S.device[i].number, __ATOMIC_RELAXED) - 1 == fd;
 	if (!maybe)
 		return NULL;
 	pthread_mutex_lock(&S.lock);
 	for (unsigned i = 0; i < OPEN_MAX_HERE && !found; i++)
-		if (S.device[i].open && S.device[i].fd == fd)
+		if (S.device[i].open && S.device[i].number - 1 == fd)
 			found = &S.device[i];
 	if (found)
 		found->users++;
@@ -205,6 +206,7 @@ static void device_put(struct device *d, bool closed)
 	if (closed && d->open) {
 		d->open = false;
 		d->users--;
+		__atomic_store_n(&d->number, 0, __ATOMIC_RELAXED); /* anybody's from now on */
 	}
 	if (d->users == 1 && !d->open) {
 		dm = d->dm;
