@@ -448,7 +448,9 @@ int hmm_mm_uniform(struct hmm_mm *mm, uint64_t start, uint64_t end);
  * collect, copy, commit.  The caller fills the first block and hands the
  * structure to each in turn, in one thread.  Between collect and commit no other
  * migration of @mm runs, all signals are blocked, and a thread that touches a
- * page that was collected gets it back: the device's copy is then let go.
+ * page that was collected gets it back: the device's copy is then let go.  That
+ * thread migrates nothing else of @mm in between, nor does it make a hooked
+ * madvise(MADV_GUARD_INSTALL) of what is managed, which brings it back.
  */
 struct hmm_migrate {
 	struct hmm_mm *mm;

@@ -456,13 +456,18 @@ struct umm_hook {
 	 * the kernel has told of it (of MADV_DONTNEED, _FREE and _REMOVE it does).
 	 */
 	bool dropped;
+	/*
+	 * Set before begin: the call drops contents, and the kernel tells nobody (MADV_GUARD_INSTALL).  What an engine
+	 * has on devices comes back before the call, and none of it goes there until end.
+	 */
+	bool untold;
 	uint64_t mark; /* the library's, as what follows */
 	unsigned long reserved[16];
 };
 
 /**
  * umm_hook_begin(), umm_hook_end() - around a call that changes the space
- * @h: the caller's, zeroed but for space, change and n before begin, and as it was at end.
+ * @h: the caller's, zeroed but for space, change, n and untold before begin, and as it was at end.
  *
  * For who has hooks of his own around munmap() and its like; libhmm-hooks has them
  * around libc's (umm_hooks(7)).  Notifiers have been told when begin returns.  All

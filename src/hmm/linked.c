@@ -342,6 +342,14 @@ static bool linked_holds(void *priv, uint64_t start, uint64_t end)
 	return meets;
 }
 
+static int bring_all(struct hmm_mm *mm, uint64_t start, uint64_t end);
+
+/* What cannot come back is poison, or away: nobody is to be refused his call for that. */
+static void linked_bring_back(void *priv, uint64_t start, uint64_t end)
+{
+	bring_all(priv, start, end);
+}
+
 /* --------------------------------------------------------------------- fork */
 
 #define GONE UINT64_MAX
@@ -748,6 +756,7 @@ int hmm_mm_open(struct umm_space *space, struct hmm_mm **mmp)
 	l->ops.forking = linked_forking;
 	l->ops.holds = linked_holds;
 	l->ops.uniform = linked_uniform;
+	l->ops.bring_back = linked_bring_back;
 	space->ops = &l->ops;
 	umm_evlock_unexcl(&space->ctl->evlock);
 	/* Forks tell us only of what is managed: any page may have been shared before it was. */

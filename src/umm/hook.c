@@ -9,6 +9,10 @@
  * are blocked meanwhile: a handler that used a mirror would wait for the thread
  * that it has interrupted.
  *
+ * What the kernel drops without a word must not be away, or it would come back
+ * later: it is brought back first, and in quarantine from then on until the call
+ * has ended, so that nobody moves it out in between.
+ *
  * The one lock that is held across the call, shared, keeps the engine from
  * moving mappings of its own accord at that moment (take.c).  The call may wait
  * for the monitor to read its event; the monitor takes no such lock, nor waits for
@@ -66,6 +70,15 @@ void umm_layout_excl(struct umm_space *space)
 	atomic_fetch_sub(&space->queued, 1);
 }
 
+/* Before any callback runs: who moves pages holds a lock that comes before theirs. */
+static void bring_back(struct umm_space *space, const struct umm_space_ops *ops, const struct umm_change *c)
+{
+	if (!ops || !ops->bring_back || !ops->holds || !ops->holds(space->priv, c->start, c->end))
+		return;
+	umm_quarantine_add(space, c->start, c->end);
+	ops->bring_back(space->priv, c->start, c->end);
+}
+
 void umm_hook_begin(struct umm_hook *h)
 {
 	const struct umm_space_ops *ops;
@@ -78,6 +91,8 @@ void umm_hook_begin(struct umm_hook *h)
 		if (h->change[i].event == UMM_EVENT_REMAP)
 			ops->uniform(h->space->priv, h->change[i].start, h->change[i].end);
 	block(h);
+	for (unsigned i = 0; h->untold && i < h->n; i++)
+		bring_back(h->space, ops, &h->change[i]);
 	for (unsigned i = 0; i < h->n; i++)
 		umm_invalidate_begin(h->space, &h->change[i]);
 	pthread_rwlock_rdlock(&h->space->layout);
@@ -92,6 +107,8 @@ void umm_hook_end(struct umm_hook *h)
 	for (unsigned i = h->n; i--;) {
 		if (h->dropped)
 			umm_quarantine_lift(h->space, h->change[i].start, h->change[i].end, h->mark);
+		if (h->untold)
+			umm_quarantine_end(h->space, h->change[i].start, h->change[i].end);
 		umm_invalidate_end(h->space, &h->change[i]);
 	}
 	unblock(h);

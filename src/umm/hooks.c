@@ -181,7 +181,8 @@ static bool is_told(int advice)
 
 API int madvise(void *addr, size_t len, int advice)
 {
-	struct umm_hook h = {.space = drops_contents(advice) ? space_get() : NULL};
+	struct umm_hook h = {.space = drops_contents(advice) ? space_get() : NULL,
+			     .untold = advice == MADV_GUARD_INSTALL};
 	long rc;
 
 	add(&h, UMM_EVENT_CLEAR, (uintptr_t)addr, len, 0);
@@ -198,7 +199,8 @@ API int madvise(void *addr, size_t len, int advice)
  */
 API ssize_t process_madvise(int pidfd, const struct iovec *iov, size_t n, int advice, unsigned flags)
 {
-	struct umm_hook h = {.space = drops_contents(advice) ? space_get() : NULL};
+	struct umm_hook h = {.space = drops_contents(advice) ? space_get() : NULL,
+			     .untold = advice == MADV_GUARD_INSTALL};
 	uint64_t start = UINT64_MAX, end_ = 0;
 	long rc;
 

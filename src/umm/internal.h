@@ -49,6 +49,11 @@ struct umm_space_ops {
 	bool (*holds)(void *priv, uint64_t start, uint64_t end);
 	/** Before mremap() of [@start, @end): what is managed in part becomes managed as a whole. */
 	int (*uniform)(void *priv, uint64_t start, uint64_t end);
+	/**
+	 * Before a call that drops contents of [@start, @end), of which no event tells: what is away comes back, as far
+	 * as that can be done.  Signals blocked, no lock held.
+	 */
+	void (*bring_back)(void *priv, uint64_t start, uint64_t end);
 	/** Before a fork by libc: private pages are about to be shared. */
 	void (*forking)(void *priv);
 	/** The space was forked; @uffd is the child's, the callee's to close.  Event lock held exclusively. */
@@ -203,6 +208,8 @@ void umm_quarantine_populate_end(struct umm_space *space, uint64_t start, uint64
 uint64_t umm_quarantine_mark(struct umm_space *space);
 /** A call that has dropped [@start, @end), and of which the kernel tells, has returned: its hook says so. */
 void umm_quarantine_lift(struct umm_space *space, uint64_t start, uint64_t end, uint64_t mark);
+/** What umm_quarantine_add() has begun is over, unless something else has met it.  Signals blocked. */
+void umm_quarantine_end(struct umm_space *space, uint64_t start, uint64_t end);
 
 /* uffd.c: 0 or -errno throughout */
 #define UMM_UFFD_BASE                                                                                               \

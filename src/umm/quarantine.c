@@ -260,22 +260,35 @@ static bool is_the_only_drop(const struct umm_quarantine *q, uint64_t start, uin
 	return met == 1;
 }
 
+/* Lock held. */
+static void take_out(struct umm_quarantine *q, uint64_t start, uint64_t end)
+{
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < q->n; i++)
+		if (q->range[i].mixed || q->range[i].start != start || q->range[i].end != end)
+			q->range[n++] = q->range[i];
+	atomic_store(&q->n, n);
+}
+
+void umm_quarantine_end(struct umm_space *s, uint64_t start, uint64_t end)
+{
+	pthread_mutex_lock(&s->quarantine.lock);
+	take_out(&s->quarantine, start, end);
+	pthread_mutex_unlock(&s->quarantine.lock);
+}
+
 void umm_quarantine_lift(struct umm_space *s, uint64_t start, uint64_t end, uint64_t mark)
 {
 	struct umm_quarantine *q = &s->quarantine;
-	unsigned n = 0;
 
 	if (!s->ctl)
 		return;
 	/* The event of this very call may have been read and not yet been entered. */
 	umm_evlock_shared(&s->ctl->evlock);
 	pthread_mutex_lock(&q->lock);
-	if (is_the_only_drop(q, start, end, mark)) {
-		for (unsigned i = 0; i < q->n; i++)
-			if (q->range[i].mixed || q->range[i].start != start || q->range[i].end != end)
-				q->range[n++] = q->range[i];
-		atomic_store(&q->n, n);
-	}
+	if (is_the_only_drop(q, start, end, mark))
+		take_out(q, start, end);
 	pthread_mutex_unlock(&q->lock);
 	umm_evlock_unshared(&s->ctl->evlock);
 }

@@ -20,6 +20,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <cmocka.h>
@@ -28,7 +29,13 @@
 #include "drivers/dmirror/memory.h"
 #include "fake.h"
 #include "hmm/internal.h"
+#include "umm/hooks.h"
 #include "umm/internal.h"
+
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL 102
+#define MADV_GUARD_REMOVE 103
+#endif
 
 #define PAGE 4096ul
 #define NR 700u /* more than a batch */
@@ -446,6 +453,61 @@ static void contents_dropped_a_moment_ago_can_move(void **state)
 	assert_int_equal(moved, NR);
 	for (size_t i = 0; i < SIZE; i += 64)
 		assert_int_equal(f->mem[i], 0);
+}
+
+static bool is_guard(const char *p)
+{
+	char byte;
+	struct iovec l = {&byte, 1}, r = {(void *)p, 1};
+
+	return process_vm_readv(getpid(), &l, 1, &r, 1, 0) < 0 && errno == EFAULT;
+}
+
+/* Hooked: no event says that what is away has been dropped.  With markers of ours, and without. */
+static void guards_drop_what_is_away(void **state)
+{
+	const size_t first = 100 * PAGE, second = 300 * PAGE, len = 50 * PAGE;
+	struct fixture *f = *state;
+	int pidfd = (int)syscall(SYS_pidfd_open, getpid(), 0);
+	bool none = false;
+
+	for (unsigned marked = 0; marked < 2 && !none; marked++) {
+		struct hmm_device *dev = &f->dev[marked]->dev;
+		struct iovec iov = {f->mem + second, len};
+		uint64_t moved;
+
+		f->dev[marked]->ops.caps |= marked ? HMM_DEV_MARKED : 0;
+		fill(f, 10 + marked);
+		assert_int_equal(hmm_migrate_to_device(f->mm, dev, f->addr, f->addr + SIZE, NULL, &moved), 0);
+		assert_int_equal(moved, NR);
+		assert_int_equal(umm_hooks_set(f->space), 0);
+		none = madvise(f->mem + first, len, MADV_GUARD_INSTALL);
+		assert_false(umm_quarantined(f->space, f->addr, f->addr + SIZE));
+		/* The other way in, where the kernel has it. */
+		if (!none && process_madvise(pidfd, &iov, 1, MADV_GUARD_INSTALL, 0) != (ssize_t)len)
+			assert_int_equal(madvise(f->mem + second, len, MADV_GUARD_INSTALL), 0);
+		umm_hooks_set(NULL);
+		if (none)
+			break;
+		/* All around comes home, first by touch, then by command. */
+		assert_filled(f->mem, first, 10 + marked, 0);
+		assert_int_equal(hmm_migrate_to_system(f->mm, NULL, f->addr, f->addr + second, NULL), 0);
+		for (size_t i = 0; i < len; i += PAGE) {
+			assert_true(is_guard(f->mem + first + i));
+			assert_true(is_guard(f->mem + second + i));
+		}
+		assert_int_equal(madvise(f->mem + first, len, MADV_GUARD_REMOVE), 0);
+		assert_int_equal(madvise(f->mem + second, len, MADV_GUARD_REMOVE), 0);
+		for (size_t i = 0; i < len; i++) {
+			assert_int_equal(f->mem[first + i], 0);
+			assert_int_equal(f->mem[second + i], 0);
+		}
+		assert_filled(f->mem + first + len, second - first - len, 10 + marked, (first + len) / 8);
+		assert_filled(f->mem + second + len, SIZE - second - len, 10 + marked, (second + len) / 8);
+	}
+	close(pidfd);
+	if (none)
+		skip_because("no guard pages before Linux 6.13");
 }
 
 /* By libc and by a raw call, which nothing but the kernel tells us of. */
@@ -1842,6 +1904,7 @@ int main(int argc, char **argv)
 		T(what_a_device_can_read_it_does),
 		T(what_happens_to_the_mapping_happens_to_the_pages),
 		T(contents_dropped_a_moment_ago_can_move),
+		T(guards_drop_what_is_away),
 		T(fork_by_libc),
 		T(fork_raw),
 		T(what_a_child_cannot_be_given),
