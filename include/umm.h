@@ -483,7 +483,10 @@ void umm_hook_end(struct umm_hook *h);
 /**
  * umm_hook_fork(), umm_hook_forked() - around a fork
  * @h: the caller's; space is set before the first.
- * @child: is this the child?  There the space is of no more use, and its descriptors are closed.
+ * @child: is this the child?  There the space is of no more use, and its descriptors are closed, with
+ *	those of an engine on it.  Closed by execve() only are files of which the engine has taken private
+ *	pages (hmm_migrate_collect()), what a thread of its had open at that moment, a device's own, and all
+ *	of them in a child of which no hook was told.
  *
  * All signals are blocked between the two.
  *

@@ -352,6 +352,18 @@ static void linked_bring_back(void *priv, uint64_t start, uint64_t end)
 
 /* --------------------------------------------------------------------- fork */
 
+static void linked_abandon(void *priv)
+{
+	struct hmm_mm *mm = priv;
+	struct linked *l = linked_of(mm);
+
+	if (mm->statm_fd >= 0)
+		sys_close(mm->statm_fd);
+	if (l->h->self_statm_fd >= 0)
+		sys_close(l->h->self_statm_fd);
+	hmm_take_abandon(&l->take);
+}
+
 #define GONE UINT64_MAX
 
 /* A move of the child's, or (@to is GONE) what it has unmapped or dropped: nothing of the parent's goes there any more.
@@ -757,6 +769,7 @@ int hmm_mm_open(struct umm_space *space, struct hmm_mm **mmp)
 	l->ops.holds = linked_holds;
 	l->ops.uniform = linked_uniform;
 	l->ops.bring_back = linked_bring_back;
+	l->ops.abandon = linked_abandon;
 	space->ops = &l->ops;
 	umm_evlock_unexcl(&space->ctl->evlock);
 	/* Forks tell us only of what is managed: any page may have been shared before it was. */

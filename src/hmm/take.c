@@ -127,6 +127,11 @@ static void pipe_drop(struct hmm_take *t)
 	}
 }
 
+void hmm_take_abandon(struct hmm_take *t)
+{
+	pipe_drop(t);
+}
+
 void hmm_take_fini(struct hmm_take *t)
 {
 	while (t->nfiles) {

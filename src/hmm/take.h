@@ -33,6 +33,8 @@ struct hmm_take {
 /** 0 or -ENOMEM. */
 int hmm_take_init(struct hmm_take *t, struct hmm_mm *mm);
 void hmm_take_fini(struct hmm_take *t);
+/** In a forked child: the pipe is closed.  The list of stand-ins is not here, and their files stay open. */
+void hmm_take_abandon(struct hmm_take *t);
 
 /** Is it of those that UFFDIO_MOVE refuses and hmm_take_run() may not? */
 bool hmm_take_readonly(const struct umm_vma *v);

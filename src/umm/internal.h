@@ -56,6 +56,8 @@ struct umm_space_ops {
 	void (*bring_back)(void *priv, uint64_t start, uint64_t end);
 	/** Before a fork by libc: private pages are about to be shared. */
 	void (*forking)(void *priv);
+	/** In a forked child: close what it has inherited, raw; nothing else is to be touched, no lock taken. */
+	void (*abandon)(void *priv);
 	/** The space was forked; @uffd is the child's, the callee's to close.  Event lock held exclusively. */
 	void (*forked)(void *priv, int uffd);
 };

@@ -191,13 +191,16 @@ static void spares_open(struct umm_monitor *m)
 static void spare_give_up(struct umm_monitor *m)
 {
 	unsigned i = 0;
+	int fd;
 
 	while (i < SPARES && m->spare[i] < 0)
 		i++;
 	if (i == SPARES)
 		return;
-	sys_close(m->spare[i]);
+	/* In this order: a child that is forked in between closes what it finds here. */
+	fd = m->spare[i];
 	m->spare[i] = -1;
+	sys_close(fd);
 }
 
 ssize_t umm_monitor_read(struct umm_monitor *m, int uffd, struct uffd_msg *msg, size_t len)
@@ -684,8 +687,11 @@ int umm_monitor_cpu(struct umm_monitor *m)
 
 void umm_monitor_abandon(struct umm_monitor *m)
 {
-	close(m->epfd);
-	close(m->kick);
+	sys_close(m->epfd);
+	sys_close(m->kick);
+	for (unsigned i = 0; i < SPARES; i++)
+		if (m->spare[i] >= 0)
+			sys_close(m->spare[i]);
 }
 
 int umm_monitor_add(struct umm_monitor *m, struct umm_space *s)

@@ -13,6 +13,7 @@
 
 #include "umm/clock.h"
 #include "umm/internal.h"
+#include "umm/sys.h"
 
 #define UNWATCH_TRIES 1000u
 #define YIELDS 16u /* of who waits for a change, before it sleeps in between */
@@ -171,13 +172,15 @@ void umm_space_abandon(struct umm_space *s)
 {
 	/* A userfaultfd that a child has inherited acts on its parent's memory. */
 	if (s->uffd >= 0)
-		close(s->uffd);
+		sys_close(s->uffd);
 	if (s->pagemap_fd >= 0)
-		close(s->pagemap_fd);
+		sys_close(s->pagemap_fd);
 	if (s->maps_fd >= 0)
-		close(s->maps_fd);
+		sys_close(s->maps_fd);
 	if (s->monitor)
 		umm_monitor_abandon(s->monitor);
+	if (s->ops && s->ops->abandon)
+		s->ops->abandon(s->priv);
 }
 
 /*

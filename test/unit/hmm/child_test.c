@@ -21,6 +21,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -596,6 +597,77 @@ static int looks_elsewhere(struct scene *s)
 	return !right(s->elsewhere, 0, N);
 }
 
+#define FDS 256
+
+static bool was_open[FDS];
+static int the_file; /* of which the engine has private pages: it stays open */
+
+static bool is_the_file(int fd)
+{
+	struct stat a, b;
+
+	return !fstat(fd, &a) && !fstat(the_file, &b) && a.st_ino == b.st_ino && a.st_dev == b.st_dev;
+}
+
+static bool is_open_anew(int fd)
+{
+	return fcntl(fd, F_GETFD) >= 0 && !was_open[fd] && !is_the_file(fd);
+}
+
+static int has_none_of_the_engines(void)
+{
+	for (int fd = 0; fd < FDS; fd++)
+		if (is_open_anew(fd))
+			return 2;
+	return 0;
+}
+
+/* What the engine keeps open, of a pipe, too, by which it takes a file's private pages. */
+static void a_child_has_none_of_the_engines_descriptors(void **state)
+{
+	struct umm_hook h = {0};
+	struct scene s;
+	struct stat st;
+	uint64_t moved;
+	bool pipes = false;
+	unsigned n = 0;
+	int status = -1;
+	char *of_file;
+	pid_t pid;
+
+	the_file = memfd_create("file", MFD_CLOEXEC);
+	assert_int_equal(ftruncate(the_file, N * PAGE), 0);
+	for (int fd = 0; fd < FDS; fd++)
+		was_open[fd] = fcntl(fd, F_GETFD) >= 0;
+	begin(&s);
+	of_file = mmap(NULL, N * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, the_file, 0);
+	assert_true(of_file != MAP_FAILED);
+	memset(of_file, 1, N * PAGE);
+	assert_int_equal(
+		hmm_migrate_to_device(s.mm, s.dev, (uintptr_t)of_file, (uintptr_t)of_file + N * PAGE, NULL, &moved), 0);
+	assert_int_equal(moved, N);
+	for (int fd = 0; fd < FDS; fd++) {
+		n += is_open_anew(fd);
+		pipes |= is_open_anew(fd) && !fstat(fd, &st) && S_ISFIFO(st.st_mode);
+	}
+	assert_true(n > 5 && pipes);
+	own_uffd = s.space->uffd;
+	atomic_store(busy, false);
+	h.space = s.space;
+	umm_hook_fork(&h);
+	pid = raw_fork();
+	umm_hook_forked(&h, !pid);
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		_exit(!right(s.p, 0, N) || of_file[0] != 1 ? 1 : has_none_of_the_engines());
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+	munmap(of_file, N * PAGE);
+	end(&s);
+	close(the_file);
+}
+
 static void a_fork_that_comes_after_mremap(void **state)
 {
 	struct scene s;
@@ -717,6 +789,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_fork_that_mremap_onto_a_mapping_has_overtaken),
 		cmocka_unit_test(a_fork_that_mremap_has_overtaken_which_leaves_a_mapping),
 		cmocka_unit_test(a_fork_that_munmap_has_overtaken),
+		cmocka_unit_test(a_child_has_none_of_the_engines_descriptors),
 		cmocka_unit_test(a_fork_that_comes_after_mremap),
 		cmocka_unit_test(a_fork_that_comes_after_munmap_and_mmap),
 		cmocka_unit_test(a_fork_that_comes_after_halves_were_exchanged),
