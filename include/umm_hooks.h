@@ -10,9 +10,9 @@
  * the table, call by call.
  *
  * They are a library of its own, libhmm-hooks, since they stand in for libc's
- * names: munmap, mmap, mremap, mprotect, pkey_mprotect, madvise, process_madvise,
- * brk, sbrk, shmat, shmdt, and fork by pthread_atfork().  A program links it before
- * libc, or has it preloaded:
+ * names: munmap, mmap, mremap, remap_file_pages, mprotect, pkey_mprotect, madvise,
+ * process_madvise, brk, sbrk, shmat, shmdt, and fork by pthread_atfork().  A program
+ * links it before libc, or has it preloaded:
  *
  *	cc program.c $(pkg-config --cflags --libs libhmm-hooks libhmm)
  *	LD_PRELOAD=libhmm-hooks.so program

@@ -111,6 +111,19 @@ void *umm_hooked_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t
 	return (void *)result(rc);
 }
 
+/* Maps the same file there anew; of which the kernel tells nobody. */
+API int remap_file_pages(void *addr, size_t len, int prot, size_t pgoff, int flags)
+{
+	struct umm_hook h = {.space = space_get()};
+	long rc;
+
+	add(&h, UMM_EVENT_UNMAP, (uintptr_t)addr & ~(UMM_PAGE - 1), len & ~(UMM_PAGE - 1), 0);
+	umm_hook_begin(&h);
+	rc = sys5(SYS_remap_file_pages, addr, len, prot, pgoff, flags);
+	umm_hook_end(&h);
+	return (int)result(rc);
+}
+
 API void *mremap(void *old, size_t old_len, size_t new_len, int flags, ...)
 {
 	struct umm_hook h = {.space = space_get()};
@@ -259,20 +272,45 @@ API void *sbrk(intptr_t more)
 	return more && brk((void *)(was + (uintptr_t)more)) ? (void *)-1 : (void *)was;
 }
 
-/* Bytes of the segment that is attached at @addr: it may be several mappings by now. */
-static uint64_t attached(struct umm_space *space, uint64_t addr)
+/* Where a piece of a segment lies as far from @addr as it does in the segment. */
+static bool is_piece(const struct umm_vma *v, uint64_t addr)
 {
-	struct umm_vma first = {0}, v;
-	uint64_t end = addr;
+	return (v->flags & UMM_VMA_SHARED) && v->start >= addr && v->offset == v->start - addr;
+}
 
-	while (!umm_vma_next(space, end, &v) && v.start == end && (v.flags & UMM_VMA_SHARED)) {
-		if (end == addr)
-			first = v;
-		if (v.inode != first.inode || v.dev_major != first.dev_major || v.dev_minor != first.dev_minor)
-			break;
-		end = v.end;
+/* Where the segment of piece @v, were it attached at @addr, would end; the inode is its id, but in another namespace.
+ */
+static uint64_t segment_end(const struct umm_vma *v, uint64_t addr)
+{
+	struct shmid_ds ds;
+
+	if (v->inode > INT_MAX || sys3(SYS_shmctl, (int)v->inode, IPC_STAT, &ds) ||
+	    page_up(ds.shm_segsz) < v->end - addr)
+		return UINT64_MAX;
+	return addr + page_up(ds.shm_segsz);
+}
+
+/*
+ * All that shmdt(@addr) takes: pieces of the segment, also behind what the program has unmapped of it, or mapped in its
+ * place.  Of more than two the gap behind the second, too.
+ */
+static void add_attached(struct umm_hook *h, uint64_t addr)
+{
+	uint64_t stop = UINT64_MAX, start[2], end[2];
+	struct umm_vma v;
+	unsigned n = 0;
+
+	for (uint64_t at = addr; at < stop && !umm_vma_next(h->space, at, &v) && v.start < stop; at = v.end) {
+		if (!is_piece(&v, addr))
+			continue;
+		if (stop == UINT64_MAX)
+			stop = segment_end(&v, addr);
+		if (!n || (n == 1 && v.start != end[0]))
+			start[n++] = v.start;
+		end[n - 1] = v.end;
 	}
-	return end - addr;
+	for (unsigned i = 0; i < n; i++)
+		add(h, UMM_EVENT_UNMAP, start[i], end[i] - start[i], 0);
 }
 
 API int shmdt(const void *addr)
@@ -281,7 +319,7 @@ API int shmdt(const void *addr)
 	long rc;
 
 	if (h.space)
-		add(&h, UMM_EVENT_UNMAP, (uintptr_t)addr, attached(h.space, (uintptr_t)addr), 0);
+		add_attached(&h, (uintptr_t)addr);
 	umm_hook_begin(&h);
 	rc = sys1(SYS_shmdt, addr);
 	umm_hook_end(&h);

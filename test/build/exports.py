@@ -22,8 +22,8 @@ HOOKS = {
 
 # What libhmm-hooks does.
 LIBHOOKS = {
-    "brk", "madvise", "mmap", "mmap64", "mprotect", "mremap", "munmap", "pkey_mprotect", "process_madvise", "sbrk", "shmat",
-    "shmdt", "umm_hooks_set",
+    "brk", "madvise", "mmap", "mmap64", "mprotect", "mremap", "munmap", "pkey_mprotect", "process_madvise",
+    "remap_file_pages", "sbrk", "shmat", "shmdt", "umm_hooks_set",
 }
 
 

@@ -151,6 +151,16 @@ static long r_onto(char *p, size_t len, char *spare)
 	return syscall(SYS_mremap, spare, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, p) == (long)p ? 0 : -1;
 }
 
+static long c_remap(char *p, size_t len, char *spare)
+{
+	return remap_file_pages(p, len, 0, 0, 0);
+}
+
+static long r_remap(char *p, size_t len, char *spare)
+{
+	return syscall(SYS_remap_file_pages, p, len, 0, 0, 0);
+}
+
 static long c_shrink(char *p, size_t len, char *spare)
 {
 	return mremap(p, len, len / 2, 0) == p ? 0 : -1;
@@ -266,6 +276,7 @@ static const struct call calls[] = {
 	{"mremap away", UMM_EVENT_REMAP, UMM_EVENT_REMAP, c_mremap, r_mremap, all},
 	{"mremap MREMAP_DONTUNMAP", UMM_EVENT_REMAP, UMM_EVENT_REMAP, c_stay, r_stay, anon},
 	{"mremap onto it", UMM_EVENT_UNMAP, UMM_EVENT_UNMAP, c_onto, r_onto, not_hugetlb},
+	{"remap_file_pages", UMM_EVENT_UNMAP, -1, c_remap, r_remap, shared},
 	{"mremap smaller", UMM_EVENT_REMAP, UMM_EVENT_UNMAP, c_shrink, r_shrink, not_hugetlb},
 	{"madvise MADV_DONTNEED", UMM_EVENT_CLEAR, UMM_EVENT_CLEAR, c_dontneed, r_dontneed, all},
 	{"madvise MADV_DONTNEED_LOCKED", UMM_EVENT_CLEAR, UMM_EVENT_CLEAR, c_dontneed_locked, r_dontneed_locked, all},
@@ -546,6 +557,52 @@ static void system_v(void **state)
 	shmctl(other, IPC_RMID, NULL);
 }
 
+static unsigned told_of(const char *byte, char *segment)
+{
+	seen.watched = byte;
+	atomic_store(&seen.told[UMM_EVENT_UNMAP], 0);
+	atomic_store(&seen.found, -2);
+	assert_int_equal(shmdt(segment), 0);
+	seen.watched = NULL;
+	return atomic_load(&seen.told[UMM_EVENT_UNMAP]);
+}
+
+/* What is left of it goes, wherever it begins; and what has been mapped in its place stays. */
+static void system_v_with_holes(void **state)
+{
+	enum { ONE, FIRST, OTHERS, STAYS, TWO, ELSEWHERES, ALL };
+
+	for (unsigned how = 0; how < ALL; how++) {
+		char *p, *last;
+		int id;
+
+		p = attach(&id, 8 * PAGE);
+		last = p + 8 * PAGE - 1;
+		assert_int_equal(munmap(p + (how == FIRST ? 0 : 1) * PAGE, PAGE), 0);
+		if (how == TWO)
+			assert_int_equal(munmap(p + 4 * PAGE, PAGE), 0);
+		if (how == OTHERS || how == STAYS) {
+			char *q = mmap(p + PAGE, PAGE, RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+
+			assert_ptr_equal(q, p + PAGE);
+			*q = 'y';
+		}
+		shmctl(id, IPC_RMID, NULL);
+		/* Its id is nobody's, from here on. */
+		if (how == ELSEWHERES && unshare(CLONE_NEWIPC))
+			print_message("  a segment of another namespace: not to be had here\n");
+		if (how == STAYS) {
+			assert_int_equal(told_of(p + PAGE, p), 0);
+			assert_int_equal(p[PAGE], 'y');
+		} else {
+			assert_int_equal(told_of(last, p), 1);
+			assert_int_equal(atomic_load(&seen.found), 'x');
+		}
+		if (how == OTHERS || how == STAYS)
+			munmap(p + PAGE, PAGE);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -553,6 +610,7 @@ int main(void)
 		cmocka_unit_test(raw),
 		cmocka_unit_test(heap),
 		cmocka_unit_test(system_v),
+		cmocka_unit_test(system_v_with_holes),
 		cmocka_unit_test(handlers_of_fork_change_memory),
 	};
 	int had = hugetlb_pages(-1), fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC), rc;
