@@ -109,6 +109,7 @@ int hmm_uring_write(struct hmm_uring *u, int fd, const void *buf, size_t len, in
  * Return: 0, or
  *	-ENOENT	none is under way
  *	-EINTR	a signal came
+ *	-EAGAIN	the kernel has no memory for what is to be handed over; the next call hands it over
  */
 int hmm_uring_wait(struct hmm_uring *u, struct hmm_uring_done *done);
 

@@ -255,8 +255,9 @@ int hmm_uring_wait(struct hmm_uring *u, struct hmm_uring_done *done)
 		if (rc) {
 			before_handing_over(u);
 			rc = io_uring_submit_and_wait(&u->ring, 1);
-			if (rc >= 0)
-				rc = io_uring_peek_cqe(&u->ring, &cqe);
+			if (rc < 0)
+				return rc; /* EAGAIN, too: there is no memory, maybe for long */
+			rc = io_uring_peek_cqe(&u->ring, &cqe);
 			/* What was submitted is what is returned, also where a signal has ended the wait; or not all
 			 * was. */
 			if (rc == -EAGAIN && io_uring_sq_ready(&u->ring))

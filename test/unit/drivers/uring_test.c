@@ -235,6 +235,34 @@ static void a_signal_ends_a_wait(void **state)
 	close(fd[1]);
 }
 
+struct io_uring;
+int __real_io_uring_submit_and_wait(struct io_uring *ring, unsigned wait);
+int __wrap_io_uring_submit_and_wait(struct io_uring *ring, unsigned wait);
+static unsigned refused; /* so many times there is no memory */
+
+int __wrap_io_uring_submit_and_wait(struct io_uring *ring, unsigned wait)
+{
+	if (!refused)
+		return __real_io_uring_submit_and_wait(ring, wait);
+	refused--;
+	return -EAGAIN;
+}
+
+/* And is not asked again and again. */
+static void without_memory_the_kernel_says_so(void **state)
+{
+	struct fixture *f = *state;
+	struct hmm_uring_done done;
+
+	memset(f->mem, 5, LEN);
+	assert_int_equal(hmm_uring_write(f->u, f->fd, f->mem, LEN, 0, f), 0);
+	refused = 2;
+	for (unsigned i = 0; i < 2; i++)
+		assert_int_equal(hmm_uring_wait(f->u, &done), -EAGAIN);
+	assert_int_equal(finish(f, f), LEN);
+	assert_file(f, 5);
+}
+
 static void without_registering(void **state)
 {
 	struct fixture *f = *state;
@@ -606,6 +634,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		T_(there_and_back),
 		T_(a_signal_ends_a_wait),
+		T_(without_memory_the_kernel_says_so),
 		cmocka_unit_test_setup_teardown(without_registering, setup_plain, teardown),
 		T_(what_is_wrong_the_kernel_says),
 		T_(memory_comes_and_goes),
