@@ -68,7 +68,8 @@ struct hmm_ofi {
 	struct drv_ram ram;
 	_Atomic uint64_t gen; /* the next one */
 	_Atomic bool lost;
-	_Atomic int no_room; /* calls that need not try */
+	_Atomic int no_room;      /* calls that need not try */
+	_Atomic uint64_t ping_ns; /* a lane is not silent for longer; tests shorten it */
 
 	struct tier_lane lane[TIER_LANES];
 	pthread_mutex_t lock; /* what follows */

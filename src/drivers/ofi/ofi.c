@@ -72,21 +72,32 @@ static void lose(struct hmm_ofi *d)
 	pthread_mutex_unlock(&d->lock);
 }
 
-/* A lane to use until lane_put(); NULL: the peer is lost. */
-static struct tier_lane *lane_get(struct hmm_ofi *d, bool reads)
+/* Where an idle lane is listed: @one, or any; NULL: it is in use. */
+static struct tier_lane **idle_at(struct hmm_ofi *d, const struct tier_lane *one)
+{
+	struct tier_lane **at = &d->idle;
+
+	while (one && *at && *at != one)
+		at = &(*at)->next;
+	return one && !*at ? NULL : at;
+}
+
+/* A lane to use until lane_put(): @one, or any (NULL).  NULL: the peer is lost, or @one in use. */
+static struct tier_lane *lane_get(struct hmm_ofi *d, bool reads, const struct tier_lane *one)
 {
 	unsigned leave = reads ? 0 : TIER_LANES / 2;
-	struct tier_lane *lane = NULL;
+	struct tier_lane *lane = NULL, **at;
 
 	/* Who has one has a deadline, and gives it back or loses the peer: this ends. */
 	pthread_mutex_lock(&d->lock);
-	while (!atomic_load(&d->lost) && d->nr_idle <= leave) {
+	while (!atomic_load(&d->lost) && d->nr_idle <= leave && idle_at(d, one)) {
 		hmm_device_sleeps();
 		pthread_cond_wait(&d->idle_again, &d->lock);
 	}
-	if (!atomic_load(&d->lost)) {
-		lane = d->idle;
-		d->idle = lane->next;
+	at = atomic_load(&d->lost) ? NULL : idle_at(d, one);
+	if (at) {
+		lane = *at;
+		*at = lane->next;
 		d->nr_idle--;
 	}
 	pthread_mutex_unlock(&d->lock);
@@ -216,7 +227,7 @@ static int ofi_copy_in(struct hmm_device *dev, const void *const src[], hmm_hand
 		atomic_fetch_sub(&d->no_room, 1);
 		goto done;
 	}
-	lane = lane_get(d, false);
+	lane = lane_get(d, false, NULL);
 	if (!lane)
 		goto fail;
 	while (got < m) {
@@ -297,7 +308,7 @@ static int ofi_copy_out(struct hmm_device *dev, const hmm_handle_t handle[], voi
 		else
 			index[m++] = (uint16_t)i;
 	}
-	lane = m ? lane_get(d, true) : NULL;
+	lane = m ? lane_get(d, true, NULL) : NULL;
 	for (unsigned i = 0; i < m;) {
 		unsigned want = m - i < TIER_PAGES ? m - i : TIER_PAGES;
 
@@ -407,7 +418,7 @@ static bool free_some(struct hmm_ofi *d)
 {
 	struct tier_head h = {.op = TIER_FREE};
 	uint64_t slot[TIER_FREES];
-	struct tier_lane *lane = lane_get(d, false);
+	struct tier_lane *lane = lane_get(d, false, NULL);
 
 	if (!lane)
 		return false;
@@ -428,13 +439,19 @@ static bool free_some(struct hmm_ofi *d)
 	return n > 0;
 }
 
+/*
+ * Each lane, though the server needs to hear of one only: whoever is on the way (NAT, a firewall) may forget a
+ * connection that is silent, and then the first request on it loses the peer.  Who uses one now says something on it.
+ */
 static void ping(struct hmm_ofi *d)
 {
-	struct tier_head h = {.op = TIER_PING};
-	struct tier_lane *lane = lane_get(d, false);
+	for (unsigned i = 0; i < TIER_LANES; i++) {
+		struct tier_head h = {.op = TIER_PING};
+		struct tier_lane *lane = lane_get(d, false, &d->lane[i]);
 
-	if (lane && !request(d, lane, &h, NULL))
-		lane_put(d, lane);
+		if (lane && !request(d, lane, &h, NULL))
+			lane_put(d, lane);
+	}
 }
 
 /* Of a lost peer: the next idle lane. */
@@ -478,7 +495,7 @@ static void *keeper_main(void *arg)
 			if (!free_some(d))
 				break;
 		before = stale;
-		if (ofi_now_ns() - pinged >= PING_NS) {
+		if (ofi_now_ns() - pinged >= atomic_load(&d->ping_ns)) {
 			ping(d);
 			pinged = ofi_now_ns();
 		}
@@ -571,6 +588,7 @@ static int ofi_open(const char *arg, struct hmm_device **devp, char *err, size_t
 	d->dev.ops = &ofi_ops;
 	d->ram.limit = UINT64_MAX;
 	drv_ram_charge(&d->ram, sizeof(*d) + TIER_LANES * 2 * TIER_FRAME_MAX);
+	atomic_init(&d->ping_ns, PING_NS);
 	tier_vault_init(&d->vault, false);
 	pthread_mutex_init(&d->lock, NULL);
 	pthread_mutex_init(&d->slot_lock, NULL);

@@ -933,6 +933,7 @@ enum lie {
 	OLD_REPLY, /* it answers with what was right before */
 	TOOK_MORE, /* than it was given */
 	FREED,     /* where pages were put */
+	HONEST,
 };
 
 struct liar {
@@ -941,7 +942,8 @@ struct liar {
 	struct ofi_listener listener;
 	char at[OFI_ADDR_MAX];
 	pthread_t thread[TIER_LANES];
-	_Atomic unsigned turn;
+	_Atomic unsigned turn, nr; /* nr: connections */
+	_Atomic unsigned pings, ping[TIER_LANES];
 	_Atomic bool stop;
 };
 
@@ -959,8 +961,10 @@ static void *lie_main(void *arg)
 	struct ofi_net own;
 	struct ofi_ep ep;
 	size_t len, sent = 0;
+	unsigned self;
 
 	assert_int_equal(ofi_listener_next(&l->listener, &req, deadline), 0);
+	self = atomic_fetch_add(&l->nr, 1);
 	assert_int_equal(ofi_accept(&l->listener, req, &own, &ep, deadline), 0);
 	assert_int_equal(ofi_recv(&ep, in, TIER_FRAME_MAX, NULL, &len, deadline), 0);
 	if (l->lie == SILENT)
@@ -973,6 +977,10 @@ static void *lie_main(void *arg)
 
 		assert_int_equal(tier_frame_open(&keys, in, len, false, &h, &pages), 0);
 		asked = h;
+		if (h.op == TIER_PING) {
+			atomic_fetch_add(&l->ping[self], 1);
+			atomic_fetch_add(&l->pings, 1);
+		}
 		h.reply = 1;
 		h.attach = h.op == TIER_ATTACH ? (struct tier_attach){.session = {1}, .max_slots = 64} : h.attach;
 		for (unsigned i = 0; i < h.n && h.op == TIER_PUT; i++)
@@ -1094,6 +1102,25 @@ static void test_answer_to_what_was_put(void **state)
 	}
 }
 
+/* Who is on the way may forget a connection that is silent: something is said on each. */
+static void test_no_lane_is_silent(void **state)
+{
+	struct hmm_device *dev;
+	struct liar l;
+	char spec[120], err[400];
+
+	liar_start(&l, HONEST, TIER_LANES);
+	snprintf(spec, sizeof(spec), "ofi://%s,timeout=20", l.at);
+	if (hmm_device_open(spec, &dev, err, sizeof(err)))
+		fail_msg("%s", err);
+	atomic_store(&((struct hmm_ofi *)dev)->ping_ns, 1);
+	until(atomic_load(&l.pings) >= 2 * TIER_LANES);
+	for (unsigned i = 0; i < TIER_LANES; i++)
+		assert_true(atomic_load(&l.ping[i]) > 0);
+	hmm_device_close(dev);
+	liar_stop(&l, TIER_LANES);
+}
+
 /* Who gives up, on either end, leaves nothing under way on a stack that is somebody else's from then on. */
 static void test_nothing_is_left_on_a_stack(void **state)
 {
@@ -1165,6 +1192,7 @@ int main(void)
 		cmocka_unit_test(test_server_repeats),
 		cmocka_unit_test(test_answer_to_something_else),
 		cmocka_unit_test(test_answer_to_what_was_put),
+		cmocka_unit_test(test_no_lane_is_silent),
 	};
 
 	return cmocka_run_group_tests(tests, setup, teardown);
