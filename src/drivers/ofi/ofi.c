@@ -106,13 +106,21 @@ static struct tier_lane *lane_get(struct hmm_ofi *d, bool reads, const struct ti
 
 static void lane_put(struct hmm_ofi *d, struct tier_lane *lane)
 {
+	bool lost;
+
 	pthread_mutex_lock(&d->lock);
-	lane->next = d->idle;
-	d->idle = lane;
-	d->nr_idle++;
-	/* Whoever is woken alone might be one that must leave it to others. */
-	pthread_cond_broadcast(&d->idle_again);
+	lost = atomic_load(&d->lost);
+	if (!lost) {
+		lane->next = d->idle;
+		d->idle = lane;
+		d->nr_idle++;
+		/* Whoever is woken alone might be one that must leave it to others. */
+		pthread_cond_broadcast(&d->idle_again);
+	}
 	pthread_mutex_unlock(&d->lock);
+	/* The keeper may have closed all that were idle, and ended. */
+	if (lost)
+		tier_lane_close(lane);
 }
 
 /* 0, or -errno: the peer is lost, and the lane closed. */

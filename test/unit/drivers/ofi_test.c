@@ -934,6 +934,7 @@ enum lie {
 	TOOK_MORE, /* than it was given */
 	FREED,     /* where pages were put */
 	HONEST,
+	LATE, /* to a read of slot 0, when all other connections have ended; to others as REPEATS */
 };
 
 struct liar {
@@ -942,7 +943,8 @@ struct liar {
 	struct ofi_listener listener;
 	char at[OFI_ADDR_MAX];
 	pthread_t thread[TIER_LANES];
-	_Atomic unsigned turn, nr; /* nr: connections */
+	_Atomic unsigned turn, nr, ended; /* nr: connections; ended: by the other end */
+	_Atomic bool asked;               /* for what is answered late */
 	_Atomic unsigned pings, ping[TIER_LANES];
 	_Atomic bool stop;
 };
@@ -987,7 +989,12 @@ static void *lie_main(void *arg)
 			memcpy(stored[asked.slot[i]], pages + (size_t)i * HMM_PAGE_SIZE, HMM_PAGE_SIZE);
 		if (h.op != TIER_ATTACH && l->lie == STOPS && asked.op == TIER_GET)
 			goto wait;
-		if (asked.op == TIER_GET && sent && l->lie == REPEATS && atomic_fetch_add(&l->turn, 1)) {
+		if (asked.op == TIER_GET && l->lie == LATE && asked.slot[0] == 0) {
+			atomic_store(&l->asked, true);
+			until(atomic_load(&l->ended) == TIER_LANES - 1);
+		}
+		if (asked.op == TIER_GET && sent &&
+		    (l->lie == REPEATS ? atomic_fetch_add(&l->turn, 1) : l->lie == LATE && asked.slot[0])) {
 			ofi_send(&ep, out, sent, NULL, deadline);
 			continue;
 		}
@@ -1002,6 +1009,8 @@ static void *lie_main(void *arg)
 			memcpy(out + sent, stored[asked.slot[i]], HMM_PAGE_SIZE);
 		ofi_send(&ep, out, sent, NULL, deadline);
 	}
+	if (ofi_now_ns() < deadline)
+		atomic_fetch_add(&l->ended, 1);
 	goto end;
 wait:
 	until(atomic_load(&l->stop));
@@ -1102,6 +1111,49 @@ static void test_answer_to_what_was_put(void **state)
 	}
 }
 
+struct reader {
+	struct hmm_device *dev;
+	hmm_handle_t handle;
+	int rc;
+};
+
+static void *reads(void *arg)
+{
+	struct reader *r = arg;
+	char page[HMM_PAGE_SIZE];
+
+	r->rc = get_out(r->dev, r->handle, page);
+	return NULL;
+}
+
+/* A request that succeeds when the peer has been lost by another one: its connection does not outlive the others. */
+static void test_a_late_answer_of_a_lost_peer(void **state)
+{
+	struct reader r = {.rc = -1};
+	struct liar l;
+	char spec[120], err[400], page[HMM_PAGE_SIZE];
+	hmm_handle_t h[2];
+	pthread_t t;
+
+	liar_start(&l, LATE, TIER_LANES);
+	snprintf(spec, sizeof(spec), "ofi://%s,timeout=40", l.at);
+	if (hmm_device_open(spec, &r.dev, err, sizeof(err)))
+		fail_msg("%s", err);
+	for (unsigned i = 0; i < 2; i++)
+		assert_int_equal(put_in(r.dev, TEXT, i, &h[i]), 1);
+	r.handle = h[0];
+	assert_int_equal(h[0], 0);
+	assert_int_equal(pthread_create(&t, NULL, reads, &r), 0);
+	until(atomic_load(&l.asked));
+	assert_int_equal(get_out(r.dev, h[1], page), -ENOTCONN);
+	pthread_join(t, NULL);
+	assert_int_equal(r.rc, 0);
+	assert_int_equal(((struct hmm_ofi *)r.dev)->nr_idle, 0);
+	until(atomic_load(&l.ended) == TIER_LANES);
+	hmm_device_close(r.dev);
+	liar_stop(&l, TIER_LANES);
+}
+
 /* Who is on the way may forget a connection that is silent: something is said on each. */
 static void test_no_lane_is_silent(void **state)
 {
@@ -1193,6 +1245,7 @@ int main(void)
 		cmocka_unit_test(test_answer_to_something_else),
 		cmocka_unit_test(test_answer_to_what_was_put),
 		cmocka_unit_test(test_no_lane_is_silent),
+		cmocka_unit_test(test_a_late_answer_of_a_lost_peer),
 	};
 
 	return cmocka_run_group_tests(tests, setup, teardown);
