@@ -137,20 +137,21 @@ static int request(struct hmm_ofi *d, struct tier_lane *lane, struct tier_head *
 
 /* ----------------------------------------------------------------------- slots */
 
-static unsigned slots_take(struct hmm_ofi *d, uint64_t slot[], unsigned n)
+/* @stale: only those in which the server has a page, which costs it nothing to write over. */
+static unsigned slots_take(struct hmm_ofi *d, uint64_t slot[], unsigned n, bool stale)
 {
 	unsigned got = 0;
 
 	pthread_mutex_lock(&d->slot_lock);
 	while (got < n) {
-		uint32_t *list = d->stale ? &d->stale : &d->empty;
+		uint32_t *list = d->stale || stale ? &d->stale : &d->empty;
 
 		if (*list) {
 			slot[got] = *list - 1;
 			if (list == &d->stale)
 				d->nr_stale--;
 			*list = slot_of(d, slot[got])->next;
-		} else if (d->nr_slots < d->session.max_slots &&
+		} else if (!stale && d->nr_slots < d->session.max_slots &&
 			   !drv_area_extend(&d->slots, (d->nr_slots + 1) * sizeof(struct tier_slot)) &&
 			   drv_ram_charge(&d->ram, sizeof(struct tier_slot))) {
 			slot[got] = d->nr_slots++;
@@ -161,6 +162,16 @@ static unsigned slots_take(struct hmm_ofi *d, uint64_t slot[], unsigned n)
 	}
 	pthread_mutex_unlock(&d->slot_lock);
 	return got;
+}
+
+static uint64_t nr_stale(struct hmm_ofi *d)
+{
+	uint64_t n;
+
+	pthread_mutex_lock(&d->slot_lock);
+	n = d->nr_stale;
+	pthread_mutex_unlock(&d->slot_lock);
+	return n;
 }
 
 static void slots_free(struct hmm_ofi *d, const uint64_t slot[], unsigned n, bool stale)
@@ -185,13 +196,13 @@ static inline void count(_Atomic int64_t *counter, int64_t n)
 		atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
 }
 
-/* Pages src[index[0..n)] to the server, up to TIER_PAGES.  Returns how many it took, or -errno. */
+/* Pages src[index[0..n)] to the server, up to TIER_PAGES; @stale: see slots_take().  How many it took, or -errno. */
 static int put_some(struct hmm_ofi *d, struct tier_lane *lane, const void *const src[], const uint16_t index[],
-		    unsigned n, hmm_handle_t handle[])
+		    unsigned n, bool stale, hmm_handle_t handle[])
 {
 	struct tier_head h = {.op = TIER_PUT};
 	uint64_t slot[TIER_PAGES];
-	unsigned got = slots_take(d, slot, n);
+	unsigned got = slots_take(d, slot, n, stale);
 	uint8_t *at;
 	int rc;
 
@@ -213,8 +224,9 @@ static int put_some(struct hmm_ofi *d, struct tier_lane *lane, const void *const
 		atomic_store_explicit(&slot_of(d, slot[i])->refs, 1, memory_order_release);
 		handle[index[i]] = slot[i];
 	}
+	/* What it has refused is not there: those in which it has a page came first, and it does not refuse them. */
 	if (rc || h.n < got)
-		slots_free(d, slot + (rc ? 0 : h.n), got - (rc ? 0 : h.n), true);
+		slots_free(d, slot + (rc ? 0 : h.n), got - (rc ? 0 : h.n), rc != 0);
 	return rc ? rc : h.n;
 }
 
@@ -224,6 +236,7 @@ static int ofi_copy_in(struct hmm_device *dev, const void *const src[], hmm_hand
 	uint16_t index[HMM_BATCH_MAX];
 	struct tier_lane *lane = NULL;
 	unsigned m = 0, got = 0, same = 0;
+	bool full;
 
 	if (atomic_load(&d->lost))
 		goto fail;
@@ -231,22 +244,25 @@ static int ofi_copy_in(struct hmm_device *dev, const void *const src[], hmm_hand
 	same = n - m;
 	if (!m)
 		goto done;
-	if (atomic_load(&d->no_room) > 0) {
+	full = atomic_load(&d->no_room) > 0;
+	if (full) {
 		atomic_fetch_sub(&d->no_room, 1);
-		goto done;
+		if (!nr_stale(d))
+			goto done;
 	}
 	lane = lane_get(d, false, NULL);
 	if (!lane)
 		goto fail;
 	while (got < m) {
 		unsigned want = m - got < TIER_PAGES ? m - got : TIER_PAGES;
-		int rc = put_some(d, lane, src, index + got, want, handle);
+		int rc = put_some(d, lane, src, index + got, want, full, handle);
 
 		if (rc < 0)
 			goto fail; /* the lane is not used again */
 		got += (unsigned)rc;
 		if ((unsigned)rc < want) {
-			atomic_store(&d->no_room, NO_ROOM_CALLS);
+			if (!full)
+				atomic_store(&d->no_room, NO_ROOM_CALLS);
 			break;
 		}
 	}
@@ -495,14 +511,13 @@ static void *keeper_main(void *arg)
 		pthread_mutex_unlock(&d->lock);
 		if (ends)
 			break;
-		pthread_mutex_lock(&d->slot_lock);
-		stale = d->nr_stale;
-		pthread_mutex_unlock(&d->slot_lock);
+		stale = nr_stale(d);
 		/* What has been free since the last look, more or less: the rest is likely to be used again. */
 		for (uint64_t n = stale < before ? stale : before; n; n -= n < TIER_FREES ? n : TIER_FREES)
 			if (!free_some(d))
 				break;
 		before = stale;
+		atomic_store(&d->no_room, 0); /* others may have left */
 		if (ofi_now_ns() - pinged >= atomic_load(&d->ping_ns)) {
 			ping(d);
 			pinged = ofi_now_ns();

@@ -575,6 +575,45 @@ static void test_full(void **state)
 	tier_server_stop(srv);
 }
 
+/* Of a full server: what has been freed here, and it still has, can be written over at once. */
+static void test_full_with_slots_left(void **state)
+{
+	struct tier_server *srv = serve(4 * MIB, NULL, 0);
+	struct hmm_device *dev = open_dev(srv, "");
+	struct hmm_ofi *d = (struct hmm_ofi *)dev;
+	static char page[8][HMM_PAGE_SIZE];
+	const void *src[8];
+	hmm_handle_t h[2000], more;
+	unsigned n = 0;
+
+	/* The keeper, which tells the server what is free, has no part in it. */
+	pthread_mutex_lock(&d->lock);
+	d->keeper_ends = true;
+	pthread_cond_signal(&d->keeper_cond);
+	pthread_mutex_unlock(&d->lock);
+
+	while (n < 2000 && put_in(dev, INCOMPRESSIBLE, n, &h[n]) == 1)
+		n++;
+	assert_in_range(n, 500, 1024);
+	/* What was refused is not there, and the server is not asked each time. */
+	assert_int_equal(d->nr_stale, 0);
+	dev->ops->put(dev, h, 8);
+	for (unsigned i = 0; i < 8; i++) {
+		src[i] = page[i];
+		make_page(page[i], INCOMPRESSIBLE, 5000 + i);
+	}
+	assert_int_equal(dev->ops->copy_in(dev, src, h, 8), 8);
+	assert_int_equal(put_in(dev, INCOMPRESSIBLE, 5, &more), 0);
+	/* And no more than that. */
+	dev->ops->put(dev, h, 3);
+	assert_int_equal(dev->ops->copy_in(dev, src, h, 8), 3);
+	for (unsigned i = 0; i < n; i++)
+		if (i < 3 || i >= 8)
+			assert_true(reads_as(dev, h[i], INCOMPRESSIBLE, i < 8 ? 5000 + i : i));
+	hmm_device_close(dev);
+	tier_server_stop(srv);
+}
+
 /* Where the server's memory has the page of @handle. */
 static uint8_t *held_at(struct tier_server *srv, hmm_handle_t handle)
 {
@@ -1227,6 +1266,7 @@ int main(void)
 		cmocka_unit_test(test_threads),
 		cmocka_unit_test(test_clients),
 		cmocka_unit_test(test_full),
+		cmocka_unit_test(test_full_with_slots_left),
 		cmocka_unit_test(test_dishonest),
 		cmocka_unit_test(test_server_gone),
 		cmocka_unit_test(test_keys),
