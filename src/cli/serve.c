@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -15,6 +16,7 @@
 #include "cli/options.h"
 #include "drivers/ofi/server.h"
 #include "hmm/size.h"
+#include "run/lines.h"
 
 #define EXIT_OURS 125 /* as hmm run */
 
@@ -26,9 +28,10 @@ static int fail(const char *what, const char *why)
 	return EXIT_OURS;
 }
 
+/* The listener and all connections say something now and then, and standard error may be a pipe that nobody reads. */
 static void say(void *priv, const char *line)
 {
-	fprintf(stderr, "hmm serve: %s\n", line);
+	lines_say(priv, "%s", line);
 }
 
 int hmm_serve_main(int argc, char **argv)
@@ -42,11 +45,12 @@ int hmm_serve_main(int argc, char **argv)
 	};
 	struct tier_server_options opt = {.say = say};
 	struct tier_server *srv;
+	struct lines *lines; /* its thread's, which does not end */
 	struct rlimit nofile;
 	char err[400];
 	static const int sigs[] = {SIGINT, SIGTERM, SIGHUP, 0};
 	sigset_t ends, blocked;
-	int c, sig;
+	int c, sig, rc;
 	char name[3];
 
 	optind = 0;
@@ -89,13 +93,18 @@ int hmm_serve_main(int argc, char **argv)
 	for (const int *s = sigs; *s; s++)
 		sigaddset(&blocked, *s);
 	pthread_sigmask(SIG_BLOCK, &blocked, NULL);
+	lines = calloc(1, sizeof(*lines));
+	rc = lines ? lines_start(lines, "hmm serve") : -ENOMEM;
+	if (rc)
+		return fail("cannot start a thread", strerror(-rc));
+	opt.priv = lines;
 	if (tier_server_start(&opt, &srv, err, sizeof(err)))
 		return fail(err, NULL);
 	/* It serves all the same: who knows the address need not read it. */
 	if (printf("hmm serve: listening on ofi://%s\n", tier_server_addr(srv)) < 0 || fflush(stdout))
-		fprintf(stderr, "hmm serve: writing: %s; listening on ofi://%s\n", strerror(errno),
-			tier_server_addr(srv));
+		lines_say(lines, "writing: %s; listening on ofi://%s", strerror(errno), tier_server_addr(srv));
 	sigwait(&ends, &sig);
 	tier_server_stop(srv);
+	lines_end(lines);
 	return 0;
 }

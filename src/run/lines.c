@@ -11,6 +11,8 @@
 #include <unistd.h>
 
 #define LINES_MAX 1000u /* that wait; who does not read them does not want more */
+#define TEXT_MAX 768u
+#define GRACE_MS 1000
 
 struct line {
 	struct line *next;
@@ -35,6 +37,14 @@ static void write_all(const char *text, size_t len)
 	}
 }
 
+static void write_dropped(const struct lines *l, unsigned n)
+{
+	char text[TEXT_MAX];
+
+	snprintf(text, sizeof(text), "%s: %u more lines were dropped, as nobody read them\n", l->who, n);
+	write_all(text, strlen(text));
+}
+
 static void *lines_main(void *arg)
 {
 	struct lines *l = arg;
@@ -42,6 +52,7 @@ static void *lines_main(void *arg)
 	pthread_mutex_lock(&l->lock);
 	for (;;) {
 		struct line *line = l->first;
+		unsigned dropped = 0;
 
 		if (!line) {
 			pthread_cond_wait(&l->moved, &l->lock);
@@ -51,10 +62,16 @@ static void *lines_main(void *arg)
 		if (!l->first)
 			l->last = &l->first;
 		l->n--;
+		if (!l->first) {
+			dropped = l->dropped;
+			l->dropped = 0;
+		}
 		l->busy = true;
 		pthread_mutex_unlock(&l->lock);
 		write_all(line->text, line->len);
 		free(line);
+		if (dropped)
+			write_dropped(l, dropped);
 		pthread_mutex_lock(&l->lock);
 		l->busy = false;
 		pthread_cond_broadcast(&l->moved);
@@ -62,12 +79,12 @@ static void *lines_main(void *arg)
 	return NULL;
 }
 
-int lines_start(struct lines *l)
+int lines_start(struct lines *l, const char *who)
 {
 	pthread_t t;
 	int rc;
 
-	*l = (struct lines){0};
+	*l = (struct lines){.who = who};
 	l->last = &l->first;
 	pthread_mutex_init(&l->lock, NULL);
 	pthread_cond_init(&l->moved, NULL);
@@ -79,8 +96,8 @@ int lines_start(struct lines *l)
 
 void lines_say(struct lines *l, const char *fmt, ...)
 {
-	char text[768] = "hmm run: ";
-	size_t len = strlen(text);
+	char text[TEXT_MAX];
+	size_t len = (size_t)snprintf(text, sizeof(text), "%s: ", l->who);
 	struct line *line;
 	va_list ap;
 
@@ -102,6 +119,8 @@ void lines_say(struct lines *l, const char *fmt, ...)
 		l->n++;
 		line = NULL;
 		pthread_cond_broadcast(&l->moved);
+	} else {
+		l->dropped++;
 	}
 	pthread_mutex_unlock(&l->lock);
 	free(line);
@@ -113,4 +132,18 @@ void lines_flush(struct lines *l)
 	while (l->first || l->busy)
 		pthread_cond_wait(&l->moved, &l->lock);
 	pthread_mutex_unlock(&l->lock);
+}
+
+void lines_end(struct lines *l)
+{
+	for (;;) {
+		bool over;
+
+		pthread_mutex_lock(&l->lock);
+		over = !l->first && !l->busy;
+		pthread_mutex_unlock(&l->lock);
+		if (over || !poll(&(struct pollfd){STDERR_FILENO, POLLOUT, 0}, 1, GRACE_MS))
+			return;
+		usleep(1000); /* it is taken by the thread that writes */
+	}
 }

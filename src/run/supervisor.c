@@ -441,7 +441,7 @@ static int start(struct supervisor *s, char *err, size_t errlen)
 		snprintf(err, errlen, "cannot start a process: %s", strerror(-s->keeper));
 		return s->keeper;
 	}
-	rc = lines_start(&s->lines);
+	rc = lines_start(&s->lines, "hmm run");
 	if (rc) {
 		snprintf(err, errlen, "cannot start a thread: %s", strerror(-rc));
 		return rc;

@@ -12,7 +12,8 @@
  * its buffers are charged to the memory that is lent.
  *
  * What is said about strangers is limited to one line a second: the port may be
- * anybody's.
+ * anybody's.  Who says it holds a stranger's place, or is the listener: opt.say()
+ * must not wait for who reads it.
  *
  * Lock: srv->lock (list of connections, lines).  It is not held over calls.
  */

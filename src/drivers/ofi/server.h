@@ -15,7 +15,7 @@ struct tier_server_options {
 	uint64_t idle_ns;     /* a client that is silent for so long is dropped; 0: 5 minutes */
 	uint64_t hello_ns;    /* who connects has so long to prove itself; 0: 5 seconds */
 
-	/* A line for who runs the server; by several threads.  May be NULL. */
+	/* A line for who runs the server; by several threads, which must not wait for its reader.  May be NULL. */
 	void (*say)(void *priv, const char *line);
 	void *priv;
 };

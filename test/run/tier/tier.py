@@ -6,6 +6,7 @@ gets rubbish.
 
 tier.py BUILD [TEST...]
 """
+import fcntl
 import json
 import os
 import random
@@ -23,10 +24,10 @@ LONG = 10 if os.environ.get("HMM_TEST_LONG") else 1
 
 
 class Server:
-    def __init__(self, h, memory="512M", listen="127.0.0.1:0", key=None, ignored=None):
+    def __init__(self, h, memory="512M", listen="127.0.0.1:0", key=None, ignored=None, stderr=subprocess.PIPE):
         line = [h.exe, "serve", "--listen", f"ofi://{listen}", "--memory", memory]
         self.child = subprocess.Popen(line + (["--key", key] if key else []), stdout=subprocess.PIPE,
-                                      stderr=subprocess.PIPE, text=True,
+                                      stderr=stderr, text=True,
                                       preexec_fn=ignored and (lambda: signal.signal(ignored, signal.SIG_IGN)))
         self.pid = self.child.pid
         h.beside.add(self.pid)
@@ -344,5 +345,44 @@ def garbage(h):
     require("refused" in err, "nothing was refused", err)
 
 
+def server_unread(h):
+    """Nobody reads its standard error: strangers keep it neither from serving nor from ending."""
+    unread, full = os.pipe()
+    fcntl.fcntl(full, fcntl.F_SETPIPE_SZ, 4096)
+    os.set_blocking(full, False)
+    try:
+        while True:
+            os.write(full, b".")
+    except BlockingIOError:
+        os.set_blocking(full, True)
+    s = Server(h, stderr=full)
+    os.close(full)
+    rec = Recorder(s.port)
+    h.run(["true"], to=f"ofi://127.0.0.1:{rec.port}").expect(min_out=0)
+    strangers = []
+    for i in range(70):
+        c = socket.create_connection(("127.0.0.1", s.port))
+        c.settimeout(120)
+        strangers.append(c)
+        c.sendall(rec.sent[0][0])  # libfabric's greeting, and then nothing any more
+        try:
+            c.recv(4096)
+        except TimeoutError:
+            raise Failed(f"stranger {i} is neither let in nor turned away") from None
+        except ConnectionResetError:
+            pass
+    for c in strangers:
+        c.close()
+    while h.run(["true"], to=s.spec).rc:  # until those places are free
+        require(s.alive(), "the server has died", s.child.poll())
+    s.child.terminate()
+    try:
+        require(s.child.wait(timeout=120) == 0, "it does not end well", s.child.returncode)
+    except subprocess.TimeoutExpired:
+        s.child.kill()
+        raise Failed("it does not end") from None
+    os.close(unread)
+
+
 main_of(every_byte, remote_alone, processes, server_full, keys, refused, server_killed, server_killed_early,
-        server_stopped, server_hangup, server_unheard, needs_none, garbage)
+        server_stopped, server_hangup, server_unheard, needs_none, garbage, server_unread)

@@ -42,7 +42,7 @@ static void many_lines_nobody_reads(void **state)
 	char text[64], all[65536] = "";
 	size_t len = 0, at = 0;
 
-	assert_int_equal(lines_start(l), 0);
+	assert_int_equal(lines_start(l, "hmm run"), 0);
 	/* More than the pipe takes. */
 	for (unsigned i = 0; i < 500; i++)
 		lines_say(l, "line %u of many", i);
@@ -77,7 +77,7 @@ static void a_long_line_is_cut_and_ends(void **state)
 
 	memset(long_text, 'x', sizeof(long_text) - 1);
 	long_text[sizeof(long_text) - 1] = 0;
-	assert_int_equal(lines_start(l), 0);
+	assert_int_equal(lines_start(l, "hmm run"), 0);
 	lines_say(l, "%s", long_text);
 	lines_flush(l);
 	ssize_t n = read(from, got, sizeof(got) - 1);
@@ -87,6 +87,34 @@ static void a_long_line_is_cut_and_ends(void **state)
 	assert_int_equal(got[n - 2], 'x');
 }
 
+/* Of more than are kept it is said how many have gone; and who ends does not wait for a reader. */
+static void what_nobody_reads_is_counted(void **state)
+{
+	struct lines *l = calloc(1, sizeof(*l)); /* its thread's, which does not end */
+	static char all[262144];
+	size_t len = 0;
+	unsigned said = 0, dropped = 0;
+
+	assert_int_equal(lines_start(l, "hmm run"), 0);
+	for (unsigned i = 0; i < 3000; i++)
+		lines_say(l, "line %u of many", i);
+	lines_end(l);
+	while (!strstr(all, "nobody read them\n")) {
+		ssize_t n = read(from, all + len, sizeof(all) - 1 - len);
+
+		assert_true(n > 0);
+		len += (size_t)n;
+	}
+	for (char *at = all; *at; at = strchr(at, '\n') + 1)
+		if (strstr(at, " of many\n") == strchr(at, '\n') - 8)
+			said++;
+		else
+			assert_int_equal(sscanf(at, "hmm run: %u more lines were dropped", &dropped), 1);
+	assert_true(dropped > 1000);
+	assert_int_equal(said + dropped, 3000);
+	lines_end(l);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -94,6 +122,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(nothing_is_lost_where_writing_does_not_wait, pipe_for_stderr,
 						stderr_back),
 		cmocka_unit_test_setup_teardown(a_long_line_is_cut_and_ends, pipe_for_stderr, stderr_back),
+		cmocka_unit_test_setup_teardown(what_nobody_reads_is_counted, pipe_for_stderr, stderr_back),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
