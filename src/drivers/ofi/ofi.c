@@ -342,11 +342,15 @@ static int ofi_copy_out(struct hmm_device *dev, const hmm_handle_t handle[], voi
 		if (rc == -EIO && want > 1) {
 			/* One of them is not there: which? */
 			hmm_device_sleeps();
-			for (unsigned k = 0; k < want && rc != -ENOTCONN; k++) {
-				rc = get_some(d, lane, handle, index + i + k, 1, dst, status);
+			for (; want; want--, i++) {
+				rc = get_some(d, lane, handle, index + i, 1, dst, status);
+				if (rc == -ENOTCONN) /* those before are read */
+					break;
 				if (rc)
-					status[index[i + k]] = rc;
+					status[index[i]] = rc;
 			}
+			if (rc != -ENOTCONN)
+				continue;
 		}
 		for (unsigned k = 0; rc == -ENOTCONN && k < m - i; k++)
 			status[index[i + k]] = rc;

@@ -975,7 +975,8 @@ enum lie {
 	TOOK_MORE, /* than it was given */
 	FREED,     /* where pages were put */
 	HONEST,
-	LATE, /* to a read of slot 0, when all other connections have ended; to others as REPEATS */
+	LATE,    /* to a read of slot 0, when all other connections have ended; to others as REPEATS */
+	MISSING, /* says that it has not all of several; of single ones it gives two, then as REPEATS */
 };
 
 struct liar {
@@ -1004,7 +1005,7 @@ static void *lie_main(void *arg)
 	struct ofi_net own;
 	struct ofi_ep ep;
 	size_t len, sent = 0;
-	unsigned self;
+	unsigned self, turn;
 
 	assert_int_equal(ofi_listener_next(&l->listener, &req, deadline), 0);
 	self = atomic_fetch_add(&l->nr, 1);
@@ -1034,17 +1035,22 @@ static void *lie_main(void *arg)
 			atomic_store(&l->asked, true);
 			until(atomic_load(&l->ended) == TIER_LANES - 1);
 		}
-		if (asked.op == TIER_GET && sent &&
-		    (l->lie == REPEATS ? atomic_fetch_add(&l->turn, 1) : l->lie == LATE && asked.slot[0])) {
+		turn = asked.op == TIER_GET && asked.n == 1 ? atomic_fetch_add(&l->turn, 1) : 0;
+		if (asked.op == TIER_GET && ((l->lie == REPEATS && turn) || (l->lie == MISSING && turn == 2) ||
+					     (l->lie == LATE && asked.slot[0]))) {
 			ofi_send(&ep, out, sent, NULL, deadline);
 			continue;
 		}
-		if (asked.op == TIER_GET && l->lie == OLD_REPLY && atomic_fetch_add(&l->turn, 1))
+		if (asked.op == TIER_GET && l->lie == OLD_REPLY && turn)
 			h.slot[0] ^= 1; /* the right seal on the answer to another question */
 		if (asked.op == TIER_PUT && l->lie == TOOK_MORE)
 			h.n = TIER_PAGES;
 		if (asked.op == TIER_PUT && l->lie == FREED)
 			h.op = TIER_FREE;
+		if (asked.op == TIER_GET && l->lie == MISSING && asked.n > 1) {
+			h.status = TIER_NO_PAGE;
+			h.n = 0;
+		}
 		sent = tier_frame_seal(&keys, &h, out);
 		for (unsigned i = 0; i < h.n && asked.op == TIER_GET; i++, sent += HMM_PAGE_SIZE)
 			memcpy(out + sent, stored[asked.slot[i]], HMM_PAGE_SIZE);
@@ -1150,6 +1156,34 @@ static void test_answer_to_what_was_put(void **state)
 		hmm_device_close(dev);
 		liar_stop(&l, TIER_LANES);
 	}
+}
+
+/* Where the peer is lost while those of a batch are read one by one, what has been read is not. */
+static void test_what_was_read_before_the_peer_was_lost(void **state)
+{
+	static char page[4][HMM_PAGE_SIZE];
+	void *dst[4];
+	int status[4];
+	struct hmm_device *dev;
+	struct liar l;
+	char spec[120], err[400];
+	hmm_handle_t h[4];
+
+	liar_start(&l, MISSING, TIER_LANES);
+	snprintf(spec, sizeof(spec), "ofi://%s,timeout=20", l.at);
+	if (hmm_device_open(spec, &dev, err, sizeof(err)))
+		fail_msg("%s", err);
+	for (unsigned i = 0; i < 4; i++) {
+		assert_int_equal(put_in(dev, TEXT, i, &h[i]), 1);
+		dst[i] = page[i];
+	}
+	assert_true(dev->ops->copy_out(dev, h, dst, status, 4) < 0);
+	for (unsigned i = 0; i < 4; i++)
+		assert_int_equal(status[i], i < 2 ? 0 : -ENOTCONN);
+	for (unsigned i = 0; i < 2; i++)
+		assert_true(page_is(page[i], TEXT, i));
+	hmm_device_close(dev);
+	liar_stop(&l, TIER_LANES);
 }
 
 struct reader {
@@ -1286,6 +1320,7 @@ int main(void)
 		cmocka_unit_test(test_server_repeats),
 		cmocka_unit_test(test_answer_to_something_else),
 		cmocka_unit_test(test_answer_to_what_was_put),
+		cmocka_unit_test(test_what_was_read_before_the_peer_was_lost),
 		cmocka_unit_test(test_no_lane_is_silent),
 		cmocka_unit_test(test_a_late_answer_of_a_lost_peer),
 	};
