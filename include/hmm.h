@@ -182,6 +182,12 @@ struct hmm_device_ops {
 	void (*close)(struct hmm_device *dev);
 
 	/**
+	 * leave: the process is about to end, without close: what would outlive it goes.  No handle is used
+	 * afterwards; stats may be called still.  May be NULL: nothing would.
+	 */
+	void (*leave)(struct hmm_device *dev);
+
+	/**
 	 * map: enter @run, in place of what there was of it.
 	 *
 	 * Never sleeps for a fault of the space, except that of a device that pins:

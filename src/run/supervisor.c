@@ -237,16 +237,41 @@ static void on_front(struct supervisor *s)
 	s->program_ended = true; /* whatever is still being written: nobody waits for it any more */
 }
 
+/*
+ * Nobody lives any more.  We end by _exit(): somebody may be asking for figures.  What would be found on a disk goes
+ * nevertheless, before who waits for us goes on and uses it anew.
+ */
+static void leave_devices(struct supervisor *s)
+{
+	struct hmm_chain *c = &s->h->chain;
+	bool any = false;
+
+	for (unsigned t = 0; t < c->n; t++)
+		any |= c->dev[t]->ops->leave != NULL;
+	if (!any)
+		return;
+	/* Who stores something there at this moment; no more begins. */
+	hmm_budget_stop(s->h);
+	hmm_ahead_stop(s->h);
+	for (unsigned t = 0; t < c->n; t++)
+		if (c->dev[t]->ops->leave)
+			c->dev[t]->ops->leave(c->dev[t]);
+}
+
 /* The program has ended; descendants may live on, and must not be held up by what we hold open. */
 static void on_written(struct supervisor *s)
 {
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	bool all;
 	char c;
 
 	epoll_ctl(s->epfd, EPOLL_CTL_DEL, s->written_fd, NULL);
 	if (s->front_fd >= 0) {
 		reap_ended(s);
-		c = all_gone(s) ? RUN_ALL_GONE : RUN_OTHERS_LIVE;
+		all = all_gone(s);
+		if (all)
+			leave_devices(s);
+		c = all ? RUN_ALL_GONE : RUN_OTHERS_LIVE;
 		send(s->front_fd, &c, 1, MSG_NOSIGNAL);
 		epoll_ctl(s->epfd, EPOLL_CTL_DEL, s->front_fd, NULL);
 		close(s->front_fd);
@@ -588,6 +613,7 @@ void supervisor_main(const struct run_options *opt, int front_fd, pid_t front)
 		loop(s);
 		if (s->killing)
 			coming_kill(s->name, s->token); /* who was not entered */
+		leave_devices(s);
 		lines_flush(&s->lines);
 	}
 	if (s && s->keeper > 0)

@@ -107,6 +107,14 @@ static void faulty_stats(struct hmm_device *dev, struct hmm_device_stats *st)
 	st->errors += atomic_load(&f->errors);
 }
 
+static void faulty_leave(struct hmm_device *dev)
+{
+	struct hmm_device *inner = to_faulty(dev)->inner;
+
+	if (inner->ops->leave)
+		inner->ops->leave(inner);
+}
+
 static void faulty_close(struct hmm_device *dev)
 {
 	struct faulty *f = to_faulty(dev);
@@ -173,6 +181,7 @@ static int faulty_open(const char *arg, struct hmm_device **devp, char *err, siz
 		.trim = faulty_trim,
 		.stats = faulty_stats,
 		.close = faulty_close,
+		.leave = faulty_leave,
 	};
 	f->dev.ops = &f->ops;
 	*devp = &f->dev;

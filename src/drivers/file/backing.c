@@ -220,13 +220,18 @@ int file_backing_open(struct file_backing *b, const char *path, uint64_t limit, 
 	return 0;
 }
 
+void file_backing_empty(struct file_backing *b)
+{
+	if (b->truncate && ftruncate(b->fd, 0)) {
+		/* Nothing can be done about it; the next one who wants it is told that it is not empty. */
+	}
+}
+
 void file_backing_close(struct file_backing *b)
 {
 	if (b->fd < 0)
 		return;
-	if (b->truncate && ftruncate(b->fd, 0)) {
-		/* Nothing can be done about it; the next one who wants it is told that it is not empty. */
-	}
+	file_backing_empty(b);
 	close(b->fd);
 	b->fd = -1;
 }

@@ -25,6 +25,8 @@ struct file_backing {
  * Returns 0 or -errno with a line in @err.
  */
 int file_backing_open(struct file_backing *b, const char *path, uint64_t limit, char *err, size_t errlen);
+/** What is in it goes, if it is a file that was there before: it was empty then. */
+void file_backing_empty(struct file_backing *b);
 void file_backing_close(struct file_backing *b);
 
 /** file_backing_grow() - one step more, or what still fits.  Returns 0; -ENOSPC: no more; or another error. */

@@ -341,11 +341,16 @@ static void file_close(struct hmm_device *dev)
 	free(d);
 }
 
+static void file_leave(struct hmm_device *dev)
+{
+	file_backing_empty(&to_file(dev)->backing);
+}
+
 #define FILE_OPS(more, has_same)                                                                                      \
 	{                                                                                                             \
 		.name = "file", .caps = HMM_DEV_MEMORY | HMM_DEV_MAYBLOCK | (more), .copy_in = file_copy_in,          \
 		.copy_out = file_copy_out, .get = file_get, .put = file_put, .same = has_same, .shared = file_shared, \
-		.trim = file_trim, .stats = file_stats, .close = file_close,                                          \
+		.trim = file_trim, .stats = file_stats, .close = file_close, .leave = file_leave,                     \
 	}
 
 static const struct hmm_device_ops file_ops = FILE_OPS(0, file_same);

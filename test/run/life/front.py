@@ -429,6 +429,24 @@ def elsewhere(h):
             check(json.load(f)["pages_out"] > 0, "nothing moved")
 
 
+def emptied_file(h):
+    """What was in a file of the user's own does not outlive the tree, and the next one can have it."""
+    with tempfile.TemporaryDirectory(prefix="hmmtest-") as d:
+        path = os.path.join(d, "pages")
+        open(path, "w", encoding="utf-8").close()
+        os.chmod(path, 0o600)
+        for to in (f"file:{path}", f"lz4:1M,file:{path}", f"faulty:in=1000000:file:{path}"):
+            r = h.run([built(h, "life-spin"), SPIN, "0", "1"], ram=SPIN_RAM, to=to)
+            r.expect()
+            check(r.stats()["pages_out"] > 0, "nothing went there")
+            check(os.stat(path).st_size == 0, f"{to}: {os.stat(path).st_size} bytes are left")
+        # A descendant outlives the program that was asked for.
+        left = f"{built(h, 'life-spin')} {SPIN} 0 1 >/dev/null 2>&1 &"
+        r = h.run(["sh", "-c", left + f" until [ -s {path} ]; do sleep 0.1; done"], ram=SPIN_RAM, to=f"file:{path}", stats=False)
+        check(r.rc == 0, r.err())
+        r.until(lambda: os.stat(path).st_size == 0, "what a descendant had there is left")
+
+
 def figures(h):
     r = h.run([built(h, "life-spin"), SPIN, "0", "1"], ram=SPIN_RAM, opts=["-v"])
     r.expect(stderr=rf"^hmm run: peak [\d.]+ MiB of {SPIN_RAM[:-1]}.0 MiB, .* pages out, \d+ pages in")
@@ -866,5 +884,5 @@ def user_outlives(h):
 
 if __name__ == "__main__":
     main_of(status, signals, hangup, from_before, streams, environment, job_control, by_its_pid, daemon, left_at_once, stat_running, restore_litter, keeper_ends, stat_many, stat_busy,
-            elsewhere, figures, slow_figures, unread_figures, open_figures, restore_lost, nested, shell_script, sigchld_ignored, two_preloads, long_preload, bad_input, user_refused, user_served, user_lent,
+            elsewhere, figures, emptied_file, slow_figures, unread_figures, open_figures, restore_lost, nested, shell_script, sigchld_ignored, two_preloads, long_preload, bad_input, user_refused, user_served, user_lent,
             user_forks, user_outlives, user_secrets)
