@@ -488,7 +488,8 @@ void umm_hook_end(struct umm_hook *h);
  *	pages (hmm_migrate_collect()), what a thread of its had open at that moment, a device's own, and all
  *	of them in a child of which no hook was told.
  *
- * All signals are blocked between the two.
+ * All signals are blocked between the two.  In the parent the second returns when the fork that has been read is
+ * applied: until then an engine reads off the parent's mappings what the child has.
  *
  * Context: As umm_hook_begin(); one fork has one of the first, and one of the second in parent and child each.
  */

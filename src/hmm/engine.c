@@ -287,9 +287,9 @@ static int leave_out(struct hmm_iset *set, const struct hmm_iset *changed, const
  * A change that is under way may be nothing but the fork itself, whose caller has not
  * run on yet, so it is waited for within bounds, and only where it could matter.
  */
-static int marks_before(struct hmm_mm *mm, struct hmm_iset *absent, struct hmm_iset *empty)
+int hmm_marks_before(struct hmm_mm *mm, struct hmm_iset *absent, struct hmm_iset *empty, hmm_marks_fn find)
 {
-	struct hmm_iset changed = {0}, absent_now = {0}, empty_now = {0};
+	struct hmm_iset changed = {.space = empty->space}, absent_now = changed, empty_now = changed;
 	bool matters = is_away(mm, absent) || is_away(mm, empty), changing = true;
 	unsigned nth = 0;
 	int rc = 0;
@@ -301,7 +301,7 @@ static int marks_before(struct hmm_mm *mm, struct hmm_iset *absent, struct hmm_i
 		rc = find_changed(mm, &changed, &nth);
 	}
 	if (!rc && changed.n)
-		rc = hmm_find_unforked(mm, &absent_now, &empty_now);
+		rc = find(mm, &absent_now, &empty_now);
 	if (!rc)
 		rc = leave_out(absent, &changed, &absent_now);
 	if (!rc)
@@ -336,7 +336,7 @@ static int marks_at_fork(struct hmm_mm *mm, struct hmm_iset *absent, struct hmm_
 	known = mm->marks_known && atomic_load(&mm->space->ctl->armed);
 	pthread_mutex_unlock(&mm->lock);
 	if (!known)
-		return rc ? rc : marks_before(mm, absent, empty);
+		return rc ? rc : hmm_marks_before(mm, absent, empty, hmm_find_unforked);
 	if (!rc && !umm_uffd_is_changing(mm->space->uffd)) {
 		marks_set(mm, absent, empty);
 		return 0;

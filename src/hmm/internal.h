@@ -519,6 +519,12 @@ static inline unsigned hmm_leaf_index(uint64_t addr)
 
 /** Mappings that a child of fork() has not (@absent) or has empty (@empty), by what smaps says of @mm.  0 or -errno. */
 int hmm_find_unforked(struct hmm_mm *mm, struct hmm_iset *absent, struct hmm_iset *empty);
+typedef int (*hmm_marks_fn)(struct hmm_mm *mm, struct hmm_iset *absent, struct hmm_iset *empty);
+/**
+ * Of @absent and @empty, which @find has read while a fork is being applied, goes what came there marked since the
+ * fork.  Event lock held exclusively.  0 or -errno.
+ */
+int hmm_marks_before(struct hmm_mm *mm, struct hmm_iset *absent, struct hmm_iset *empty, hmm_marks_fn find);
 
 /**
  * Poison for a forked child that nobody will serve, by its @uffd, wherever something is away.  0, or -errno: not

@@ -14,9 +14,27 @@
  *  - whoever enters with a call blocks signals: a handler that touched a page
  *    on its way would wait for the thread that it has interrupted;
  *  - fork() has nobody to hand the child's userfaultfd to that lives as long as
- *    the child.  The child is filled before anything else of the parent's goes
- *    on, and is on its own then.  Where the kernel withholds fork events, what
+ *    the child.  The child is filled before libc's fork() returns in the parent,
+ *    and is on its own then.  Where the kernel withholds fork events, what
  *    is managed is not handed on at all: the child gets SIGSEGV, not zeros.
+ *
+ * DOC: what a child inherits
+ *
+ * Mappings marked MADV_DONTFORK are not in the child: the kernel says of each
+ * place whether the child has something there, and smaps only where it is worth
+ * asking.  (A mapping that the child makes larger in these moments, up to such a
+ * place, cannot be told from one that it has inherited there.)
+ *
+ * Mappings marked MADV_WIPEONFORK are there, and empty, of which only smaps of the
+ * parent's tells, now, after the fork.  So who has forked by libc waits until that
+ * has been read (umm_hook_forked()), and so does who marks what is managed
+ * (hooks.c).  What another thread's mremap() has brought there since, marked, is
+ * left out, as hmm run does it where it knows nothing else (engine.c).
+ *
+ * That leaves what waits for nobody: after a raw clone(2), or in another thread, the
+ * mark is changed by a raw madvise(), or what is marked is unmapped, or moved away,
+ * before smaps has been read.  The child then finds contents that it should have
+ * found wiped, or the other way round (doc/coverage.md).
  *
  * DOC: what UFFDIO_MOVE refuses
  *
@@ -467,12 +485,6 @@ static void child_events(struct hmm_mm *mm, struct child *c)
 		c->failed = c->strayed = true;
 }
 
-/* Not what the fork has left out, or emptied. */
-static bool child_has(const struct child *c, uint64_t addr)
-{
-	return !hmm_iset_meets(&c->absent, addr, addr + 1) && !hmm_iset_meets(&c->empty, addr, addr + 1);
-}
-
 /* 0: @page, or poison (NULL), is there now. */
 static int child_place(struct hmm_mm *mm, struct child *c, uint64_t addr, const void *page)
 {
@@ -508,6 +520,11 @@ struct child_of {
 	struct child *c;
 };
 
+static bool is_in(uint64_t addr, uint64_t start, uint64_t len)
+{
+	return addr >= start && addr - start < len;
+}
+
 /* Did the child have anything of ours there when it was forked? */
 static bool child_had(void *arg, uint64_t addr)
 {
@@ -517,10 +534,21 @@ static bool child_had(void *arg, uint64_t addr)
 
 	while ((rc = umm_inside_registered(c->uffd, addr)) == -EAGAIN && !c->strayed)
 		child_events(of->mm, c);
-	for (unsigned i = 0; rc && i < c->n; i++)
-		if (addr >= c->remap[i].from && addr - c->remap[i].from < c->remap[i].len)
-			rc = 0;
+	/* What it has moved there since was told of without that anything had been there before. */
+	for (unsigned i = 0; i < c->n; i++) {
+		if (is_in(addr, c->remap[i].from, c->remap[i].len))
+			return true;
+		if (c->remap[i].to != GONE && is_in(addr, c->remap[i].to, c->remap[i].len))
+			return false;
+	}
 	return !rc;
+}
+
+/* Not what the fork has left out, or emptied. */
+static bool child_has(struct child_of *of, uint64_t addr)
+{
+	return !hmm_iset_meets(&of->c->empty, addr, addr + 1) &&
+	       (!hmm_iset_meets(&of->c->absent, addr, addr + 1) || child_had(of, addr));
 }
 
 /* Another thread has unmapped it, and that was told of first: what was away there is not to be had any more. */
@@ -556,7 +584,7 @@ static void child_fill(struct hmm_mm *mm, struct child *c)
 			void *dst = buf;
 			int status = 0;
 
-			if (hmm_entry_here(e) || !child_has(c, addr))
+			if (hmm_entry_here(e) || !child_has(&of, addr))
 				continue;
 			at_fork = hmm_overtaken_place(mm, addr, mm->novertaken, child_had, &of);
 			if (c->lost) {
@@ -597,25 +625,41 @@ static void child_fill(struct hmm_mm *mm, struct child *c)
 	child_events(mm, c);
 }
 
+struct marks {
+	struct hmm_iset *absent, *empty;
+	int rc;
+};
+
+/* Both, if it is both: the one may have come after the fork. */
 static bool note_mark(void *priv, const struct hmm_smap *map)
 {
-	struct child *c = priv;
+	struct marks *m = priv;
 
 	if (strstr(map->flags, " dc"))
-		c->failed |= hmm_iset_add(&c->absent, map->start, map->end) != 0;
-	else if (strstr(map->flags, " wf"))
-		c->failed |= hmm_iset_add(&c->empty, map->start, map->end) != 0;
-	return true;
+		m->rc = hmm_iset_add(m->absent, map->start, map->end);
+	if (!m->rc && strstr(map->flags, " wf"))
+		m->rc = hmm_iset_add(m->empty, map->start, map->end);
+	return !m->rc;
 }
 
 /*
  * What hmm_find_unforked() does, without malloc: another thread may be in fork(),
  * holding malloc's lock until its event, too, is read by this very thread.
  */
-static void find_unforked(struct hmm_mm *mm, struct child *c)
+static int find_unforked(struct hmm_mm *mm, struct hmm_iset *absent, struct hmm_iset *empty)
 {
-	if (hmm_smaps_each(mm->space, note_mark, c))
-		c->failed = true;
+	struct marks m = {.absent = absent, .empty = empty};
+	int rc = hmm_smaps_each(mm->space, note_mark, &m);
+
+	return rc ? rc : m.rc;
+}
+
+static int child_marks(struct hmm_mm *mm, struct child *c)
+{
+	struct hmm_iset none = {.space = mm->space};
+	int rc = find_unforked(mm, &c->absent, &c->empty);
+
+	return rc ? rc : hmm_marks_before(mm, &none, &c->empty, find_unforked);
 }
 
 /* Under the event lock, exclusively: records hold still.  Closing the descriptor leaves the child to itself. */
@@ -631,7 +675,7 @@ static int linked_forked(void *priv, struct hmm_mm *mm, int uffd, struct hmm_mm 
 			" what was away of it: the child may find zeros there",
 			(int)mm->space->pid);
 	if (atomic_load(&mm->radix.away) || mm->kept) {
-		find_unforked(mm, &c);
+		c.failed = child_marks(mm, &c) != 0;
 		if (!c.failed)
 			child_fill(mm, &c);
 		if (c.failed) {

@@ -22,6 +22,9 @@
  * But a fork holds it while handlers of others run, an allocator's for one, which may make
  * such a call or wait for a lock whose owner makes one: so nobody waits in its queue while
  * somebody forks, and nobody begins to fork while somebody is in the queue.
+ *
+ * fork() has returned when its event has been read.  What the child inherits is read off this
+ * process's mappings after that, so whoever has forked goes on when the event has been applied.
  */
 #include <pthread.h>
 #include <signal.h>
@@ -133,9 +136,14 @@ void umm_hook_forked(struct umm_hook *h, bool child)
 	if (h->space && child) {
 		umm_space_abandon(h->space);
 	} else if (h->space) {
+		struct umm_ctl *ctl = __atomic_load_n(&h->space->ctl, __ATOMIC_ACQUIRE);
+
+		umm_invalidate_end(h->space, &fork_change);
+		/* Under the lock: the engine moves no mappings meanwhile. */
+		if (ctl)
+			umm_evlock_applied(&ctl->evlock);
 		pthread_rwlock_unlock(&h->space->layout);
 		atomic_fetch_sub(&h->space->forks, 1);
-		umm_invalidate_end(h->space, &fork_change);
 	}
 	h->space = NULL;
 	unblock(h);

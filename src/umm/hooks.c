@@ -192,6 +192,27 @@ static bool is_told(int advice)
 	       advice == MADV_REMOVE;
 }
 
+/*
+ * What is empty in a child is read off its parent's mappings, after the fork (hmm/linked.c): what another thread marks
+ * must not be taken to have been marked then.  Of MADV_DONTFORK the child says itself what it has.  Who marks what is
+ * not managed waits for nobody: that may be a callback, under whose lock others wait.
+ */
+static void forks_applied(struct umm_space *space, uint64_t start, uint64_t end, int advice)
+{
+	struct umm_ctl *ctl = space ? __atomic_load_n(&space->ctl, __ATOMIC_ACQUIRE) : NULL;
+	const struct umm_space_ops *ops = space ? space->ops : NULL;
+	sigset_t old;
+	bool holds;
+
+	if ((advice != MADV_WIPEONFORK && advice != MADV_KEEPONFORK) || !ctl || !ops || !ops->holds)
+		return;
+	signals_block(&old);
+	holds = ops->holds(space->priv, start, end);
+	signals_restore(&old);
+	if (holds)
+		umm_evlock_applied(&ctl->evlock);
+}
+
 API int madvise(void *addr, size_t len, int advice)
 {
 	struct umm_hook h = {.space = drops_contents(advice) ? space_get() : NULL,
@@ -199,6 +220,7 @@ API int madvise(void *addr, size_t len, int advice)
 	long rc;
 
 	add(&h, UMM_EVENT_CLEAR, (uintptr_t)addr, len, 0);
+	forks_applied(space_get(), (uintptr_t)addr, (uintptr_t)addr + len, advice);
 	umm_hook_begin(&h);
 	rc = sys3(SYS_madvise, addr, len, advice);
 	h.dropped = !rc && is_told(advice);
@@ -230,6 +252,7 @@ API ssize_t process_madvise(int pidfd, const struct iovec *iov, size_t n, int ad
 	}
 	if (start < end_)
 		add(&h, UMM_EVENT_CLEAR, start, end_ - start, 0);
+	forks_applied(space_get(), 0, UINT64_MAX, advice);
 	umm_hook_begin(&h);
 	rc = sys5(SYS_process_madvise, pidfd, iov, n, advice, flags);
 	h.dropped = rc > 0 && is_told(advice);

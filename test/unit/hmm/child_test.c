@@ -29,6 +29,7 @@
 
 #include "hmm.h"
 #include "umm/internal.h"
+#include "umm_hooks.h"
 
 #define PAGE 4096ul
 #define N 64u
@@ -53,6 +54,27 @@ static void use_up_descriptors(void)
 	assert_int_equal(setrlimit(RLIMIT_NOFILE, &r), 0);
 }
 
+/* Until the child has changed something that nobody has read, if it is to. */
+static void let_it_change(int uffd)
+{
+	while (atomic_load(busy))
+		if (poll(&(struct pollfd){.fd = uffd, .events = POLLIN}, 1, 1) == 1) {
+			met++;
+			if (no_descriptors && met == 1)
+				use_up_descriptors();
+			break;
+		}
+}
+
+int __real_umm_inside_registered(int uffd, uint64_t addr);
+int __wrap_umm_inside_registered(int uffd, uint64_t addr);
+int __wrap_umm_inside_registered(int uffd, uint64_t addr)
+{
+	if (uffd != own_uffd)
+		let_it_change(uffd);
+	return __real_umm_inside_registered(uffd, addr);
+}
+
 int __real_umm_uffd_copy(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *copied);
 int __wrap_umm_uffd_copy(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *copied);
 int __wrap_umm_uffd_copy(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *copied)
@@ -63,13 +85,7 @@ int __wrap_umm_uffd_copy(int uffd, uint64_t dst, const void *src, uint64_t len, 
 		child_uffd = uffd;
 	if (no_memory_for_grandchildren && uffd != child_uffd)
 		return -ENOMEM;
-	while (atomic_load(busy))
-		if (poll(&(struct pollfd){.fd = uffd, .events = POLLIN}, 1, 1) == 1) {
-			met++;
-			if (no_descriptors && met == 1)
-				use_up_descriptors();
-			break;
-		}
+	let_it_change(uffd);
 	return __real_umm_uffd_copy(uffd, dst, src, len, copied);
 }
 
@@ -769,6 +785,179 @@ static void a_fork_that_comes_after_less_and_more(void **state)
 	end_of(&s);
 }
 
+/* ------------------------------------------------------ marks, since the fork */
+
+/*
+ * What the parent does when its fork has been read, before that is applied: who applies it waits for it here.  If it
+ * is held up until it has been applied it sleeps for the event lock, and is waited for no more.
+ */
+struct since {
+	struct umm_notifier n;
+	struct scene s;
+	pid_t (*fork)(void);
+	int before, after; /* advice; UNMAPS; 0: none.  Of all that is away */
+	int (*child)(struct scene *s);
+	void *(*other)(void *since); /* by another thread, instead of @after */
+	char *marked;                /* what that moves there */
+	_Atomic bool applying, done;
+};
+
+#define UNMAPS (-1)
+#define SINCE_TRIES 1000u
+
+static bool since_is_gone(const char *p)
+{
+	unsigned char in;
+
+	return mincore((void *)(uintptr_t)p, PAGE, &in) && errno == ENOMEM;
+}
+
+static bool since_apply(struct umm_notifier *n, const struct umm_change *c, uint64_t seq)
+{
+	struct since *t = (struct since *)n;
+
+	umm_notifier_set_seq(n, seq);
+	if (c->event != UMM_EVENT_FORK || !c->late)
+		return true;
+	atomic_store(&t->applying, true);
+	for (unsigned i = 0; i < SINCE_TRIES && !atomic_load(&t->done); i++) {
+		if (atomic_load(&t->s.space->ctl->evlock.word) & UMM_EVLOCK_SLEEP)
+			break;
+		/* Its event is read later: by then its mapping has gone. */
+		if ((t->after == UNMAPS && since_is_gone(t->s.p)) || (t->marked && since_is_gone(t->marked)))
+			break;
+		nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+	}
+	return true;
+}
+
+static void since_fork(struct since *t)
+{
+	const struct umm_notifier_ops ops = {.invalidate = since_apply};
+	int status = -1;
+	pthread_t thread;
+	pid_t pid;
+
+	begin(&t->s);
+	umm_hooks_set(t->s.space);
+	own_uffd = t->s.space->uffd;
+	atomic_store(busy, false);
+	if (t->before)
+		assert_int_equal(madvise(t->s.p, N * PAGE, t->before), 0);
+	if (t->other)
+		assert_int_equal(pthread_create(&thread, NULL, t->other, t), 0);
+	assert_int_equal(umm_notifier_insert(&t->n, t->s.space, (uintptr_t)t->s.p, N * PAGE, &ops), 0);
+	pid = t->fork();
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		_exit(t->child(&t->s));
+	}
+	if (t->after == UNMAPS)
+		munmap(t->s.p, N * PAGE);
+	else if (t->after)
+		madvise(t->s.p, N * PAGE, t->after);
+	atomic_store(&t->done, !t->other);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	if (t->other)
+		pthread_join(thread, NULL);
+	assert_true(atomic_load(&t->applying));
+	umm_notifier_remove(&t->n);
+	umm_hooks_set(NULL);
+	end_of(&t->s);
+	assert_int_equal(status, 0);
+}
+
+/* Whom nobody can hold up. */
+static void marked_dontfork_since_the_fork(void **state)
+{
+	struct since raw = {.fork = raw_fork, .after = MADV_DONTFORK, .child = looks};
+	struct since by_libc = {.fork = fork, .after = MADV_DONTFORK, .child = looks};
+
+	since_fork(&raw);
+	since_fork(&by_libc);
+}
+
+static void both_marked_since_the_fork(void **state)
+{
+	struct since t = {.fork = raw_fork, .before = MADV_WIPEONFORK, .after = MADV_DONTFORK, .child = finds_zeros};
+
+	since_fork(&t);
+}
+
+static void marked_wipeonfork_since_the_fork(void **state)
+{
+	struct since t = {.fork = fork, .after = MADV_WIPEONFORK, .child = looks};
+
+	since_fork(&t);
+}
+
+static void marked_no_more_since_the_fork(void **state)
+{
+	struct since t = {.fork = fork, .before = MADV_WIPEONFORK, .after = MADV_KEEPONFORK, .child = finds_zeros};
+
+	since_fork(&t);
+}
+
+static void unmapped_since_the_fork(void **state)
+{
+	struct since t = {.fork = fork, .before = MADV_WIPEONFORK, .after = UNMAPS, .child = finds_zeros};
+
+	since_fork(&t);
+}
+
+static void *keep_by_libc(void *arg)
+{
+	struct since *t = arg;
+
+	while (!atomic_load(&t->applying))
+		sched_yield();
+	madvise(t->s.p, N * PAGE, MADV_KEEPONFORK);
+	atomic_store(&t->done, true);
+	return NULL;
+}
+
+static void marked_no_more_by_another_thread(void **state)
+{
+	struct since t = {.fork = raw_fork, .before = MADV_WIPEONFORK, .other = keep_by_libc, .child = finds_zeros};
+
+	since_fork(&t);
+}
+
+static void *move_marked(void *arg)
+{
+	struct since *t = arg;
+
+	while (!atomic_load(&t->applying))
+		sched_yield();
+	if (move(t->marked, t->s.p, N))
+		atomic_store(&t->done, true);
+	return NULL;
+}
+
+static void what_is_marked_moved_there_since_the_fork(void **state)
+{
+	for (unsigned i = 0; i < 2; i++) {
+		struct since t = {.fork = raw_fork, .other = move_marked, .child = looks};
+
+		t.marked = mmap(NULL, N * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		assert_true(t.marked != MAP_FAILED);
+		assert_int_equal(madvise(t.marked, N * PAGE, i ? MADV_DONTFORK : MADV_WIPEONFORK), 0);
+		since_fork(&t);
+		assert_true(since_is_gone(t.marked));
+	}
+}
+
+/* Where it has inherited nothing. */
+static void a_child_that_moves_pages_where_the_parent_has_others(void **state)
+{
+	struct scene s;
+
+	begin(&s);
+	assert_int_equal(madvise(s.p, N / 2 * PAGE, MADV_DONTFORK), 0);
+	assert_int_equal(run(&s, moves_over), 0);
+	end(&s);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -795,6 +984,14 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_fork_that_comes_after_halves_were_exchanged),
 		cmocka_unit_test(a_fork_that_comes_after_two_mremaps),
 		cmocka_unit_test(a_fork_that_comes_after_less_and_more),
+		cmocka_unit_test(marked_dontfork_since_the_fork),
+		cmocka_unit_test(both_marked_since_the_fork),
+		cmocka_unit_test(marked_wipeonfork_since_the_fork),
+		cmocka_unit_test(marked_no_more_since_the_fork),
+		cmocka_unit_test(unmapped_since_the_fork),
+		cmocka_unit_test(marked_no_more_by_another_thread),
+		cmocka_unit_test(what_is_marked_moved_there_since_the_fork),
+		cmocka_unit_test(a_child_that_moves_pages_where_the_parent_has_others),
 	};
 	int uffd = umm_inside_uffd();
 
