@@ -556,11 +556,17 @@ void hmm_overtaken_over(struct hmm_mm *mm);
 /** @fn of each page that is kept, until it says other than 0, which is returned.  @nr: of the last move before. */
 int hmm_overtaken_each(struct hmm_mm *mm, void *arg,
 		       int (*fn)(struct hmm_mm *mm, void *arg, uint64_t addr, unsigned nr));
-/** Does @mm have something registered at @addr now, which a child may have inherited? */
-bool hmm_overtaken_again(struct hmm_mm *mm, uint64_t addr);
-/** Where a child has what @mm had at @addr after move @nr (now: mm->novertaken).  @had: did it have anything there? */
+/**
+ * Does @mm have something registered at @addr now, which a child may have inherited?  @asked: false at a fork's first
+ * call; while a change stays unread the kernel does not say, and is asked for long but once.
+ */
+bool hmm_overtaken_again(struct hmm_mm *mm, uint64_t addr, bool *asked);
+/**
+ * Where a child has what @mm had at @addr after move @nr (now: mm->novertaken).  @had: did it have anything there?
+ * @asked as above.
+ */
 uint64_t hmm_overtaken_place(struct hmm_mm *mm, uint64_t addr, unsigned nr, bool (*had)(void *arg, uint64_t addr),
-			     void *arg);
+			     void *arg, bool *asked);
 /** Say once that a child has lost something of what was kept. */
 void hmm_overtaken_lost(struct hmm_mm *mm);
 /** The mm ends. */

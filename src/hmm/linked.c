@@ -400,6 +400,7 @@ struct child {
 	bool strayed; /* a move was not noted: where pages are in it is not known */
 	bool lost;    /* contents are not to be had: what is away gets poison */
 	bool unread;  /* a device could not give a page, which was said */
+	bool asked;   /* what the parent has now, and the kernel did not say */
 };
 
 static void child_fill(struct hmm_mm *mm, struct child *c);
@@ -458,6 +459,7 @@ static void grandchild_fill(struct hmm_mm *mm, struct child *c, int uffd)
 	}
 	c->failed |= grand.failed;
 	c->strayed |= grand.strayed;
+	c->asked |= grand.asked;
 	child_remaps_free(mm, &grand);
 }
 
@@ -555,11 +557,11 @@ static bool child_has(struct child_of *of, uint64_t addr)
 static int child_lost(struct hmm_mm *mm, void *arg, uint64_t addr, unsigned nr)
 {
 	struct child_of *of = arg;
-	uint64_t at = hmm_overtaken_place(mm, addr, nr, child_had, of);
+	uint64_t at = hmm_overtaken_place(mm, addr, nr, child_had, of, &of->c->asked);
 
 	/* What the parent has there now is the child's, unless that was moved there after the fork. */
-	if (!child_had(of, at) ||
-	    (hmm_overtaken_again(mm, at) && hmm_overtaken_place(mm, at, mm->novertaken, child_had, of) == at))
+	if (!child_had(of, at) || (hmm_overtaken_again(mm, at, &of->c->asked) &&
+				   hmm_overtaken_place(mm, at, mm->novertaken, child_had, of, &of->c->asked) == at))
 		return 0;
 	if (!child_place(mm, of->c, at, NULL))
 		hmm_overtaken_lost(mm);
@@ -586,7 +588,7 @@ static void child_fill(struct hmm_mm *mm, struct child *c)
 
 			if (hmm_entry_here(e) || !child_has(&of, addr))
 				continue;
-			at_fork = hmm_overtaken_place(mm, addr, mm->novertaken, child_had, &of);
+			at_fork = hmm_overtaken_place(mm, addr, mm->novertaken, child_had, &of, &c->asked);
 			if (c->lost) {
 				/* Refused where there is something, be it PARKING: that is the page itself. */
 				child_place(mm, c, at_fork, NULL);

@@ -740,8 +740,9 @@ int hmm_overtaken_mend(struct hmm_mm *mm, struct hmm_mm *child)
 
 /* ------------------------------------------------------- of a linked engine */
 
-bool hmm_overtaken_again(struct hmm_mm *mm, uint64_t addr)
+bool hmm_overtaken_again(struct hmm_mm *mm, uint64_t addr, bool *asked)
 {
+	struct again g = {.asked = *asked};
 	unsigned char in;
 	bool is;
 
@@ -755,11 +756,14 @@ bool hmm_overtaken_again(struct hmm_mm *mm, uint64_t addr)
 	is = hmm_iset_meets(&mm->registered, addr, addr + UMM_PAGE);
 	pthread_mutex_unlock(&mm->lock);
 	/* What a mapping has grown by is registered, and so is what is only watched; no record has it. */
-	return is || is_registered(mm, addr, &(struct again){0});
+	if (!is)
+		is = is_registered(mm, addr, &g);
+	*asked = g.asked;
+	return is;
 }
 
 uint64_t hmm_overtaken_place(struct hmm_mm *mm, uint64_t addr, unsigned nr, bool (*had)(void *arg, uint64_t addr),
-			     void *arg)
+			     void *arg, bool *asked)
 {
 	uint64_t now = umm_now_ns(), place = addr;
 
@@ -772,7 +776,7 @@ uint64_t hmm_overtaken_place(struct hmm_mm *mm, uint64_t addr, unsigned nr, bool
 		if (n > nr || addr < o->to || addr - o->to >= o->end - o->start)
 			continue;
 		/* Not where it was in between: that may be empty because all had left it before the fork. */
-		if (had(arg, from) && (!had(arg, place) || !hmm_overtaken_again(mm, from)))
+		if (had(arg, from) && (!had(arg, place) || !hmm_overtaken_again(mm, from, asked)))
 			place = from;
 		addr = from;
 	}
