@@ -651,9 +651,9 @@ int hmm_device_write(struct hmm_mm *mm, struct hmm_device *dev, uint64_t addr, c
  * Memory is watched from here on, whole mappings of it, where it can be.  The
  * CPU's next write to each page is slower, by a fault that nobody serves but the kernel.
  * So what is written to as a whole, again and again, is not watched for a while, and
- * counts as written to.
+ * counts as written to.  Waits for what is being dropped at this moment to be gone.
  *
- * Context: Thread-safe.  Not in callbacks, nor under a lock that they take.
+ * Context: Thread-safe.  Not in callbacks, nor under a lock that they take.  May sleep.
  * Return: 0, or
  *	-EINVAL	unaligned, backward, or beyond HMM_ADDR_END
  *	-ENOMEM	no memory
@@ -676,7 +676,7 @@ int hmm_written(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t stamp[
  *
  * Most of the time nothing was written to.  Then no page is looked at, and @stamp is left as it was.
  *
- * Context: Thread-safe.  Not in callbacks, nor under a lock that they take.
+ * Context: Thread-safe.  Not in callbacks, nor under a lock that they take.  May sleep.
  * Return: 0, or
  *	-EINVAL	unaligned, backward, or beyond HMM_ADDR_END
  *	-ENOMEM	no memory

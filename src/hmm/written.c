@@ -10,6 +10,10 @@
  * with the number of the call before which it copied.  Protecting comes first and
  * copying later, so a write in between is found by the next call.
  *
+ * What is dropped is noted when its event is read, and goes later, unseen where a
+ * page table goes with it.  Who is given a number in between would copy what is about
+ * to go, and never hear of it again: so nobody is, as long as that may be.
+ *
  * DOC: what is written to all the time
  *
  * That a page is watched costs the CPU a fault when it writes to it next: more than
@@ -27,10 +31,12 @@
 #include <string.h>
 
 #include "hmm/internal.h"
+#include "umm/sys.h"
 
 #define FULL_ENOUGH 2u /* calls in a row that found all of a leaf written to: it will be so again */
 #define SPELL_FIRST 4u /* calls that take it for granted */
 #define SPELL_MOST 16u
+#define DROP_NS 1000000l
 
 /* mm->lock held.  NULL: no memory. */
 static uint64_t *stamps_of(struct hmm_mm *mm, uint64_t addr)
@@ -264,6 +270,12 @@ int hmm_written_since(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t 
 	signals_block(&old);
 	for (;;) {
 		umm_evlock_shared(&mm->space->ctl->evlock);
+		if (umm_quarantined(mm->space, start, end)) {
+			umm_evlock_unshared(&mm->space->ctl->evlock);
+			/* Not libc's: a thread can be cancelled in it. */
+			sys2(SYS_nanosleep, &(struct timespec){.tv_nsec = DROP_NS}, NULL);
+			continue;
+		}
 		pthread_mutex_lock(&mm->lock);
 		hmm_coherent_settle(mm, start, end);
 		*now = ++mm->written;

@@ -3,18 +3,21 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 #include <cmocka.h>
 
 #include "fake.h"
 #include "hmm.h"
 #include "umm/inside.h"
+#include "umm/internal.h"
 
 #define PAGE 4096ul
 #define NR 1100u /* in more than two leaves of the records */
@@ -514,6 +517,68 @@ static void a_mark_hides_no_write(void **state)
 	assert_true(f->stamp[7] > a);
 }
 
+static _Atomic unsigned looks; /* for what is being dropped, of who asks below */
+static _Thread_local bool asks;
+
+bool __real_umm_quarantined(struct umm_space *space, uint64_t start, uint64_t end);
+bool __wrap_umm_quarantined(struct umm_space *space, uint64_t start, uint64_t end);
+
+bool __wrap_umm_quarantined(struct umm_space *space, uint64_t start, uint64_t end)
+{
+	bool is = __real_umm_quarantined(space, start, end);
+
+	looks += asks;
+	return is;
+}
+
+struct asker {
+	struct fixture *f;
+	uint64_t now;
+	int rc;
+	_Atomic bool done;
+};
+
+static void *ask_in_a_thread(void *priv)
+{
+	struct asker *a = priv;
+
+	asks = true;
+	a->rc = hmm_written(a->f->mm, a->f->addr, a->f->end, a->f->stamp, &a->now);
+	a->done = true;
+	return NULL;
+}
+
+/* The event of a drop comes first: who got a number between the two would copy what is about to go. */
+static void what_is_about_to_be_dropped_is_waited_for(void **state)
+{
+	struct fixture *f = *state;
+	struct umm_quarantine *q = &f->space->quarantine;
+	struct asker a = {.f = f};
+	unsigned first, count;
+	pthread_t thread;
+	uint64_t before;
+
+	fill(f);
+	before = ask(f, 0, &first, &count);
+	umm_quarantine_add(f->space, f->addr, f->addr + 100 * PAGE);
+	pthread_mutex_lock(&q->lock);
+	q->range[0].until_ns = UINT64_MAX; /* however long it takes here */
+	pthread_mutex_unlock(&q->lock);
+	looks = 0;
+	assert_int_equal(pthread_create(&thread, NULL, ask_in_a_thread, &a), 0);
+	while (looks < 2 && !a.done)
+		sched_yield();
+	assert_false(a.done);
+	/* Who waits holds nothing that other changes need, and tells of them. */
+	assert_int_equal(syscall(SYS_madvise, f->mem + 700 * PAGE, PAGE, MADV_DONTNEED), 0);
+	assert_false(a.done);
+	umm_quarantine_end(f->space, f->addr, f->addr + 100 * PAGE);
+	pthread_join(thread, NULL);
+	assert_int_equal(a.rc, 0);
+	for (unsigned i = 0; i < NR; i++)
+		assert_int_equal(f->stamp[i] > before, i == 700);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -524,6 +589,7 @@ int main(int argc, char **argv)
 		T(what_is_dropped_or_replaced_is_written),
 		T(what_is_replaced_as_a_whole_is_written),
 		T(what_is_dropped_as_a_whole_is_written),
+		T(what_is_about_to_be_dropped_is_waited_for),
 		T(what_mremap_takes_there_is_written),
 		T(what_a_device_gave_back_is_as_it_gave_it),
 		T(touches_that_walk_bring_neighbours_along),
