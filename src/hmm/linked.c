@@ -1506,10 +1506,10 @@ static int leave_node(struct linked *l, unsigned tier, uint64_t start, uint64_t 
 		pthread_mutex_unlock(&l->mm->lock);
 		if (!in || at >= end)
 			break;
-		if (home == node)
+		rc = home == node ? -ENODEV : hmm_node_move(at, z, home, coherent_unrecord, &to);
+		/* No memory there that this process may have: where it is it is memory like any other. */
+		if (rc == -ENODEV || rc == -EACCES)
 			rc = coherent_unrecord(&to, at, z);
-		else
-			rc = hmm_node_move(at, z, home, coherent_unrecord, &to);
 	}
 	umm_invalidate_end(l->mm->space, &c);
 	return rc;

@@ -10,6 +10,7 @@
 #include "hmm/node.h"
 
 #include <errno.h>
+#include <stdbool.h>
 #include <sys/syscall.h>
 
 #include "umm/internal.h"
@@ -31,6 +32,14 @@ static int tell(uint64_t start, unsigned n, const int *status, int node, hmm_nod
 	return rc;
 }
 
+static bool all_there(const int *status, unsigned n, int node)
+{
+	for (unsigned i = 0; i < n; i++)
+		if (status[i] != node)
+			return false;
+	return true;
+}
+
 int hmm_node_move(uint64_t start, uint64_t end, int node, hmm_node_there there, void *priv)
 {
 	while (start < end) {
@@ -46,11 +55,16 @@ int hmm_node_move(uint64_t start, uint64_t end, int node, hmm_node_there there, 
 		}
 		rc = sys6(SYS_move_pages, 0, n, page, to, status, MPOL_MF_MOVE);
 		done = n;
-		/* Not all went: which did is asked for. */
-		if (rc) {
+		/*
+		 * Not all went: which did is asked for.  Nor is that all which went where this is 0: of a huge page the
+		 * second small one is refused, being on its way with the first.
+		 */
+		if (rc || !all_there(status, n, node)) {
 			told = sys6(SYS_move_pages, 0, n, page, 0, status, 0);
 			if (told < 0)
 				return rc < 0 ? (int)rc : (int)told;
+		}
+		if (rc) {
 			for (done = 0; done < n && status[done] == node;)
 				done++;
 			/* Of those behind the first that stays some may not have been tried. */

@@ -771,14 +771,36 @@ static struct {
 	struct fixture *f;
 	_Atomic int listener;
 	int node[NR];
-	int stuck; /* this page does not move */
+	int stuck;        /* this page does not move */
+	bool huge;        /* pages are parts of huge ones */
+	int without_home; /* what it says of any other node; 0: nothing */
 } K;
+
+/* Page 0 of each 512 takes the others along, so that it is no more there to be moved when page 1 is. */
+static long kernels_move_huge(uint64_t n, void **page, const int *to, int *status)
+{
+	for (uint64_t i = 0; i < n; i++) {
+		uint64_t nr = ((uintptr_t)page[i] - K.f->addr) / PAGE;
+		bool goes = K.node[nr] != to[i];
+
+		for (uint64_t k = nr; goes && k < NR && k / 512 == nr / 512; k++)
+			K.node[k] = to[i];
+		status[i] = to[i];
+		if (goes && i + 1 < n)
+			status[++i] = -EBUSY;
+	}
+	return 0;
+}
 
 /* As do_pages_move() does: one that stays ends it, and no page of its group has a status then. */
 static long kernels_move(uint64_t n, void **page, const int *to, int *status)
 {
 	unsigned left = 0;
 
+	if (to && to[0] != THE_NODE && K.without_home)
+		return K.without_home;
+	if (to && K.huge)
+		return kernels_move_huge(n, page, to, status);
 	for (uint64_t i = 0; i < n; i++) {
 		uint64_t nr = ((uintptr_t)page[i] - K.f->addr) / PAGE;
 
@@ -810,6 +832,8 @@ static void *the_kernel(void *priv)
 		r.id = n.id;
 		r.val = kernels_move(n.data.args[1], (void **)n.data.args[2], (const int *)n.data.args[3],
 				     (int *)n.data.args[4]);
+		r.error = r.val < 0 ? (int)r.val : 0;
+		r.val = r.error ? 0 : r.val;
 		ioctl(p.fd, SECCOMP_IOCTL_NOTIF_SEND, &r);
 	}
 	return NULL;
@@ -887,7 +911,55 @@ static int one_page_stays(struct fixture *f)
 	return there() ? 12 : 0;
 }
 
-static void a_page_that_stays_hides_no_other(void **state)
+static int huge_pages_go(struct fixture *f)
+{
+	uint64_t moved;
+
+	if (!kernel_replaced(f))
+		return 77;
+	f->coherent_ops.node = its_node;
+	node_nr = THE_NODE;
+	K.stuck = -1;
+	K.huge = true;
+	fill(f, 12);
+	if (hmm_migrate_to_device(f->mm, &f->coherent, f->addr, f->addr + SIZE, NULL, &moved) || there() != NR)
+		return 1;
+	if (moved != NR || on(f, &f->coherent) != NR)
+		return 2;
+	if (hmm_migrate_to_system(f->mm, &f->coherent, 0, HMM_ADDR_END, &moved) || there())
+		return 3;
+	return moved != NR || on(f, &f->coherent) ? 4 : 0;
+}
+
+/* The CPU's node has no memory, or none that this process may use. */
+static int nobody_has_a_home(struct fixture *f)
+{
+	static const int refused[] = {-ENODEV, -EACCES};
+	uint64_t moved;
+
+	if (!kernel_replaced(f))
+		return 77;
+	f->coherent_ops.node = its_node;
+	node_nr = THE_NODE;
+	K.stuck = -1;
+	fill(f, 12);
+	for (unsigned i = 0; i < 2; i++) {
+		K.without_home = refused[i];
+		if (hmm_migrate_to_device(f->mm, &f->coherent, f->addr, f->addr + SIZE, NULL, &moved) || moved != NR)
+			return 1;
+		if (hmm_migrate_to_system(f->mm, &f->coherent, 0, HMM_ADDR_END, &moved))
+			return 2;
+		if (there() != NR || moved != NR || on(f, &f->coherent))
+			return 3;
+		if (hmm_migrate_to_device(f->mm, &f->coherent, f->addr, f->addr + SIZE, NULL, &moved) || moved != NR)
+			return 4;
+		if (hmm_mm_remove_device(f->mm, &f->coherent) || hmm_mm_add_device(f->mm, &f->coherent))
+			return 5;
+	}
+	return 0;
+}
+
+static void with_the_kernel_replaced(int (*what)(struct fixture *f))
 {
 	int status;
 	pid_t pid = fork();
@@ -895,12 +967,27 @@ static void a_page_that_stays_hides_no_other(void **state)
 	if (!pid) {
 		void *own;
 
-		_exit(setup(&own) ? 76 : one_page_stays(own));
+		_exit(setup(&own) ? 76 : what(own));
 	}
 	assert_int_equal(waitpid(pid, &status, 0), pid);
 	if (WIFEXITED(status) && WEXITSTATUS(status) == 77)
 		skip_because("seccomp tells nobody of system calls here");
 	assert_int_equal(status, 0);
+}
+
+static void a_page_that_stays_hides_no_other(void **state)
+{
+	with_the_kernel_replaced(one_page_stays);
+}
+
+static void a_huge_page_goes_as_a_whole(void **state)
+{
+	with_the_kernel_replaced(huge_pages_go);
+}
+
+static void a_node_without_memory_keeps_nothing_away(void **state)
+{
+	with_the_kernel_replaced(nobody_has_a_home);
 }
 
 static bool told_invalidate(struct umm_notifier *n, const struct umm_change *change, uint64_t seq);
@@ -1913,6 +2000,8 @@ int main(int argc, char **argv)
 		T(a_coherent_device_with_a_node),
 		T(a_node_without_cpus),
 		cmocka_unit_test(a_page_that_stays_hides_no_other),
+		cmocka_unit_test(a_huge_page_goes_as_a_whole),
+		cmocka_unit_test(a_node_without_memory_keeps_nothing_away),
 		T(notifiers_are_told_whose_migration_it_is),
 		T(a_huge_page_goes_as_one),
 		T(a_huge_page_comes_back_as_one),
