@@ -4,6 +4,7 @@
 #include <sched.h>
 #include <setjmp.h>
 #include <stdatomic.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 
@@ -842,6 +843,92 @@ static void a_fork_without_standard_input(const struct variant *v)
 	fork_with_the_number_of(v, false);
 }
 
+/* By dup2() and close_range() a device's number is closed, and another file's. */
+static void a_number_that_is_another_files(const struct variant *v)
+{
+	int file = memfd_create("file", 0), fd;
+	char *p = anon(), *buf = anon();
+	struct command c;
+	struct stat st;
+
+	CHECK_EQ(ftruncate(file, PAGE), 0);
+	number(p, SIZE, 1);
+	/* As many as there may be, and more. */
+	for (unsigned i = 0; i < 100; i++) {
+		fd = dev_open(v->dev);
+		if (i < 2)
+			migrate_all(fd, p, buf, NPAGES);
+		if (i % 2)
+			CHECK_EQ(syscall(SYS_close_range, fd, fd, 0), 0);
+		CHECK_EQ(dup2(file, fd), fd);
+		CHECK(mmap(NULL, 2 * PAGE, PROT_READ, MAP_SHARED, fd, 0) != MAP_FAILED);
+		CHECK_EQ(fstat(file, &st), 0);
+		CHECK_EQ(st.st_size, PAGE);
+		CHECK_EQ(dev_cmd(fd, READ, p, buf, 1, &c), -ENOTTY);
+		if (i % 4 < 2)
+			CHECK_EQ(close(fd), 0);
+	}
+	fd = dev_open(v->dev);
+	check_snapshot(fd, p, NPAGES, P_WRITE);
+	CHECK_NUMBERED(p, SIZE, 1);
+}
+
+/* It has the parent's memory neither to read nor to write. */
+static void a_raw_child_has_no_device(const struct variant *v)
+{
+	int fd = dev_open(v->dev), status;
+	char *p = anon(), *buf = anon();
+	struct command c;
+	pid_t pid;
+
+	number(p, SIZE, 1);
+	migrate_all(fd, p, buf, NPAGES);
+	CHECK_NUMBERED(p, SIZE, 1);
+	pid = (pid_t)syscall(SYS_fork);
+	if (!pid) {
+		number(p, PAGE, 2);
+		number(buf, PAGE, 3);
+		if (!dev_cmd(fd, WRITE, p, buf, 1, &c) || !dev_cmd(fd, READ, p, buf, 1, &c))
+			_exit(1);
+		if (misnumbered(buf, PAGE, 3) >= 0 || misnumbered(p, PAGE, 2) >= 0)
+			_exit(2);
+		_exit(open("/dev/hmm_dmirror0", O_RDWR) >= 0 || close(fd) ? 3 : 0);
+	}
+	CHECK_EQ(waitpid(pid, &status, 0), pid);
+	CHECK_EQ(status, 0);
+	CHECK_NUMBERED(p, SIZE, 1);
+	migrate_all(fd, p, buf, NPAGES);
+	CHECK_NUMBERED(buf, SIZE, 1);
+	CHECK_EQ(close(fd), 0);
+}
+
+/* Those that end where memory does, or lie nowhere. */
+static void paths_at_the_edge(const struct variant *v)
+{
+	static const char path[] = "/dev/hmm_dmirror0", other[] = "/dev/null";
+	char *p = map(2 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS), *end = p + PAGE;
+	int fd = dev_open(v->dev);
+	char *volatile nowhere = (char *)8;
+	struct command c;
+
+	CHECK_EQ(mprotect(end, PAGE, PROT_NONE), 0);
+	CHECK(open(nowhere, O_RDWR) < 0 && errno == EFAULT);
+	CHECK(open(end, O_RDWR) < 0 && errno == EFAULT);
+	/* All but the end of it. */
+	memcpy(end - sizeof(path) + 1, path, sizeof(path) - 1);
+	CHECK(open(end - sizeof(path) + 1, O_RDWR) < 0 && errno == EFAULT);
+	CHECK_EQ(close(fd), 0);
+	memcpy(end - sizeof(path), path, sizeof(path));
+	fd = open(end - sizeof(path), O_RDWR);
+	CHECK(fd >= 0);
+	CHECK_EQ(dev_cmd(fd, RELEASE, p, p, 1, &c), 0);
+	CHECK_EQ(close(fd), 0);
+	memcpy(end - sizeof(other), other, sizeof(other));
+	fd = open(end - sizeof(other), O_RDWR);
+	CHECK(fd >= 0);
+	CHECK_EQ(close(fd), 0);
+}
+
 static void system_calls(const struct variant *v)
 {
 	int fd = dev_open(v->dev), file = memfd_create("file", 0), tube[2];
@@ -1067,6 +1154,9 @@ static const struct test tests[] = {
 	T(the_parent_writes_after_fork),
 	T(a_fork_beside_a_closed_device),
 	T(a_fork_without_standard_input),
+	T(a_number_that_is_another_files),
+	T(a_raw_child_has_no_device),
+	T(paths_at_the_edge),
 	T(system_calls),
 	T(partial_munmap),
 	T(moved_mappings),

@@ -7,7 +7,12 @@
  * the device; what is mapped from it are that file's pages.
  *
  * A forked child begins with nothing open: what it has inherited is of another
- * address space, and each command on it is refused.
+ * address space, and each command on it is refused.  One by a raw clone can open
+ * nothing, either, if its parent had.
+ *
+ * Descriptors go by dup2(), close_range() and the like as well, which this does not
+ * see.  So a number counts only while it is that file's, and a device that has none
+ * any more is closed when the next one is opened.
  */
 /* open and open64 are two names here. */
 #undef _FILE_OFFSET_BITS
@@ -81,27 +86,40 @@ static long result(long rc)
 	return rc;
 }
 
+static bool copy_user(void *mine, uint64_t theirs, size_t len, bool out)
+{
+	struct iovec m = {mine, len}, t = {(void *)(uintptr_t)theirs, len};
+	pid_t pid = getpid();
+
+	return (out ? process_vm_writev(pid, &m, 1, &t, 1, 0) : process_vm_readv(pid, &m, 1, &t, 1, 0)) == (ssize_t)len;
+}
+
 /* --------------------------------------------------------------------- open */
 
-/* Lock held. */
+/* Lock held.  An engine without hooks has nothing to do, and is tried again with. */
 static int start(void)
 {
 	int rc;
 
 	if (S.host)
-		return 0;
+		return umm_hooks_set(S.space);
 	rc = umm_space_open_self(&S.space);
 	if (rc)
 		return rc;
+	S.pid = getpid();
 	rc = dmirror_host_open(S.space, &S.host);
 	if (rc) {
 		umm_space_close(S.space);
 		S.space = NULL;
 		return rc;
 	}
-	S.pid = getpid();
-	umm_hooks_set(S.space);
-	return 0;
+	return umm_hooks_set(S.space);
+}
+
+/* Not so in a child by a raw clone: what it has of this is its parent's, locks that are held included. */
+static bool is_ours(void)
+{
+	return !__atomic_load_n(&S.host, __ATOMIC_ACQUIRE) || S.pid == getpid();
 }
 
 static void atfork_prepare(void)
@@ -126,16 +144,37 @@ __attribute__((constructor)) static void preload_init(void)
 	pthread_atfork(atfork_prepare, atfork_parent, atfork_child);
 }
 
-/* Number of the device that @path names, or -1. */
+/* Number of the device that @path names, or -1.  It may point nowhere: the kernel is who says so. */
 static int device_of(const char *path)
 {
 	size_t n = sizeof(DEVICE_PATH) - 1;
+	char start[sizeof(DEVICE_PATH) + 1]; /* and a digit */
 
-	if (!path || strncmp(path, DEVICE_PATH, n) || path[n] < '0' || path[n] >= (int)('0' + DMIRROR_DEVICES) ||
-	    path[n + 1])
+	if (!copy_user(start, (uintptr_t)path, sizeof(start), false) || memcmp(start, DEVICE_PATH, n) ||
+	    start[n] < '0' || start[n] >= (int)('0' + DMIRROR_DEVICES) || start[n + 1])
 		return -1;
-	return path[n] - '0';
+	return start[n] - '0';
 }
+
+static bool is_of(const struct device *d, const struct stat *st)
+{
+	return st->st_ino == d->inode && major(st->st_dev) == d->major && minor(st->st_dev) == d->minor;
+}
+
+/* Lock held.  An open one whose number has been closed, or given to another file, by a call that is not close(). */
+static struct device *forgotten(void)
+{
+	for (unsigned i = 0; i < OPEN_MAX_HERE; i++) {
+		struct device *d = &S.device[i];
+		struct stat st;
+
+		if (d->open && (fstat(d->number - 1, &st) || !is_of(d, &st)))
+			return d;
+	}
+	return NULL;
+}
+
+static void device_put(struct device *d, bool closed);
 
 static int device_open(int nr, int flags)
 {
@@ -143,10 +182,20 @@ static int device_open(int nr, int flags)
 	struct stat st;
 	int rc, fd = -1;
 
+	if (!is_ours()) {
+		errno = EOPNOTSUPP;
+		return -1;
+	}
 	pthread_mutex_lock(&S.lock);
 	rc = start();
 	if (rc)
 		goto fail;
+	while ((d = forgotten())) {
+		d->users++;
+		pthread_mutex_unlock(&S.lock);
+		device_put(d, true);
+		pthread_mutex_lock(&S.lock);
+	}
 	for (unsigned i = 0; i < OPEN_MAX_HERE && !d; i++)
 		if (!S.device[i].users)
 			d = &S.device[i];
@@ -164,7 +213,7 @@ static int device_open(int nr, int flags)
 		goto fail;
 	d->users = 1;
 	d->open = true;
-	__atomic_store_n(&d->number, fd + 1, __ATOMIC_RELAXED);
+	__atomic_store_n(&d->number, fd + 1, __ATOMIC_RELEASE);
 	pthread_mutex_unlock(&S.lock);
 	return fd;
 fail:
@@ -175,23 +224,36 @@ fail:
 	return -1;
 }
 
+static struct device *device_at(int fd, const struct stat *st)
+{
+	for (unsigned i = 0; i < OPEN_MAX_HERE; i++) {
+		struct device *d = &S.device[i];
+
+		if (__atomic_load_n(&d->number, __ATOMIC_ACQUIRE) - 1 == fd && is_of(d, st))
+			return d;
+	}
+	return NULL;
+}
+
 /* A reference to the device that @fd stands for, or NULL. */
 static struct device *device_get(int fd)
 {
-	struct device *found = NULL;
+	struct device *found;
 	bool maybe = false;
+	struct stat st;
 
 	if (!__atomic_load_n(&S.host, __ATOMIC_ACQUIRE) || fd < 0)
 		return NULL;
-	/* The engine's threads close descriptors, too: they must not wait for who forks. */
+	/*
+	 * The engine's threads close descriptors, too: they must not wait for who forks.  The number may be another
+	 * file's, by dup2() and the like.
+	 */
 	for (unsigned i = 0; i < OPEN_MAX_HERE && !maybe; i++)
 		maybe = __atomic_load_n(&S.device[i].number, __ATOMIC_RELAXED) - 1 == fd;
-	if (!maybe)
+	if (!maybe || !is_ours() || fstat(fd, &st) || !device_at(fd, &st))
 		return NULL;
 	pthread_mutex_lock(&S.lock);
-	for (unsigned i = 0; i < OPEN_MAX_HERE && !found; i++)
-		if (S.device[i].open && S.device[i].number - 1 == fd)
-			found = &S.device[i];
+	found = device_at(fd, &st);
 	if (found)
 		found->users++;
 	pthread_mutex_unlock(&S.lock);
@@ -320,14 +382,6 @@ API void *mmap64(void *addr, size_t len, int prot, int flags, int fd, off64_t of
 
 /* -------------------------------------------------------------------- ioctl */
 
-static bool copy_user(void *mine, uint64_t theirs, size_t len, bool out)
-{
-	struct iovec m = {mine, len}, t = {(void *)(uintptr_t)theirs, len};
-	pid_t pid = getpid();
-
-	return (out ? process_vm_writev(pid, &m, 1, &t, 1, 0) : process_vm_readv(pid, &m, 1, &t, 1, 0)) == (ssize_t)len;
-}
-
 /* Where a mapping of one of our descriptors begins in the range; its end if there is none. */
 static uint64_t device_mapping(uint64_t addr, uint64_t end)
 {
@@ -408,7 +462,7 @@ static bool let_go(const void *arg)
 	struct dmirror_host *host = __atomic_load_n(&S.host, __ATOMIC_ACQUIRE);
 	struct uffdio_register r;
 
-	return host && S.pid == getpid() && copy_user(&r, (uintptr_t)arg, sizeof(r), false) &&
+	return host && is_ours() && copy_user(&r, (uintptr_t)arg, sizeof(r), false) &&
 	       !hmm_mm_unmanage(dmirror_host_mm(host), r.range.start, r.range.start + r.range.len);
 }
 
