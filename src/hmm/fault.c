@@ -253,10 +253,14 @@ static unsigned placeable(struct hmm_mm *mm, uint64_t addr, unsigned n, bool tou
  * place something.  What we have is not let go of on one word: COPY gives EEXIST as
  * well where it finds the page table gone that it has just seen (mfill_atomic() in
  * the kernel), and who touched the page then would have zeros.
+ *
+ * The look comes first.  It waits for the lock of the address space, under which
+ * every change is counted, and no event is read meanwhile: what it finds of a change,
+ * the kernel says afterwards.  Asked the other way round, one may begin in between.
  */
 int hmm_taken_or_changing(struct hmm_mm *mm, uint64_t addr)
 {
-	return umm_uffd_is_changing(mm->space->uffd) || plain_holes(mm, addr, 1) == 1 ? -EAGAIN : -EEXIST;
+	return plain_holes(mm, addr, 1) == 1 || umm_uffd_is_changing(mm->space->uffd) ? -EAGAIN : -EEXIST;
 }
 
 static int fill_zero(struct hmm_mm *mm, uint64_t addr, unsigned n, bool write, uint64_t *placed)

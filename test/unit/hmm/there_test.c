@@ -2,12 +2,22 @@
 /* The kernel says that a page is there, and it is not: it is asked once more, and nothing is let go of. */
 #include "world.h"
 
+#include <sched.h>
+#include <sys/mman.h>
+
 #define N 96u
 
 int __real_umm_uffd_copy(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *copied);
 int __wrap_umm_uffd_copy(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *copied);
 
 static _Atomic unsigned lies; /* so many of the next */
+
+static struct {
+	char *from, *to; /* NULL: nothing moves */
+	pthread_t thread;
+} moving;
+
+static _Thread_local bool asked; /* what is there, by who was told the lie: it moves after the first question */
 
 int __wrap_umm_uffd_copy(int uffd, uint64_t dst, const void *src, uint64_t len, uint64_t *copied)
 {
@@ -18,7 +28,56 @@ int __wrap_umm_uffd_copy(int uffd, uint64_t dst, const void *src, uint64_t len, 
 	if (!left)
 		return __real_umm_uffd_copy(uffd, dst, src, len, copied);
 	*copied = 0;
+	asked = moving.from != NULL;
 	return -EEXIST;
+}
+
+static void *move_main(void *priv)
+{
+	return (void *)syscall(SYS_mremap, moving.from, UMM_PAGE, UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, moving.to);
+}
+
+/* Its event is not read before we are through; meanwhile something else is mapped there. */
+static void move_now(void)
+{
+	char *p;
+
+	asked = false;
+	assert_int_equal(pthread_create(&moving.thread, NULL, move_main, NULL), 0);
+	do
+		p = mmap(moving.from, UMM_PAGE, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+	while (p == MAP_FAILED && errno == EEXIST && !sched_yield());
+	assert_ptr_equal(p, moving.from);
+	*p = 9;
+	moving.from = NULL;
+}
+
+int __real_umm_page_scan(struct umm_space *s, uint64_t start, uint64_t end, struct umm_page_run *runs, unsigned n,
+			 uint64_t *walked);
+int __wrap_umm_page_scan(struct umm_space *s, uint64_t start, uint64_t end, struct umm_page_run *runs, unsigned n,
+			 uint64_t *walked);
+
+int __wrap_umm_page_scan(struct umm_space *s, uint64_t start, uint64_t end, struct umm_page_run *runs, unsigned n,
+			 uint64_t *walked)
+{
+	int rc = __real_umm_page_scan(s, start, end, runs, n, walked);
+
+	if (asked)
+		move_now();
+	return rc;
+}
+
+bool __real_umm_uffd_is_changing(int uffd);
+bool __wrap_umm_uffd_is_changing(int uffd);
+
+bool __wrap_umm_uffd_is_changing(int uffd)
+{
+	bool is = __real_umm_uffd_is_changing(uffd);
+
+	if (asked)
+		move_now();
+	return is;
 }
 
 int __real_ioctl(int fd, unsigned long req, ...);
@@ -104,6 +163,28 @@ static void what_no_device_takes(void **state)
 	world_destroy(w);
 }
 
+/* Of two questions the first may be answered before something changes, and the second after it. */
+static void a_page_that_moves_between_two_questions(void **state)
+{
+	struct world *w = begin();
+	char *p = managed(w, N, 1), *to = mmap(NULL, UMM_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), *from;
+	void *went;
+
+	assert_true(to != MAP_FAILED && out(w, p, N) > 0);
+	from = p + 5 * UMM_PAGE;
+	moving.to = to;
+	moving.from = from;
+	atomic_store(&lies, 1);
+	assert_int_equal(hmm_restore(w->mm, (uintptr_t)from, (uintptr_t)from + UMM_PAGE), 0);
+	assert_null(moving.from);
+	assert_int_equal(pthread_join(moving.thread, &went), 0);
+	assert_ptr_equal(went, to);
+	assert_int_equal(*from, 9);
+	assert_true(page_is(to, 1, 5));
+	munmap(to, UMM_PAGE);
+	world_destroy(w);
+}
+
 /* Of the children that are filled nobody has a page map. */
 static void it_is_asked_again(void **state)
 {
@@ -159,7 +240,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(it_is_asked_again),      cmocka_unit_test(who_waits_for_what_went_unsaid),
 		cmocka_unit_test(a_page_that_is_touched), cmocka_unit_test(pages_that_are_asked_back),
-		cmocka_unit_test(what_no_device_takes),
+		cmocka_unit_test(what_no_device_takes),   cmocka_unit_test(a_page_that_moves_between_two_questions),
 	};
 	const char *why;
 	struct world *w = world_create("lz4", 0, &why);
