@@ -13,6 +13,7 @@ static const struct inject_known inject_silent[] = {
 	{"umm/arena.c umm_arena_reset SYS_mmap", "what was taken stays mapped there, and the next run replaces it"},
 	{"umm/inside.c are_there SYS_mincore",
 	 "a page that went unsaid is not seen then, and seldom one does: hmm inside"},
+	{"umm/inside.c umm_inside_registered ioctl UFFDIO_CONTINUE#2", "no change is under way: what was said stands"},
 	{"umm/inside.c release_staging SYS_m*", "staging stays full; MOVE says EEXIST then, and it is tried again"},
 	{"umm/inside.c release_staging ioctl UFFDIO_UNREGISTER", "staging stays full; as those before"},
 	{"umm/maps.c next_by_query ioctl PROCMAP_QUERY*", "the text says the same"},
