@@ -54,7 +54,7 @@ static const struct inject_known inject_silent[] = {
 	{"drivers/file/backing.c open_file unlink", "a name is left"},
 	{"drivers/file/backing.c open_in_directory unlink", "a name is left"},
 	{"drivers/file/io.c xfer_new io_uring_queue_init", "by pwritev(), then"},
-	{"drivers/file/backing.c file_backing_close ftruncate", "who uses the file next is told that it is not empty"},
+	{"drivers/file/backing.c file_backing_empty ftruncate", "who uses the file next is told that it is not empty"},
 	{"drivers/file/io.c xfer_new munmap", "address space is lost"},
 	{"drivers/file/io.c xfer_free munmap*", "address space is lost"},
 	{"drivers/lz4/slab.c slab_zap madvise", "memory is lost, and no longer counted"},
