@@ -359,6 +359,8 @@ static void mm_change(void *priv, const struct umm_change *c)
 	uint64_t len = c->end - c->start;
 	bool managed;
 
+	if (mm->own)
+		hmm_overtaken_own(mm, c);
 	switch (c->event) {
 	case UMM_EVENT_UNMAP:
 		hmm_overtaken_unmapped(mm, c->start, c->end);

@@ -272,6 +272,7 @@ struct hmm_mm {
 	_Atomic unsigned novertaken;                   /* since there was a moment without a change under way */
 	bool overtaken_said;
 	struct hmm_iset unsure;        /* what was entered by hmm_overtaken_mend(), and the mm may not have */
+	struct hmm_own *own;           /* while it is asked: what its own events have changed; event lock exclusively */
 	struct hmm_kept *kept;         /* what was unmapped a moment ago, the latest first */
 	_Atomic uint64_t nkept;        /* pages of it that cost something */
 	uint64_t blind_ns;             /* when something could not be kept, for want of memory; 0: never */
@@ -546,6 +547,8 @@ bool hmm_overtaken_blind(const struct hmm_mm *mm);
 int hmm_overtaken_mend(struct hmm_mm *mm, struct hmm_mm *child);
 /** What was entered while @child did not let the kernel say what it has: what it has not goes again.  0 or -errno. */
 int hmm_overtaken_settle(struct hmm_mm *mm, struct hmm_mm *child);
+/** @child's own event, where @child->own is not NULL. */
+void hmm_overtaken_own(struct hmm_mm *child, const struct umm_change *c);
 /** Where @child has what @mm has at @addr. */
 uint64_t hmm_overtaken_where(struct hmm_mm *mm, const struct hmm_mm *child, uint64_t addr);
 /** Let go of what no fork can be for any more; to be called now and then, without a lock.  Costs nothing if it is

@@ -19,6 +19,13 @@
  * looked at again when it does: the child's own events move and drop it in the
  * meantime.  What was moved is entered at both places then.
  *
+ * What it has then is not what it was forked with: what its own events change until it
+ * has been asked is noted, and a place that was unmapped, cleared or moved by one of
+ * them was its own before.  By that what was entered at the wrong place is found again,
+ * and what is entered only then goes where it is now.  An unmapping tells of all that
+ * was asked for, holes as well: where nothing but a wider one says that there was
+ * something, the child gets poison.
+ *
  * Whether a fork came before a move is told by what the child has.  If it has
  * nothing where what is away is now, it came before: so what was moved twice goes
  * back twice.  If it has something at both places it came before as well, unless
@@ -640,50 +647,165 @@ static int has_settled(struct hmm_mm *child, uint64_t addr)
 	return rc;
 }
 
-/* What was entered at both places, and has stayed there: one of them is not the child's, even if it has something
- * there.
+#define GONE UINT64_MAX
+
+/* A change that a child's own event told of. */
+struct own_change {
+	struct own_change *next;
+	struct umm_change c;
+};
+
+/* Those since it was forked, in their order. */
+struct hmm_own {
+	struct own_change *first;
+	struct own_change **last;
+	bool failed; /* one was not noted */
+};
+
+void hmm_overtaken_own(struct hmm_mm *child, const struct umm_change *c)
+{
+	struct own_change *new = umm_alloc(child->space, sizeof(*new));
+
+	if (!new) {
+		child->own->failed = true;
+		return;
+	}
+	*new = (struct own_change){.c = *c};
+	*child->own->last = new;
+	child->own->last = &new->next;
+}
+
+static void own_free(struct hmm_mm *child, struct hmm_own *own)
+{
+	for (struct own_change *next, *at = own->first; at; at = next) {
+		next = at->next;
+		umm_free(child->space, at, sizeof(*at));
+	}
+}
+
+static bool has_come_to(const struct umm_change *c, uint64_t addr)
+{
+	return c->event == UMM_EVENT_REMAP && addr >= c->new_start && addr - c->new_start < c->end - c->start;
+}
+
+/* Where the child has now what it was forked with at @addr, or GONE. */
+static uint64_t where_now(const struct hmm_mm *child, uint64_t addr)
+{
+	for (const struct own_change *own = child->own->first; own; own = own->next) {
+		const struct umm_change *c = &own->c;
+
+		if (has_come_to(c, addr))
+			return GONE;
+		if (addr < c->start || addr >= c->end)
+			continue;
+		if (c->event != UMM_EVENT_REMAP)
+			return GONE;
+		addr = addr - c->start + c->new_start;
+	}
+	return addr;
+}
+
+/*
+ * Had it anything at @addr, in [@start, @end), when it was forked?  0, -ENOENT, -EBUSY as above, or 1: it does not say,
+ * having unmapped more than that range.
  */
+static int had_at(struct hmm_mm *child, uint64_t addr, uint64_t start, uint64_t end)
+{
+	int rc = has_settled(child, addr);
+
+	if (child->own->failed)
+		return -EBUSY;
+	for (const struct own_change *own = child->own->first; own && rc != -EBUSY; own = own->next) {
+		const struct umm_change *c = &own->c;
+
+		if (has_come_to(c, addr)) /* what was unmapped there had its event before */
+			return -ENOENT;
+		if (addr >= c->start && addr < c->end)
+			return c->event == UMM_EVENT_UNMAP && (c->start < start || c->end > end);
+	}
+	return rc;
+}
+
+/* The child has had [start, end): what is left of it after @own is registered.  0 or -errno. */
+static int register_what_is_left(struct hmm_mm *child, uint64_t start, uint64_t end, const struct own_change *own)
+{
+	int rc;
+
+	for (; own && start < end; own = own->next) {
+		const struct umm_change *c = &own->c;
+		uint64_t a = c->start > start ? c->start : start, z = c->end < end ? c->end : end;
+
+		if (c->event == UMM_EVENT_CLEAR || a >= z)
+			continue;
+		rc = register_what_is_left(child, start, a, own->next);
+		if (!rc)
+			rc = register_what_is_left(child, z, end, own->next);
+		if (rc || c->event == UMM_EVENT_UNMAP)
+			return rc;
+		start = a - c->start + c->new_start;
+		end = z - c->start + c->new_start;
+	}
+	pthread_mutex_lock(&child->lock);
+	rc = hmm_iset_add(&child->registered, start, end);
+	pthread_mutex_unlock(&child->lock);
+	return rc;
+}
+
+static bool same_entry(hmm_entry_t a, hmm_entry_t b)
+{
+	return hmm_entry_with_heat(a, 0) == hmm_entry_with_heat(b, 0); /* by heat they may differ */
+}
+
+/* What was entered at @a, where the move @o has brought it, and where it was before.  @from: had it anything there? */
+static int choose_page(struct hmm_mm *mm, struct hmm_mm *child, const struct hmm_overtaken *o, int from, uint64_t a)
+{
+	uint64_t before = a - o->to + o->start, wrong, right;
+	int to = from || o->again ? had_at(child, a, o->to, o->to + (o->end - o->start)) : 0;
+
+	if (to < 0)
+		return to == -ENOENT ? 0 : to; /* look_again() */
+	wrong = where_now(child, o->again ? before : a);
+	right = where_now(child, o->again ? a : before);
+	if (wrong == GONE || !entry_at(child, wrong))
+		return 0;
+	/* It may have been there before, and nothing was entered. */
+	if (right != GONE ? !same_entry(entry_at(child, wrong), entry_at(child, right))
+			  : o->again && !hmm_entry_here(entry_at(mm, before)))
+		return 0;
+	hmm_residency_drop(child, wrong, wrong + UMM_PAGE);
+	return (o->again ? to : from) ? give_or_ask(mm, child, wrong, hmm_entry(HMM_POISONED, 0, 0, 0)) : 0;
+}
+
+/* What was entered at both places: one of them is not the child's, even if it has something there. */
 static int choose(struct hmm_mm *mm, struct hmm_mm *child, unsigned n)
 {
 	const struct hmm_overtaken *o = nth(mm, n - 1);
-	int from = has_settled(child, o->start), to = has_settled(child, o->to), rc = 0;
-	uint64_t to_end = o->to + (o->end - o->start), back = o->start - o->to;
-	struct hmm_leaf *leaf;
+	uint64_t to_end = o->to + (o->end - o->start);
+	int from = had_at(child, o->start, o->start, o->end), to = had_at(child, o->to, o->to, to_end), rc = 0;
+	const struct hmm_interval *in;
 
 	if (from == -EBUSY || to == -EBUSY)
 		return -EBUSY;
-	if (to)
+	if (to == -ENOENT && has_settled(child, o->to) == -ENOENT)
 		hmm_forget(child, o->to, to_end);
-	pthread_mutex_lock(&child->lock);
 	if (!from)
-		rc = hmm_iset_add(&child->registered, o->start, o->end);
-	pthread_mutex_unlock(&child->lock);
-	for (uint64_t at = o->to; !rc && (leaf = hmm_leaf_next(child, at, to_end));
-	     at = leaf->base + (1ull << HMM_LEAF_SHIFT)) {
-		uint64_t a = leaf->base > o->to ? leaf->base : o->to, z = leaf->base + (1ull << HMM_LEAF_SHIFT);
-
-		for (z = z < to_end ? z : to_end; leaf->held && a < z && !rc; a += UMM_PAGE) {
-			uint64_t wrong = o->again ? a + back : a;
-			hmm_entry_t e = leaf->e[hmm_leaf_index(a)];
-
-			/* By heat they may differ. */
-			if (!e || hmm_entry_with_heat(e, 0) != hmm_entry_with_heat(entry_at(child, a + back), 0))
-				continue;
-			rc = has_settled(child, a);
-			if (!rc)
-				rc = has_settled(child, a + back);
-			if (!rc)
-				hmm_residency_drop(child, wrong, wrong + UMM_PAGE);
-			rc = rc == -ENOENT ? 0 : rc;
-		}
+		rc = register_what_is_left(child, o->start, o->end, child->own->first);
+	for (uint64_t a = o->to; !rc && from != -ENOENT && (in = hmm_iset_next(&child->unsure, a)); a += UMM_PAGE) {
+		a = in->start > a ? in->start : a;
+		if (a >= to_end)
+			break;
+		rc = choose_page(mm, child, o, from, a);
 	}
 	/* Forked before the move, it has at that place what the move has replaced. */
-	for (const struct hmm_kept *k = mm->kept; k && !rc && !from && !to && !o->again; k = k->next)
+	for (const struct hmm_kept *k = mm->kept; k && !rc && from != -ENOENT && !o->again; k = k->next)
 		for (unsigned i = 0; i < HMM_LEAF_PAGES && !rc && k->nr == n - 1; i++) {
-			uint64_t a = k->base + i * UMM_PAGE;
+			uint64_t a = k->base + i * UMM_PAGE, at;
 
-			if (k->e[i] && a >= o->to && a < to_end)
-				rc = give_or_ask(mm, child, a, k->e[i]);
+			if (!k->e[i] || a < o->to || a >= to_end)
+				continue;
+			at = where_now(child, a);
+			if (at != GONE)
+				rc = give_or_ask(mm, child, at, from ? hmm_entry(HMM_POISONED, 0, 0, 0) : k->e[i]);
 		}
 	return rc;
 }
@@ -708,11 +830,17 @@ static int look_again(struct hmm_mm *child, const struct hmm_iset *unsure)
  */
 int hmm_overtaken_settle(struct hmm_mm *mm, struct hmm_mm *child)
 {
+	struct hmm_own own = {.last = &own.first};
 	int rc = 0;
 
+	child->own = &own;
 	for (unsigned n = mm->novertaken, k = 0; n && k < HMM_OVERTAKEN && !rc; n--, k++)
 		if (nth(mm, n - 1)->by == child->id && nth(mm, n - 1)->unsure)
 			rc = choose(mm, child, n);
+	if (!rc && own.failed)
+		rc = -ENOMEM;
+	child->own = NULL;
+	own_free(child, &own);
 	if (!rc)
 		rc = look_again(child, &child->unsure);
 	hmm_iset_clear(&child->unsure);

@@ -1581,14 +1581,108 @@ static void a_child_that_changes_something_after_mremap_onto_a_mapping(void **st
 	overtaken_run(o);
 }
 
-static void a_child_that_changes_something_after_mremap_onto_what_was_away(void **state)
+static struct overtaken *with_child_after_mremap_onto_what_was_away(void (*child_first)(struct overtaken *o))
 {
 	struct overtaken *o = with_child_that_changes(AWAY);
 
 	o->to = o->r = managed(o->w, N, 2);
 	out(o->w, o->to, N);
 	o->over = true;
-	o->child_first = child_unmaps_another_and_looks;
+	o->child_first = child_first;
+	return o;
+}
+
+static void a_child_that_changes_something_after_mremap_onto_what_was_away(void **state)
+{
+	overtaken_run(with_child_after_mremap_onto_what_was_away(child_unmaps_another_and_looks));
+}
+
+/* What the child itself does there is done to what it gets. */
+static void child_clears_what_was_replaced(struct overtaken *o)
+{
+	madvise(o->r, N * UMM_PAGE, MADV_DONTNEED);
+	for (unsigned i = 0; i < N; i++)
+		if (!page_is(o->r + i * UMM_PAGE, 0, i))
+			_exit(202);
+}
+
+static void child_moves_what_was_replaced(struct overtaken *o)
+{
+	char *to = mmap(NULL, N * UMM_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	mremap(o->r, N * UMM_PAGE, N * UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to);
+	for (unsigned i = 0; i < N; i++)
+		if (!page_is(to + i * UMM_PAGE, o->over ? 2 : 0, i))
+			_exit(202);
+}
+
+static void child_unmaps_a_page_of_what_was_moved(struct overtaken *o)
+{
+	munmap(o->p, UMM_PAGE);
+	for (unsigned i = 0; i < N; i++)
+		if (!page_is(o->r + i * UMM_PAGE, 2, i))
+			_exit(202);
+}
+
+static void child_moves_what_was_moved(struct overtaken *o)
+{
+	o->child_at = mmap(NULL, N * UMM_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	mremap(o->p, N * UMM_PAGE, N * UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, o->child_at);
+	for (unsigned i = 0; i < N; i++)
+		if (!page_is(o->r + i * UMM_PAGE, 2, i))
+			_exit(202);
+}
+
+/* The holes at both sides, too: of that event it cannot be told what was there. */
+static void child_unmaps_more_than_what_was_moved(struct overtaken *o)
+{
+	char byte;
+
+	munmap(o->p - UMM_PAGE, (N + 2) * UMM_PAGE);
+	for (unsigned i = 0; i < N; i++)
+		if (touch(o->r + i * UMM_PAGE, &byte) != SIGBUS)
+			_exit(202);
+}
+
+static void a_child_that_clears_what_mremap_has_replaced(void **state)
+{
+	overtaken_run(with_child_after_mremap_onto_what_was_away(child_clears_what_was_replaced));
+}
+
+static void a_child_that_moves_what_mremap_has_replaced(void **state)
+{
+	overtaken_run(with_child_after_mremap_onto_what_was_away(child_moves_what_was_replaced));
+}
+
+/* Where nothing was away it takes nothing along either. */
+static void a_child_that_moves_what_mremap_has_replaced_and_was_not_away(void **state)
+{
+	struct overtaken *o = with_child_that_changes(AWAY);
+
+	o->to = o->r = managed(o->w, N, 0);
+	o->child_first = child_moves_what_was_replaced;
+	overtaken_run(o);
+}
+
+static void a_child_that_unmaps_a_page_of_what_mremap_has_moved(void **state)
+{
+	struct overtaken *o = with_child_after_mremap_onto_what_was_away(child_unmaps_a_page_of_what_was_moved);
+
+	o->child_lacks = 1;
+	overtaken_run(o);
+}
+
+static void a_child_that_moves_what_mremap_has_moved(void **state)
+{
+	overtaken_run(with_child_after_mremap_onto_what_was_away(child_moves_what_was_moved));
+}
+
+static void a_child_that_unmaps_more_than_what_mremap_has_moved(void **state)
+{
+	struct overtaken *o = with_child_after_mremap_onto_what_was_away(child_unmaps_more_than_what_was_moved);
+
+	o->child_lacks = N;
+	o->lost = true;
 	overtaken_run(o);
 }
 
@@ -2092,6 +2186,12 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_child_that_moves_it_after_mremap),
 		cmocka_unit_test(a_child_that_changes_something_after_mremap_onto_a_mapping),
 		cmocka_unit_test(a_child_that_changes_something_after_mremap_onto_what_was_away),
+		cmocka_unit_test(a_child_that_clears_what_mremap_has_replaced),
+		cmocka_unit_test(a_child_that_moves_what_mremap_has_replaced),
+		cmocka_unit_test(a_child_that_moves_what_mremap_has_replaced_and_was_not_away),
+		cmocka_unit_test(a_child_that_unmaps_a_page_of_what_mremap_has_moved),
+		cmocka_unit_test(a_child_that_moves_what_mremap_has_moved),
+		cmocka_unit_test(a_child_that_unmaps_more_than_what_mremap_has_moved),
 		cmocka_unit_test(a_child_that_changes_something_and_comes_after_mremap),
 		cmocka_unit_test(a_child_that_changes_something_and_comes_after_mremap_while_parked),
 		cmocka_unit_test(a_child_that_changes_something_and_comes_after_mremap_that_leaves_a_mapping),
