@@ -784,6 +784,9 @@ static int choose(struct hmm_mm *mm, struct hmm_mm *child, unsigned n)
 	int from = had_at(child, o->start, o->start, o->end), to = had_at(child, o->to, o->to, to_end), rc = 0;
 	const struct hmm_interval *in;
 
+	/* An unmapping that began below says nothing of the first page; the last one it may have left. */
+	if (from == 1)
+		from = had_at(child, o->end - UMM_PAGE, o->start, o->end);
 	if (from == -EBUSY || to == -EBUSY)
 		return -EBUSY;
 	if (to == -ENOENT && has_settled(child, o->to) == -ENOENT)

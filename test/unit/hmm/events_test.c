@@ -1644,6 +1644,14 @@ static void child_unmaps_more_than_what_was_moved(struct overtaken *o)
 			_exit(202);
 }
 
+static void child_unmaps_a_page_and_what_is_below(struct overtaken *o)
+{
+	munmap(o->p - UMM_PAGE, 2 * UMM_PAGE);
+	for (unsigned i = 0; i < N; i++)
+		if (!page_is(o->r + i * UMM_PAGE, 2, i))
+			_exit(202);
+}
+
 static void a_child_that_clears_what_mremap_has_replaced(void **state)
 {
 	overtaken_run(with_child_after_mremap_onto_what_was_away(child_clears_what_was_replaced));
@@ -1686,6 +1694,15 @@ static void a_child_that_unmaps_more_than_what_mremap_has_moved(void **state)
 	overtaken_run(o);
 }
 
+/* The other pages do say that something was there. */
+static void a_child_that_unmaps_a_page_of_what_mremap_has_moved_and_what_is_below(void **state)
+{
+	struct overtaken *o = with_child_after_mremap_onto_what_was_away(child_unmaps_a_page_and_what_is_below);
+
+	o->child_lacks = 1;
+	overtaken_run(o);
+}
+
 /* The fork came after the move, and may have come before for all that the engine knows. */
 static void comes_after_mremap(int how, int flags, bool onto)
 {
@@ -1718,6 +1735,37 @@ static void a_child_that_changes_something_and_comes_after_mremap(void **state)
 {
 	comes_after_mremap(AWAY, 0, false);
 	comes_after_mremap(AWAY, 0, true);
+}
+
+/* The last page says that nothing was there. */
+static void a_child_that_unmaps_where_something_was_moved_from_and_what_is_below(void **state)
+{
+	struct overtaken *o = overtaken_new(AWAY);
+	char *below = o->p - UMM_PAGE;
+	struct world *w = o->w;
+	int status;
+	pid_t pid;
+
+	w->await_child = true;
+	o->child_at = elsewhere(N);
+	assert_ptr_equal(mmap(below, UMM_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0),
+			 below);
+	assert_int_equal(umm_uffd_register(w->space->uffd, (uintptr_t)below, UMM_PAGE, UFFDIO_REGISTER_MODE_MISSING),
+			 0);
+	assert_ptr_equal(mremap(o->p, N * UMM_PAGE, N * UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, o->child_at),
+			 o->child_at);
+	settled(w);
+	assert_int_not_equal(atomic_load(&w->mm->novertaken), 0);
+	pid = raw_fork();
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		munmap(below, 2 * UMM_PAGE);
+		_exit(look_at(o));
+	}
+	waitpid(pid, &status, 0);
+	world_destroy(w);
+	free(o);
+	assert_int_equal(status, 0);
 }
 
 static void a_child_that_changes_something_and_comes_after_mremap_while_parked(void **state)
@@ -2192,6 +2240,8 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_child_that_unmaps_a_page_of_what_mremap_has_moved),
 		cmocka_unit_test(a_child_that_moves_what_mremap_has_moved),
 		cmocka_unit_test(a_child_that_unmaps_more_than_what_mremap_has_moved),
+		cmocka_unit_test(a_child_that_unmaps_a_page_of_what_mremap_has_moved_and_what_is_below),
+		cmocka_unit_test(a_child_that_unmaps_where_something_was_moved_from_and_what_is_below),
 		cmocka_unit_test(a_child_that_changes_something_and_comes_after_mremap),
 		cmocka_unit_test(a_child_that_changes_something_and_comes_after_mremap_while_parked),
 		cmocka_unit_test(a_child_that_changes_something_and_comes_after_mremap_that_leaves_a_mapping),
