@@ -537,7 +537,7 @@ static int child_complete(struct hmm_mm *mm, struct hmm_mm *child, const struct 
 
 	if (rc)
 		return rc;
-	if (!mended || hmm_overtaken_settle(mm, child))
+	if (!mended || hmm_overtaken_settle(mm, child, empty))
 		child_doom(mm, child, "what its parent unmapped while it was forked is lost");
 	return child_unpark_all(child);
 }

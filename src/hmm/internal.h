@@ -546,7 +546,7 @@ bool hmm_overtaken_blind(const struct hmm_mm *mm);
 /** A forked child's records, which are a copy of @mm's, become those of what it has inherited.  0 or -errno. */
 int hmm_overtaken_mend(struct hmm_mm *mm, struct hmm_mm *child);
 /** What was entered while @child did not let the kernel say what it has: what it has not goes again.  0 or -errno. */
-int hmm_overtaken_settle(struct hmm_mm *mm, struct hmm_mm *child);
+int hmm_overtaken_settle(struct hmm_mm *mm, struct hmm_mm *child, const struct hmm_iset *empty);
 /** @child's own event, where @child->own is not NULL. */
 void hmm_overtaken_own(struct hmm_mm *child, const struct umm_change *c);
 /** Where @child has what @mm has at @addr. */

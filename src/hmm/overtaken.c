@@ -757,7 +757,8 @@ static bool same_entry(hmm_entry_t a, hmm_entry_t b)
 }
 
 /* What was entered at @a, where the move @o has brought it, and where it was before.  @from: had it anything there? */
-static int choose_page(struct hmm_mm *mm, struct hmm_mm *child, const struct hmm_overtaken *o, int from, uint64_t a)
+static int choose_page(struct hmm_mm *mm, struct hmm_mm *child, const struct hmm_overtaken *o, int from, uint64_t a,
+		       const struct hmm_iset *empty)
 {
 	uint64_t before = a - o->to + o->start, wrong, right;
 	int to = from || o->again ? had_at(child, a, o->to, o->to + (o->end - o->start)) : 0;
@@ -768,16 +769,20 @@ static int choose_page(struct hmm_mm *mm, struct hmm_mm *child, const struct hmm
 	right = where_now(child, o->again ? a : before);
 	if (wrong == GONE || !entry_at(child, wrong))
 		return 0;
-	/* It may have been there before, and nothing was entered. */
-	if (right != GONE ? !same_entry(entry_at(child, wrong), entry_at(child, right))
-			  : o->again && !hmm_entry_here(entry_at(mm, before)))
+	/*
+	 * It may have been there before, and nothing was entered: what the parent has there was inherited.  That what
+	 * is there is equal does not say that it was entered: pages of one repeated word have the same handle.
+	 */
+	if (o->again && !hmm_entry_here(entry_at(mm, before)) && !hmm_iset_meets(empty, before, before + UMM_PAGE))
+		return 0;
+	if (right != GONE && !same_entry(entry_at(child, wrong), entry_at(child, right)))
 		return 0;
 	hmm_residency_drop(child, wrong, wrong + UMM_PAGE);
 	return (o->again ? to : from) ? give_or_ask(mm, child, wrong, hmm_entry(HMM_POISONED, 0, 0, 0)) : 0;
 }
 
 /* What was entered at both places: one of them is not the child's, even if it has something there. */
-static int choose(struct hmm_mm *mm, struct hmm_mm *child, unsigned n)
+static int choose(struct hmm_mm *mm, struct hmm_mm *child, unsigned n, const struct hmm_iset *empty)
 {
 	const struct hmm_overtaken *o = nth(mm, n - 1);
 	uint64_t to_end = o->to + (o->end - o->start);
@@ -797,7 +802,7 @@ static int choose(struct hmm_mm *mm, struct hmm_mm *child, unsigned n)
 		a = in->start > a ? in->start : a;
 		if (a >= to_end)
 			break;
-		rc = choose_page(mm, child, o, from, a);
+		rc = choose_page(mm, child, o, from, a, empty);
 	}
 	/* Forked before the move, it has at that place what the move has replaced. */
 	for (const struct hmm_kept *k = mm->kept; k && !rc && from != -ENOENT && !o->again; k = k->next)
@@ -831,7 +836,7 @@ static int look_again(struct hmm_mm *child, const struct hmm_iset *unsure)
  * A child of the child's that it has at this moment gets its records as they are
  * now, and with them what is unsure: of it, too, it is asked.
  */
-int hmm_overtaken_settle(struct hmm_mm *mm, struct hmm_mm *child)
+int hmm_overtaken_settle(struct hmm_mm *mm, struct hmm_mm *child, const struct hmm_iset *empty)
 {
 	struct hmm_own own = {.last = &own.first};
 	int rc = 0;
@@ -839,7 +844,7 @@ int hmm_overtaken_settle(struct hmm_mm *mm, struct hmm_mm *child)
 	child->own = &own;
 	for (unsigned n = mm->novertaken, k = 0; n && k < HMM_OVERTAKEN && !rc; n--, k++)
 		if (nth(mm, n - 1)->by == child->id && nth(mm, n - 1)->unsure)
-			rc = choose(mm, child, n);
+			rc = choose(mm, child, n, empty);
 	if (!rc && own.failed)
 		rc = -ENOMEM;
 	child->own = NULL;

@@ -1778,6 +1778,67 @@ static void a_child_that_changes_something_and_comes_after_mremap_that_leaves_a_
 	comes_after_mremap(AWAY, MREMAP_DONTUNMAP, false);
 }
 
+static bool is_word(const char *page, char byte)
+{
+	for (unsigned i = 0; i < UMM_PAGE; i++)
+		if (page[i] != byte)
+			return false;
+	return true;
+}
+
+/* Pages that look the same are not the same: what it has where the first one was it has inherited. */
+static void comes_after_mremap_of_alike(int how, bool marked)
+{
+	struct hmm_victim v[8];
+	const char *why;
+	struct world *w = world_create("lz4", 0, &why);
+	char *a = managed(w, N, 1), *c = managed(w, N, 1), *q = managed(w, N, 3), *to = elsewhere(N);
+	unsigned n = victims(a, N, v);
+	int status;
+	pid_t pid;
+
+	w->await_child = true;
+	w->space->maps_fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+	memset(a, 0x5a, N * UMM_PAGE);
+	memset(c, 0x5a, N * UMM_PAGE);
+	if (marked)
+		assert_int_equal(madvise(c, N * UMM_PAGE, MADV_WIPEONFORK), 0);
+	quarantine_over(w);
+	n += victims(c, N, v + n);
+	assert_int_equal(hmm_out_begin(w->mm, 0, v, n), 0);
+	assert_int_equal(hmm_out_finish(w->mm, 0), 2 * N);
+	if (how == AWAY)
+		hmm_out_store(w->mm, 0);
+	assert_ptr_equal(mremap(a, N * UMM_PAGE, N * UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to), to);
+	assert_ptr_equal(mremap(c, N * UMM_PAGE, N * UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, a), a);
+	settled(w);
+	assert_int_equal(state_of(w, a), how == AWAY ? HMM_DEVICE : HMM_PARKED);
+	assert_int_equal(atomic_load(&w->mm->novertaken), 2);
+	pid = raw_fork();
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		munmap(q, N * UMM_PAGE);
+		for (unsigned i = 0; i < N; i++)
+			if (!is_word(to + i * UMM_PAGE, 0x5a) || !is_word(a + i * UMM_PAGE, marked ? 0 : 0x5a))
+				_exit(i + 1);
+		_exit(0);
+	}
+	waitpid(pid, &status, 0);
+	world_destroy(w);
+	assert_int_equal(status, 0);
+}
+
+static void a_child_that_comes_after_mremap_and_one_into_the_hole_of_pages_that_look_the_same(void **state)
+{
+	comes_after_mremap_of_alike(AWAY, false);
+	comes_after_mremap_of_alike(PARKED, false);
+}
+
+static void a_child_that_comes_after_mremap_and_one_into_the_hole_of_what_is_empty_in_it(void **state)
+{
+	comes_after_mremap_of_alike(AWAY, true);
+}
+
 /* It was forked after the one, and before the other. */
 static void a_child_that_changes_something_between_mremap_and_munmap(void **state)
 {
@@ -2245,6 +2306,8 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_child_that_changes_something_and_comes_after_mremap),
 		cmocka_unit_test(a_child_that_changes_something_and_comes_after_mremap_while_parked),
 		cmocka_unit_test(a_child_that_changes_something_and_comes_after_mremap_that_leaves_a_mapping),
+		cmocka_unit_test(a_child_that_comes_after_mremap_and_one_into_the_hole_of_pages_that_look_the_same),
+		cmocka_unit_test(a_child_that_comes_after_mremap_and_one_into_the_hole_of_what_is_empty_in_it),
 		cmocka_unit_test(a_child_that_changes_something_between_mremap_and_munmap),
 		cmocka_unit_test(a_fork_that_comes_after_mremap_and_munmap_of_a_part),
 		cmocka_unit_test(a_child_that_goes_on_changing_something),
