@@ -545,7 +545,10 @@ void hmm_overtaken_expire(struct hmm_mm *mm);
 bool hmm_overtaken_blind(const struct hmm_mm *mm);
 /** A forked child's records, which are a copy of @mm's, become those of what it has inherited.  0 or -errno. */
 int hmm_overtaken_mend(struct hmm_mm *mm, struct hmm_mm *child);
-/** What was entered while @child did not let the kernel say what it has: what it has not goes again.  0 or -errno. */
+/**
+ * What was entered while @child did not let the kernel say what it has: what it has not goes again.  @empty: what is
+ * marked to be empty in it.  0 or -errno.
+ */
 int hmm_overtaken_settle(struct hmm_mm *mm, struct hmm_mm *child, const struct hmm_iset *empty);
 /** @child's own event, where @child->own is not NULL. */
 void hmm_overtaken_own(struct hmm_mm *child, const struct umm_change *c);

@@ -761,24 +761,25 @@ static int choose_page(struct hmm_mm *mm, struct hmm_mm *child, const struct hmm
 		       const struct hmm_iset *empty)
 {
 	uint64_t before = a - o->to + o->start, wrong, right;
-	int to = from || o->again ? had_at(child, a, o->to, o->to + (o->end - o->start)) : 0;
+	bool sure = from == -ENOENT || (!from && !o->again), after = from == -ENOENT || o->again;
+	int to = sure ? 0 : had_at(child, a, o->to, o->to + (o->end - o->start));
 
 	if (to < 0)
 		return to == -ENOENT ? 0 : to; /* look_again() */
-	wrong = where_now(child, o->again ? before : a);
-	right = where_now(child, o->again ? a : before);
+	wrong = where_now(child, after ? before : a);
+	right = where_now(child, after ? a : before);
 	if (wrong == GONE || !entry_at(child, wrong))
 		return 0;
 	/*
 	 * It may have been there before, and nothing was entered: what the parent has there was inherited.  That what
 	 * is there is equal does not say that it was entered: pages of one repeated word have the same handle.
 	 */
-	if (o->again && !hmm_entry_here(entry_at(mm, before)) && !hmm_iset_meets(empty, before, before + UMM_PAGE))
+	if (after && !hmm_entry_here(entry_at(mm, before)) && !hmm_iset_meets(empty, before, before + UMM_PAGE))
 		return 0;
 	if (right != GONE && !same_entry(entry_at(child, wrong), entry_at(child, right)))
 		return 0;
 	hmm_residency_drop(child, wrong, wrong + UMM_PAGE);
-	return (o->again ? to : from) ? give_or_ask(mm, child, wrong, hmm_entry(HMM_POISONED, 0, 0, 0)) : 0;
+	return (after ? to : from) ? give_or_ask(mm, child, wrong, hmm_entry(HMM_POISONED, 0, 0, 0)) : 0;
 }
 
 /* What was entered at both places: one of them is not the child's, even if it has something there. */
@@ -798,7 +799,8 @@ static int choose(struct hmm_mm *mm, struct hmm_mm *child, unsigned n, const str
 		hmm_forget(child, o->to, to_end);
 	if (!from)
 		rc = register_what_is_left(child, o->start, o->end, child->own->first);
-	for (uint64_t a = o->to; !rc && from != -ENOENT && (in = hmm_iset_next(&child->unsure, a)); a += UMM_PAGE) {
+	/* Where it had nothing it may nevertheless have something in a part: what was mapped in the hole again. */
+	for (uint64_t a = o->to; !rc && (in = hmm_iset_next(&child->unsure, a)); a += UMM_PAGE) {
 		a = in->start > a ? in->start : a;
 		if (a >= to_end)
 			break;

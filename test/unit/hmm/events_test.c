@@ -1778,6 +1778,47 @@ static void a_child_that_changes_something_and_comes_after_mremap_that_leaves_a_
 	comes_after_mremap(AWAY, MREMAP_DONTUNMAP, false);
 }
 
+/* The hole has become smaller: what was moved into its end has pages that were never touched. */
+static void comes_after_mremap_into_a_part_of_the_hole(bool away)
+{
+	struct overtaken *o = with_child_that_changes(AWAY);
+	char *c = managed(o->w, N / 2, 0), *end = o->p + N / 2 * UMM_PAGE;
+	struct world *w = o->w;
+	int status;
+	pid_t pid;
+
+	page_fill(c, 5, 0);
+	quarantine_over(w);
+	if (away)
+		out(w, c, 1);
+	o->child_at = elsewhere(N);
+	assert_ptr_equal(mremap(o->p, N * UMM_PAGE, N * UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, o->child_at),
+			 o->child_at);
+	assert_ptr_equal(mremap(c, N / 2 * UMM_PAGE, N / 2 * UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, end), end);
+	settled(w);
+	assert_int_equal(state_of(w, end), away ? HMM_DEVICE : HMM_SYSTEM);
+	assert_int_equal(atomic_load(&w->mm->novertaken), away ? 2 : 1);
+	pid = raw_fork();
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		munmap(o->q, N * UMM_PAGE);
+		for (unsigned i = 0; i < N / 2; i++)
+			if (!page_is(end + i * UMM_PAGE, i ? 0 : 5, i))
+				_exit(100 + i);
+		_exit(look_at(o));
+	}
+	waitpid(pid, &status, 0);
+	world_destroy(w);
+	free(o);
+	assert_int_equal(status, 0);
+}
+
+static void a_child_that_comes_after_mremap_and_one_into_a_part_of_the_hole(void **state)
+{
+	comes_after_mremap_into_a_part_of_the_hole(false);
+	comes_after_mremap_into_a_part_of_the_hole(true);
+}
+
 static bool is_word(const char *page, char byte)
 {
 	for (unsigned i = 0; i < UMM_PAGE; i++)
@@ -2306,6 +2347,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_child_that_changes_something_and_comes_after_mremap),
 		cmocka_unit_test(a_child_that_changes_something_and_comes_after_mremap_while_parked),
 		cmocka_unit_test(a_child_that_changes_something_and_comes_after_mremap_that_leaves_a_mapping),
+		cmocka_unit_test(a_child_that_comes_after_mremap_and_one_into_a_part_of_the_hole),
 		cmocka_unit_test(a_child_that_comes_after_mremap_and_one_into_the_hole_of_pages_that_look_the_same),
 		cmocka_unit_test(a_child_that_comes_after_mremap_and_one_into_the_hole_of_what_is_empty_in_it),
 		cmocka_unit_test(a_child_that_changes_something_between_mremap_and_munmap),
