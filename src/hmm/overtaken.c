@@ -762,7 +762,8 @@ static int choose_page(struct hmm_mm *mm, struct hmm_mm *child, const struct hmm
 {
 	uint64_t before = a - o->to + o->start, wrong, right;
 	bool sure = from == -ENOENT || (!from && !o->again), after = from == -ENOENT || o->again;
-	int to = sure ? 0 : had_at(child, a, o->to, o->to + (o->end - o->start));
+	int to = sure ? 0 : had_at(child, a, o->to, o->to + (o->end - o->start)), rc;
+	hmm_entry_t e;
 
 	if (to < 0)
 		return to == -ENOENT ? 0 : to; /* look_again() */
@@ -770,12 +771,21 @@ static int choose_page(struct hmm_mm *mm, struct hmm_mm *child, const struct hmm
 	right = where_now(child, after ? a : before);
 	if (wrong == GONE || !entry_at(child, wrong))
 		return 0;
+	e = entry_at(child, wrong);
 	/*
 	 * It may have been there before, and nothing was entered: what the parent has there was inherited.  That what
 	 * is there is equal does not say that it was entered: pages of one repeated word have the same handle.
 	 */
 	if (after && !hmm_entry_here(entry_at(mm, before)) && !hmm_iset_meets(empty, before, before + UMM_PAGE))
 		return 0;
+	/* In its way was what a later move had brought there, which was not the child's and has gone again. */
+	if (!after && right != GONE && !entry_at(child, right) && hmm_entry_state(e) != HMM_PARKED) {
+		if (hmm_entry_state(e) == HMM_POISONED)
+			e = hmm_entry(HMM_POISONED, 0, WAS_LOST, 0);
+		rc = give_or_ask(mm, child, right, e);
+		if (rc)
+			return rc;
+	}
 	if (right != GONE && !same_entry(entry_at(child, wrong), entry_at(child, right)))
 		return 0;
 	hmm_residency_drop(child, wrong, wrong + UMM_PAGE);
@@ -785,7 +795,7 @@ static int choose_page(struct hmm_mm *mm, struct hmm_mm *child, const struct hmm
 /* What was entered at both places: one of them is not the child's, even if it has something there. */
 static int choose(struct hmm_mm *mm, struct hmm_mm *child, unsigned n, const struct hmm_iset *empty)
 {
-	const struct hmm_overtaken *o = nth(mm, n - 1);
+	struct hmm_overtaken *o = nth(mm, n - 1);
 	uint64_t to_end = o->to + (o->end - o->start);
 	int from = had_at(child, o->start, o->start, o->end), to = had_at(child, o->to, o->to, to_end), rc = 0;
 	const struct hmm_interval *in;
@@ -797,6 +807,8 @@ static int choose(struct hmm_mm *mm, struct hmm_mm *child, unsigned n, const str
 		return -EBUSY;
 	if (to == -ENOENT && has_settled(child, o->to) == -ENOENT)
 		hmm_forget(child, o->to, to_end);
+	/* What the parent has there again came by a later move, and that the child has not. */
+	o->again &= !moved_over(mm, child, o->start, n);
 	if (!from)
 		rc = register_what_is_left(child, o->start, o->end, child->own->first);
 	/* Where it had nothing it may nevertheless have something in a part: what was mapped in the hole again. */
@@ -817,6 +829,10 @@ static int choose(struct hmm_mm *mm, struct hmm_mm *child, unsigned n, const str
 			if (at != GONE)
 				rc = give_or_ask(mm, child, at, from ? hmm_entry(HMM_POISONED, 0, 0, 0) : k->e[i]);
 		}
+	/* Known now, for the earlier ones that are chosen next. */
+	o->unsure = false;
+	if (from == -ENOENT || o->again)
+		o->by = 0;
 	return rc;
 }
 

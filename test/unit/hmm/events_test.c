@@ -1116,6 +1116,7 @@ struct overtaken {
 	bool stays;                        /* what is moved leaves a mapping behind */
 	char *on;                          /* a third thread moves it on to there; NULL: none does */
 	bool over;                         /* what was at that place before is told of first */
+	char *into;                        /* a third thread moves that into the hole; NULL: none does */
 };
 
 static bool was_touched(unsigned i)
@@ -1146,6 +1147,15 @@ static void *move_on(void *arg)
 	struct overtaken *o = arg;
 
 	mremap(o->to, N * UMM_PAGE, N * UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, o->on);
+	atomic_fetch_add(&o->done, 1);
+	return NULL;
+}
+
+static void *move_into(void *arg)
+{
+	struct overtaken *o = arg;
+
+	mremap(o->into, N * UMM_PAGE, N * UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, o->p);
 	atomic_fetch_add(&o->done, 1);
 	return NULL;
 }
@@ -1305,6 +1315,12 @@ static void overtaken_run(struct overtaken *o)
 		tell(w, UMM_EVENT_UNMAP, at, NULL);
 		at = o->on;
 	}
+	if (o->into) {
+		assert_int_equal(pthread_create(&mover, NULL, move_into, o), 0);
+		await_unmapped(o->into);
+		tell(w, UMM_EVENT_REMAP, o->into, o->p);
+		tell(w, UMM_EVENT_UNMAP, o->into, NULL);
+	}
 	/* The second change is made once the event of the first has been read, and with it that of the fork: not yet.
 	 */
 	if (o->unmapped)
@@ -1321,12 +1337,12 @@ static void overtaken_run(struct overtaken *o)
 	int held[DESCRIPTORS];
 	if (o->starved)
 		starve(&old, held);
-	while (atomic_load(&o->done) < (o->to ? 1u : 0u) + o->unmapped + (o->on ? 1u : 0u))
+	while (atomic_load(&o->done) < (o->to ? 1u : 0u) + o->unmapped + (o->on || o->into ? 1u : 0u))
 		umm_space_drain(w->space);
 	if (o->starved)
 		starved(&old, held);
 	end_of_thread(w, changer);
-	if (o->on)
+	if (o->on || o->into)
 		end_of_thread(w, mover);
 	status = end_of_thread(w, forker);
 	hmm_overtaken_age(w->mm);
@@ -1541,6 +1557,50 @@ static void a_child_that_changes_something_after_two_mremaps(void **state)
 
 	o->to = elsewhere(N);
 	o->on = elsewhere(N);
+	overtaken_run(o);
+}
+
+static void child_unmaps_another_and_looks_at_what_filled_the_hole(struct overtaken *o)
+{
+	munmap(o->q, N * UMM_PAGE);
+	for (unsigned i = 0; i < N; i++)
+		if (!page_is(o->into + i * UMM_PAGE, 2, i) ||
+		    (o->r && !page_is(o->r + i * UMM_PAGE, o->over ? 4 : 0, i)))
+			_exit(202);
+}
+
+static struct overtaken *with_child_after_mremap_into_the_hole(int how)
+{
+	struct overtaken *o = with_child_that_changes(how);
+	struct hmm_victim v[4];
+
+	o->into = managed(o->w, N, 2);
+	/* What is parked by the other batch stays so. */
+	assert_int_equal(hmm_out_begin(o->w->mm, 1, v, victims(o->into, N, v)), 0);
+	assert_int_equal(hmm_out_finish(o->w->mm, 1), N);
+	assert_int_equal(hmm_out_store(o->w->mm, 1), N);
+	o->child_first = child_unmaps_another_and_looks_at_what_filled_the_hole;
+	return o;
+}
+
+/* The child has neither change: each of them counts for what the other left. */
+static void a_child_that_changes_something_after_mremap_and_one_into_the_hole(void **state)
+{
+	for (int how = AWAY; how <= PARKED; how++) {
+		struct overtaken *o = with_child_after_mremap_into_the_hole(how);
+
+		o->to = elsewhere(N);
+		overtaken_run(o);
+	}
+}
+
+static void a_child_that_changes_something_after_mremap_onto_a_mapping_and_one_into_the_hole(void **state)
+{
+	struct overtaken *o = with_child_after_mremap_into_the_hole(AWAY);
+
+	o->to = o->r = managed(o->w, N, 4);
+	out(o->w, o->to, N);
+	o->over = true;
 	overtaken_run(o);
 }
 
@@ -2332,6 +2392,8 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_child_that_changes_something_after_mremap),
 		cmocka_unit_test(a_child_that_changes_something_after_mremap_while_parked),
 		cmocka_unit_test(a_child_that_changes_something_after_two_mremaps),
+		cmocka_unit_test(a_child_that_changes_something_after_mremap_and_one_into_the_hole),
+		cmocka_unit_test(a_child_that_changes_something_after_mremap_onto_a_mapping_and_one_into_the_hole),
 		cmocka_unit_test(a_child_that_changes_something_after_mremap_and_munmap),
 		cmocka_unit_test(a_child_that_moves_it_after_mremap),
 		cmocka_unit_test(a_child_that_changes_something_after_mremap_onto_a_mapping),
