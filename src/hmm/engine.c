@@ -532,12 +532,18 @@ static int child_unpark_all(struct hmm_mm *child)
 static int child_complete(struct hmm_mm *mm, struct hmm_mm *child, const struct hmm_iset *absent,
 			  const struct hmm_iset *empty)
 {
-	bool mended = !hmm_overtaken_mend(mm, child);
-	int rc = child_park_all(mm, child, absent, empty);
+	bool whole;
+	int rc;
 
+	child->absent = absent;
+	child->empty = empty;
+	whole = !hmm_overtaken_mend(mm, child);
+	rc = child_park_all(mm, child, absent, empty);
+	whole = whole && !rc && !hmm_overtaken_settle(mm, child);
+	child->absent = child->empty = NULL;
 	if (rc)
 		return rc;
-	if (!mended || hmm_overtaken_settle(mm, child, empty))
+	if (!whole)
 		child_doom(mm, child, "what its parent unmapped while it was forked is lost");
 	return child_unpark_all(child);
 }

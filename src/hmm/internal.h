@@ -272,6 +272,8 @@ struct hmm_mm {
 	_Atomic unsigned novertaken;                   /* since there was a moment without a change under way */
 	bool overtaken_said;
 	struct hmm_iset unsure;        /* what was entered by hmm_overtaken_mend(), and the mm may not have */
+	const struct hmm_iset *absent; /* while it is led back: what of its parent's it has not, by its marks */
+	const struct hmm_iset *empty;  /* and what is empty in it */
 	struct hmm_own *own;           /* while it is asked: what its own events have changed; event lock exclusively */
 	struct hmm_kept *kept;         /* what was unmapped a moment ago, the latest first */
 	_Atomic uint64_t nkept;        /* pages of it that cost something */
@@ -545,11 +547,8 @@ void hmm_overtaken_expire(struct hmm_mm *mm);
 bool hmm_overtaken_blind(const struct hmm_mm *mm);
 /** A forked child's records, which are a copy of @mm's, become those of what it has inherited.  0 or -errno. */
 int hmm_overtaken_mend(struct hmm_mm *mm, struct hmm_mm *child);
-/**
- * What was entered while @child did not let the kernel say what it has: what it has not goes again.  @empty: what is
- * marked to be empty in it.  0 or -errno.
- */
-int hmm_overtaken_settle(struct hmm_mm *mm, struct hmm_mm *child, const struct hmm_iset *empty);
+/** What was entered while @child did not let the kernel say what it has: what it has not goes again.  0 or -errno. */
+int hmm_overtaken_settle(struct hmm_mm *mm, struct hmm_mm *child);
 /** @child's own event, where @child->own is not NULL. */
 void hmm_overtaken_own(struct hmm_mm *child, const struct umm_change *c);
 /** Where @child has what @mm has at @addr. */

@@ -492,14 +492,15 @@ static hmm_entry_t entry_at(struct hmm_mm *mm, uint64_t addr)
 	return leaf ? leaf->e[hmm_leaf_index(addr)] : 0;
 }
 
-static bool is_marked(struct hmm_mm *mm, uint64_t start, uint64_t end)
+/* By what was found at the fork; what @mm knows of its marks may be nothing. */
+static bool is_marked(struct hmm_mm *mm, const struct hmm_mm *child, uint64_t start, uint64_t end)
 {
 	bool is;
 
 	pthread_mutex_lock(&mm->lock);
 	is = hmm_iset_meets(&mm->wipeonfork, start, end) || hmm_iset_meets(&mm->dontfork, start, end);
 	pthread_mutex_unlock(&mm->lock);
-	return is;
+	return is || hmm_iset_meets(child->empty, start, end) || hmm_iset_meets(child->absent, start, end);
 }
 
 typedef int (*away_fn)(struct hmm_mm *mm, struct hmm_mm *child, uint64_t addr, hmm_entry_t e, void *arg);
@@ -528,7 +529,7 @@ static int each_away(struct hmm_mm *mm, struct hmm_mm *child, uint64_t start, ui
 				continue;
 			at = where(mm, child, addr, mm->novertaken);
 			if (at >= start && at < end && hmm_entry_state(entry_at(mm, addr)) == HMM_PARKED &&
-			    !is_marked(mm, addr, addr + UMM_PAGE))
+			    !is_marked(mm, child, addr, addr + UMM_PAGE))
 				rc = fn(mm, child, at, hmm_entry(HMM_PARKED, 0, (uintptr_t)hmm_slot_page(mm, b, s), 0),
 					arg);
 		}
@@ -757,8 +758,7 @@ static bool same_entry(hmm_entry_t a, hmm_entry_t b)
 }
 
 /* What was entered at @a, where the move @o has brought it, and where it was before.  @from: had it anything there? */
-static int choose_page(struct hmm_mm *mm, struct hmm_mm *child, const struct hmm_overtaken *o, int from, uint64_t a,
-		       const struct hmm_iset *empty)
+static int choose_page(struct hmm_mm *mm, struct hmm_mm *child, const struct hmm_overtaken *o, int from, uint64_t a)
 {
 	uint64_t before = a - o->to + o->start, wrong, right;
 	bool sure = from == -ENOENT || (!from && !o->again), after = from == -ENOENT || o->again;
@@ -776,7 +776,7 @@ static int choose_page(struct hmm_mm *mm, struct hmm_mm *child, const struct hmm
 	 * It may have been there before, and nothing was entered: what the parent has there was inherited.  That what
 	 * is there is equal does not say that it was entered: pages of one repeated word have the same handle.
 	 */
-	if (after && !hmm_entry_here(entry_at(mm, before)) && !hmm_iset_meets(empty, before, before + UMM_PAGE))
+	if (after && !hmm_entry_here(entry_at(mm, before)) && !hmm_iset_meets(child->empty, before, before + UMM_PAGE))
 		return 0;
 	/* In its way was what a later move had brought there, which was not the child's and has gone again. */
 	if (!after && right != GONE && !entry_at(child, right) && hmm_entry_state(e) != HMM_PARKED) {
@@ -793,7 +793,7 @@ static int choose_page(struct hmm_mm *mm, struct hmm_mm *child, const struct hmm
 }
 
 /* What was entered at both places: one of them is not the child's, even if it has something there. */
-static int choose(struct hmm_mm *mm, struct hmm_mm *child, unsigned n, const struct hmm_iset *empty)
+static int choose(struct hmm_mm *mm, struct hmm_mm *child, unsigned n)
 {
 	struct hmm_overtaken *o = nth(mm, n - 1);
 	uint64_t to_end = o->to + (o->end - o->start);
@@ -816,7 +816,7 @@ static int choose(struct hmm_mm *mm, struct hmm_mm *child, unsigned n, const str
 		a = in->start > a ? in->start : a;
 		if (a >= to_end)
 			break;
-		rc = choose_page(mm, child, o, from, a, empty);
+		rc = choose_page(mm, child, o, from, a);
 	}
 	/* Forked before the move, it has at that place what the move has replaced. */
 	for (const struct hmm_kept *k = mm->kept; k && !rc && from != -ENOENT && !o->again; k = k->next)
@@ -854,7 +854,7 @@ static int look_again(struct hmm_mm *child, const struct hmm_iset *unsure)
  * A child of the child's that it has at this moment gets its records as they are
  * now, and with them what is unsure: of it, too, it is asked.
  */
-int hmm_overtaken_settle(struct hmm_mm *mm, struct hmm_mm *child, const struct hmm_iset *empty)
+int hmm_overtaken_settle(struct hmm_mm *mm, struct hmm_mm *child)
 {
 	struct hmm_own own = {.last = &own.first};
 	int rc = 0;
@@ -862,7 +862,7 @@ int hmm_overtaken_settle(struct hmm_mm *mm, struct hmm_mm *child, const struct h
 	child->own = &own;
 	for (unsigned n = mm->novertaken, k = 0; n && k < HMM_OVERTAKEN && !rc; n--, k++)
 		if (nth(mm, n - 1)->by == child->id && nth(mm, n - 1)->unsure)
-			rc = choose(mm, child, n, empty);
+			rc = choose(mm, child, n);
 	if (!rc && own.failed)
 		rc = -ENOMEM;
 	child->own = NULL;

@@ -1901,7 +1901,7 @@ static void comes_after_mremap_of_alike(int how, bool marked)
 	w->await_child = true;
 	w->space->maps_fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
 	memset(a, 0x5a, N * UMM_PAGE);
-	memset(c, 0x5a, N * UMM_PAGE);
+	memset(c, marked ? 0x3c : 0x5a, N * UMM_PAGE);
 	if (marked)
 		assert_int_equal(madvise(c, N * UMM_PAGE, MADV_WIPEONFORK), 0);
 	quarantine_over(w);
@@ -1938,6 +1938,7 @@ static void a_child_that_comes_after_mremap_and_one_into_the_hole_of_pages_that_
 static void a_child_that_comes_after_mremap_and_one_into_the_hole_of_what_is_empty_in_it(void **state)
 {
 	comes_after_mremap_of_alike(AWAY, true);
+	comes_after_mremap_of_alike(PARKED, true);
 }
 
 /* It was forked after the one, and before the other. */
