@@ -757,13 +757,21 @@ static bool same_entry(hmm_entry_t a, hmm_entry_t b)
 	return hmm_entry_with_heat(a, 0) == hmm_entry_with_heat(b, 0); /* by heat they may differ */
 }
 
+/* @e is parked for the parent: to be given. */
+static hmm_entry_t parked_copy(struct hmm_mm *mm, hmm_entry_t e)
+{
+	unsigned b = hmm_entry_payload(e) >> 16 & (UMM_BATCHES - 1), s = hmm_entry_payload(e) & 0xffff;
+
+	return hmm_entry(HMM_PARKED, 0, (uintptr_t)hmm_slot_page(mm, b, s), 0);
+}
+
 /* What was entered at @a, where the move @o has brought it, and where it was before.  @from: had it anything there? */
 static int choose_page(struct hmm_mm *mm, struct hmm_mm *child, const struct hmm_overtaken *o, int from, uint64_t a)
 {
 	uint64_t before = a - o->to + o->start, wrong, right;
 	bool sure = from == -ENOENT || (!from && !o->again), after = from == -ENOENT || o->again;
 	int to = sure ? 0 : had_at(child, a, o->to, o->to + (o->end - o->start)), rc;
-	hmm_entry_t e;
+	hmm_entry_t e, own = entry_at(mm, before);
 
 	if (to < 0)
 		return to == -ENOENT ? 0 : to; /* look_again() */
@@ -776,8 +784,13 @@ static int choose_page(struct hmm_mm *mm, struct hmm_mm *child, const struct hmm
 	 * It may have been there before, and nothing was entered: what the parent has there was inherited.  That what
 	 * is there is equal does not say that it was entered: pages of one repeated word have the same handle.
 	 */
-	if (after && !hmm_entry_here(entry_at(mm, before)) && !hmm_iset_meets(child->empty, before, before + UMM_PAGE))
-		return 0;
+	if (after && !hmm_entry_here(own) && !hmm_iset_meets(child->empty, before, before + UMM_PAGE)) {
+		if (hmm_entry_state(own) != HMM_PARKED || hmm_entry_state(e) == HMM_PARKED)
+			return 0;
+		/* That was not in the child's records yet: what the move took from there may have been entered. */
+		hmm_residency_drop(child, wrong, wrong + UMM_PAGE);
+		return give_or_ask(mm, child, wrong, parked_copy(mm, own));
+	}
 	/* In its way was what a later move had brought there, which was not the child's and has gone again. */
 	if (!after && right != GONE && !entry_at(child, right) && hmm_entry_state(e) != HMM_PARKED) {
 		if (hmm_entry_state(e) == HMM_POISONED)

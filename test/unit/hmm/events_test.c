@@ -1879,6 +1879,48 @@ static void a_child_that_comes_after_mremap_and_one_into_a_part_of_the_hole(void
 	comes_after_mremap_into_a_part_of_the_hole(true);
 }
 
+/* What has been mapped in the hole is parked already, and the move not yet forgotten. */
+static void a_child_that_comes_after_mremap_and_mmap_of_what_is_parked(void **state)
+{
+	struct overtaken *o = with_child_that_changes(AWAY);
+	struct hmm_victim v[4];
+	struct world *w = o->w;
+	int status;
+	pid_t pid;
+
+	o->child_at = elsewhere(N);
+	assert_ptr_equal(mremap(o->p, N * UMM_PAGE, N * UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, o->child_at),
+			 o->child_at);
+	settled(w);
+	assert_ptr_equal(mmap(o->p, N * UMM_PAGE, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0),
+			 o->p);
+	for (unsigned i = 0; i < N; i++)
+		page_fill(o->p + i * UMM_PAGE, 5, i);
+	assert_int_equal(umm_uffd_register(w->space->uffd, (uintptr_t)o->p, N * UMM_PAGE, UFFDIO_REGISTER_MODE_MISSING),
+			 0);
+	pthread_mutex_lock(&w->mm->lock);
+	assert_int_equal(hmm_iset_add(&w->mm->registered, (uintptr_t)o->p, (uintptr_t)o->p + N * UMM_PAGE), 0);
+	pthread_mutex_unlock(&w->mm->lock);
+	assert_int_equal(hmm_out_begin(w->mm, 0, v, victims(o->p, N, v)), 0);
+	assert_int_equal(hmm_out_finish(w->mm, 0), N);
+	/* As if something had been under way when that began. */
+	atomic_store(&w->mm->novertaken, 1);
+	pid = raw_fork();
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		munmap(o->q, N * UMM_PAGE);
+		for (unsigned i = 0; i < N; i++)
+			if (!page_is(o->p + i * UMM_PAGE, 5, i))
+				_exit(100 + i);
+		_exit(look_at(o));
+	}
+	waitpid(pid, &status, 0);
+	world_destroy(w);
+	free(o);
+	assert_int_equal(status, 0);
+}
+
 static bool is_word(const char *page, char byte)
 {
 	for (unsigned i = 0; i < UMM_PAGE; i++)
@@ -2411,6 +2453,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_child_that_changes_something_and_comes_after_mremap_while_parked),
 		cmocka_unit_test(a_child_that_changes_something_and_comes_after_mremap_that_leaves_a_mapping),
 		cmocka_unit_test(a_child_that_comes_after_mremap_and_one_into_a_part_of_the_hole),
+		cmocka_unit_test(a_child_that_comes_after_mremap_and_mmap_of_what_is_parked),
 		cmocka_unit_test(a_child_that_comes_after_mremap_and_one_into_the_hole_of_pages_that_look_the_same),
 		cmocka_unit_test(a_child_that_comes_after_mremap_and_one_into_the_hole_of_what_is_empty_in_it),
 		cmocka_unit_test(a_child_that_changes_something_between_mremap_and_munmap),
