@@ -757,6 +757,16 @@ static bool same_entry(hmm_entry_t a, hmm_entry_t b)
 	return hmm_entry_with_heat(a, 0) == hmm_entry_with_heat(b, 0); /* by heat they may differ */
 }
 
+static bool has_registered(struct hmm_mm *mm, uint64_t addr)
+{
+	bool is;
+
+	pthread_mutex_lock(&mm->lock);
+	is = hmm_iset_meets(&mm->registered, addr, addr + UMM_PAGE);
+	pthread_mutex_unlock(&mm->lock);
+	return is;
+}
+
 /* @e is parked for the parent: to be given. */
 static hmm_entry_t parked_copy(struct hmm_mm *mm, hmm_entry_t e)
 {
@@ -801,8 +811,32 @@ static int choose_page(struct hmm_mm *mm, struct hmm_mm *child, const struct hmm
 	}
 	if (right != GONE && !same_entry(entry_at(child, wrong), entry_at(child, right)))
 		return 0;
+	/* It does not say, and what the parent has there may be inherited: neither is known to be the child's. */
+	if (!after && from && right != GONE && has_registered(mm, before)) {
+		hmm_residency_drop(child, right, right + UMM_PAGE);
+		rc = give_or_ask(mm, child, right, hmm_entry(HMM_POISONED, 0, 0, 0));
+		if (rc)
+			return rc;
+	}
 	hmm_residency_drop(child, wrong, wrong + UMM_PAGE);
 	return (after ? to : from) ? give_or_ask(mm, child, wrong, hmm_entry(HMM_POISONED, 0, 0, 0)) : 0;
+}
+
+/* Had it anything where move @n came from?  As above. */
+static int had_from(struct hmm_mm *mm, struct hmm_mm *child, unsigned n)
+{
+	const struct hmm_overtaken *o = nth(mm, n - 1);
+	uint64_t last = o->end - UMM_PAGE;
+	int rc = had_at(child, o->start, o->start, o->end);
+
+	if (rc != 1)
+		return rc;
+	/*
+	 * An unmapping that began below says nothing of the first page; the last one it may have left.  What is there
+	 * may be of something smaller in the hole, and inherited: @o->again is of the first page.
+	 */
+	rc = had_at(child, last, o->start, o->end);
+	return !rc && has_registered(mm, last) && !moved_over(mm, child, last, n) ? 1 : rc;
 }
 
 /* What was entered at both places: one of them is not the child's, even if it has something there. */
@@ -810,12 +844,9 @@ static int choose(struct hmm_mm *mm, struct hmm_mm *child, unsigned n)
 {
 	struct hmm_overtaken *o = nth(mm, n - 1);
 	uint64_t to_end = o->to + (o->end - o->start);
-	int from = had_at(child, o->start, o->start, o->end), to = had_at(child, o->to, o->to, to_end), rc = 0;
+	int from = had_from(mm, child, n), to = had_at(child, o->to, o->to, to_end), rc = 0;
 	const struct hmm_interval *in;
 
-	/* An unmapping that began below says nothing of the first page; the last one it may have left. */
-	if (from == 1)
-		from = had_at(child, o->end - UMM_PAGE, o->start, o->end);
 	if (from == -EBUSY || to == -EBUSY)
 		return -EBUSY;
 	if (to == -ENOENT && has_settled(child, o->to) == -ENOENT)

@@ -1838,15 +1838,27 @@ static void a_child_that_changes_something_and_comes_after_mremap_that_leaves_a_
 	comes_after_mremap(AWAY, MREMAP_DONTUNMAP, false);
 }
 
-/* The hole has become smaller: what was moved into its end has pages that were never touched. */
-static void comes_after_mremap_into_a_part_of_the_hole(bool away)
+/*
+ * The hole has become smaller: what was moved into its end has pages that were never touched.  @below: the child unmaps
+ * what was mapped there as well, together with the first page of the hole, and by that it is not told what is the
+ * child's.
+ */
+static void comes_after_mremap_into_a_part_of_the_hole(bool away, bool below)
 {
 	struct overtaken *o = with_child_that_changes(AWAY);
-	char *c = managed(o->w, N / 2, 0), *end = o->p + N / 2 * UMM_PAGE;
+	char *c = managed(o->w, N / 2, 0), *end = o->p + N / 2 * UMM_PAGE, byte;
 	struct world *w = o->w;
 	int status;
 	pid_t pid;
 
+	if (below) {
+		assert_ptr_equal(mmap(o->p - UMM_PAGE, UMM_PAGE, PROT_READ | PROT_WRITE,
+				      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0),
+				 o->p - UMM_PAGE);
+		assert_int_equal(umm_uffd_register(w->space->uffd, (uintptr_t)o->p - UMM_PAGE, UMM_PAGE,
+						   UFFDIO_REGISTER_MODE_MISSING),
+				 0);
+	}
 	page_fill(c, 5, 0);
 	quarantine_over(w);
 	if (away)
@@ -1861,10 +1873,15 @@ static void comes_after_mremap_into_a_part_of_the_hole(bool away)
 	pid = raw_fork();
 	if (!pid) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		munmap(o->q, N * UMM_PAGE);
+		if (below)
+			munmap(o->p - UMM_PAGE, 2 * UMM_PAGE);
+		else
+			munmap(o->q, N * UMM_PAGE);
 		for (unsigned i = 0; i < N / 2; i++)
-			if (!page_is(end + i * UMM_PAGE, i ? 0 : 5, i))
+			if (!(below && touch(end + i * UMM_PAGE, &byte) == SIGBUS) &&
+			    !page_is(end + i * UMM_PAGE, i ? 0 : 5, i))
 				_exit(100 + i);
+		o->or_not = below;
 		_exit(look_at(o));
 	}
 	waitpid(pid, &status, 0);
@@ -1875,8 +1892,14 @@ static void comes_after_mremap_into_a_part_of_the_hole(bool away)
 
 static void a_child_that_comes_after_mremap_and_one_into_a_part_of_the_hole(void **state)
 {
-	comes_after_mremap_into_a_part_of_the_hole(false);
-	comes_after_mremap_into_a_part_of_the_hole(true);
+	comes_after_mremap_into_a_part_of_the_hole(false, false);
+	comes_after_mremap_into_a_part_of_the_hole(true, false);
+}
+
+static void a_child_that_unmaps_the_rest_of_a_hole_and_what_is_below(void **state)
+{
+	comes_after_mremap_into_a_part_of_the_hole(false, true);
+	comes_after_mremap_into_a_part_of_the_hole(true, true);
 }
 
 /* What has been mapped in the hole is parked already, and the move not yet forgotten. */
@@ -2453,6 +2476,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_child_that_changes_something_and_comes_after_mremap_while_parked),
 		cmocka_unit_test(a_child_that_changes_something_and_comes_after_mremap_that_leaves_a_mapping),
 		cmocka_unit_test(a_child_that_comes_after_mremap_and_one_into_a_part_of_the_hole),
+		cmocka_unit_test(a_child_that_unmaps_the_rest_of_a_hole_and_what_is_below),
 		cmocka_unit_test(a_child_that_comes_after_mremap_and_mmap_of_what_is_parked),
 		cmocka_unit_test(a_child_that_comes_after_mremap_and_one_into_the_hole_of_pages_that_look_the_same),
 		cmocka_unit_test(a_child_that_comes_after_mremap_and_one_into_the_hole_of_what_is_empty_in_it),
