@@ -793,8 +793,10 @@ static int choose_page(struct hmm_mm *mm, struct hmm_mm *child, const struct hmm
 	/*
 	 * It may have been there before, and nothing was entered: what the parent has there was inherited.  That what
 	 * is there is equal does not say that it was entered: pages of one repeated word have the same handle.
+	 * What is PARKING is not cloned.
 	 */
-	if (after && !hmm_entry_here(own) && !hmm_iset_meets(child->empty, before, before + UMM_PAGE)) {
+	if (after && !hmm_entry_here(own) && hmm_entry_state(own) != HMM_PARKING &&
+	    !hmm_iset_meets(child->empty, before, before + UMM_PAGE)) {
 		if (hmm_entry_state(own) != HMM_PARKED || hmm_entry_state(e) == HMM_PARKED)
 			return 0;
 		/* That was not in the child's records yet: what the move took from there may have been entered. */
