@@ -727,6 +727,15 @@ static int had_at(struct hmm_mm *child, uint64_t addr, uint64_t start, uint64_t 
 	return rc;
 }
 
+/*
+ * Had it anything at @addr, where the move @o went?  As above, but an unmapping may go on behind what was moved: it may
+ * have grown as it was, which the event of it does not tell.
+ */
+static int had_to(struct hmm_mm *child, const struct hmm_overtaken *o, uint64_t addr)
+{
+	return had_at(child, addr, o->to, UINT64_MAX);
+}
+
 /* The child has had [start, end): what is left of it after @own is registered.  0 or -errno. */
 static int register_what_is_left(struct hmm_mm *child, uint64_t start, uint64_t end, const struct own_change *own)
 {
@@ -780,7 +789,7 @@ static int choose_page(struct hmm_mm *mm, struct hmm_mm *child, const struct hmm
 {
 	uint64_t before = a - o->to + o->start, wrong, right;
 	bool sure = from == -ENOENT || (!from && !o->again), after = from == -ENOENT || o->again;
-	int to = sure ? 0 : had_at(child, a, o->to, o->to + (o->end - o->start)), rc;
+	int to = sure ? 0 : had_to(child, o, a), rc;
 	hmm_entry_t e, own = entry_at(mm, before);
 
 	if (to < 0)
@@ -846,7 +855,7 @@ static int choose(struct hmm_mm *mm, struct hmm_mm *child, unsigned n)
 {
 	struct hmm_overtaken *o = nth(mm, n - 1);
 	uint64_t to_end = o->to + (o->end - o->start);
-	int from = had_from(mm, child, n), to = had_at(child, o->to, o->to, to_end), rc = 0;
+	int from = had_from(mm, child, n), to = had_to(child, o, o->to), rc = 0;
 	const struct hmm_interval *in;
 
 	if (from == -EBUSY || to == -EBUSY)

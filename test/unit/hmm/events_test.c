@@ -1944,6 +1944,44 @@ static void a_child_that_comes_after_mremap_and_mmap_of_what_is_parked(void **st
 	assert_int_equal(status, 0);
 }
 
+/* realloc(), something else in the hole, fork, free(): that is longer than what was moved. */
+static void a_child_that_unmaps_what_has_grown_as_it_moved(void **state)
+{
+	struct overtaken *o = with_child_that_changes(AWAY);
+	struct world *w = o->w;
+	int status;
+	pid_t pid;
+	char byte;
+
+	o->child_at = elsewhere(2 * N);
+	assert_ptr_equal(mremap(o->p, N * UMM_PAGE, 2 * N * UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, o->child_at),
+			 o->child_at);
+	settled(w);
+	assert_ptr_equal(mmap(o->p, N * UMM_PAGE, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0),
+			 o->p);
+	assert_int_equal(umm_uffd_register(w->space->uffd, (uintptr_t)o->p, N * UMM_PAGE, UFFDIO_REGISTER_MODE_MISSING),
+			 0);
+	pthread_mutex_lock(&w->mm->lock);
+	assert_int_equal(hmm_iset_add(&w->mm->registered, (uintptr_t)o->p, (uintptr_t)o->p + N * UMM_PAGE), 0);
+	pthread_mutex_unlock(&w->mm->lock);
+	assert_int_equal(atomic_load(&w->mm->novertaken), 1);
+	pid = raw_fork();
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		munmap(o->child_at, 2 * N * UMM_PAGE);
+		for (unsigned i = 0; i < N; i++)
+			if (touch(o->p + i * UMM_PAGE, &byte) || !page_is(o->p + i * UMM_PAGE, 0, i))
+				_exit(100 + i);
+		o->child_lacks = N;
+		_exit(look_at(o));
+	}
+	waitpid(pid, &status, 0);
+	world_destroy(w);
+	free(o);
+	assert_int_equal(status, 0);
+}
+
 static bool is_word(const char *page, char byte)
 {
 	for (unsigned i = 0; i < UMM_PAGE; i++)
@@ -2478,6 +2516,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_child_that_comes_after_mremap_and_one_into_a_part_of_the_hole),
 		cmocka_unit_test(a_child_that_unmaps_the_rest_of_a_hole_and_what_is_below),
 		cmocka_unit_test(a_child_that_comes_after_mremap_and_mmap_of_what_is_parked),
+		cmocka_unit_test(a_child_that_unmaps_what_has_grown_as_it_moved),
 		cmocka_unit_test(a_child_that_comes_after_mremap_and_one_into_the_hole_of_pages_that_look_the_same),
 		cmocka_unit_test(a_child_that_comes_after_mremap_and_one_into_the_hole_of_what_is_empty_in_it),
 		cmocka_unit_test(a_child_that_changes_something_between_mremap_and_munmap),
