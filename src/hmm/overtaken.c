@@ -649,6 +649,7 @@ static int has_settled(struct hmm_mm *child, uint64_t addr)
 }
 
 #define GONE UINT64_MAX
+#define OWN_MAX 4096u /* each page is looked for in all of them */
 
 /* A change that a child's own event told of. */
 struct own_change {
@@ -660,13 +661,17 @@ struct own_change {
 struct hmm_own {
 	struct own_change *first;
 	struct own_change **last;
+	unsigned n;
 	bool failed; /* one was not noted */
 };
 
 void hmm_overtaken_own(struct hmm_mm *child, const struct umm_change *c)
 {
-	struct own_change *new = umm_alloc(child->space, sizeof(*new));
+	struct own_change *new = NULL;
 
+	/* Who goes on for longer than that is given up: its parent waits. */
+	if (child->own->n++ < OWN_MAX)
+		new = umm_alloc(child->space, sizeof(*new));
 	if (!new) {
 		child->own->failed = true;
 		return;

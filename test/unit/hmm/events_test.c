@@ -2084,7 +2084,9 @@ static void a_fork_that_comes_after_mremap_and_munmap_of_a_part(void **state)
 	assert_int_equal(status, 0);
 }
 
-static _Atomic unsigned evasive; /* times that of a page a child does not say whether it has it */
+static _Atomic unsigned evasive;  /* times that of a page a child does not say whether it has it */
+static _Atomic unsigned restless; /* times that it has changed something again when it is asked */
+static int restless_not = -1;     /* the descriptor of who is not */
 int __real_umm_inside_registered(int uffd, uint64_t addr);
 int __wrap_umm_inside_registered(int uffd, uint64_t addr);
 
@@ -2094,6 +2096,11 @@ int __wrap_umm_inside_registered(int uffd, uint64_t addr)
 
 	if (atomic_load(&evasive) && atomic_fetch_add(&asked, 1) % (atomic_load(&evasive) + 1) != atomic_load(&evasive))
 		return -EAGAIN;
+	if (uffd != restless_not && atomic_load(&restless)) {
+		poll(&(struct pollfd){.fd = uffd, .events = POLLIN}, 1, -1);
+		atomic_fetch_sub(&restless, 1);
+		return -EAGAIN;
+	}
 	return __real_umm_inside_registered(uffd, addr);
 }
 
@@ -2106,6 +2113,38 @@ static void a_child_that_goes_on_changing_something(void **state)
 	o->unmapped = true;
 	overtaken_run(o);
 	atomic_store(&evasive, 0);
+}
+
+/* What it changes is noted while its parent waits, and looked through for each page: not without end. */
+static void a_child_that_changes_something_too_often(void **state)
+{
+	struct overtaken *o = with_child_that_changes(AWAY);
+	struct world *w = o->w;
+	pid_t pid;
+
+	o->child_at = elsewhere(N);
+	assert_ptr_equal(mremap(o->p, N * UMM_PAGE, N * UMM_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, o->child_at),
+			 o->child_at);
+	settled(w);
+	assert_int_not_equal(atomic_load(&w->mm->novertaken), 0);
+	restless_not = w->space->uffd;
+	atomic_store(&restless, 6000);
+	pid = raw_fork();
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		for (;;)
+			madvise(o->q, UMM_PAGE, MADV_DONTNEED);
+	}
+	/* The fork has been read, under the lock, and until it is applied the lock is kept. */
+	umm_evlock_excl(&w->ctl->evlock);
+	umm_evlock_unexcl(&w->ctl->evlock);
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+	atomic_store(&restless, 0);
+	restless_not = -1;
+	assert_int_equal(atomic_exchange(&w->fatals, 0), 1);
+	world_destroy(w);
+	free(o);
 }
 
 static struct hmm_mm *child_of(struct world *w)
@@ -2522,6 +2561,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_child_that_changes_something_between_mremap_and_munmap),
 		cmocka_unit_test(a_fork_that_comes_after_mremap_and_munmap_of_a_part),
 		cmocka_unit_test(a_child_that_goes_on_changing_something),
+		cmocka_unit_test(a_child_that_changes_something_too_often),
 		cmocka_unit_test(a_fork_that_mremap_has_overtaken_fails),
 		cmocka_unit_test(a_fork_that_mremap_and_munmap_have_overtaken_fails),
 		cmocka_unit_test(a_fork_that_two_mremaps_have_overtaken_fails),
