@@ -651,7 +651,8 @@ int hmm_device_write(struct hmm_mm *mm, struct hmm_device *dev, uint64_t addr, c
  * Memory is watched from here on, whole mappings of it, where it can be.  The
  * CPU's next write to each page is slower, by a fault that nobody serves but the kernel.
  * So what is written to as a whole, again and again, is not watched for a while, and
- * counts as written to.  Waits for what is being dropped at this moment to be gone.
+ * counts as written to.  Waits for what is being dropped at this moment to be gone, for
+ * half a second at most; after that the next call says that all was written to.
  *
  * Context: Thread-safe.  Not in callbacks, nor under a lock that they take.  May sleep.
  * Return: 0, or

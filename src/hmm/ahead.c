@@ -232,9 +232,14 @@ void hmm_ahead_stop(struct hmm *h)
 	pthread_mutex_unlock(&a->lock);
 	for (unsigned i = 0; i < a->nthreads; i++)
 		pthread_join(a->thread[i], NULL);
-	for (unsigned i = 0; i < PIECES; i++)
-		if (a->piece[i].mm)
-			umm_space_put(a->piece[i].mm->space);
+	a->nthreads = 0; /* it may have been stopped before it is ended */
+	for (unsigned i = 0; i < PIECES; i++) {
+		struct hmm_mm *mm = a->piece[i].mm;
+
+		a->piece[i] = (struct piece){0};
+		if (mm)
+			umm_space_put(mm->space);
+	}
 }
 
 void hmm_ahead_free(struct hmm *h)

@@ -472,22 +472,24 @@ static void mark_again(struct hmm_mm *mm, uint64_t start, uint64_t end)
 /*
  * mremap() counts as a change only when its pages have moved: between the look whether one is under way and the call
  * that lets go of a range one may have brought something there of which the records say that it is away elsewhere.
- * Nobody can know that place before we read the event.  So it is registered as before, and all begins again.  Event
- * lock held exclusively.
+ * Its caller knows that place when we have read the event, and hardly anybody before (MREMAP_FIXED, and another thread
+ * that touches the place already).  So it is registered as before, and all begins again.  Event lock held exclusively.
  */
 static int take_back(struct hmm_mm *mm, uint64_t start, uint64_t end)
 {
 	uint64_t mode = UFFDIO_REGISTER_MODE_MISSING | (mm->h->opt.linked ? UFFDIO_REGISTER_MODE_WP : 0);
 	struct umm_vma v;
-	int rc = 0;
+	bool lost = false;
 
-	for (uint64_t at = start; !rc && at < end && !umm_vma_next(mm->space, at, &v) && v.start < end; at = v.end) {
+	/* What refuses it is somebody else's, or nothing that could be away. */
+	for (uint64_t at = start; at < end && !umm_vma_next(mm->space, at, &v) && v.start < end; at = v.end) {
 		uint64_t a = v.start > start ? v.start : start, z = v.end < end ? v.end : end;
 
-		if (manageable(&v))
-			rc = umm_uffd_register(mm->space->uffd, a, z - a, mode);
+		lost |= manageable(&v) && umm_uffd_register(mm->space->uffd, a, z - a, mode) == -ENOMEM;
 	}
-	return rc == -ENOMEM ? rc : -EAGAIN;
+	if (lost)
+		mm->h->opt.fatal(mm->h->opt.priv, mm, "no memory to register again what was just let go of");
+	return -EAGAIN;
 }
 
 int hmm_hands_off(struct hmm_mm *mm, uint64_t start, uint64_t end)

@@ -12,7 +12,8 @@
  *
  * What is dropped is noted when its event is read, and goes later, unseen where a
  * page table goes with it.  Who is given a number in between would copy what is about
- * to go, and never hear of it again: so nobody is, as long as that may be.
+ * to go, and never hear of it again: so nobody is, as long as that may be, nor for
+ * half a second.  What is in doubt still then the next call tells of, whatever it sees.
  *
  * DOC: what is written to all the time
  *
@@ -37,6 +38,7 @@
 #define SPELL_FIRST 4u /* calls that take it for granted */
 #define SPELL_MOST 16u
 #define DROP_NS 1000000l
+#define DROP_MAX_NS 500000000ull
 
 /* mm->lock held.  NULL: no memory. */
 static uint64_t *stamps_of(struct hmm_mm *mm, uint64_t addr)
@@ -258,10 +260,21 @@ static int give_stamps(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t
 	return 0;
 }
 
+/* What was being dropped yet may have gone since, unseen: the next call says that all was written to. */
+static void doubt(struct hmm_mm *mm, uint64_t start, uint64_t end)
+{
+	umm_evlock_shared(&mm->space->ctl->evlock);
+	pthread_mutex_lock(&mm->lock);
+	stamp_set(mm, start, end, ++mm->written); /* there is room, or this call had failed */
+	pthread_mutex_unlock(&mm->lock);
+	umm_evlock_unshared(&mm->space->ctl->evlock);
+}
+
 int hmm_written_since(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t since[], uint64_t stamp[],
 		      uint64_t *now)
 {
-	bool watched = false;
+	uint64_t deadline = umm_now_ns() + DROP_MAX_NS;
+	bool watched = false, dropping = false;
 	sigset_t old;
 	int rc;
 
@@ -270,7 +283,8 @@ int hmm_written_since(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t 
 	signals_block(&old);
 	for (;;) {
 		umm_evlock_shared(&mm->space->ctl->evlock);
-		if (umm_quarantined(mm->space, start, end)) {
+		dropping = umm_quarantined(mm->space, start, end);
+		if (dropping && umm_now_ns() < deadline) {
 			umm_evlock_unshared(&mm->space->ctl->evlock);
 			/* Not libc's: a thread can be cancelled in it. */
 			sys2(SYS_nanosleep, &(struct timespec){.tv_nsec = DROP_NS}, NULL);
@@ -294,6 +308,8 @@ int hmm_written_since(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t 
 	}
 	if (!rc)
 		rc = give_stamps(mm, start, end, since, stamp);
+	if (!rc && dropping)
+		doubt(mm, start, end);
 	signals_restore(&old);
 	return rc;
 }

@@ -107,7 +107,8 @@ void member_forget(struct member *m)
 {
 	m->agent = 0;
 	m->pid = 0;
-	pthread_mutex_lock(&m->mm->lock); /* learn_pid() */
+	atomic_store(&m->mm->space->ctl->armed, 0); /* nobody tells what is marked any more */
+	pthread_mutex_lock(&m->mm->lock);           /* learn_pid() */
 	atomic_store(&m->mm->pid_learned, true);
 	hmm_mm_pid_ended(m->mm);
 	pthread_mutex_unlock(&m->mm->lock);

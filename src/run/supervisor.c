@@ -271,6 +271,7 @@ static void on_written(struct supervisor *s)
 		all = all_gone(s);
 		if (all)
 			leave_devices(s);
+		s->over = all;
 		c = all ? RUN_ALL_GONE : RUN_OTHERS_LIVE;
 		send(s->front_fd, &c, 1, MSG_NOSIGNAL);
 		epoll_ctl(s->epfd, EPOLL_CTL_DEL, s->front_fd, NULL);
@@ -511,7 +512,7 @@ static void loop(struct supervisor *s)
 {
 	struct epoll_event ev;
 
-	while (!s->program_ended || !all_gone(s)) {
+	while (!s->over && (!s->program_ended || !all_gone(s))) {
 		if (epoll_wait(s->epfd, &ev, 1, -1) != 1)
 			continue;
 		struct watch *w = ev.data.ptr;
@@ -613,7 +614,8 @@ void supervisor_main(const struct run_options *opt, int front_fd, pid_t front)
 		loop(s);
 		if (s->killing)
 			coming_kill(s->name, s->token); /* who was not entered */
-		leave_devices(s);
+		if (!s->over)
+			leave_devices(s);
 		lines_flush(&s->lines);
 	}
 	if (s && s->keeper > 0)

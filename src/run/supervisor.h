@@ -80,6 +80,7 @@ struct supervisor {
 	unsigned nguests;
 	bool ending;        /* the front's word has come, figures and lines are being written */
 	bool program_ended; /* and this is over */
+	bool over;          /* nobody lives any more, and whoever waits for us has been told so */
 	uint64_t gone_ns;   /* since when nobody is known; 0: somebody is */
 	bool killing;
 	unsigned kills; /* ticks since, with somebody who is not known */

@@ -73,11 +73,20 @@ void umm_layout_excl(struct umm_space *space)
 	atomic_fetch_sub(&space->queued, 1);
 }
 
-/* Before any callback runs: who moves pages holds a lock that comes before theirs. */
+/*
+ * Before any callback runs: who moves pages holds a lock that comes before theirs.  Once more when that is done: it may
+ * have taken longer than a quarantine lasts.
+ */
 static void bring_back(struct umm_space *space, const struct umm_space_ops *ops, const struct umm_change *c)
 {
-	if (!ops || !ops->bring_back || !ops->holds || !ops->holds(space->priv, c->start, c->end))
+	if (!ops || !ops->bring_back || !ops->holds)
 		return;
+	/* Also where nothing is held: somebody may be about to. */
+	umm_quarantine_add(space, c->start, c->end);
+	if (!ops->holds(space->priv, c->start, c->end))
+		return;
+	ops->bring_back(space->priv, c->start, c->end);
+	umm_quarantine_end(space, c->start, c->end);
 	umm_quarantine_add(space, c->start, c->end);
 	ops->bring_back(space->priv, c->start, c->end);
 }
@@ -110,7 +119,7 @@ void umm_hook_end(struct umm_hook *h)
 	for (unsigned i = h->n; i--;) {
 		if (h->dropped)
 			umm_quarantine_lift(h->space, h->change[i].start, h->change[i].end, h->mark);
-		if (h->untold)
+		if (h->untold && h->space->ops && h->space->ops->bring_back)
 			umm_quarantine_end(h->space, h->change[i].start, h->change[i].end);
 		umm_invalidate_end(h->space, &h->change[i]);
 	}

@@ -42,6 +42,8 @@
 #define MADV_GUARD_INSTALL 102
 #endif
 
+#define FORK_NAPS 20000u /* a second, more or less */
+
 /* A page that children find wiped; NULL: nobody was ever told of anything. */
 static _Atomic(struct umm_space *) *hooked;
 
@@ -192,6 +194,14 @@ static bool is_told(int advice)
 	       advice == MADV_REMOVE;
 }
 
+/* As umm_uffd_is_changing(), which is not for other libraries. */
+static bool is_changing(int uffd)
+{
+	struct uffdio_zeropage z = {.range = {1, UMM_PAGE}};
+
+	return sys_ioctl(uffd, UFFDIO_ZEROPAGE, &z) == -EAGAIN;
+}
+
 /*
  * What is empty in a child is read off its parent's mappings, after the fork (hmm/linked.c): what another thread marks
  * must not be taken to have been marked then.  Of MADV_DONTFORK the child says itself what it has.  Who marks what is
@@ -209,8 +219,12 @@ static void forks_applied(struct umm_space *space, uint64_t start, uint64_t end,
 	signals_block(&old);
 	holds = ops->holds(space->priv, start, end);
 	signals_restore(&old);
-	if (holds)
-		umm_evlock_applied(&ctl->evlock);
+	if (!holds)
+		return;
+	/* One that waits for its event to be read, and one that has been.  Others may change something without end. */
+	for (unsigned i = 0; i < FORK_NAPS && is_changing(space->uffd); i++)
+		sys2(SYS_nanosleep, &(struct timespec){.tv_nsec = 50000}, NULL);
+	umm_evlock_applied(&ctl->evlock);
 }
 
 API int madvise(void *addr, size_t len, int advice)

@@ -313,11 +313,11 @@ static bool range_is_good(uint64_t start, uint64_t len)
 
 /*
  * What is mapped there by now: of a mapping that was looked at a part may have gone.  @missing: also what is not on
- * record as held may be.
+ * record as held may be, so as far as it can be.
  */
 static int watch(struct umm_space *space, uint64_t start, uint64_t len, bool missing)
 {
-	int rc = umm_space_serve(space);
+	int rc = umm_space_serve(space), failed = 0;
 
 	if (rc)
 		return rc;
@@ -328,14 +328,21 @@ static int watch(struct umm_space *space, uint64_t start, uint64_t len, bool mis
 		uint64_t z;
 
 		rc = umm_vma_next(space, at, &v);
+		if (missing && (rc == -ENOENT || (!rc && v.start >= end)))
+			return failed;
 		if (rc || v.start >= end)
 			return rc == -ENOENT || !rc ? -EINVAL : rc;
 		at = v.start > at ? v.start : at;
 		z = v.end < end ? v.end : end;
 		rc = umm_uffd_register(space->uffd, at, z - at, watch_mode(space, &v, missing));
 		at = z;
+		/* What refuses it is nothing that could be away. */
+		if (missing) {
+			failed = rc == -ENOMEM ? rc : failed;
+			rc = 0;
+		}
 	}
-	return rc;
+	return rc ? rc : failed;
 }
 
 /* 0, or -EINVAL: something of it is not mapped. */
@@ -376,6 +383,8 @@ int umm_space_unwatch(struct umm_space *space, uint64_t start, uint64_t len)
 	signals_block(&old);
 	/* What changes without end stays watched, which does no harm. */
 	for (unsigned tries = 0; again && !rc && tries < UNWATCH_TRIES; tries++) {
+		if (space->ops)
+			umm_space_drain(space);
 		/* Nobody begins to hold any of it in between: whoever does registers it with the lock shared. */
 		umm_evlock_excl(&space->ctl->evlock);
 		again = false;
@@ -389,8 +398,6 @@ int umm_space_unwatch(struct umm_space *space, uint64_t start, uint64_t len)
 		if (again)
 			rc = watch(space, start, len, true);
 		umm_evlock_unexcl(&space->ctl->evlock);
-		if (again && !rc)
-			umm_space_drain(space);
 	}
 	signals_restore(&old);
 	return rc;

@@ -1863,6 +1863,21 @@ static void what_comes_where_nothing_is_watched_any_more_is_not_lost(void **stat
 	between_check(f);
 }
 
+/* The end of what is let go of is not mapped, and something changes just then. */
+static void a_range_with_a_hole_at_its_end_is_let_go_of(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t a;
+
+	between_prepare(f);
+	a = (uintptr_t)between.to;
+	assert_int_equal(umm_space_watch(f->space, a - PAGE, 3 * PAGE), 0);
+	assert_int_equal(munmap(between.to + PAGE, PAGE), 0);
+	between.due = true;
+	assert_int_equal(umm_space_unwatch(f->space, a - PAGE, 3 * PAGE), 0);
+	between_check(f);
+}
+
 struct toucher {
 	const char *at;
 	_Atomic int sig;
@@ -2018,6 +2033,7 @@ int main(int argc, char **argv)
 		T(a_range_is_let_go_of_while_something_moves_behind_it),
 		T(what_comes_into_a_range_just_let_go_of_is_not_lost),
 		T(what_comes_where_nothing_is_watched_any_more_is_not_lost),
+		T(a_range_with_a_hole_at_its_end_is_let_go_of),
 		T(a_page_goes_back_while_its_mapping_moves),
 		T(a_page_is_lost_while_its_mapping_moves),
 		T(a_child_moves_what_it_is_being_given),

@@ -579,6 +579,30 @@ static void what_is_about_to_be_dropped_is_waited_for(void **state)
 		assert_int_equal(f->stamp[i] > before, i == 700);
 }
 
+/* But not for ever, and then it is told of once more. */
+static void who_drops_without_end_is_not_waited_for(void **state)
+{
+	struct fixture *f = *state;
+	struct umm_quarantine *q = &f->space->quarantine;
+	unsigned first, count;
+	uint64_t now;
+
+	fill(f);
+	ask(f, 0, &first, &count);
+	umm_quarantine_add(f->space, f->addr, f->addr + 100 * PAGE);
+	pthread_mutex_lock(&q->lock);
+	q->range[0].until_ns = UINT64_MAX;
+	pthread_mutex_unlock(&q->lock);
+	now = ask(f, 0, &first, &count);
+	umm_quarantine_end(f->space, f->addr, f->addr + 100 * PAGE);
+	ask(f, now, &first, &count);
+	assert_int_equal(first, 0);
+	assert_int_equal(count, NR);
+	now = ask(f, 0, &first, &count);
+	ask(f, now, &first, &count);
+	assert_int_equal(count, 0);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -590,6 +614,7 @@ int main(int argc, char **argv)
 		T(what_is_replaced_as_a_whole_is_written),
 		T(what_is_dropped_as_a_whole_is_written),
 		T(what_is_about_to_be_dropped_is_waited_for),
+		T(who_drops_without_end_is_not_waited_for),
 		T(what_mremap_takes_there_is_written),
 		T(what_a_device_gave_back_is_as_it_gave_it),
 		T(touches_that_walk_bring_neighbours_along),
