@@ -123,6 +123,7 @@ static const struct inject_known inject_unreached[] = {
 	{"hmm/fault.c status_of *", "hmm run's"},
 	{"hmm/linked.c give_locked *", "OpenCL's devices; test/unit/opencl"},
 	{"hmm/overtaken.c keep_one *", "hmm run's"},
+	{"hmm/overtaken.c hmm_overtaken_own umm_alloc", "hmm run's"},
 	{"hmm/iset.c make_room malloc", "hmm run's"},
 	{"hmm/take.c has_room SYS_pread64", "RLIMIT_AS is set"},
 	{"hmm/linked.c linked_advise SYS_madvise", "nobody orders it of a linked engine"},
