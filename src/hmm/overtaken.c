@@ -966,9 +966,7 @@ bool hmm_overtaken_again(struct hmm_mm *mm, uint64_t addr, bool *asked)
 	 */
 	if (mincore((void *)(uintptr_t)addr, UMM_PAGE, &in) && errno == ENOMEM)
 		return false;
-	pthread_mutex_lock(&mm->lock);
-	is = hmm_iset_meets(&mm->registered, addr, addr + UMM_PAGE);
-	pthread_mutex_unlock(&mm->lock);
+	is = has_registered(mm, addr);
 	/* What a mapping has grown by is registered, and so is what is only watched; no record has it. */
 	if (!is)
 		is = is_registered(mm, addr, &g);

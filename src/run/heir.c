@@ -128,8 +128,8 @@ void member_leave(struct member *m)
 		member_end(m);
 		return;
 	}
-	epoll_ctl(m->sup->epfd, EPOLL_CTL_DEL, m->sock,
-		  NULL); /* it stays open: who asks it hears that nobody is there */
+	/* It stays open: who asks it hears that nobody is there. */
+	epoll_ctl(m->sup->epfd, EPOLL_CTL_DEL, m->sock, NULL);
 	epoll_ctl(m->sup->epfd, EPOLL_CTL_DEL, m->pidfd, NULL);
 	lines_say(
 		&m->sup->lines,

@@ -315,12 +315,10 @@ static bool range_is_good(uint64_t start, uint64_t len)
  * What is mapped there by now: of a mapping that was looked at a part may have gone.  @missing: also what is not on
  * record as held may be, so as far as it can be.
  */
-static int watch(struct umm_space *space, uint64_t start, uint64_t len, bool missing)
+static int register_mapped(struct umm_space *space, uint64_t start, uint64_t len, bool missing)
 {
-	int rc = umm_space_serve(space), failed = 0;
+	int rc = 0, failed = 0;
 
-	if (rc)
-		return rc;
 	if (!space->ops)
 		return umm_uffd_register(space->uffd, start, len, UFFDIO_REGISTER_MODE_WP);
 	for (uint64_t at = start, end = start + len; at < end && !rc;) {
@@ -343,6 +341,13 @@ static int watch(struct umm_space *space, uint64_t start, uint64_t len, bool mis
 		}
 	}
 	return rc ? rc : failed;
+}
+
+static int watch(struct umm_space *space, uint64_t start, uint64_t len)
+{
+	int rc = umm_space_serve(space);
+
+	return rc ? rc : register_mapped(space, start, len, false);
 }
 
 /* 0, or -EINVAL: something of it is not mapped. */
@@ -369,7 +374,7 @@ int umm_space_watch(struct umm_space *space, uint64_t start, uint64_t len)
 		return -EINVAL;
 	/* The kernel registers what there is; of what comes to a hole later nobody would hear. */
 	rc = has_no_hole(space, start, start + len);
-	return rc ? rc : watch(space, start, len, false);
+	return rc ? rc : watch(space, start, len);
 }
 
 int umm_space_unwatch(struct umm_space *space, uint64_t start, uint64_t len)
@@ -396,7 +401,7 @@ int umm_space_unwatch(struct umm_space *space, uint64_t start, uint64_t len)
 		/* And so would what mremap() has brought there just now: nobody knows of it before its event is read.
 		 */
 		if (again)
-			rc = watch(space, start, len, true);
+			rc = register_mapped(space, start, len, true);
 		umm_evlock_unexcl(&space->ctl->evlock);
 	}
 	signals_restore(&old);
@@ -416,7 +421,7 @@ int umm_space_watch_around(struct umm_space *space, uint64_t start, uint64_t end
 		if (rc == -ENOENT || (!rc && v.start > at))
 			return -EFAULT;
 		if (!rc)
-			rc = watch(space, v.start, v.end - v.start, false);
+			rc = watch(space, v.start, v.end - v.start);
 		if (!first)
 			first = rc;
 		if (rc == -ENOMEM || rc == -ESRCH)
