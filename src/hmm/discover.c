@@ -436,20 +436,68 @@ void hmm_forget(struct hmm_mm *mm, uint64_t start, uint64_t end)
 	pthread_mutex_unlock(&mm->lock);
 }
 
-/* Event lock exclusively.  What a walk may have registered of a range that is somebody else's.  0 or -errno. */
-static int let_go_early(struct hmm_mm *mm, uint64_t start, uint64_t end)
+/* mm->lock held.  Is @at in @set?  Where that changes next is noted if it is before *@until. */
+static bool is_in(const struct hmm_iset *set, uint64_t at, uint64_t *until)
 {
-	const struct hmm_interval *in;
-	int rc = 0;
+	const struct hmm_interval *in = hmm_iset_next(set, at);
+	bool is = in && in->start <= at;
+	uint64_t edge = !in ? UINT64_MAX : is ? in->end : in->start;
+
+	if (edge < *until)
+		*until = edge;
+	return is;
+}
+
+/*
+ * The next piece of [*@at, @end) that may be ours: what we have registered, maybe early, and what no record has
+ * (register_run()), but not what somebody else serves.
+ */
+static bool next_ours(struct hmm_mm *mm, uint64_t *at, uint64_t end, uint64_t *z)
+{
+	uint64_t from = *at, next;
+	bool any = false;
 
 	pthread_mutex_lock(&mm->lock);
-	for (uint64_t at = start; !rc && (in = hmm_iset_next(&mm->early, at)) && in->start < end; at = in->end) {
-		uint64_t a = in->start > start ? in->start : start, z = in->end < end ? in->end : end;
+	for (uint64_t to = from; to < end; to = next) {
+		next = end;
+		bool ours = is_in(&mm->registered, to, &next) | is_in(&mm->early, to, &next);
+		bool theirs = is_in(&mm->foreign, to, &next) | is_in(&mm->foreign_old, to, &next);
 
-		rc = umm_uffd_unregister(mm->space->uffd, a, z - a);
+		if (ours || !theirs) {
+			from = any ? from : to;
+			any = true;
+			*z = next;
+		} else if (any) {
+			break;
+		}
 	}
 	pthread_mutex_unlock(&mm->lock);
-	return rc;
+	*at = from;
+	return any;
+}
+
+/*
+ * Event lock exclusively.  Only of what is ours: before Linux 6.17 the kernel lets go of whatever is registered, be
+ * it by another descriptor, and since then refuses a range in which there is something of the kind.
+ * *@done: up to where that was done.  0 or -errno.
+ */
+static int let_go(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t *done)
+{
+	struct umm_vma v;
+	uint64_t z;
+
+	*done = start;
+	for (uint64_t at = start; next_ours(mm, &at, end, &z); at = z) {
+		int rc = umm_uffd_unregister(mm->space->uffd, at, z - at);
+
+		/* Between what is theirs there may be nothing. */
+		if (rc == -EINVAL && z - at < end - start && (umm_vma_next(mm->space, at, &v) || v.start >= z))
+			rc = 0;
+		if (rc)
+			return rc;
+		*done = z;
+	}
+	return 0;
 }
 
 /* out_lock held.  What could not be let go of after all must be none that a child inherits. */
@@ -473,7 +521,8 @@ static void mark_again(struct hmm_mm *mm, uint64_t start, uint64_t end)
  * mremap() counts as a change only when its pages have moved: between the look whether one is under way and the call
  * that lets go of a range one may have brought something there of which the records say that it is away elsewhere.
  * Its caller knows that place when we have read the event, and hardly anybody before (MREMAP_FIXED, and another thread
- * that touches the place already).  So it is registered as before, and all begins again.  Event lock held exclusively.
+ * that touches the place already).  So what was let go of is registered as before, and all begins again.  What is
+ * somebody else's is not: nothing would take that off again.  Event lock held exclusively.
  */
 static int take_back(struct hmm_mm *mm, uint64_t start, uint64_t end)
 {
@@ -482,11 +531,12 @@ static int take_back(struct hmm_mm *mm, uint64_t start, uint64_t end)
 	bool lost = false;
 
 	/* What refuses it is somebody else's, or nothing that could be away. */
-	for (uint64_t at = start; at < end && !umm_vma_next(mm->space, at, &v) && v.start < end; at = v.end) {
-		uint64_t a = v.start > start ? v.start : start, z = v.end < end ? v.end : end;
+	for (uint64_t from = start, to; next_ours(mm, &from, end, &to); from = to)
+		for (uint64_t at = from; at < to && !umm_vma_next(mm->space, at, &v) && v.start < to; at = v.end) {
+			uint64_t a = v.start > from ? v.start : from, z = v.end < to ? v.end : to;
 
-		lost |= manageable(&v) && umm_uffd_register(mm->space->uffd, a, z - a, mode) == -ENOMEM;
-	}
+			lost |= manageable(&v) && umm_uffd_register(mm->space->uffd, a, z - a, mode) == -ENOMEM;
+		}
 	if (lost)
 		mm->h->opt.fatal(mm->h->opt.priv, mm, "no memory to register again what was just let go of");
 	return -EAGAIN;
@@ -496,9 +546,9 @@ int hmm_hands_off(struct hmm_mm *mm, uint64_t start, uint64_t end)
 {
 	const struct umm_change c = {.event = UMM_EVENT_MIGRATE, .start = start, .end = end, .blockable = true};
 	struct umm_evlock *evlock = &mm->space->ctl->evlock;
-	bool theirs, unmarked = false;
+	bool unmarked = false;
+	uint64_t moves, done;
 	unsigned tries = 0;
-	uint64_t moves;
 	int rc;
 
 	pthread_mutex_lock(&mm->out_lock); /* nothing goes out meanwhile */
@@ -525,17 +575,10 @@ again:
 		rc = -EAGAIN;
 		goto unlock;
 	}
-	pthread_mutex_lock(&mm->lock);
-	theirs = !hmm_iset_meets(&mm->registered, start, end) &&
-		 (hmm_iset_meets(&mm->foreign, start, end) || hmm_iset_meets(&mm->foreign_old, start, end));
-	pthread_mutex_unlock(&mm->lock);
-	/*
-	 * The kernel lets go of whatever is registered there, be it by another
-	 * descriptor; and we may have registered what is not in the records yet
-	 * (register_run()), or was registered early.
-	 */
-	rc = theirs ? let_go_early(mm, start, end) : umm_uffd_unregister(mm->space->uffd, start, end - start);
-	if (!rc && umm_uffd_is_changing(mm->space->uffd))
+	rc = let_go(mm, start, end, &done);
+	if (rc && done > start)
+		take_back(mm, start, done);
+	else if (!rc && umm_uffd_is_changing(mm->space->uffd))
 		rc = take_back(mm, start, end);
 	if (rc)
 		goto unlock; /* part of it is unmapped, or somebody else's: it is what it was */

@@ -1688,7 +1688,7 @@ static int unmanage_piece(struct hmm_mm *mm, uint64_t start, uint64_t end)
 }
 
 /*
- * The kernel lets go of whatever is registered, by whomever: only what is ours is
+ * The kernel lets go of whatever is registered, by whomever (before Linux 6.17), or refuses all: only what is ours is
  * given to it.  What is on devices comes back first, also where an earlier call
  * failed half-way; and once more afterwards, for nothing tells of what a record
  * says is a coherent device's, and another thread may have moved something there.

@@ -13,6 +13,8 @@ int __real_umm_uffd_register(int uffd, uint64_t start, uint64_t len, uint64_t mo
 int __wrap_umm_uffd_register(int uffd, uint64_t start, uint64_t len, uint64_t mode);
 int __real_umm_vma_next(struct umm_space *space, uint64_t addr, struct umm_vma *vma);
 int __wrap_umm_vma_next(struct umm_space *space, uint64_t addr, struct umm_vma *vma);
+bool __real_umm_uffd_is_changing(int uffd);
+bool __wrap_umm_uffd_is_changing(int uffd);
 
 static struct {
 	char *at; /* PAGES pages, or as many as "pages" says; all else is somebody else's. */
@@ -684,6 +686,92 @@ static void handed_over_with_a_foreign_one(void **state)
 	very_many_end(w);
 }
 
+/* What is another's already, and what is ours, by one call. */
+static void managed_and_handed_over_with_a_foreign_one(void **state)
+{
+	struct world *w = very_many();
+	uint64_t before = (uintptr_t)target.at + (CHANGED - 1) * UMM_PAGE;
+
+	assert_int_equal(hmm_hands_off(w->mm, before, before + UMM_PAGE), 0);
+	assert_int_equal(__real_umm_uffd_register(half.other, before, UMM_PAGE, UFFDIO_REGISTER_MODE_MISSING), 0);
+	assert_int_equal(hmm_discover(w->mm, 0, NULL, NULL), 0);
+	assert_true(is_registered(w, CHANGED));
+	assert_int_equal(hmm_hands_off(w->mm, before, before + 2 * UMM_PAGE), 0);
+	assert_false(is_registered(w, CHANGED));
+	assert_true(kernel_has(CHANGED - 1)); /* by the other */
+	assert_false(kernel_has(CHANGED));
+	assert_int_equal(__real_umm_uffd_register(half.other, before, 2 * UMM_PAGE, UFFDIO_REGISTER_MODE_MISSING), 0);
+	very_many_end(w);
+}
+
+/* And where that cannot be, because of what lies behind it, nothing has changed. */
+static void not_handed_over_with_a_foreign_one(void **state)
+{
+	struct world *w = very_many();
+	uint64_t at = (uintptr_t)target.at + CHANGED * UMM_PAGE;
+	int fd = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+
+	assert_int_equal(hmm_hands_off(w->mm, at, at + UMM_PAGE), 0);
+	assert_int_equal(__real_umm_uffd_register(half.other, at, UMM_PAGE, UFFDIO_REGISTER_MODE_MISSING), 0);
+	assert_true(mmap((void *)(uintptr_t)(at + UMM_PAGE), UMM_PAGE, PROT_READ, MAP_PRIVATE | MAP_FIXED, fd, 0) !=
+		    MAP_FAILED);
+	close(fd);
+	assert_int_equal(hmm_discover(w->mm, 0, NULL, NULL), 0);
+	assert_int_equal(hmm_hands_off(w->mm, at - UMM_PAGE, at + 2 * UMM_PAGE), -EINVAL);
+	assert_true(is_registered(w, CHANGED - 1));
+	assert_true(kernel_has(CHANGED - 1));
+	assert_int_equal(__real_umm_uffd_register(half.other, at - UMM_PAGE, UMM_PAGE, UFFDIO_REGISTER_MODE_MISSING),
+			 -EBUSY);
+	very_many_end(w);
+}
+
+static char *leaves; /* watched, and unmapped by another thread when it is asked whether something changes */
+static pthread_t leaver;
+
+static void *unmap_it(void *page)
+{
+	munmap(page, UMM_PAGE);
+	return NULL;
+}
+
+bool __wrap_umm_uffd_is_changing(int uffd)
+{
+	char *page = leaves;
+
+	leaves = NULL;
+	if (page) {
+		if (pthread_create(&leaver, NULL, unmap_it, page))
+			abort();
+		while (!__real_umm_uffd_is_changing(uffd))
+			sched_yield();
+	}
+	return __real_umm_uffd_is_changing(uffd);
+}
+
+/* Given up by its owner, and about to be registered by it anew. */
+static void what_is_anothers_is_not_taken_back(void **state)
+{
+	struct world *w = very_many();
+	uint64_t at = (uintptr_t)target.at + CHANGED * UMM_PAGE;
+	char *page;
+
+	assert_int_equal(hmm_hands_off(w->mm, at, at + UMM_PAGE), 0);
+	assert_int_equal(hmm_discover(w->mm, 0, NULL, NULL), 0);
+	assert_false(kernel_has(CHANGED));
+	page = target.at; /* one that is managed */
+	umm_space_get(w->space);
+	umm_monitor_del(w->space); /* its event is read when somebody asks for it */
+	leaves = page;
+	assert_int_equal(hmm_hands_off(w->mm, at, at + UMM_PAGE), 0);
+	assert_null(leaves);
+	umm_space_drain(w->space);
+	pthread_join(leaver, NULL);
+	assert_int_equal(__real_umm_uffd_register(half.other, at, UMM_PAGE, UFFDIO_REGISTER_MODE_MISSING), 0);
+	assert_int_equal(umm_monitor_add(w->h->monitor, w->space), 0);
+	umm_space_put(w->space);
+	very_many_end(w);
+}
+
 static char *moving; /* with its page away */
 
 static void *unmap_main(void *page)
@@ -786,6 +874,9 @@ int main(void)
 		cmocka_unit_test(a_larger_one_is_there_in_between),
 		cmocka_unit_test(what_is_none_of_ours_in_between_is_let_go_of),
 		cmocka_unit_test(handed_over_with_a_foreign_one),
+		cmocka_unit_test(managed_and_handed_over_with_a_foreign_one),
+		cmocka_unit_test(not_handed_over_with_a_foreign_one),
+		cmocka_unit_test(what_is_anothers_is_not_taken_back),
 		cmocka_unit_test(a_move_to_where_one_was_is_told_of_first),
 		cmocka_unit_test(small_ones_side_by_side_are_large),
 		cmocka_unit_test(very_many_small_ones_are_not_left_for_later),
