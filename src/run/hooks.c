@@ -17,11 +17,13 @@
 #include "run/preload.h"
 
 #include <dlfcn.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "hmm_uapi.h"
@@ -171,40 +173,75 @@ static int populate(int (*real)(void *, size_t, int), char *addr, size_t len, in
 	return rc ? rc : real(addr + at, len - at, advice);
 }
 
+static bool marks(int advice)
+{
+	return advice == MADV_DONTFORK || advice == MADV_DOFORK || advice == MADV_WIPEONFORK ||
+	       advice == MADV_KEEPONFORK;
+}
+
 /* Guard regions drop pages without an event: what is away must be there to be dropped. */
+static void advice_begins(const void *addr, size_t len, int advice)
+{
+	int err = errno;
+
+	if (advice == MADV_GUARD_INSTALL)
+		preload_call(UMM_CALL_BRING_BACK, (uintptr_t)addr, len, 0);
+	if (marks(advice))
+		forks_applied();
+	errno = err;
+}
+
+static void advice_ends(int advice)
+{
+	int err = errno;
+
+	if (marks(advice))
+		preload_call(UMM_CALL_MARKS, 0, 0, 0);
+	errno = err;
+}
+
 API int madvise(void *addr, size_t len, int advice)
 {
 	static int (*real)(void *, size_t, int);
+	int rc;
 
 	if (!real)
 		real = dlsym(RTLD_NEXT, "madvise");
-	switch (advice) {
-	case MADV_POPULATE_READ:
-	case MADV_POPULATE_WRITE:
-		/* By whole pages, as the kernel goes: what wraps around is refused as a whole. */
-		if (len > SIZE_MAX - UMM_PAGE || (uintptr_t)addr + round_up(len) < (uintptr_t)addr)
-			break;
+	/* By whole pages, as the kernel goes: what wraps around is refused as a whole. */
+	if ((advice == MADV_POPULATE_READ || advice == MADV_POPULATE_WRITE) && len <= SIZE_MAX - UMM_PAGE &&
+	    (uintptr_t)addr + round_up(len) >= (uintptr_t)addr)
 		return populate(real, addr, len, advice);
-	case MADV_GUARD_INSTALL: {
+	advice_begins(addr, len, advice);
+	rc = real(addr, len, advice);
+	advice_ends(advice);
+	return rc;
+}
+
+/* Of this process, on newer kernels, any advice; of others none that matters, and what is there is only looked at. */
+API ssize_t process_madvise(int pidfd, const struct iovec *iov, size_t n, int advice, unsigned flags)
+{
+	static ssize_t (*real)(int, const struct iovec *, size_t, int, unsigned);
+	ssize_t rc;
+
+	if (!real)
+		real = dlsym(RTLD_NEXT, "process_madvise");
+	for (size_t i = 0; advice == MADV_GUARD_INSTALL && i < n && i < IOV_MAX; i++) {
+		struct iovec one, to = {&one, sizeof(one)}, from = {(void *)&iov[i], sizeof(one)};
 		int err = errno;
 
-		preload_call(UMM_CALL_BRING_BACK, (uintptr_t)addr, len, 0);
-		errno = err;
-		break;
+		/* The kernel will refuse what cannot be read. */
+		if (process_vm_readv(getpid(), &to, 1, &from, 1, 0) != sizeof(one)) {
+			errno = err;
+			break;
+		}
+		advice_begins(one.iov_base, one.iov_len, advice);
 	}
-	case MADV_DONTFORK:
-	case MADV_DOFORK:
-	case MADV_WIPEONFORK:
-	case MADV_KEEPONFORK: {
-		int rc, err;
-
-		forks_applied();
-		rc = real(addr, len, advice);
-		err = errno;
-		preload_call(UMM_CALL_MARKS, 0, 0, 0);
-		errno = err;
-		return rc;
-	}
-	}
-	return real(addr, len, advice);
+	if (marks(advice))
+		advice_begins(NULL, 0, advice);
+	if (real)
+		rc = real(pidfd, iov, n, advice, flags);
+	else
+		rc = syscall(SYS_process_madvise, pidfd, iov, n, advice, flags);
+	advice_ends(advice);
+	return rc;
 }

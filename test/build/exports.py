@@ -16,8 +16,8 @@ import sys
 # What the preload library stands in for.
 HOOKS = {
     "clone", "daemon", "execl", "execle", "execlp", "execv", "execve", "execveat", "execvp", "execvpe", "fexecve",
-    "fork", "_Fork", "forkpty", "ioctl", "madvise", "mremap", "popen", "posix_spawn", "posix_spawnp", "pthread_create", "system",
-    "thrd_create",
+    "fork", "_Fork", "forkpty", "ioctl", "madvise", "mremap", "popen", "posix_spawn", "posix_spawnp", "process_madvise",
+    "pthread_create", "system", "thrd_create",
 }
 
 # What libhmm-hooks does.

@@ -246,15 +246,30 @@ static void lock_all(void)
 	unmap(p, 1024 * V_PAGE);
 }
 
-static void guards(void)
+/* False: this kernel has none, or not by that call. */
+static bool guard_install(char *p, size_t len, bool process)
+{
+	struct iovec iov = {p, len};
+	bool done;
+	int self;
+
+	if (!process)
+		return !madvise(p, len, MADV_GUARD_INSTALL);
+	self = (int)syscall(SYS_pidfd_open, getpid(), 0);
+	done = process_madvise(self, &iov, 1, MADV_GUARD_INSTALL, 0) == (ssize_t)len;
+	close(self);
+	return done;
+}
+
+static void guards_by(bool process)
 {
 	char *p;
 
 	if (raw)
 		return; /* doc/differences.md */
 	p = filled(512, 13);
-	if (madvise(p + 100 * V_PAGE, 100 * V_PAGE, MADV_GUARD_INSTALL)) {
-		puts("SKIP: this kernel has no guard regions");
+	if (!guard_install(p + 100 * V_PAGE, 100 * V_PAGE, process)) {
+		printf("SKIP: this kernel has no guard regions%s\n", process ? " by process_madvise()" : "");
 		unmap(p, 512 * V_PAGE);
 		return;
 	}
@@ -268,6 +283,16 @@ static void guards(void)
 	for (unsigned i = 200; i < 512; i++)
 		CHECK(!v_check(p + i * V_PAGE, i, 13, 0, V_QUARTER), "behind the guard");
 	unmap(p, 512 * V_PAGE);
+}
+
+static void guards(void)
+{
+	guards_by(false);
+}
+
+static void guards_of_a_process(void)
+{
+	guards_by(true);
 }
 
 int main(int argc, char **argv)
@@ -285,6 +310,7 @@ int main(int argc, char **argv)
 		{"brk", heap},
 		{"mlockall", lock_all},
 		{"guard regions", guards},
+		{"guard regions, process_madvise()", guards_of_a_process},
 	};
 	struct hog hog;
 
