@@ -783,6 +783,20 @@ int hmm_restore(struct hmm_mm *mm, uint64_t start, uint64_t end)
 	return hmm_restore_from(mm, start, end, ~0u, NULL);
 }
 
+int hmm_bring_back(struct hmm_mm *mm, uint64_t start, uint64_t end,
+		   int (*restore)(struct hmm_mm *mm, uint64_t start, uint64_t end))
+{
+	int rc;
+
+	pthread_mutex_lock(&mm->out_lock);
+	rc = restore(mm, start, end);
+	/* From now on: that may have taken longer than a quarantine lasts. */
+	umm_quarantine_end(mm->space, start, end);
+	umm_quarantine_add(mm->space, start, end);
+	pthread_mutex_unlock(&mm->out_lock);
+	return rc;
+}
+
 int hmm_restore_from(struct hmm_mm *mm, uint64_t start, uint64_t end, unsigned tiers, uint64_t *placed)
 {
 	struct hmm_leaf *leaf;

@@ -636,6 +636,12 @@ int hmm_bring_ahead(struct hmm_mm *mm, uint64_t addr, unsigned max);
 int hmm_restore(struct hmm_mm *mm, uint64_t start, uint64_t end);
 /** The same of what is in the memory of @tiers (a bit each); adds to @placed the pages that came, unless NULL. */
 int hmm_restore_from(struct hmm_mm *mm, uint64_t start, uint64_t end, unsigned tiers, uint64_t *placed);
+/**
+ * By @restore, for who is about to drop contents of [start, end) without an event: quarantined when it is done, of
+ * which nothing can go out in between.  Signals blocked.
+ */
+int hmm_bring_back(struct hmm_mm *mm, uint64_t start, uint64_t end,
+		   int (*restore)(struct hmm_mm *mm, uint64_t start, uint64_t end));
 /** hmm_restore() of all there is, also of what mremap() takes behind the hand meanwhile; -EAGAIN: it goes on without end.
  * Under out_lock. */
 int hmm_restore_all(struct hmm_mm *mm);

@@ -360,12 +360,12 @@ static bool linked_holds(void *priv, uint64_t start, uint64_t end)
 	return meets;
 }
 
-static int bring_all(struct hmm_mm *mm, uint64_t start, uint64_t end);
+static int bring_from_all(struct hmm_mm *mm, uint64_t start, uint64_t end);
 
 /* What cannot come back is poison, or away: nobody is to be refused his call for that. */
 static void linked_bring_back(void *priv, uint64_t start, uint64_t end)
 {
-	bring_all(priv, start, end);
+	hmm_bring_back(priv, start, end, bring_from_all);
 }
 
 /* --------------------------------------------------------------------- fork */
@@ -1664,12 +1664,17 @@ int hmm_migrate_to_system(struct hmm_mm *mm, struct hmm_device *dev, uint64_t st
 	return rc;
 }
 
+static int bring_from_all(struct hmm_mm *mm, uint64_t start, uint64_t end)
+{
+	return bring_from(mm, start, end, (1u << HMM_TIERS_MAX) - 1, NULL);
+}
+
 static int bring_all(struct hmm_mm *mm, uint64_t start, uint64_t end)
 {
 	int rc;
 
 	pthread_mutex_lock(&mm->out_lock);
-	rc = bring_from(mm, start, end, (1u << HMM_TIERS_MAX) - 1, NULL);
+	rc = bring_from_all(mm, start, end);
 	pthread_mutex_unlock(&mm->out_lock);
 	return rc;
 }

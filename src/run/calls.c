@@ -71,11 +71,7 @@ static int64_t call_do(struct member *m, uint32_t op, uint64_t start, uint64_t l
 	case UMM_CALL_BRING_BACK:
 		if (end < start)
 			return -EINVAL;
-		pthread_mutex_lock(&m->mm->out_lock);
-		umm_quarantine_add(m->mm->space, start, end);
-		int rc = hmm_restore(m->mm, start & ~(UMM_PAGE - 1), end);
-		pthread_mutex_unlock(&m->mm->out_lock);
-		return rc;
+		return hmm_bring_back(m->mm, start & ~(UMM_PAGE - 1), end, hmm_restore);
 	case UMM_CALL_FORK_BEGIN:
 		return call_fork_begin(m);
 	case UMM_CALL_MARKS:

@@ -73,10 +73,7 @@ void umm_layout_excl(struct umm_space *space)
 	atomic_fetch_sub(&space->queued, 1);
 }
 
-/*
- * Before any callback runs: who moves pages holds a lock that comes before theirs.  Once more when that is done: it may
- * have taken longer than a quarantine lasts.
- */
+/* Before any callback runs: who moves pages holds a lock that comes before theirs. */
 static void bring_back(struct umm_space *space, const struct umm_space_ops *ops, const struct umm_change *c)
 {
 	if (!ops || !ops->bring_back || !ops->holds)
@@ -85,9 +82,6 @@ static void bring_back(struct umm_space *space, const struct umm_space_ops *ops,
 	umm_quarantine_add(space, c->start, c->end);
 	if (!ops->holds(space->priv, c->start, c->end))
 		return;
-	ops->bring_back(space->priv, c->start, c->end);
-	umm_quarantine_end(space, c->start, c->end);
-	umm_quarantine_add(space, c->start, c->end);
 	ops->bring_back(space->priv, c->start, c->end);
 }
 

@@ -51,7 +51,7 @@ struct umm_space_ops {
 	int (*uniform)(void *priv, uint64_t start, uint64_t end);
 	/**
 	 * Before a call that drops contents of [@start, @end), of which no event tells: what is away comes back, as far
-	 * as that can be done.  Signals blocked, no lock held.
+	 * as that can be done, and is in quarantine from then on.  Signals blocked, no lock held.
 	 */
 	void (*bring_back)(void *priv, uint64_t start, uint64_t end);
 	/** Before a fork by libc: private pages are about to be shared. */

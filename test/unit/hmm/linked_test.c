@@ -380,6 +380,33 @@ static void faults_at_the_end_of_a_mapping(void **state)
 	world_destroy(w);
 }
 
+/* Longer than any quarantine lasts that was begun before. */
+static int restore_slowly(struct hmm_mm *mm, uint64_t start, uint64_t end)
+{
+	struct umm_quarantine *q = &mm->space->quarantine;
+
+	pthread_mutex_lock(&q->lock);
+	for (unsigned i = 0; i < q->n; i++)
+		q->range[i].until_ns = 0;
+	pthread_mutex_unlock(&q->lock);
+	return hmm_restore(mm, start, end);
+}
+
+static void what_came_back_slowly_does_not_leave(void **state)
+{
+	struct world *w = begin("lz4", 1);
+	char *p = managed(w, N, 1);
+	uint64_t a = (uintptr_t)p;
+
+	assert_int_equal(out(w, p, N), N);
+	assert_int_equal(hmm_bring_back(w->mm, a, a + N * UMM_PAGE, restore_slowly), 0);
+	assert_int_equal(count_present(w, p, N), N);
+	assert_int_equal(w->space->quarantine.n, 1);
+	assert_int_not_equal(w->space->quarantine.range[0].until_ns, 0);
+	all_are(p, N, 1);
+	world_destroy(w);
+}
+
 /* Registered, and not in the records yet: let go of as well.  Somebody else's: left alone. */
 static void hands_off_what_is_not_in_the_records(void **state)
 {
@@ -917,6 +944,7 @@ int main(void)
 		cmocka_unit_test(restore_brings_all_back),
 		cmocka_unit_test(restore_across_mappings),
 		cmocka_unit_test(faults_at_the_end_of_a_mapping),
+		cmocka_unit_test(what_came_back_slowly_does_not_leave),
 		cmocka_unit_test(hands_off_is_for_good),
 		cmocka_unit_test(hands_off_what_is_not_in_the_records),
 		cmocka_unit_test(hands_off_with_a_dead_agent),

@@ -510,6 +510,49 @@ static void guards_drop_what_is_away(void **state)
 		skip_because("no guard pages before Linux 6.13");
 }
 
+static const struct umm_space_ops *ops_as_they_are;
+
+/* The lock that it needs is another's for longer than a quarantine lasts. */
+static void brings_back_late(void *priv, uint64_t start, uint64_t end)
+{
+	struct hmm_mm *mm = priv;
+	struct umm_quarantine *q = &mm->space->quarantine;
+
+	pthread_mutex_lock(&q->lock);
+	for (unsigned i = 0; i < q->n; i++)
+		q->range[i].until_ns = 0;
+	pthread_mutex_unlock(&q->lock);
+	ops_as_they_are->bring_back(priv, start, end);
+}
+
+static void what_came_back_late_does_not_leave(void **state)
+{
+	struct fixture *f = *state;
+	struct umm_hook h = {.space = f->space, .untold = true, .n = 1};
+	struct umm_space_ops late;
+	uint64_t moved, until;
+	unsigned n;
+
+	h.change[0] = (struct umm_change){
+		.event = UMM_EVENT_CLEAR, .start = f->addr, .end = f->addr + SIZE, .blockable = true};
+	fill(f, 12);
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev[0]->dev, f->addr, f->addr + SIZE, NULL, &moved), 0);
+	assert_int_equal(moved, NR);
+	ops_as_they_are = f->space->ops;
+	late = *ops_as_they_are;
+	late.bring_back = brings_back_late;
+	f->space->ops = &late;
+	umm_hook_begin(&h);
+	n = f->space->quarantine.n;
+	until = f->space->quarantine.range[0].until_ns;
+	umm_hook_end(&h);
+	f->space->ops = ops_as_they_are;
+	assert_int_equal(n, 1);
+	assert_int_not_equal(until, 0);
+	assert_int_equal(on(f, &f->dev[0]->dev), 0);
+	assert_filled(f->mem, SIZE, 12, 0);
+}
+
 /* By libc and by a raw call, which nothing but the kernel tells us of. */
 static void a_child_has_its_own(struct fixture *f, bool raw)
 {
@@ -2004,6 +2047,7 @@ int main(int argc, char **argv)
 		T(what_happens_to_the_mapping_happens_to_the_pages),
 		T(contents_dropped_a_moment_ago_can_move),
 		T(guards_drop_what_is_away),
+		T(what_came_back_late_does_not_leave),
 		T(fork_by_libc),
 		T(fork_raw),
 		T(what_a_child_cannot_be_given),
