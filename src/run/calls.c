@@ -11,6 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define APPLIED_NS 1000000000ull
+
 static int64_t call_fork_begin(struct member *m)
 {
 	struct hmm_mm *mm = m->mm;
@@ -76,6 +78,9 @@ static int64_t call_do(struct member *m, uint32_t op, uint64_t start, uint64_t l
 		return call_fork_begin(m);
 	case UMM_CALL_MARKS:
 		return hmm_marks_read(m->mm);
+	case UMM_CALL_APPLIED:
+		/* Others may change something without end. */
+		return umm_space_sync_until(m->mm->space, umm_now_ns() + APPLIED_NS);
 	case UMM_CALL_FORK_END:
 		return call_fork_end(m);
 	default:

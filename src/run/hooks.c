@@ -144,12 +144,14 @@ API int ioctl(int fd, unsigned long req, ...)
 /*
  * What a child has inherited is read off its parent's mappings, after the fork:
  * fork() has returned when its event has been read, and what the parent marks
- * now must not be taken to have been marked then.
+ * now must not be taken to have been marked then.  Nor by a fork whose event nobody
+ * has read yet, which the supervisor waits for.
  */
 static void forks_applied(void)
 {
 	struct umm_ctl *ctl = preload_ctl();
 
+	preload_call(UMM_CALL_APPLIED, 0, 0, 0);
 	if (ctl && atomic_load(&ctl->armed))
 		umm_evlock_applied(&ctl->evlock);
 }

@@ -93,7 +93,8 @@ enum umm_call_op {
 	UMM_CALL_BRING_BACK,  /* arg: start, len */
 	UMM_CALL_FORK_BEGIN,  /* bring everything back, and move nothing until ... */
 	UMM_CALL_FORK_END,
-	UMM_CALL_MARKS, /* what a child will inherit has changed */
+	UMM_CALL_MARKS,   /* what a child will inherit has changed */
+	UMM_CALL_APPLIED, /* before it does: what has been forked by now has its records */
 };
 
 struct umm_call {
