@@ -56,7 +56,8 @@ static bool agent_sleeps(const struct member *m)
 /* Asked every IDLE_NS: is there still something to wait for?  @idle: 0 at first; how often it has been seen asleep. */
 static bool agent_works(struct member *m, unsigned *idle)
 {
-	if (atomic_load(&m->mm->dead))
+	/* It is nobody's agent any more where the space has stayed without it (member_leave()). */
+	if (atomic_load(&m->mm->dead) || atomic_load(&m->mm->doomed))
 		return false;
 	*idle = agent_sleeps(m) ? *idle + 1 : 0;
 	if (*idle < IDLE_MOST)
