@@ -290,6 +290,8 @@ int hmm_written_since(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t 
 			sys2(SYS_nanosleep, &(struct timespec){.tv_nsec = DROP_NS}, NULL);
 			continue;
 		}
+		/* Its quarantine may have ended before it has gone: by then, or before this call. */
+		dropping |= umm_quarantined_before(mm->space, start, end);
 		pthread_mutex_lock(&mm->lock);
 		hmm_coherent_settle(mm, start, end);
 		*now = ++mm->written;

@@ -67,12 +67,14 @@ struct umm_arena;
 
 #define UMM_QUARANTINES 64u
 #define UMM_DROPS 64u
+#define UMM_QUARANTINES_LATE 8u
 
 struct umm_quarantine_range {
 	uint64_t start, end, until_ns;
 	uint64_t sign; /* page whose absence ends it; 0: none does */
 	bool touched;  /* it was absent, and has been filled since */
 	bool mixed;    /* of more than one call */
+	bool seen;     /* by who asked, while it was not over */
 };
 
 struct umm_quarantine {
@@ -84,6 +86,11 @@ struct umm_quarantine {
 	struct {
 		uint64_t start, end;
 	} drop[UMM_DROPS]; /* the last of them */
+	_Atomic unsigned nlate;
+	struct umm_quarantine_late {
+		uint64_t start, end, sign;
+		unsigned told;
+	} late[UMM_QUARANTINES_LATE]; /* over by grace, and not by what is to be seen */
 };
 
 struct umm_space {
@@ -203,6 +210,11 @@ void umm_quarantine_unmapping(struct umm_space *space, uint64_t start, uint64_t 
 /** Where nothing was, a page has been placed.  Event lock held. */
 void umm_quarantine_filled(struct umm_space *space, uint64_t start, uint64_t end);
 bool umm_quarantined(struct umm_space *space, uint64_t start, uint64_t end);
+/**
+ * May something in [@start, @end) be dropped yet, though no quarantine says so any more?  Said a few times of each, for
+ * what is never dropped.  Event lock shared.
+ */
+bool umm_quarantined_before(struct umm_space *space, uint64_t start, uint64_t end);
 /** Around asking for pages: what came in while a drop was told of goes with it, or it is not known whether it does. */
 void umm_quarantine_populate_begin(struct umm_space *space);
 void umm_quarantine_populate_end(struct umm_space *space, uint64_t start, uint64_t end);

@@ -46,17 +46,21 @@
  *
  * A sign may never go (MADV_FREE leaves pages where they are) or come back
  * unseen (where touches are not told to us): a grace period ends what no sign
- * does.  Who watches only must not wait for long, so that is shorter there.
+ * does.  Who watches only must not wait for long, so that is shorter there.  Who drops
+ * may be held up for longer: so who must not miss it can ask for the last ranges of which
+ * that is so, as long as the sign of each is there.
  */
 #include "umm/clock.h"
 #include "umm/internal.h"
 
+#include <string.h>
 #include <time.h>
 #include <unistd.h>
 
 #define GRACE_NS 2000000000ull
 #define GRACE_WATCHED_NS 500000000ull
 #define NO_SIGN 0ull
+#define LATE_TOLD 8u /* times */
 
 /* The last page of [start, end) that is present or swapped.  0: there is none; -ENOENT: that cannot be told. */
 static int last_page(struct umm_space *s, uint64_t start, uint64_t end, uint64_t *page)
@@ -115,14 +119,34 @@ static bool dropper_is_through(struct umm_space *s, const struct umm_quarantine_
 }
 
 /* @reader: the caller reads events, and has made known what it has read. */
-static bool is_over(struct umm_space *s, const struct umm_quarantine_range *r, uint64_t now, bool reader)
+static bool has_gone(struct umm_space *s, const struct umm_quarantine_range *r, bool reader)
 {
-	if (r->until_ns <= now)
-		return true;
 	/* In this order. */
 	return r->sign != NO_SIGN && !atomic_load(&s->quarantine.populating) &&
 	       (r->touched || page_is_absent(s, r->sign)) && !umm_uffd_is_changing(s->uffd) &&
 	       (reader || !is_being_applied(s)) && dropper_is_through(s, r);
+}
+
+static bool is_over(struct umm_space *s, const struct umm_quarantine_range *r, uint64_t now, bool reader)
+{
+	return r->until_ns <= now || has_gone(s, r, reader);
+}
+
+/*
+ * Lock held.  Of one that is over.  If nobody has asked while it was not, it is likely to have gone as others do, and
+ * to have been touched again unseen.  Where nothing was there nothing was to go.  The oldest makes room.
+ */
+static void note_late(struct umm_space *s, const struct umm_quarantine_range *r, uint64_t now)
+{
+	struct umm_quarantine *q = &s->quarantine;
+	unsigned n = q->nlate;
+
+	if (!s->self || r->until_ns > now || !r->seen || r->touched || (r->sign == NO_SIGN && !r->mixed))
+		return;
+	if (n == UMM_QUARANTINES_LATE)
+		memmove(q->late, q->late + 1, --n * sizeof(q->late[0]));
+	q->late[n] = (struct umm_quarantine_late){r->start, r->end, r->sign, 0};
+	atomic_store(&q->nlate, n + 1);
 }
 
 static void add(struct umm_space *s, struct umm_quarantine_range new, bool reader)
@@ -136,8 +160,10 @@ static void add(struct umm_space *s, struct umm_quarantine_range new, bool reade
 	for (unsigned i = 0; i < q->n; i++) {
 		struct umm_quarantine_range *r = &q->range[i];
 
-		if (is_over(s, r, now, reader))
+		if (is_over(s, r, now, reader)) {
+			note_late(s, r, now);
 			continue;
+		}
 		if (new.start <= r->end &&new.end >= r->start) {
 			/* One that touches the new one becomes part of it; two that drop have no sign in common. */
 			new.start = r->start < new.start ? r->start : new.start;
@@ -186,9 +212,12 @@ void umm_quarantine_unmapping(struct umm_space *s, uint64_t start, uint64_t end)
 	struct umm_quarantine *q = &s->quarantine;
 	unsigned n = 0;
 
-	if (!atomic_load(&q->n))
+	if (!atomic_load(&q->n) && !atomic_load(&q->nlate))
 		return;
 	pthread_mutex_lock(&q->lock);
+	for (unsigned i = 0; i < q->nlate; i++)
+		if (q->late[i].sign >= start && q->late[i].sign < end)
+			q->late[i].sign = NO_SIGN;
 	for (unsigned i = 0; i < q->n; i++) {
 		struct umm_quarantine_range r = q->range[i];
 
@@ -269,6 +298,11 @@ static void take_out(struct umm_quarantine *q, uint64_t start, uint64_t end)
 		if (q->range[i].mixed || q->range[i].start != start || q->range[i].end != end)
 			q->range[n++] = q->range[i];
 	atomic_store(&q->n, n);
+	n = 0;
+	for (unsigned i = 0; i < q->nlate; i++)
+		if (q->late[i].start != start || q->late[i].end != end)
+			q->late[n++] = q->late[i];
+	atomic_store(&q->nlate, n);
 }
 
 void umm_quarantine_end(struct umm_space *s, uint64_t start, uint64_t end)
@@ -308,12 +342,44 @@ bool umm_quarantined(struct umm_space *s, uint64_t start, uint64_t end)
 	for (unsigned i = 0; i < q->n; i++) {
 		bool meets = start < q->range[i].end && end > q->range[i].start;
 
-		if (q->range[i].until_ns <= now || (meets && is_over(s, &q->range[i], now, false)))
+		if (q->range[i].until_ns <= now || (meets && is_over(s, &q->range[i], now, false))) {
+			note_late(s, &q->range[i], now);
 			continue;
+		}
 		found |= meets;
+		q->range[i].seen |= meets;
 		q->range[n++] = q->range[i];
 	}
 	atomic_store(&q->n, n);
+	pthread_mutex_unlock(&q->lock);
+	signals_restore(&old);
+	return found;
+}
+
+bool umm_quarantined_before(struct umm_space *s, uint64_t start, uint64_t end)
+{
+	struct umm_quarantine *q = &s->quarantine;
+	bool found = false;
+	unsigned n = 0;
+	sigset_t old;
+
+	if (!atomic_load(&q->nlate))
+		return false;
+	signals_block(&old);
+	pthread_mutex_lock(&q->lock);
+	for (unsigned i = 0; i < q->nlate; i++) {
+		struct umm_quarantine_late *l = &q->late[i];
+		struct umm_quarantine_range r = {.start = l->start, .end = l->end, .sign = l->sign};
+
+		if (start < l->end && end > l->start) {
+			if (l->told == LATE_TOLD || has_gone(s, &r, false))
+				continue;
+			l->told++;
+			found = true;
+		}
+		q->late[n++] = *l;
+	}
+	atomic_store(&q->nlate, n);
 	pthread_mutex_unlock(&q->lock);
 	signals_restore(&old);
 	return found;

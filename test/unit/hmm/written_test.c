@@ -517,8 +517,8 @@ static void a_mark_hides_no_write(void **state)
 	assert_true(f->stamp[7] > a);
 }
 
-static _Atomic unsigned looks; /* for what is being dropped, of who asks below */
-static _Thread_local bool asks;
+static _Atomic unsigned looks;          /* for what is being dropped, of who asks below */
+static _Thread_local bool asks, lapses; /* lapses: the first one is over by grace when it has been seen */
 
 bool __real_umm_quarantined(struct umm_space *space, uint64_t start, uint64_t end);
 bool __wrap_umm_quarantined(struct umm_space *space, uint64_t start, uint64_t end);
@@ -528,6 +528,12 @@ bool __wrap_umm_quarantined(struct umm_space *space, uint64_t start, uint64_t en
 	bool is = __real_umm_quarantined(space, start, end);
 
 	looks += asks;
+	if (is && lapses) {
+		lapses = false;
+		pthread_mutex_lock(&space->quarantine.lock);
+		space->quarantine.range[0].until_ns = 0;
+		pthread_mutex_unlock(&space->quarantine.lock);
+	}
 	return is;
 }
 
@@ -603,6 +609,79 @@ static void who_drops_without_end_is_not_waited_for(void **state)
 	assert_int_equal(count, 0);
 }
 
+/* Its event has been read, and its grace ends before it has gone: seen by who asks then, or asked before. */
+static void is_held_up(struct fixture *f, bool before)
+{
+	struct umm_quarantine *q = &f->space->quarantine;
+
+	umm_quarantine_dropping(f->space, f->addr, f->addr + 100 * PAGE);
+	assert_int_equal(q->n, 1);
+	pthread_mutex_lock(&q->lock);
+	q->range[0].until_ns = UINT64_MAX;
+	pthread_mutex_unlock(&q->lock);
+	lapses = true;
+	if (before) {
+		assert_true(umm_quarantined(f->space, f->addr, f->end));
+		assert_false(umm_quarantined(f->space, f->addr, f->end));
+	}
+}
+
+/* Whoever drops is held up for longer than anybody waits, and by then no quarantine tells of it. */
+static void who_drops_late_is_told_of(void **state)
+{
+	struct fixture *f = *state;
+	unsigned first, count;
+	uint64_t now;
+
+	for (unsigned before = 0; before < 2; before++) {
+		fill(f);
+		ask(f, 0, &first, &count);
+		is_held_up(f, before);
+		now = ask(f, 0, &first, &count);
+		assert_false(lapses);
+		/* Whatever is seen when it has gone. */
+		ask(f, now, &first, &count);
+		assert_int_equal(first, 0);
+		assert_int_equal(count, NR);
+		umm_quarantine_end(f->space, f->addr, f->addr + 100 * PAGE);
+		assert_int_equal(f->space->quarantine.nlate, 0);
+	}
+}
+
+/* That it has gone is seen, and then it is told of no more. */
+static void who_drops_late_has_dropped(void **state)
+{
+	struct fixture *f = *state;
+	unsigned first, count;
+
+	fill(f);
+	ask(f, 0, &first, &count);
+	is_held_up(f, true);
+	assert_int_equal(f->space->quarantine.nlate, 1);
+	assert_int_equal(syscall(SYS_madvise, f->mem, 100 * PAGE, MADV_DONTNEED), 0);
+	ask(f, 0, &first, &count);
+	assert_int_equal(f->space->quarantine.nlate, 0);
+}
+
+/* What is never dropped is told of a few times only. */
+static void what_is_never_dropped_is_not_told_of_for_ever(void **state)
+{
+	struct fixture *f = *state;
+	unsigned first, count, calls = 0;
+	uint64_t now;
+
+	fill(f);
+	ask(f, 0, &first, &count);
+	is_held_up(f, true);
+	now = ask(f, 0, &first, &count);
+	do {
+		now = ask(f, now, &first, &count);
+		calls++;
+	} while (count && calls < 100);
+	assert_in_range(calls, 2, 20);
+	assert_int_equal(f->space->quarantine.nlate, 0);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -615,6 +694,9 @@ int main(int argc, char **argv)
 		T(what_is_dropped_as_a_whole_is_written),
 		T(what_is_about_to_be_dropped_is_waited_for),
 		T(who_drops_without_end_is_not_waited_for),
+		T(who_drops_late_is_told_of),
+		T(who_drops_late_has_dropped),
+		T(what_is_never_dropped_is_not_told_of_for_ever),
 		T(what_mremap_takes_there_is_written),
 		T(what_a_device_gave_back_is_as_it_gave_it),
 		T(touches_that_walk_bring_neighbours_along),
