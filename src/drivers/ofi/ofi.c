@@ -14,7 +14,8 @@
  *
  * A few connections, each used by one call at a time for one request after the
  * other.  Calls that write, and the keeper, leave at least half of them to who
- * reads: somebody waits for that.  A page is at the server before its handle is
+ * reads: somebody waits for that.  Only what the keeper says so that a lane is not
+ * silent is said on each that is idle, however few are.  A page is at the server before its handle is
  * given out, and a slot is used again only when the server has answered to its
  * being freed, or by writing over it; so it does not matter which lane is used.
  *
@@ -82,24 +83,41 @@ static struct tier_lane **idle_at(struct hmm_ofi *d, const struct tier_lane *one
 	return one && !*at ? NULL : at;
 }
 
-/* A lane to use until lane_put(): @one, or any (NULL).  NULL: the peer is lost, or @one in use. */
-static struct tier_lane *lane_get(struct hmm_ofi *d, bool reads, const struct tier_lane *one)
+/* Lock held.  @one, or any (NULL), if it is idle, and more than @leave are. */
+static struct tier_lane *lane_take(struct hmm_ofi *d, unsigned leave, const struct tier_lane *one)
 {
-	unsigned leave = reads ? 0 : TIER_LANES / 2;
-	struct tier_lane *lane = NULL, **at;
+	struct tier_lane **at = atomic_load(&d->lost) || d->nr_idle <= leave ? NULL : idle_at(d, one), *lane;
+
+	if (!at)
+		return NULL;
+	lane = *at;
+	*at = lane->next;
+	d->nr_idle--;
+	return lane;
+}
+
+/* A lane to use until lane_put().  NULL: the peer is lost. */
+static struct tier_lane *lane_get(struct hmm_ofi *d, bool reads)
+{
+	struct tier_lane *lane;
 
 	/* Who has one has a deadline, and gives it back or loses the peer: this ends. */
 	pthread_mutex_lock(&d->lock);
-	while (!atomic_load(&d->lost) && d->nr_idle <= leave && idle_at(d, one)) {
+	while (!(lane = lane_take(d, reads ? 0 : TIER_LANES / 2, NULL)) && !atomic_load(&d->lost)) {
 		hmm_device_sleeps();
 		pthread_cond_wait(&d->idle_again, &d->lock);
 	}
-	at = atomic_load(&d->lost) ? NULL : idle_at(d, one);
-	if (at) {
-		lane = *at;
-		*at = lane->next;
-		d->nr_idle--;
-	}
+	pthread_mutex_unlock(&d->lock);
+	return lane;
+}
+
+/* The same for the keeper, which waits for nobody: others may use the half of them without end. */
+static struct tier_lane *lane_try(struct hmm_ofi *d, unsigned leave, const struct tier_lane *one)
+{
+	struct tier_lane *lane;
+
+	pthread_mutex_lock(&d->lock);
+	lane = lane_take(d, leave, one);
 	pthread_mutex_unlock(&d->lock);
 	return lane;
 }
@@ -250,7 +268,7 @@ static int ofi_copy_in(struct hmm_device *dev, const void *const src[], hmm_hand
 		if (!nr_stale(d))
 			goto done;
 	}
-	lane = lane_get(d, false, NULL);
+	lane = lane_get(d, false);
 	if (!lane)
 		goto fail;
 	while (got < m) {
@@ -332,7 +350,7 @@ static int ofi_copy_out(struct hmm_device *dev, const hmm_handle_t handle[], voi
 		else
 			index[m++] = (uint16_t)i;
 	}
-	lane = m ? lane_get(d, true, NULL) : NULL;
+	lane = m ? lane_get(d, true) : NULL;
 	for (unsigned i = 0; i < m;) {
 		unsigned want = m - i < TIER_PAGES ? m - i : TIER_PAGES;
 
@@ -441,12 +459,13 @@ static void ofi_stats(struct hmm_device *dev, struct hmm_device_stats *st)
 
 /* ------------------------------------------------------------------ the keeper */
 
-/* Tells the server of up to TIER_FREES slots that are free.  False: there were none, or it is lost. */
+/* Tells the server of up to TIER_FREES slots that are free.  False: there were none, it is lost, or not to
+ * be had now. */
 static bool free_some(struct hmm_ofi *d)
 {
 	struct tier_head h = {.op = TIER_FREE};
 	uint64_t slot[TIER_FREES];
-	struct tier_lane *lane = lane_get(d, false, NULL);
+	struct tier_lane *lane = lane_try(d, TIER_LANES / 2, NULL);
 
 	if (!lane)
 		return false;
@@ -469,13 +488,14 @@ static bool free_some(struct hmm_ofi *d)
 
 /*
  * Each lane, though the server needs to hear of one only: whoever is on the way (NAT, a firewall) may forget a
- * connection that is silent, and then the first request on it loses the peer.  Who uses one now says something on it.
+ * connection that is silent, and then the first request on it loses the peer.  Who uses one now says something on it;
+ * under a steady load it may always be the same few that are used.
  */
 static void ping(struct hmm_ofi *d)
 {
 	for (unsigned i = 0; i < TIER_LANES; i++) {
 		struct tier_head h = {.op = TIER_PING};
-		struct tier_lane *lane = lane_get(d, false, &d->lane[i]);
+		struct tier_lane *lane = lane_try(d, 0, &d->lane[i]);
 
 		if (lane && !request(d, lane, &h, NULL))
 			lane_put(d, lane);

@@ -1248,6 +1248,49 @@ static void test_no_lane_is_silent(void **state)
 	liar_stop(&l, TIER_LANES);
 }
 
+/* Nor where two are used all the time, and there is something to be freed. */
+static void test_no_lane_is_silent_under_load(void **state)
+{
+	struct tier_lane *used[TIER_LANES / 2];
+	struct hmm_device *dev;
+	struct hmm_ofi *d;
+	struct liar l;
+	char spec[120], err[400];
+	hmm_handle_t h;
+
+	liar_start(&l, HONEST, TIER_LANES);
+	snprintf(spec, sizeof(spec), "ofi://%s,timeout=20", l.at);
+	if (hmm_device_open(spec, &dev, err, sizeof(err)))
+		fail_msg("%s", err);
+	d = (struct hmm_ofi *)dev;
+	assert_int_equal(put_in(dev, TEXT, 1, &h), 1);
+	pthread_mutex_lock(&d->lock);
+	for (unsigned i = 0; i < TIER_LANES / 2; i++) {
+		used[i] = d->idle;
+		d->idle = used[i]->next;
+		d->nr_idle--;
+	}
+	pthread_mutex_unlock(&d->lock);
+	dev->ops->put(dev, &h, 1);
+	atomic_store(&d->ping_ns, 1);
+	until(atomic_load(&l.pings) >=
+	      3 * (TIER_LANES - TIER_LANES / 2)); /* the keeper has been round more than once */
+	unsigned spoken = 0;
+	for (unsigned i = 0; i < TIER_LANES; i++)
+		spoken += atomic_load(&l.ping[i]) > 0;
+	pthread_mutex_lock(&d->lock);
+	for (unsigned i = 0; i < TIER_LANES / 2; i++) {
+		used[i]->next = d->idle;
+		d->idle = used[i];
+		d->nr_idle++;
+	}
+	pthread_cond_broadcast(&d->idle_again);
+	pthread_mutex_unlock(&d->lock);
+	assert_true(spoken >= TIER_LANES - TIER_LANES / 2);
+	hmm_device_close(dev);
+	liar_stop(&l, TIER_LANES);
+}
+
 /* Who gives up, on either end, leaves nothing under way on a stack that is somebody else's from then on. */
 static void test_nothing_is_left_on_a_stack(void **state)
 {
@@ -1322,6 +1365,7 @@ int main(void)
 		cmocka_unit_test(test_answer_to_what_was_put),
 		cmocka_unit_test(test_what_was_read_before_the_peer_was_lost),
 		cmocka_unit_test(test_no_lane_is_silent),
+		cmocka_unit_test(test_no_lane_is_silent_under_load),
 		cmocka_unit_test(test_a_late_answer_of_a_lost_peer),
 	};
 
