@@ -49,7 +49,8 @@ struct hmm_reg {
 };
 
 #define HMM_REG_HOOKED \
-	(1u << 0) /* memory that cannot be watched, too: the program has hooks, and makes no raw calls there */
+	(1u << 0) /* memory that cannot be watched, too: the program has hooks, and makes no raw calls there; not that \
+		   * of umm_alloc(), which umm_free() empties by one */
 
 #define HMM_REG_SYNC \
 	(1u << 1) /* each hit asks the kernel whether a change is under way, and waits for it: a system call */
@@ -107,8 +108,8 @@ void hmm_reg_cache_close(struct hmm_reg_cache *cache);
  *
  * Context: Thread-safe; not for signal handlers, nor in callbacks.  May sleep, and fault.
  * Return: 0, or
- *	-EINVAL	nothing, or beyond the address space; unknown flags; or memory that cannot be
- *		watched (see HMM_REG_HOOKED)
+ *	-EINVAL	nothing, or beyond the address space; unknown flags; memory of umm_alloc(); or
+ *		memory that cannot be watched (see HMM_REG_HOOKED)
  *	-ESTALE	in a forked child
  *	-EPERM	HMM_MAP_WRITE where the mapping does not allow it; or it cannot be watched, as there
  *		is no right to a userfaultfd (see HMM_REG_HOOKED)

@@ -122,7 +122,7 @@ void umm_space_close(struct umm_space *space);
  * Context: Thread-safe.  May sleep.  Not in callbacks.
  * Return: 0, or
  *	-EINVAL	empty, unaligned or wrapping; a hole in it, or memory that cannot be watched (a
- *		device's, [vvar]); or the kernel's userfaultfd lacks what it takes (before Linux 6.8)
+ *		device's, [vvar], of umm_alloc()); or the kernel's userfaultfd lacks what it takes (before Linux 6.8)
  *	-EBUSY	another userfaultfd has part of it
  *	-EPERM	no right to a userfaultfd (umm(7)); or a shared mapping of a file opened for
  *		reading only
@@ -162,8 +162,8 @@ int umm_space_unwatch(struct umm_space *space, uint64_t start, uint64_t len);
  * Context: Thread-safe.  May sleep.  Not in callbacks.
  * Return: 0, or the first of
  *	-EFAULT	a hole
- *	-EINVAL	unaligned or wrapping; memory that cannot be watched (a device's, [vvar]); or the
- *		kernel's userfaultfd lacks what it takes (before Linux 6.8)
+ *	-EINVAL	unaligned or wrapping; memory that cannot be watched (a device's, [vvar], of
+ *		umm_alloc()); or the kernel's userfaultfd lacks what it takes (before Linux 6.8)
  *	-EBUSY	another userfaultfd has part of it
  *	-EPERM	no right to a userfaultfd (umm(7)); or a shared mapping of a file opened for
  *		reading only
@@ -214,7 +214,8 @@ int umm_space_sync_until(struct umm_space *space, uint64_t deadline_ns);
  * when the space was opened: callbacks, and who holds a lock that they take,
  * touch no other and call no malloc.  A multiple of a page is aligned to a page,
  * less to 64 bytes.  The caller's until umm_free(), or until the space ends; a
- * forked child does not have it.  (For another process's space it is malloc's.)
+ * forked child does not have it.  It cannot be watched (umm_space_watch()), nor
+ * registered (hmm_reg_get()).  (For another process's space it is malloc's.)
  *
  * Context: Thread-safe.  In callbacks, too.  Never sleeps for a fault.
  * Return: the memory; NULL when there is no more.

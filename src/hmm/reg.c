@@ -253,6 +253,9 @@ static int watch(struct hmm_reg_cache *c, uint64_t start, uint64_t end, bool *wa
 	int rc = umm_space_watch_around(c->space, start, end);
 
 	*watched = !rc;
+	/* Emptied by raw calls, of which nobody is told. */
+	if (umm_arena_meets(c->space->arena, start, end))
+		return -EINVAL;
 	return rc != -ENOMEM && rc != -EFAULT && (c->params.flags & HMM_REG_HOOKED) ? 0 : rc;
 }
 

@@ -343,10 +343,13 @@ static int register_mapped(struct umm_space *space, uint64_t start, uint64_t len
 	return rc ? rc : failed;
 }
 
+/* Never of the arena: who reads events empties what is freed there, and would wait until that has been read. */
 static int watch(struct umm_space *space, uint64_t start, uint64_t len)
 {
 	int rc = umm_space_serve(space);
 
+	if (!rc && umm_arena_meets(space->arena, start, start + len))
+		rc = -EINVAL;
 	return rc ? rc : register_mapped(space, start, len, false);
 }
 

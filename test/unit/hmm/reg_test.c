@@ -1007,6 +1007,25 @@ static void registered_while_being_dropped(void **state)
 	assert_int_equal(wrong, 0);
 }
 
+/* What reads events frees it by raw calls: neither watched, nor held for its hooks. */
+static void memory_of_the_library_is_refused(void **state)
+{
+	struct fixture *f = *state;
+	struct hmm_reg_params params = {0};
+	struct hmm_reg_cache *c;
+	struct hmm_reg *reg;
+	void *p = umm_alloc(f->space, PAGE);
+
+	assert_non_null(p);
+	for (unsigned i = 0; i < 2; i++) {
+		params.flags = i ? HMM_REG_HOOKED : 0;
+		assert_int_equal(hmm_reg_cache_open(f->space, NULL, &pipe_dev, &params, &c), 0);
+		assert_int_equal(hmm_reg_get(c, p, PAGE, HMM_MAP_WRITE, 0, &reg), geteuid() && !i ? -EPERM : -EINVAL);
+		hmm_reg_cache_close(c);
+	}
+	umm_free(f->space, p, PAGE);
+}
+
 #define T_(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
 
 int main(void)
@@ -1017,6 +1036,7 @@ int main(void)
 		T_(a_walk_costs_little_more_than_its_length),
 		cmocka_unit_test_setup_teardown(the_least_recently_used_goes, setup_with_limits, teardown),
 		T_(errors),
+		T_(memory_of_the_library_is_refused),
 		T_(munmap_by_libc),
 		T_(raw_munmap),
 		T_(map_fixed_over),

@@ -594,6 +594,24 @@ static void stacks_of_the_monitor_are_watched(void **state)
 	alarm(20); /* the end of this test is what it tests */
 }
 
+/* Who reads events frees such memory, which would wait for itself; the whole of it is one mapping. */
+static void memory_of_the_library_is_not_watched(void **state)
+{
+	struct fixture *f = *state;
+	char *p = umm_alloc(f->space, 3 * PAGE);
+	uint64_t start = (uintptr_t)p & ~(PAGE - 1), mem = (uintptr_t)f->mem;
+
+	assert_non_null(p);
+	assert_int_equal(umm_space_watch(f->space, start, 3 * PAGE), -EINVAL);
+	assert_int_equal(umm_space_watch_around(f->space, start, start + PAGE), -EINVAL);
+	alarm(60);
+	umm_free(f->space, p, 3 * PAGE);
+	alarm(0);
+	/* What lies beside it is. */
+	if (f->space->uffd >= 0 || !umm_space_watch(f->space, mem, NR * PAGE))
+		assert_int_equal(umm_space_watch_around(f->space, mem, mem + PAGE), 0);
+}
+
 static void *freed; /* a page that is watched */
 
 static void free_watched(struct umm_notifier *n)
@@ -726,6 +744,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(a_notifier_frees_what_is_watched, setup, teardown_with_what_was_freed),
 		cmocka_unit_test_setup_teardown(what_hangs_on_a_space_frees_what_is_watched, setup,
 						teardown_with_what_was_freed),
+		TEST(memory_of_the_library_is_not_watched),
 		TEST(bad_ranges),
 		TEST(snapshot_faults_nothing),
 		TEST(a_hole_at_the_end),
