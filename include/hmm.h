@@ -610,7 +610,7 @@ int hmm_where(struct hmm_mm *mm, uint64_t start, uint64_t end, struct hmm_device
  *
  * Context: Thread-safe.  Not in callbacks, nor under a lock that they take.
  * Return: the number of pages read, 0 when the first one is not there (any more), or
- *	-EINVAL	@addr unaligned, or @dev is not one of @mm's
+ *	-EINVAL	@addr unaligned, the range beyond HMM_ADDR_END, or @dev is not one of @mm's
  *	-EIO	the device cannot read the first one (or what else copy_out gave)
  *	-EBADMSG	its checksum does not match
  */
@@ -628,7 +628,7 @@ int hmm_device_read(struct hmm_mm *mm, struct hmm_device *dev, uint64_t addr, vo
  *
  * Context: Thread-safe.  Not in callbacks, nor under a lock that they take.
  * Return: the number of pages written, 0 when the first one is not there (any more), or
- *	-EINVAL	@addr unaligned, or @dev is not one of @mm's
+ *	-EINVAL	@addr unaligned, the range beyond HMM_ADDR_END, or @dev is not one of @mm's
  *	-EIO	the device failed (or what else copy_in gave)
  *	-ENOMEM	the device took nothing
  */

@@ -915,7 +915,7 @@ int hmm_mm_add_device(struct hmm_mm *mm, struct hmm_device *dev)
 {
 	const struct hmm_device_ops *o = dev ? dev->ops : NULL;
 	struct hmm_chain *c = &mm->h->chain;
-	unsigned at = c->n;
+	unsigned at;
 	sigset_t old;
 	int rc = 0;
 
@@ -923,6 +923,7 @@ int hmm_mm_add_device(struct hmm_mm *mm, struct hmm_device *dev)
 		return -EINVAL;
 	signals_block(&old);
 	pthread_mutex_lock(&mm->out_lock);
+	at = c->n;
 	for (unsigned t = 0; t < c->n; t++) {
 		if (c->dev[t] == dev)
 			rc = -EEXIST;
@@ -1752,6 +1753,8 @@ int hmm_mm_remove_device(struct hmm_mm *mm, struct hmm_device *dev)
 		pthread_mutex_lock(&mm->lock);
 		hmm_iset_clear(&linked_of(mm)->coherent[tier]);
 		mm->h->chain.dev[tier] = &removed;
+		atomic_fetch_and(&mm->lost_peers,
+				 ~(1u << tier)); /* of whose place another may take nothing is said yet */
 		pthread_mutex_unlock(&mm->lock);
 	}
 	pthread_mutex_unlock(&mm->out_lock);
@@ -1798,7 +1801,8 @@ static int device_access(struct hmm_mm *mm, struct hmm_device *dev, uint64_t add
 	unsigned done = 0;
 	sigset_t old;
 
-	if (tier < 0 || addr % UMM_PAGE)
+	/* Records go by the bits of an address that can be one. */
+	if (tier < 0 || addr % UMM_PAGE || addr >= HMM_ADDR_END || npages > (HMM_ADDR_END - addr) / UMM_PAGE)
 		return -EINVAL;
 	signals_block(&old);
 	while (done < npages) {

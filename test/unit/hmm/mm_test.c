@@ -353,6 +353,11 @@ static void a_device_at_its_own_pages(void **state)
 	assert_int_equal(hmm_device_read(f->mm, dev, f->addr, buf, NR), NR);
 	assert_filled((char *)buf, SIZE, 5, 0);
 	assert_int_equal(on(f, dev), NR);
+	/* Of an address that no page can have the lower bits are another's. */
+	assert_int_equal(hmm_device_read(f->mm, dev, f->addr + HMM_ADDR_END, buf, 1), -EINVAL);
+	assert_int_equal(hmm_device_write(f->mm, dev, f->addr + HMM_ADDR_END, buf, 1), -EINVAL);
+	assert_int_equal(hmm_device_read(f->mm, dev, HMM_ADDR_END - PAGE, buf, 2), -EINVAL);
+	assert_int_equal(hmm_device_read(f->mm, dev, HMM_ADDR_END - PAGE, buf, 1), 0);
 	(void)*(volatile char *)(f->mem + 10 * PAGE); /* page 10 comes back */
 	assert_int_equal(hmm_device_read(f->mm, dev, f->addr, buf, NR), 10);
 	for (size_t i = 0; i < SIZE / 8; i++)
@@ -2031,6 +2036,139 @@ static void what_another_engine_is_about_to_let_go_of(void **state)
 	pthread_join(t, NULL);
 }
 
+struct adder {
+	struct hmm_mm *mm;
+	struct fake *dev;
+	_Atomic int tid;
+	int rc;
+};
+
+static void *adds(void *arg)
+{
+	struct adder *a = arg;
+
+	atomic_store(&a->tid, (int)syscall(SYS_gettid));
+	a->rc = hmm_mm_add_device(a->mm, &a->dev->dev);
+	return NULL;
+}
+
+static void until_it_sleeps(_Atomic int *tid)
+{
+	char path[64], line[64];
+
+	while (!atomic_load(tid))
+		sched_yield();
+	snprintf(path, sizeof(path), "/proc/self/task/%d/stat", atomic_load(tid));
+	do {
+		int fd = open(path, O_RDONLY | O_CLOEXEC);
+		ssize_t n = fd < 0 ? 0 : read(fd, line, sizeof(line) - 1);
+
+		if (fd >= 0)
+			close(fd);
+		line[n > 0 ? n : 0] = 0;
+	} while (!strstr(line, ") S "));
+}
+
+/* Both wait for a migration to end: each has a place of its own then. */
+static void two_devices_come_at_once(void **state)
+{
+	struct fixture *f = *state;
+	struct hmm_migrate *m = calloc(1, sizeof(*m));
+	struct adder a[2];
+	pthread_t t[2];
+	uint64_t moved;
+
+	fill(f, 21);
+	*m = (struct hmm_migrate){.mm = f->mm, .to = &f->dev[0]->dev, .start = f->addr, .end = f->addr + PAGE};
+	assert_int_equal(hmm_migrate_collect(m), 0);
+	for (unsigned i = 0; i < 2; i++) {
+		a[i] = (struct adder){.mm = f->mm, .dev = fake_create(true)};
+		assert_int_equal(pthread_create(&t[i], NULL, adds, &a[i]), 0);
+		until_it_sleeps(&a[i].tid);
+	}
+	hmm_migrate_commit(m);
+	for (unsigned i = 0; i < 2; i++) {
+		pthread_join(t[i], NULL);
+		assert_int_equal(a[i].rc, 0);
+	}
+	for (unsigned i = 0; i < 2; i++) {
+		uint64_t at = f->addr + i * PAGE;
+		struct hmm_device *where;
+
+		assert_int_equal(hmm_migrate_to_device(f->mm, &a[i].dev->dev, at, at + PAGE, NULL, &moved), 0);
+		assert_int_equal(moved, 1);
+		assert_int_equal(hmm_where(f->mm, at, at + PAGE, &where, NULL), 0);
+		assert_ptr_equal(where, &a[i].dev->dev);
+	}
+	assert_filled(f->mem, SIZE, 21, 0);
+	for (unsigned i = 0; i < 2; i++) {
+		assert_int_equal(hmm_mm_remove_device(f->mm, &a[i].dev->dev), 0);
+		assert_int_equal(a[i].dev->refs_total, 0);
+		fake_free(a[i].dev);
+	}
+	free(m);
+}
+
+static sigjmp_buf lost_jump;
+
+static void on_lost(int sig)
+{
+	siglongjmp(lost_jump, 1);
+}
+
+static void touch_what_is_lost(uint64_t at)
+{
+	if (!sigsetjmp(lost_jump, 1))
+		(void)*(volatile char *)(uintptr_t)at;
+}
+
+/* A page that @dev has cannot be had: how often that is said, on standard error. */
+static unsigned said_of_a_lost_peer(struct fixture *f, struct fake *dev, unsigned page)
+{
+	int fd = memfd_create("said", MFD_CLOEXEC), was = dup(STDERR_FILENO);
+	uint64_t at = f->addr + page * PAGE, moved;
+	char said[4096], *line = said;
+	unsigned n = 0;
+	ssize_t got;
+
+	assert_int_equal(hmm_migrate_to_device(f->mm, &dev->dev, at, at + PAGE, NULL, &moved), 0);
+	assert_int_equal(moved, 1);
+	fake_fail_out(dev, -ENOTCONN);
+	assert_int_equal(dup2(fd, STDERR_FILENO), STDERR_FILENO);
+	touch_what_is_lost(at);
+	assert_int_equal(dup2(was, STDERR_FILENO), STDERR_FILENO);
+	close(was);
+	got = pread(fd, said, sizeof(said) - 1, 0);
+	close(fd);
+	assert_true(got >= 0);
+	said[got] = 0;
+	for (; (line = strstr(line, "has lost its peer")); line++)
+		n++;
+	fake_fail_out(dev, 0);
+	return n;
+}
+
+/* Once for each device, not for each place that devices have. */
+static void a_device_in_anothers_place_is_lost_with_a_line(void **state)
+{
+	struct fixture *f = *state;
+	struct sigaction sa = {.sa_handler = on_lost}, was;
+	struct fake *more = fake_create(true);
+
+	fill(f, 22);
+	sigaction(SIGBUS, &sa, &was);
+	assert_int_equal(said_of_a_lost_peer(f, f->dev[0], 0), 1);
+	assert_int_equal(said_of_a_lost_peer(f, f->dev[0], 1), 0);
+	assert_int_equal(said_of_a_lost_peer(f, f->dev[1], 2), 1);
+	assert_int_equal(hmm_mm_remove_device(f->mm, &f->dev[0]->dev), 0);
+	assert_int_equal(hmm_mm_add_device(f->mm, &more->dev), 0);
+	assert_int_equal(said_of_a_lost_peer(f, more, 3), 1);
+	assert_int_equal(said_of_a_lost_peer(f, f->dev[1], 4), 0);
+	sigaction(SIGBUS, &was, NULL);
+	assert_int_equal(hmm_mm_remove_device(f->mm, &more->dev), 0);
+	fake_free(more);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -2080,6 +2218,8 @@ int main(int argc, char **argv)
 		T(a_child_moves_what_it_is_being_given),
 		T(a_watched_mapping_that_moves_is_not_managed),
 		T(a_device_that_is_removed_holds_nothing),
+		T(two_devices_come_at_once),
+		T(a_device_in_anothers_place_is_lost_with_a_line),
 		cmocka_unit_test(opened_while_malloc_waits),
 	};
 
