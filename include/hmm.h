@@ -407,6 +407,11 @@ void hmm_device_sleeps(void);
  * the range.  From here on a first touch of a page in it is served by the engine.
  * On error what comes before the mapping concerned is managed.
  *
+ * Where the kernel reports no forks (without CAP_SYS_PTRACE) what is managed is marked
+ * MADV_DONTFORK, at each fork by libc with umm_hooks(7) anew.  What the program had
+ * marked before stays so when it is managed no more; the rest is inherited then, also
+ * what was marked meanwhile.
+ *
  * Context: Thread-safe.  Not in callbacks.
  * Return: 0, or
  *	-EINVAL	unaligned or backward, a hole, or memory that cannot be managed (shared, of a

@@ -99,6 +99,7 @@ struct linked {
 	struct hmm_take take;
 	char *block_room, *block;         /* one huge page, for those that come back as one; out_lock */
 	atomic_flag walking[WALK_BLOCKS]; /* the same, right behind, for walks; each is one fault's at a time */
+	struct hmm_iset unforked;         /* of what is managed, marked MADV_DONTFORK by the program; mm->lock */
 	struct hmm_iset shared;           /* of these, write-protected since a fork; mm->lock */
 	_Atomic unsigned serving;         /* faults at this moment: each may hold references to a device's pages */
 };
@@ -262,12 +263,47 @@ void hmm_coherent_settle(struct hmm_mm *mm, uint64_t start, uint64_t end)
 	coherent_settle(linked_of(mm), start, end);
 }
 
+/*
+ * mm->lock held.  Where the kernel tells of no fork a child has nothing of what is managed: once more, for the program
+ * may have unmarked it meanwhile.
+ */
+static void keep_from_children(struct hmm_mm *mm)
+{
+	const struct hmm_interval *in;
+
+	for (uint64_t at = 0; (in = hmm_iset_next(&mm->registered, at)); at = in->end)
+		sys3(SYS_madvise, in->start, in->end - in->start, MADV_DONTFORK);
+}
+
+/* mm->lock held.  What is managed no more goes to children again, but for what the program itself had kept from them.
+ */
+static int leave_to_children(struct hmm_mm *mm, uint64_t start, uint64_t end)
+{
+	struct hmm_iset *unforked = &linked_of(mm)->unforked;
+	int rc = 0;
+
+	if (!atomic_load(&mm->space->ctl->no_fork_events))
+		return 0;
+	for (uint64_t at = start, z; at < end; at = z) {
+		const struct hmm_interval *in = hmm_iset_next(unforked, at);
+		uint64_t stop = in && in->start < end ? in->start : end;
+
+		z = in && in->end < end ? in->end : end;
+		if (stop > at && !rc)
+			rc = (int)sys3(SYS_madvise, at, stop - at, MADV_DOFORK);
+	}
+	hmm_iset_del(unforked, start, end);
+	return rc;
+}
+
 static void linked_forking(void *priv)
 {
 	struct hmm_mm *mm = priv;
 	struct linked *l = linked_of(mm);
 
 	pthread_mutex_lock(&mm->lock);
+	if (atomic_load(&mm->space->ctl->no_fork_events))
+		keep_from_children(mm);
 	for (unsigned t = 0; t < l->h->chain.n; t++)
 		for (uint64_t at = 0; coherent_share_next(l, t, &at);)
 			;
@@ -290,6 +326,12 @@ static void linked_change(void *priv, const struct umm_change *c)
 			hmm_iset_del(&l->coherent[t], c->new_start, c->new_start + (c->end - c->start));
 			rc = coherent_remap(&l->coherent[t], c);
 		}
+	}
+	if (c->event == UMM_EVENT_UNMAP) {
+		hmm_iset_del(&l->unforked, c->start, c->end);
+	} else if (c->event == UMM_EVENT_REMAP) {
+		hmm_iset_del(&l->unforked, c->new_start, c->new_start + (c->end - c->start));
+		coherent_remap(&l->unforked, c);
 	}
 	if (c->event == UMM_EVENT_UNMAP || c->event == UMM_EVENT_CLEAR) {
 		hmm_iset_del(&l->shared, c->start, c->end);
@@ -740,6 +782,7 @@ static void linked_gone(void *priv)
 	for (unsigned t = 0; t < HMM_TIERS_MAX; t++)
 		hmm_iset_clear(&l->coherent[t]);
 	hmm_iset_clear(&l->shared);
+	hmm_iset_clear(&l->unforked);
 	hmm_take_fini(&l->take);
 	l->h->mms = NULL;
 	l->h->chain.n = 0; /* devices are the caller's */
@@ -797,7 +840,7 @@ int hmm_mm_open(struct umm_space *space, struct hmm_mm **mmp)
 	l->mm->registered.space = l->mm->foreign.space = l->mm->stuck.space = space;
 	for (unsigned t = 0; t < HMM_TIERS_MAX; t++)
 		l->coherent[t].space = space;
-	l->shared.space = space;
+	l->shared.space = l->unforked.space = space;
 	l->mm->staging = l->in.staging;
 	l->mm->gone = linked_gone;
 	l->mm->gone_priv = l;
@@ -861,8 +904,7 @@ static void let_go(struct hmm_mm *mm)
 		for (uint64_t at = c.start; (in = hmm_iset_next(&mm->registered, at)) && in->start < c.end;
 		     at = in->end) {
 			umm_uffd_unregister(space->uffd, in->start, in->end - in->start);
-			if (atomic_load(&space->ctl->no_fork_events))
-				sys3(SYS_madvise, in->start, in->end - in->start, MADV_DOFORK);
+			leave_to_children(mm, in->start, in->end);
 		}
 		hmm_iset_del(&mm->registered, c.start, c.end); /* before who is told comes back */
 		pthread_mutex_unlock(&mm->lock);
@@ -954,7 +996,41 @@ static int tier_of(struct hmm_mm *mm, const struct hmm_device *dev)
 
 /* --------------------------------------------------------------- management */
 
-static int manage_mapping(struct hmm_mm *mm, const struct umm_vma *v)
+struct unforked {
+	struct hmm_mm *mm;
+	uint64_t start, end;
+	int rc;
+};
+
+/* What the program has marked is noted.  Of what is managed the mark is ours, also where it has grown. */
+static bool note_unforked(void *priv, const struct hmm_smap *map)
+{
+	struct unforked *u = priv;
+	struct hmm_mm *mm = u->mm;
+	struct hmm_iset *set = &linked_of(mm)->unforked;
+	bool theirs;
+
+	if (map->end <= u->start || map->start >= u->end)
+		return map->start < u->end;
+	pthread_mutex_lock(&mm->lock);
+	theirs = hmm_iset_meets(&mm->registered, map->start, map->end) ? hmm_iset_meets(set, map->start, map->end)
+								       : strstr(map->flags, " dc") != NULL;
+	u->rc = theirs ? hmm_iset_add(set, map->start, map->end) : hmm_iset_del(set, map->start, map->end);
+	pthread_mutex_unlock(&mm->lock);
+	return !u->rc;
+}
+
+/* That smaps cannot be read is no reason to manage nothing: the program may have changed its user. */
+static int find_marked(struct hmm_mm *mm, uint64_t start, uint64_t end)
+{
+	struct unforked u = {.mm = mm, .start = start, .end = end};
+
+	hmm_smaps_each(mm->space, note_unforked, &u);
+	return u.rc;
+}
+
+/* @looked: what there is to @end has been asked for marks. */
+static int manage_mapping(struct hmm_mm *mm, const struct umm_vma *v, uint64_t end, bool *looked)
 {
 	bool known;
 	int rc;
@@ -966,7 +1042,10 @@ static int manage_mapping(struct hmm_mm *mm, const struct umm_vma *v)
 		return 0;
 	/* Before anything can be away: what a child inherited nobody would serve there. */
 	if (atomic_load(&mm->space->ctl->no_fork_events)) {
-		rc = (int)sys3(SYS_madvise, v->start, v->end - v->start, MADV_DONTFORK);
+		rc = *looked ? 0 : find_marked(mm, v->start, end);
+		*looked = true;
+		if (!rc)
+			rc = (int)sys3(SYS_madvise, v->start, v->end - v->start, MADV_DONTFORK);
 		if (rc)
 			return rc;
 	}
@@ -991,8 +1070,12 @@ static int manage_mapping(struct hmm_mm *mm, const struct umm_vma *v)
 			umm_uffd_unregister(mm->space->uffd, v->start, v->end - v->start);
 	}
 	umm_evlock_unshared(&mm->space->ctl->evlock);
-	if (rc && atomic_load(&mm->space->ctl->no_fork_events))
-		sys3(SYS_madvise, v->start, v->end - v->start, MADV_DOFORK);
+	if (rc) {
+		pthread_mutex_lock(&mm->lock);
+		if (!hmm_iset_meets(&mm->registered, v->start, v->end))
+			leave_to_children(mm, v->start, v->end);
+		pthread_mutex_unlock(&mm->lock);
+	}
 	return rc;
 }
 
@@ -1003,6 +1086,7 @@ static int manage_mapping(struct hmm_mm *mm, const struct umm_vma *v)
  */
 static int manage_range(struct hmm_mm *mm, uint64_t start, uint64_t end, bool lax)
 {
+	bool looked = false;
 	int rc = 0;
 
 	umm_layout_excl(mm->space);
@@ -1015,7 +1099,7 @@ static int manage_range(struct hmm_mm *mm, uint64_t start, uint64_t end, bool la
 		if (rc)
 			break;
 		if (is_manageable(&v) && !umm_arena_meets(mm->space->arena, v.start, v.end))
-			rc = manage_mapping(mm, &v);
+			rc = manage_mapping(mm, &v, end, &looked);
 		else if (!lax)
 			rc = -EINVAL;
 		at = v.end;
@@ -1684,9 +1768,9 @@ static int unmanage_piece(struct hmm_mm *mm, uint64_t start, uint64_t end)
 {
 	int rc = hmm_hands_off(mm, start, end);
 
-	if (!rc && atomic_load(&mm->space->ctl->no_fork_events))
-		rc = (int)sys3(SYS_madvise, start, end - start, MADV_DOFORK);
 	pthread_mutex_lock(&mm->lock);
+	if (!rc)
+		rc = leave_to_children(mm, start, end);
 	if (!hmm_iset_meets(&mm->registered, start, end))
 		hmm_iset_del(&mm->foreign, start, end); /* it may be taken again */
 	pthread_mutex_unlock(&mm->lock);

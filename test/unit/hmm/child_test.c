@@ -6,6 +6,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -995,6 +996,119 @@ static void a_child_that_moves_pages_where_the_parent_has_others(void **state)
 	end(&s);
 }
 
+/* ------------------------------------------- where the kernel tells of no fork */
+
+/* This thread's right to hear of forks, and of those that it makes. */
+static bool may_hear_of_forks(bool may)
+{
+	struct __user_cap_header_struct h = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct d[2];
+
+	if (syscall(SYS_capget, &h, d))
+		return false;
+	d[0].effective &= ~(1u << CAP_SYS_PTRACE);
+	d[0].effective |= may ? d[0].permitted & 1u << CAP_SYS_PTRACE : 0;
+	return !syscall(SYS_capset, &h, d);
+}
+
+static bool without_forks(struct umm_space **space, struct hmm_mm **mm)
+{
+	assert_true(may_hear_of_forks(false));
+	assert_int_equal(umm_space_open_self(space), 0);
+	if (!hmm_mm_open(*space, mm)) {
+		own_uffd = (*space)->uffd;
+		assert_true(atomic_load(&(*space)->ctl->no_fork_events));
+		return true;
+	}
+	umm_space_close(*space);
+	may_hear_of_forks(true);
+	return false;
+}
+
+static char *some_pages(void)
+{
+	char *p = mmap(NULL, N * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	assert_true(p != MAP_FAILED);
+	madvise(p, N * PAGE, MADV_NOHUGEPAGE);
+	return p;
+}
+
+/* A child of libc's has nothing there. */
+static bool child_lacks(const char *p)
+{
+	int status = -1;
+	pid_t pid = fork();
+
+	assert_true(pid >= 0);
+	if (!pid)
+		_exit(!since_is_gone(p));
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	return !status;
+}
+
+/* As the library of an RDMA device does when it lets go of memory: a child would find zeros. */
+static void what_the_program_lets_be_inherited_is_not(void **state)
+{
+	struct scene s = {0};
+	struct umm_space *space;
+	struct hmm_mm *mm;
+
+	if (!without_forks(&space, &mm))
+		skip();
+	hmm_mm_close(mm);
+	umm_space_close(space);
+	begin(&s);
+	assert_true(atomic_load(&s.space->ctl->no_fork_events));
+	umm_hooks_set(s.space);
+	assert_int_equal(madvise(s.p, N * PAGE, MADV_DOFORK), 0);
+	assert_true(child_lacks(s.p));
+	umm_hooks_set(NULL);
+	end_of(&s);
+	may_hear_of_forks(true);
+}
+
+/* Also where managing it fails: somebody else has a part of it. */
+static void what_the_program_keeps_from_children_stays_so(void **state)
+{
+	struct umm_space *space;
+	struct hmm_mm *mm;
+	char *kept = some_pages(), *shared, *moved = some_pages();
+	uint64_t at = (uintptr_t)kept, got;
+	int theirs;
+
+	shared = some_pages();
+	if (!without_forks(&space, &mm))
+		skip();
+	theirs = umm_inside_uffd();
+	assert_true(theirs >= 0);
+	assert_int_equal(umm_uffd_api(theirs, UMM_UFFD_BASE, 0, &got), 0);
+	assert_int_equal(madvise(kept, N * PAGE, MADV_DONTFORK), 0);
+	assert_int_equal(hmm_mm_manage(mm, at, at + N * PAGE), 0);
+	assert_int_equal(hmm_mm_unmanage(mm, at, at + N * PAGE), 0);
+	assert_true(child_lacks(kept));
+	/* What it has not marked is as it was. */
+	assert_int_equal(hmm_mm_manage(mm, (uintptr_t)shared, (uintptr_t)shared + N * PAGE), 0);
+	assert_true(child_lacks(shared));
+	assert_int_equal(hmm_mm_unmanage(mm, (uintptr_t)shared, (uintptr_t)shared + N * PAGE), 0);
+	assert_false(child_lacks(shared));
+	assert_int_equal(umm_uffd_register(theirs, at, N * PAGE, UFFDIO_REGISTER_MODE_MISSING), 0);
+	assert_int_equal(hmm_mm_manage(mm, at, at + N * PAGE), -EBUSY);
+	assert_true(child_lacks(kept));
+	close(theirs);
+	/* And where it goes by mremap(). */
+	assert_int_equal(hmm_mm_manage(mm, at, at + N * PAGE), 0);
+	assert_int_equal(move(kept, moved, N), 0);
+	assert_int_equal(hmm_mm_manage(mm, (uintptr_t)shared, (uintptr_t)shared + N * PAGE), 0);
+	assert_int_equal(hmm_mm_close(mm), 0);
+	assert_true(child_lacks(moved));
+	assert_false(child_lacks(shared));
+	umm_space_close(space);
+	munmap(moved, N * PAGE);
+	munmap(shared, N * PAGE);
+	may_hear_of_forks(true);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -1030,6 +1144,8 @@ int main(int argc, char **argv)
 		cmocka_unit_test(marked_no_more_by_another_thread),
 		cmocka_unit_test(what_is_marked_moved_there_since_the_fork),
 		cmocka_unit_test(a_child_that_moves_pages_where_the_parent_has_others),
+		cmocka_unit_test(what_the_program_lets_be_inherited_is_not),
+		cmocka_unit_test(what_the_program_keeps_from_children_stays_so),
 	};
 	int uffd = umm_inside_uffd();
 
