@@ -906,12 +906,10 @@ static int map_pinned(struct map *m, unsigned flags, uint64_t deadline_ns)
 		pthread_mutex_lock(&m->lock);
 		if (umm_read_retry(&m->notifier, seq))
 			goto unlock;
-		/* From here on a change that the hooks see waits for us. */
+		/* From here on a change that the hooks see waits for us: one of a handler's would wait for itself. */
 		m->pinning = true;
 		pthread_mutex_unlock(&m->lock);
-		signals_restore(&old);
 		rc = ops_of(m)->map(m->pub.dev, &m->pub, &run);
-		signals_block(&old);
 		pthread_mutex_lock(&m->lock);
 		m->pinning = false;
 		m->pin_write = run.write;

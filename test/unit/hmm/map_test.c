@@ -54,6 +54,7 @@ struct table {
 	unsigned settles, stopped, stops;
 	bool sleeps;     /* settle, for who may not */
 	bool hold, held; /* map waits while it is set; is somebody waiting? */
+	int raises;      /* a signal that map is met by; 0: none */
 	bool changed;    /* a call that changes what is being mapped has returned */
 	const struct umm_change *last_why;
 };
@@ -106,6 +107,8 @@ static int table_map(struct hmm_device *dev, struct hmm_range *r, const struct h
 	pthread_mutex_unlock(&T.lock);
 	while (now_ns() < T.slow_until_ns)
 		sched_yield();
+	if (T.raises)
+		raise(T.raises);
 	return rc;
 }
 
@@ -937,6 +940,32 @@ static void a_change_waits_for_who_is_pinning(void **state)
 	assert_int_equal(T.unmaps, 1);
 }
 
+static struct fixture *handled;
+
+/* Of its last page, by the hooks, which wait for who is pinning. */
+static void unmap_last(int sig)
+{
+	munmap(handled->mem + SIZE - PAGE, PAGE);
+}
+
+static void a_signal_while_it_pins_changes_what_is_pinned(void **state)
+{
+	struct fixture *f = *state;
+	struct sigaction sa = {.sa_handler = unmap_last}, was;
+
+	open_range(f, HMM_DEV_PINNED);
+	handled = f;
+	sigaction(SIGUSR1, &sa, &was);
+	T.raises = SIGUSR1;
+	assert_int_equal(hmm_range_map(f->r, f->start, f->end, 0, in_seconds(30)), 0);
+	T.raises = 0;
+	sigaction(SIGUSR1, &was, NULL);
+	/* The handler came afterwards, and nothing of it is held. */
+	assert_int_equal(T.maps, 1);
+	assert_int_equal(mapped_in(f->mem, NR), 0);
+	assert_int_equal(nlost, 1);
+}
+
 /* -------------------------------------------------------------------- races */
 
 int __real_umm_space_populate(struct umm_space *space, uint64_t start, uint64_t len, bool write);
@@ -1199,6 +1228,7 @@ int main(void)
 		T_(pinned_and_told_late),
 		T_(pinned_over_a_fork),
 		T_(a_change_waits_for_who_is_pinning),
+		T_(a_signal_while_it_pins_changes_what_is_pinned),
 		T_(a_change_before_the_lock_is_seen),
 		T_(a_hole_for_a_moment_is_no_error),
 		T_(nothing_stale_after_a_change),
