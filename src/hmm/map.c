@@ -23,7 +23,8 @@
  *
  * What a change takes from it is marked LOST, and it stays stopped while anything
  * in the range is: mapping another part does not start it.  A page is lost no
- * more when a call that mapped it has succeeded, or its owner has unmapped it.
+ * more when a call that mapped it has succeeded, or has found it in the device's own
+ * memory, or its owner has unmapped it.
  *
  * DOC: a device that pins
  *
@@ -496,6 +497,7 @@ struct wanted {
 	uint64_t seq;
 	uint64_t entries[BLOCK_PAGES]; /* by number in the block; 0 of a page that needs nothing */
 	struct hmm_device *where[BLOCK_PAGES];
+	bool own; /* that says something */
 };
 
 static bool is_lacking(uint8_t st, unsigned flags)
@@ -526,10 +528,12 @@ static int skip_own(struct wanted *w)
 	struct hmm_range *r = &w->m->pub;
 	int rc = 0;
 
+	w->own = false;
 	if (!r->mm || (r->dev->ops->caps & (HMM_DEV_MEMORY | HMM_DEV_COHERENT)) != HMM_DEV_MEMORY ||
 	    (w->flags & HMM_MAP_SYSTEM) || w->end > HMM_ADDR_END)
 		return 0;
 	rc = hmm_where(r->mm, w->start, w->end, w->where, NULL);
+	w->own = !rc;
 	for (uint64_t at = w->start; !rc && at < w->end; at += UMM_PAGE) {
 		if (w->where[(at - w->start) / UMM_PAGE] != r->dev)
 			continue;
@@ -605,6 +609,22 @@ static bool is_one_huge_page(const struct wanted *w)
 		if ((w->entries[i] & same) != (w->entries[0] & same))
 			return false;
 	return true;
+}
+
+/* Lock held, and nothing has changed.  What the device has in its own memory by now it waits for no more. */
+static void found_own(struct wanted *w)
+{
+	struct map *m = w->m;
+
+	for (uint64_t at = w->start; w->own && m->nlost && at < w->end; at += UMM_PAGE) {
+		uint8_t *st = &w->leaf->page[page_nr(at)];
+
+		if ((*st & (PAGE_LOST | PAGE_MAPPED)) != PAGE_LOST ||
+		    w->where[(at - w->start) / UMM_PAGE] != m->pub.dev)
+			continue;
+		*st &= (uint8_t)~PAGE_LOST;
+		m->nlost--;
+	}
 }
 
 /* Lock held.  @n pages of the block from @i on. */
@@ -732,8 +752,10 @@ static int map_block(struct wanted *w)
 		stopped = stop_to_split(w);
 		pthread_mutex_lock(&m->lock);
 		rc = umm_read_retry(&m->notifier, w->seq);
-		if (!rc)
+		if (!rc) {
+			found_own(w);
 			rc = map_wanted(w);
+		}
 		m->owed += stopped && waits_for_pages(m);
 		if (stopped && !waits_for_pages(m))
 			ops_of(m)->start(m->pub.dev, &m->pub);
@@ -817,6 +839,7 @@ static bool conclude(struct map *m, uint64_t start, uint64_t end, bool success)
 static int map_blocks(struct map *m, uint64_t start, uint64_t end, unsigned flags, uint64_t deadline_ns)
 {
 	struct wanted w = {.m = m, .flags = flags, .deadline_ns = deadline_ns};
+	bool done;
 	int rc = 0;
 
 	do {
@@ -827,7 +850,12 @@ static int map_blocks(struct map *m, uint64_t start, uint64_t end, unsigned flag
 			w.leaf = leaf_get(m, block_nr(m, at));
 			rc = w.leaf ? map_block(&w) : -ENOMEM;
 		}
-	} while (!conclude(m, start, end, !rc));
+		done = conclude(m, start, end, !rc);
+		if (!done && deadline_ns && umm_now_ns() >= deadline_ns) {
+			rc = -ETIME;
+			done = conclude(m, start, end, false);
+		}
+	} while (!done);
 	return rc;
 }
 

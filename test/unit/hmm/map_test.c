@@ -1202,6 +1202,44 @@ static void pages_in_device_memory(void **state)
 	fake_free(other);
 }
 
+/* What went to the device's own memory it does not wait for: it would wait for ever. */
+static void a_queue_does_not_wait_for_its_own(void **state)
+{
+	struct fixture *f = *state;
+	struct hmm_mm *mm;
+	uint64_t moved;
+	int rc = hmm_mm_open(f->space, &mm);
+
+	if (rc == -EPERM || rc == -EOPNOTSUPP)
+		skip_because("no userfaultfd that moves pages: error %d", -rc);
+	assert_int_equal(rc, 0);
+	T.ops.caps |= HMM_DEV_MAP | HMM_DEV_QUEUE;
+	assert_int_equal(hmm_mm_add_device(mm, T.dev), 0);
+	memset(f->mem, 5, SIZE);
+	assert_int_equal(hmm_range_open(f->space, mm, T.dev, f->start, f->end, f, &f->r), 0);
+	assert_int_equal(hmm_range_map(f->r, f->start, f->end, 0, 0), 0);
+	assert_int_equal(hmm_migrate_to_device(mm, T.dev, f->start, f->start + 10 * PAGE, NULL, &moved), 0);
+	assert_int_equal(moved, 10);
+	assert_int_equal(T.stopped, 1);
+	alarm(60); /* it asked and asked */
+	/* A part that has nothing of it does not start it; the whole does. */
+	assert_int_equal(hmm_range_map(f->r, f->start + 5 * PAGE, f->end, 0, in_seconds(30)), 0);
+	assert_int_equal(T.stopped, 1);
+	assert_int_equal(hmm_range_map(f->r, f->start, f->end, 0, in_seconds(30)), 0);
+	alarm(0);
+	assert_int_equal(T.stopped, 0);
+	assert_int_equal(mapped_in(f->mem, 10), 0);
+	assert_int_equal(mapped_in(f->mem, NR), NR - 10);
+	/* One that has come back is mapped as any other. */
+	assert_int_equal(f->mem[0], 5);
+	assert_int_equal(hmm_range_map(f->r, f->start, f->end, 0, in_seconds(30)), 0);
+	assert_int_equal(mapped_in(f->mem, 10), 1);
+	assert_int_equal(T.stopped, 0);
+	hmm_range_close(f->r);
+	f->r = NULL;
+	assert_int_equal(hmm_mm_close(mm), 0);
+}
+
 #define T_(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
 
 int main(void)
@@ -1234,6 +1272,7 @@ int main(void)
 		T_(nothing_stale_after_a_change),
 		T_(nothing_stale_after_a_raw_change),
 		T_(pages_in_device_memory),
+		T_(a_queue_does_not_wait_for_its_own),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
