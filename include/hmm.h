@@ -516,8 +516,8 @@ int hmm_migrate_copy(struct hmm_migrate *m);
 /**
  * hmm_migrate_give() - move collected pages themselves into the device's memory
  * @m: after hmm_migrate_collect(), with a handle for each page.
- * @to: a huge page's place in private memory of the caller's process, of which no part
- *	is managed; what is there is lost.
+ * @to: a huge page's place in private memory of the caller's process, in one mapping, of
+ *	which no part is managed; what is there is lost.
  *
  * For devices whose memory is that of the process: the other way is lend().  What
  * has gone is entered, and is no part of @m any more; commit does the rest.
@@ -525,8 +525,8 @@ int hmm_migrate_copy(struct hmm_migrate *m);
  * Context: In the thread that collected.
  * Return: the number of pages that are on the device now, the first of @m's, behind which there is
  *	nothing at @to; 0, too, where the kernel would not move them: what was at @to is lost then; or
- *	-EINVAL	@m is not one whole aligned huge page of addresses with a handle each, @to is not aligned, not
- *		mapped, or locked, or the device is HMM_DEV_MARKED: nothing is lost
+ *	-EINVAL	@m is not one whole aligned huge page of addresses with a handle each, @to is not aligned, not in
+ *		one mapping, or locked, or the device is HMM_DEV_MARKED: nothing is lost
  *	-EBUSY	@to is managed, watched by another userfaultfd at either end, or being changed: nothing is lost
  */
 int hmm_migrate_give(struct hmm_migrate *m, void *to);

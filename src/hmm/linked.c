@@ -833,7 +833,7 @@ int hmm_mm_open(struct umm_space *space, struct hmm_mm **mmp)
 	rc = -ENOMEM;
 	l->mm = hmm_mm_new(l->h, space, window, &linked_inside, l);
 	if (!l->mm)
-		goto fail_h;
+		goto fail_staging;
 	rc = hmm_take_init(&l->take, l->mm);
 	if (rc)
 		goto fail_mm;
@@ -868,6 +868,8 @@ int hmm_mm_open(struct umm_space *space, struct hmm_mm **mmp)
 	return 0;
 fail_mm:
 	free(l->mm);
+fail_staging:
+	umm_uffd_unregister(space->uffd, (uintptr_t)l->in.staging, STAGING_BYTES);
 fail_h:
 	umm_free(space, l->block_room, BLOCK_ROOM);
 	umm_free(space, window, STAGING_BYTES);
@@ -1381,7 +1383,11 @@ static int give_locked(struct hmm_migrate *m, void *to)
 	struct hmm_mm *mm = m->mm;
 	uint64_t at = (uintptr_t)to;
 	unsigned tier = (unsigned)tier_of(mm, m->to), n;
+	struct umm_vma v;
 
+	/* In one piece: of what has a hole, or is locked in part, the kernel would drop some before it says so. */
+	if (umm_vma_next(mm->space, at, &v) || v.start > at || v.end < at + STAGING_ALIGN)
+		return -EINVAL;
 	if (linked_holds(mm, at, at + STAGING_ALIGN) || umm_inside_registered(mm->space->uffd, at) != -ENOENT ||
 	    umm_inside_registered(mm->space->uffd, at + STAGING_ALIGN - UMM_PAGE) != -ENOENT)
 		return -EBUSY;

@@ -2169,6 +2169,44 @@ static void a_device_in_anothers_place_is_lost_with_a_line(void **state)
 	fake_free(more);
 }
 
+#define GIVEN (2ul << 20)
+
+/* A block that goes to a device by being given to it, and the place has a hole, or is locked in part. */
+static void a_place_with_a_hole_loses_nothing(void **state)
+{
+	struct fixture *f = *state;
+	struct hmm_migrate *m = calloc(1, sizeof(*m));
+	char *room = mmap(NULL, 6 * GIVEN, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *from = (char *)(((uintptr_t)room + GIVEN - 1) & ~(GIVEN - 1)), *hole = from + 2 * GIVEN;
+	char *locked = from + 4 * GIVEN;
+
+	assert_true(room != MAP_FAILED);
+	madvise(room, 6 * GIVEN, MADV_NOHUGEPAGE);
+	munmap(from + GIVEN, GIVEN);
+	munmap(from + 3 * GIVEN, GIVEN);
+	memset(from, 7, GIVEN);
+	memset(hole, 8, GIVEN);
+	memset(locked, 9, GIVEN);
+	assert_int_equal(munmap(hole + GIVEN / 2, GIVEN / 2), 0);
+	assert_int_equal(mlock(locked + GIVEN / 2, GIVEN / 2), 0);
+	*m = (struct hmm_migrate){
+		.mm = f->mm, .to = &f->dev[0]->dev, .start = (uintptr_t)from, .end = (uintptr_t)from + GIVEN};
+	assert_int_equal(hmm_migrate_collect(m), 0);
+	assert_int_equal(m->npages, GIVEN / PAGE);
+	assert_int_equal(hmm_migrate_copy(m), GIVEN / PAGE);
+	assert_int_equal(hmm_migrate_give(m, hole), -EINVAL);
+	assert_int_equal(hmm_migrate_give(m, locked), -EINVAL);
+	assert_int_equal(hmm_migrate_commit(m), GIVEN / PAGE);
+	for (size_t i = 0; i < GIVEN / 2; i++)
+		assert_int_equal(hole[i], 8);
+	for (size_t i = 0; i < GIVEN; i++)
+		assert_int_equal(locked[i], 9);
+	for (size_t i = 0; i < GIVEN; i++)
+		assert_int_equal(from[i], 7);
+	munmap(room, 6 * GIVEN);
+	free(m);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -2219,6 +2257,7 @@ int main(int argc, char **argv)
 		T(a_watched_mapping_that_moves_is_not_managed),
 		T(a_device_that_is_removed_holds_nothing),
 		T(two_devices_come_at_once),
+		T(a_place_with_a_hole_loses_nothing),
 		T(a_device_in_anothers_place_is_lost_with_a_line),
 		cmocka_unit_test(opened_while_malloc_waits),
 	};

@@ -1196,9 +1196,12 @@ static void a_child_beside_what_stays_has_it(void **state)
 void *__real_umm_alloc(struct umm_space *space, size_t size);
 void *__wrap_umm_alloc(struct umm_space *space, size_t size);
 static bool no_memory;
+static unsigned none_in; /* this allocation fails; 0: none */
 
 void *__wrap_umm_alloc(struct umm_space *space, size_t size)
 {
+	if (none_in && !--none_in)
+		return NULL;
 	return no_memory ? NULL : __real_umm_alloc(space, size);
 }
 
@@ -1236,6 +1239,43 @@ static void what_cannot_be_noted_is_said(void **state)
 
 #define T_(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
 
+static bool registered_missing(void *priv, const struct hmm_smap *map)
+{
+	*(unsigned *)priv += strstr(map->flags, " um") != NULL;
+	return true;
+}
+
+/* What an engine that did not come to be gives back is memory as any other. */
+static void an_engine_without_memory_leaves_nothing_registered(void **state)
+{
+	struct umm_space *space;
+	struct hmm_mm *mm;
+	unsigned failed = 0;
+	int rc;
+
+	assert_int_equal(umm_space_open_self(&space), 0);
+	for (unsigned at = 1;; at++) {
+		unsigned missing = 0;
+
+		none_in = at;
+		rc = hmm_mm_open(space, &mm);
+		if (none_in || (rc && rc != -ENOMEM))
+			break;
+		failed += rc == -ENOMEM;
+		if (!rc)
+			break;
+		assert_int_equal(hmm_smaps_each(space, registered_missing, &missing), 0);
+		assert_int_equal(missing, 0);
+	}
+	none_in = 0;
+	if (rc == -EPERM || rc == -EOPNOTSUPP)
+		skip_because("no userfaultfd that moves pages: error %d", -rc);
+	assert_int_equal(rc, 0);
+	assert_true(failed >= 4);
+	assert_int_equal(hmm_mm_close(mm), 0);
+	umm_space_close(space);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -1262,6 +1302,7 @@ int main(void)
 		T_(what_another_userfaultfd_has_stays),
 		cmocka_unit_test(numbers_that_are_the_programs_are_left_alone),
 		T_(what_was_offered_and_not_reached_is_withdrawn),
+		cmocka_unit_test(an_engine_without_memory_leaves_nothing_registered),
 		cmocka_unit_test(what_cannot_be_noted_is_said),
 		cmocka_unit_test(a_child_beside_what_stays_has_it),
 	};
