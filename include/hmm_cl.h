@@ -244,7 +244,9 @@ int hmm_cl_value(struct hmm_cl_kernel *kernel, unsigned index, const void *value
  * memory wait.  Kernels of one device run in the order in which they are launched.
  *
  * On error nothing was launched, and all memory is as it was; but for that of
- * HMM_CL_WRITE_ALL, whose contents are then uncertain.
+ * HMM_CL_WRITE_ALL, whose contents are then uncertain.  Where there is memory of
+ * hmm_cl_svm_alloc() that is not fine-grained the kernel may run all the same: what
+ * gives that back to the CPU behind it can fail.  hmm_cl_wait() waits for it then, too.
  *
  * Context: Thread-safe; launches of one device take turns.  Not in callbacks.  May sleep, and fault.
  * Return: 0, or

@@ -367,8 +367,10 @@ int hmm_cl_value(struct hmm_cl_kernel *k, unsigned index, const void *value, siz
 	err = clSetKernelArg(k->kernel, index, size, value);
 	if (err)
 		rc = cl_failed(k->cl, err, "clSetKernelArg");
-	else if (k->arg[index].set)
-		k->arg[index].set = k->ready = false;
+	else if (k->arg[index].set) {
+		k->arg[index] = (struct arg){0};
+		k->ready = false;
+	}
 	pthread_mutex_unlock(&k->cl->gate);
 	return rc;
 }

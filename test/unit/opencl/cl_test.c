@@ -775,6 +775,42 @@ static void pointers_mean_the_same_on_both_sides(void **state)
 	hmm_cl_svm_free(w->cl, q);
 }
 
+/* What was last said of an argument holds. */
+static void a_value_takes_the_place_of_shared_memory(void **state)
+{
+	struct world *w = *state;
+	struct hmm_cl_kernel *k;
+	uint32_t by = 3, *a, b = 0;
+	size_t one = 1;
+	cl_int err;
+	cl_mem buffer;
+	void *p;
+	int rc = hmm_cl_svm_alloc(w->cl, PAGE, &p);
+
+	if (rc == -EOPNOTSUPP)
+		skip();
+	assert_int_equal(rc, 0);
+	a = p;
+	*a = 0;
+	k = kernel(w, "inc");
+	assert_int_equal(hmm_cl_value(k, 1, &by, sizeof(by)), 0);
+	assert_int_equal(hmm_cl_arg(k, 0, a, PAGE, HMM_CL_READ_WRITE), 0);
+	assert_int_equal(hmm_cl_launch(k, 1, NULL, &one, NULL, 0, NULL, NULL), 0);
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+	assert_int_equal(*a, 3);
+	buffer = clCreateBuffer(hmm_cl_context(w->cl), CL_MEM_READ_WRITE | CL_MEM_COPY_HOST_PTR, sizeof(b), &b, &err);
+	assert_int_equal(err, 0);
+	assert_int_equal(hmm_cl_value(k, 0, &buffer, sizeof(buffer)), 0);
+	assert_int_equal(hmm_cl_launch(k, 1, NULL, &one, NULL, 0, NULL, NULL), 0);
+	assert_int_equal(hmm_cl_wait(w->cl), 0);
+	assert_int_equal(*a, 3);
+	assert_int_equal(clEnqueueReadBuffer(hmm_cl_queue(w->cl), buffer, CL_TRUE, 0, sizeof(b), &b, 0, NULL, NULL), 0);
+	assert_int_equal(b, 3);
+	clReleaseMemObject(buffer);
+	hmm_cl_kernel_close(k);
+	hmm_cl_svm_free(w->cl, p);
+}
+
 /* Address space in use, of the first word of statm. */
 static long mapped_pages(void)
 {
@@ -1677,6 +1713,7 @@ int main(int argc, char **argv)
 		T(a_child_has_what_was_on_the_device),
 		T(advice_is_followed),
 		T(pointers_mean_the_same_on_both_sides),
+		T(a_value_takes_the_place_of_shared_memory),
 		T(memory_made_to_move),
 		T(what_is_overwritten_is_not_brought_along),
 		T(what_was_never_touched_is_zeros),
