@@ -30,8 +30,9 @@ int umm_inside_uffd(void)
 	if (fd >= 0)
 		return fd;
 	int dev = (int)sys3(SYS_open, "/dev/userfaultfd", O_RDWR | O_CLOEXEC, 0);
+	/* Which right there is not is told by the first; what else is lacking by the second. */
 	if (dev < 0)
-		return fd;
+		return dev == -ENOENT || dev == -EACCES || dev == -EPERM || dev == -ENODEV || dev == -ENXIO ? fd : dev;
 	fd = umm_inside_uffd_by(dev);
 	sys_close(dev);
 	return fd;

@@ -1109,6 +1109,25 @@ static void what_the_program_keeps_from_children_stays_so(void **state)
 	may_hear_of_forks(true);
 }
 
+/* It is no right that is lacking then. */
+static void a_userfaultfd_without_descriptors(void **state)
+{
+	int status = -1;
+	pid_t pid;
+
+	assert_true(may_hear_of_forks(false));
+	pid = fork();
+	assert_true(pid >= 0);
+	if (!pid) {
+		use_up_descriptors();
+		_exit(-umm_inside_uffd());
+	}
+	may_hear_of_forks(true);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_true(WIFEXITED(status));
+	assert_int_equal(WEXITSTATUS(status), EMFILE);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -1146,6 +1165,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_child_that_moves_pages_where_the_parent_has_others),
 		cmocka_unit_test(what_the_program_lets_be_inherited_is_not),
 		cmocka_unit_test(what_the_program_keeps_from_children_stays_so),
+		cmocka_unit_test(a_userfaultfd_without_descriptors),
 	};
 	int uffd = umm_inside_uffd();
 
