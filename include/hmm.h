@@ -145,7 +145,9 @@ struct hmm_device_ops {
 	 * have references, but for one to each that the record has and one of the caller's.
 	 * Until lent() the device does nothing with these pages by itself; get() and copy_out may
 	 * come for them, and what copy_out finds is not believed then.  By a thread that serves a
-	 * fault, without locks; may sleep.
+	 * fault, without locks, or by one that brings back by command (hmm_migrate_to_system(),
+	 * hmm_mm_unmanage(), hmm_mm_remove_device(), hmm_mm_close(), a hooked MADV_GUARD_INSTALL),
+	 * with the lock of migrations: it calls none of these.  May sleep.
 	 */
 	void *(*lend)(struct hmm_device *dev, const hmm_handle_t handle[], unsigned n);
 

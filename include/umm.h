@@ -307,7 +307,7 @@ int umm_page_scan(struct umm_space *space, uint64_t start, uint64_t end, struct 
 
 enum umm_event {
 	UMM_EVENT_UNMAP,     /* the mapping goes away */
-	UMM_EVENT_REMAP,     /* it moves to another address: start -> new_start */
+	UMM_EVENT_REMAP,     /* it moves to another address, or is to change its size: start -> new_start */
 	UMM_EVENT_CLEAR,     /* contents are dropped (MADV_DONTNEED, MADV_FREE, MADV_REMOVE ...) */
 	UMM_EVENT_PROTECT,   /* protection changes */
 	UMM_EVENT_MIGRATE,   /* pages move to or from a device; contents stay */
@@ -320,7 +320,7 @@ enum umm_event {
 struct umm_change {
 	enum umm_event event;
 	uint64_t start, end; /* bytes, page-aligned, end exclusive */
-	uint64_t new_start;  /* REMAP only */
+	uint64_t new_start;  /* REMAP, where it is known: not of a hooked call that leaves it to the kernel; else 0 */
 	const void *owner;   /* who causes it (MIGRATE, EXCLUSIVE): a driver skips its own; else NULL */
 	bool blockable;      /* false: a callback that would have to sleep returns false */
 	/*
@@ -476,8 +476,9 @@ struct umm_hook {
  * signals are blocked until end, and an engine moves no mapping of the space; the
  * call between the two is made in the same thread, and may sleep.
  *
- * Context: Thread-safe, for hooks of their own.  No lock that a callback takes may be held.  Not in callbacks.  Sleeps
- * as callbacks do.
+ * Context: Thread-safe, for hooks of their own.  No lock that a callback takes may be held.  Not in callbacks, nor
+ * between another begin and its end in the same thread, which may wait for ever: around a call that libhmm-hooks
+ * stands in for there is one of both only.  Sleeps as callbacks do.
  */
 void umm_hook_begin(struct umm_hook *h);
 void umm_hook_end(struct umm_hook *h);

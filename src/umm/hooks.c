@@ -139,7 +139,8 @@ API void *mremap(void *old, size_t old_len, size_t new_len, int flags, ...)
 		to = va_arg(ap, void *);
 		va_end(ap);
 	}
-	add(&h, UMM_EVENT_REMAP, (uintptr_t)old, old_len, (uintptr_t)to);
+	/* Else it is the kernel's to say where: with MREMAP_DONTUNMAP the address is a hint. */
+	add(&h, UMM_EVENT_REMAP, (uintptr_t)old, old_len, flags & MREMAP_FIXED ? (uintptr_t)to : 0);
 	if (flags & MREMAP_FIXED)
 		add(&h, UMM_EVENT_UNMAP, (uintptr_t)to, new_len, 0);
 	umm_hook_begin(&h);

@@ -603,11 +603,51 @@ static void system_v_with_holes(void **state)
 	}
 }
 
+static _Atomic uint64_t told_to; /* where the last mremap() was said to go */
+
+static bool note_where(struct umm_notifier *n, const struct umm_change *c, uint64_t seq)
+{
+	umm_notifier_set_seq(n, seq);
+	if (c->event == UMM_EVENT_REMAP)
+		atomic_store(&told_to, c->new_start);
+	return true;
+}
+
+/* Only where the kernel has no choice is it known before the call. */
+static void where_a_mapping_goes(void **state)
+{
+	static const struct umm_notifier_ops where_ops = {.invalidate = note_where};
+	char *p = mmap(NULL, 8 * PAGE, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), *spare, *taken, *q;
+	struct umm_notifier n = {0};
+
+	spare = mmap(NULL, 8 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	taken = mmap(NULL, 8 * PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	assert_true(p != MAP_FAILED && spare != MAP_FAILED && taken != MAP_FAILED);
+	assert_int_equal(umm_notifier_insert(&n, space, 0, 1ull << 47, &where_ops), 0);
+	atomic_store(&told_to, 1);
+	assert_ptr_equal(mremap(p, 8 * PAGE, 4 * PAGE, 0), p);
+	assert_int_equal(atomic_load(&told_to), 0);
+	atomic_store(&told_to, 1);
+	p = mremap(p, 4 * PAGE, 6 * PAGE, MREMAP_MAYMOVE);
+	assert_int_equal(atomic_load(&told_to), 0);
+	assert_ptr_equal(mremap(p, 6 * PAGE, 6 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, spare), spare);
+	assert_int_equal(atomic_load(&told_to), (uintptr_t)spare);
+	/* There it is a hint, and not taken: something is there. */
+	q = mremap(spare, 6 * PAGE, 6 * PAGE, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, taken);
+	assert_true(q != MAP_FAILED && q != taken);
+	assert_int_equal(atomic_load(&told_to), 0);
+	umm_notifier_remove(&n);
+	munmap(q, 6 * PAGE);
+	munmap(spare, 8 * PAGE);
+	munmap(taken, 8 * PAGE);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(by_libc),
 		cmocka_unit_test(raw),
+		cmocka_unit_test(where_a_mapping_goes),
 		cmocka_unit_test(heap),
 		cmocka_unit_test(system_v),
 		cmocka_unit_test(system_v_with_holes),
