@@ -4,6 +4,7 @@
  * mapped for somebody else while one looks: hmm_range_mapped() says "not all of
  * them" once, and then what is true.
  */
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -66,9 +67,35 @@ static void mapped_while_one_looks(void **state)
 	munmap(mem, NR * PAGE);
 }
 
+/* That something had to be mapped is counted: not that it was, nor that it could not be. */
+static void what_had_to_be_mapped_is_counted(void **state)
+{
+	char *mem = mmap(NULL, NR * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	const uint64_t at = (uintptr_t)mem;
+	struct hmm_rdma_token token;
+	struct umm_space *space;
+	struct exposed *x;
+
+	assert_true(mem != MAP_FAILED);
+	assert_int_equal(umm_space_open_self(&space), 0);
+	assert_int_equal(exposed_open(space, NULL, &x), 0);
+	assert_int_equal(exposed_add(x, at, NR * PAGE, HMM_RDMA_READ, &token), 0);
+	memset(mem, 1, NR * PAGE);
+	assert_int_equal(munmap(mem + (NR - 1) * PAGE, PAGE), 0);
+	for (unsigned i = 0; i < 3; i++)
+		assert_int_equal(exposed_map(x, &token, at, 2 * PAGE, HMM_RDMA_READ, UINT64_MAX), 0);
+	assert_int_equal(exposed_mapped(x), 1);
+	assert_int_equal(exposed_map(x, &token, at, NR * PAGE, HMM_RDMA_READ, UINT64_MAX), -EFAULT);
+	assert_int_equal(exposed_mapped(x), 1);
+	exposed_close(x);
+	umm_space_close(space);
+	munmap(mem, (NR - 1) * PAGE);
+}
+
 int main(void)
 {
-	const struct CMUnitTest tests[] = {cmocka_unit_test(mapped_while_one_looks)};
+	const struct CMUnitTest tests[] = {cmocka_unit_test(mapped_while_one_looks),
+					   cmocka_unit_test(what_had_to_be_mapped_is_counted)};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

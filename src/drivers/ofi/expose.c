@@ -309,13 +309,14 @@ int exposed_map(struct exposed *x, const struct hmm_rdma_token *token, uint64_t 
 		uint64_t deadline_ns)
 {
 	struct exposure *e;
+	bool write = access & HMM_RDMA_WRITE, there;
 	int rc = use(x, token, addr, len, access, &e);
 
 	if (rc)
 		return rc;
-	rc = hmm_range_map(e->range, page_down(addr), page_up(addr + len), access & HMM_RDMA_WRITE ? HMM_MAP_WRITE : 0,
-			   deadline_ns);
-	x->mapped++;
+	there = hmm_range_mapped(e->range, page_down(addr), page_up(addr + len), write);
+	rc = hmm_range_map(e->range, page_down(addr), page_up(addr + len), write ? HMM_MAP_WRITE : 0, deadline_ns);
+	x->mapped += !rc && !there;
 	unuse(x, e);
 	return rc;
 }
