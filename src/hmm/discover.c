@@ -31,7 +31,8 @@
 
 static bool manageable(const struct umm_vma *v)
 {
-	return !(v->flags & (UMM_VMA_SHARED | UMM_VMA_FILE | UMM_VMA_SPECIAL | UMM_VMA_STACK | UMM_VMA_HUGETLB));
+	return !(v->flags & (UMM_VMA_SHARED | UMM_VMA_FILE | UMM_VMA_SPECIAL | UMM_VMA_STACK | UMM_VMA_HUGETLB)) &&
+	       v->end <= HMM_ADDR_END;
 }
 
 /* mm->lock held.  Where, from @start on, the next memory begins that somebody else serves; UINT64_MAX: nowhere. */
@@ -143,6 +144,23 @@ static int register_ours(struct hmm_mm *mm, uint64_t start, uint64_t *end)
 }
 
 /*
+ * Event lock shared.  Refused though it is there: what nobody may watch, as MAP_DROPPABLE memory.  One that was just
+ * gone, and has been mapped anew since, is refused as well, so each refusal comes between two looks.
+ */
+static bool nobody_may_watch(struct hmm_mm *mm, uint64_t start, uint64_t end)
+{
+	for (unsigned i = 0; i < REGISTER_TRIES; i++) {
+		struct umm_vma v;
+
+		if (umm_vma_next(mm->space, start, &v) || v.start != start || v.end != end || !manageable(&v))
+			return false;
+		if (umm_uffd_register(mm->space->uffd, start, end - start, UFFDIO_REGISTER_MODE_MISSING) != -EINVAL)
+			return false;
+	}
+	return true;
+}
+
+/*
  * Event lock shared.  A mapping that was not registered goes and comes without
  * a word: between the look at it and its registration it may have been unmapped,
  * and another one mapped there right after, not registered.  What is moved out of
@@ -155,10 +173,12 @@ static int register_run(struct hmm_mm *mm, const struct run *run, unsigned *done
 	uint64_t start = run->start, end = run->end, at = start;
 	int uffd = mm->space->uffd;
 	struct umm_vma now;
+	bool foreign;
 	int rc = 0;
 
 	*done = 0;
 	rc = register_ours(mm, start, &end);
+	foreign = run->n == 1 && (rc == -EBUSY || (rc == -EINVAL && nobody_may_watch(mm, start, end)));
 	/*
 	 * -EAGAIN is also a fork whose event nobody has read: the child was made before
 	 * this was registered, and does not have it so.  It gets its records from ours when
@@ -188,8 +208,10 @@ static int register_run(struct hmm_mm *mm, const struct run *run, unsigned *done
 		rc = full ? full : rc;
 		atomic_fetch_add(&mm->h->registrations, *done);
 		atomic_fetch_add(&mm->registrations, *done);
-	} else if (rc == -EBUSY && run->n == 1) {
-		hmm_iset_add(&mm->foreign, start, end);
+	} else if (foreign) {
+		/* Nothing is left to be done about it, or a program that sleeps would be looked at each time it ages.
+		 */
+		rc = hmm_iset_add(&mm->foreign, start, end);
 	}
 	pthread_mutex_unlock(&mm->lock);
 	return rc;
@@ -197,8 +219,8 @@ static int register_run(struct hmm_mm *mm, const struct run *run, unsigned *done
 
 /*
  * Nobody tells us when somebody else's userfaultfd lets go of a range, or its
- * mapping goes: what was found or made foreign is asked for again after a
- * while.  Not at once: a range that was handed over is registered by its new
+ * mapping goes: what was found or made foreign, or is refused to everybody, is asked
+ * for again after a while.  Not at once: a range that was handed over is registered by its new
  * owner only some time later.
  */
 static void foreign_age(struct hmm_mm *mm)

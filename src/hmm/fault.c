@@ -727,9 +727,12 @@ int hmm_fault(void *priv, const struct umm_fault *f)
 		umm_evlock_shared(evlock);
 		leaf = hmm_leaf_get(mm, f->addr);
 		if (!leaf) {
+			/* Of what mremap() has taken beyond all records nothing is away: that is refused it. */
+			rc = f->addr < HMM_ADDR_END ? 0 : fill_zero(mm, f->addr, 1, write, &placed);
 			umm_evlock_unshared(evlock);
-			wake(mm, f->addr, UMM_PAGE);
-			return 0;
+			if (f->addr < HMM_ADDR_END)
+				wake(mm, f->addr, UMM_PAGE);
+			return rc == -EAGAIN ? rc : 0;
 		}
 		/* It was away when it was asked for, and was dropped since. */
 		if (mm->h->opt.not_zeros && mm->h->opt.not_zeros(mm, f->addr, f->addr + UMM_PAGE)) {

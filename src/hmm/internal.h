@@ -476,7 +476,7 @@ void hmm_mms_put(struct hmm_mm **list, unsigned n);
 int hmm_radix_init(struct hmm_radix *r);
 void hmm_radix_destroy(struct hmm_mm *mm);
 struct hmm_leaf *hmm_leaf_find(struct hmm_mm *mm, uint64_t addr);
-struct hmm_leaf *hmm_leaf_get(struct hmm_mm *mm, uint64_t addr); /* adds it; NULL: no memory */
+struct hmm_leaf *hmm_leaf_get(struct hmm_mm *mm, uint64_t addr); /* adds it; NULL: no memory, or beyond HMM_ADDR_END */
 /**
  * hmm_block_went() - all pages of the leaf of @base have just been stored from @staged
  *

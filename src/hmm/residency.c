@@ -5,6 +5,9 @@
  * A radix tree by address; look-ups take no lock.  Leaves are added when a
  * page first leaves its mapping and freed only with the event lock held
  * exclusively (nobody else is in the tree then) or with the space.
+ *
+ * There are none from HMM_ADDR_END on, where a program may map with five levels of
+ * page tables: nothing there is managed, and it is none of the addresses below it.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -20,8 +23,10 @@ int hmm_radix_init(struct hmm_radix *r)
 
 static struct hmm_mid *mid_find(struct hmm_radix *r, uint64_t addr)
 {
-	struct hmm_top *top = atomic_load_explicit(&r->top[addr >> 39 & 255], memory_order_acquire);
+	struct hmm_top *top = NULL;
 
+	if (addr < HMM_ADDR_END)
+		top = atomic_load_explicit(&r->top[addr >> 39 & 255], memory_order_acquire);
 	return top ? atomic_load_explicit(&top->mid[addr >> 30 & 511], memory_order_acquire) : NULL;
 }
 
@@ -39,7 +44,7 @@ struct hmm_leaf *hmm_leaf_get(struct hmm_mm *mm, uint64_t addr)
 	struct hmm_top *top;
 	struct hmm_mid *mid;
 
-	if (leaf)
+	if (leaf || addr >= HMM_ADDR_END)
 		return leaf;
 	pthread_mutex_lock(&r->lock);
 	top = atomic_load(&r->top[addr >> 39 & 255]);

@@ -22,6 +22,7 @@ LONG = os.environ.get("HMM_TEST_LONG")
 SHORT = 1000 if LONG else 250
 STILL = 200
 SYS_PERF_EVENT_OPEN, PERF_TYPE_SOFTWARE, PERF_COUNT_SW_TASK_CLOCK, PERF_ATTR_SIZE = 298, 1, 1, 112
+MAP_DROPPABLE, MAP_ANONYMOUS = 0x08, 0x20
 PR_CAPBSET_DROP, CAP_SYS_ADMIN, CAP_PERFMON = 24, 21, 38
 libc = ctypes.CDLL(None)
 
@@ -116,7 +117,9 @@ def clocks_can_be_refused():
 
 def asleep(h, **how):
     """A program, a part of which is away, and that sleeps until its input ends."""
-    fill = ("import sys\nb=bytearray(96<<20)\nfor i in range(0,len(b),4096): b[i]=i>>12&255\n"
+    fill = ("import ctypes,sys\n"
+            f"ctypes.CDLL(None).mmap(None,65536,3,{MAP_ANONYMOUS | MAP_DROPPABLE},-1,0)\n"  # which nobody may watch
+            "b=bytearray(96<<20)\nfor i in range(0,len(b),4096): b[i]=i>>12&255\n"
             "print('full',flush=True)\nsys.stdin.readline()\n")
     r = h.start([sys.executable, "-c", fill], ram="64M", stdin=subprocess.PIPE, out=subprocess.PIPE, **how)
     line = r.child.stdout.readline()

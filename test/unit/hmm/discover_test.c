@@ -22,16 +22,28 @@ static struct {
 	bool swap; /* one is unmapped before it is registered, and mapped anew after */
 	unsigned which;
 	unsigned calls, looks;
-	bool fork;   /* a child is made before it is registered, and nobody has heard of it yet */
-	bool behind; /* something shared is mapped right behind them, just before they are registered */
-	int fail;    /* it is refused */
+	bool fork;             /* a child is made before it is registered, and nobody has heard of it yet */
+	bool behind;           /* something shared is mapped right behind them, just before they are registered */
+	int fail;              /* it is refused */
+	unsigned gone;         /* so many times it is not there just when it is to be registered */
+	uint64_t beyond;       /* there is a mapping at this address, which no such machine as ours has */
+	unsigned beyond_calls; /* it was to be registered */
 	_Atomic pid_t child;
 } target;
 
 int __wrap_umm_vma_next(struct umm_space *space, uint64_t addr, struct umm_vma *vma)
 {
+	int rc;
+
 	target.looks++;
-	return __real_umm_vma_next(space, addr, vma);
+	rc = __real_umm_vma_next(space, addr, vma);
+	if (rc != -ENOENT || addr >= target.beyond + UMM_PAGE)
+		return rc;
+	*vma = (struct umm_vma){.start = target.beyond,
+				.end = target.beyond + UMM_PAGE,
+				.flags = UMM_VMA_READ | UMM_VMA_WRITE,
+				.page_size = UMM_PAGE};
+	return 0;
 }
 
 static void *forker(void *unused)
@@ -52,6 +64,7 @@ int __wrap_umm_uffd_register(int uffd, uint64_t start, uint64_t len, uint64_t mo
 	uint64_t first = (uintptr_t)target.at;
 	int rc;
 
+	target.beyond_calls += start >= HMM_ADDR_END;
 	if (!target.at)
 		return __real_umm_uffd_register(uffd, start, len, mode);
 	if (start < first || start >= first + (target.pages ? target.pages : PAGES) * UMM_PAGE)
@@ -59,6 +72,10 @@ int __wrap_umm_uffd_register(int uffd, uint64_t start, uint64_t len, uint64_t mo
 	target.calls++;
 	if (target.fail)
 		return target.fail;
+	if (target.gone) {
+		target.gone--;
+		return -EINVAL;
+	}
 	if (target.swap)
 		munmap(target.at + target.which * UMM_PAGE, UMM_PAGE);
 	if (target.behind && mmap(target.at + PAGES * UMM_PAGE, UMM_PAGE, PROT_READ | PROT_WRITE,
@@ -182,6 +199,68 @@ static void one_of_several_is_somebody_elses(void **state)
 	assert_true(is_registered(w, 2));
 	assert_true(is_registered(w, 3));
 	close(other);
+	three_end(w);
+}
+
+/* With five levels of page tables there may be mappings of which there are no records. */
+static void what_is_beyond_the_records_is_left_alone(void **state)
+{
+	struct world *w = three();
+	bool left = true;
+
+	target.beyond = HMM_ADDR_END + 5 * UMM_PAGE;
+	target.beyond_calls = 0;
+	assert_int_equal(hmm_discover(w->mm, 0, NULL, &left), 0);
+	assert_int_equal(target.beyond_calls, 0);
+	assert_true(is_registered(w, 0));
+	target.beyond = 0;
+	three_end(w);
+}
+
+/* What is refused to everybody (MAP_DROPPABLE) is not asked for at each walk, and nothing is left for the next one. */
+static void what_nobody_may_watch_is_remembered(void **state)
+{
+	const char *why;
+	struct world *w = world_create("lz4", 0, &why);
+	char *area = mmap(NULL, 16 * UMM_PAGE, PROT_NONE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	bool left;
+
+	assert_non_null(w);
+	w->space->maps_fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+	atomic_store(&w->mm->armed, true);
+	target.at = area + 6 * UMM_PAGE;
+	assert_ptr_equal(mmap(target.at, PAGES * UMM_PAGE, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0),
+			 target.at);
+	target.fail = -EINVAL;
+	assert_int_equal(hmm_discover(w->mm, 0, NULL, &left), 0);
+	assert_false(is_registered(w, 0));
+	assert_false(left);
+	target.calls = 0;
+	assert_int_equal(hmm_discover(w->mm, 0, NULL, &left), 0);
+	assert_int_equal(target.calls, 0);
+	assert_false(left);
+	/* Nobody is told when it goes: it is asked for again some time. */
+	target.fail = 0;
+	w->mm->foreign_aged_ns = 1;
+	assert_int_equal(hmm_discover(w->mm, 0, NULL, NULL), 0);
+	w->mm->foreign_aged_ns = 1;
+	assert_int_equal(hmm_discover(w->mm, 0, NULL, NULL), 0);
+	assert_true(is_registered(w, 0));
+	three_end(w);
+}
+
+/* What was gone when it was to be registered is refused with the same error, and is nobody's when it is there again. */
+static void what_was_gone_for_a_moment_is_not_remembered(void **state)
+{
+	struct world *w = three();
+
+	assert_int_equal(mprotect(target.at + UMM_PAGE, UMM_PAGE, PROT_READ | PROT_WRITE), 0);
+	target.gone = 2; /* it is asked for twice */
+	assert_int_equal(hmm_discover(w->mm, 0, NULL, NULL), 0);
+	assert_int_equal(target.gone, 0);
+	assert_int_equal(hmm_discover(w->mm, 0, NULL, NULL), 0);
+	assert_true(is_registered(w, 0));
 	three_end(w);
 }
 
@@ -869,6 +948,9 @@ int main(void)
 		cmocka_unit_test(only_what_is_registered_is_taken_to_be),
 		cmocka_unit_test(one_of_several_is_mapped_anew),
 		cmocka_unit_test(one_of_several_is_somebody_elses),
+		cmocka_unit_test(what_is_beyond_the_records_is_left_alone),
+		cmocka_unit_test(what_nobody_may_watch_is_remembered),
+		cmocka_unit_test(what_was_gone_for_a_moment_is_not_remembered),
 		cmocka_unit_test(very_many_are_registered_before_they_are_made_sure_of),
 		cmocka_unit_test(one_of_very_many_changes_in_between),
 		cmocka_unit_test(a_larger_one_is_there_in_between),

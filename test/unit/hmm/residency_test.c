@@ -174,6 +174,28 @@ static void look_ups_across_47_bits(void **state)
 	assert_int_equal(f->tier[0]->refs_total, 0);
 }
 
+/* With five levels of page tables a program may have memory there, which is not what lies 47 bits below. */
+static void nothing_is_beyond_47_bits(void **state)
+{
+	struct fixture *f = *state;
+	struct hmm_mm *mm = mm_create(f);
+	uint64_t addr = region[5];
+
+	set(mm, addr, hmm_entry(HMM_DEVICE, 0, take(f->tier[0]), 0));
+	for (unsigned bit = 47; bit < 56; bit++) {
+		assert_null(hmm_leaf_find(mm, 1ull << bit | addr));
+		assert_null(hmm_leaf_get(mm, 1ull << bit | addr));
+		assert_null(hmm_leaf_get(mm, 1ull << bit));
+		assert_null(hmm_leaf_next(mm, 1ull << bit, UINT64_MAX));
+	}
+	assert_int_equal(atomic_load(&mm->radix.leaves), 1);
+	/* Nor does mremap() lead there what is away. */
+	assert_int_equal(hmm_residency_remap(mm, addr, TOP | addr, UMM_PAGE), -ENOMEM);
+	assert_int_equal(hmm_entry_state(get(mm, addr)), HMM_DEVICE);
+	mm_free(mm);
+	assert_int_equal(f->tier[0]->refs_total, 0);
+}
+
 /* The model: for each page which handle it holds, 0 none, POISON. */
 #define POISON UINT32_MAX
 struct model {
@@ -390,6 +412,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(entries_keep_their_fields_apart),
 		cmocka_unit_test_setup_teardown(look_ups_across_47_bits, setup, teardown),
+		cmocka_unit_test_setup_teardown(nothing_is_beyond_47_bits, setup, teardown),
 		cmocka_unit_test_setup_teardown(against_a_model, setup, teardown),
 		cmocka_unit_test_setup_teardown(events_meet_pages_on_their_way, setup, teardown),
 		cmocka_unit_test_setup_teardown(only_the_steps_of_the_table_are_legal, setup, teardown),
