@@ -46,7 +46,7 @@
 
 /* All that this library keeps. */
 static struct preload {
-	bool on;
+	bool on;                                        /* there is an agent, or was one where we come from */
 	char env_run[WIRE_NAME_MAX + WIRE_TOKEN + 512]; /* "HMM_RUN=..." */
 	char library[400];
 	struct agent agent;
@@ -62,6 +62,12 @@ static struct preload {
 	unsigned system_users;
 	struct sigaction system_int, system_quit;
 } P = {.environ_lock = PTHREAD_MUTEX_INITIALIZER, .system_lock = PTHREAD_MUTEX_INITIALIZER};
+
+/* Is there somebody to lead to?  Also where no agent could be started, or was welcome: what we start may have one. */
+static bool hands_on(void)
+{
+	return P.env_run[0];
+}
 
 struct agent *preload_agent(void)
 {
@@ -319,7 +325,7 @@ static void real_init(void)
 API int execve(const char *path, char *const argv[], char *const env[])
 {
 	real_init();
-	return R.execve(path, argv, P.on ? ENV_WITH(env) : env);
+	return R.execve(path, argv, hands_on() ? ENV_WITH(env) : env);
 }
 
 API int execv(const char *path, char *const argv[])
@@ -330,7 +336,7 @@ API int execv(const char *path, char *const argv[])
 API int execvpe(const char *file, char *const argv[], char *const env[])
 {
 	real_init();
-	return R.execvpe(file, argv, P.on ? ENV_WITH(env) : env);
+	return R.execvpe(file, argv, hands_on() ? ENV_WITH(env) : env);
 }
 
 API int execvp(const char *file, char *const argv[])
@@ -341,13 +347,13 @@ API int execvp(const char *file, char *const argv[])
 API int fexecve(int fd, char *const argv[], char *const env[])
 {
 	real_init();
-	return R.fexecve(fd, argv, P.on ? ENV_WITH(env) : env);
+	return R.fexecve(fd, argv, hands_on() ? ENV_WITH(env) : env);
 }
 
 API int execveat(int dirfd, const char *path, char *const argv[], char *const env[], int flags)
 {
 	real_init();
-	return R.execveat(dirfd, path, argv, P.on ? ENV_WITH(env) : env, flags);
+	return R.execveat(dirfd, path, argv, hands_on() ? ENV_WITH(env) : env, flags);
 }
 
 /* The variable arguments of an execl-like call as a vector on the caller's stack; @ap is left behind their NULL. */
@@ -390,14 +396,14 @@ API int posix_spawn(pid_t *pid, const char *path, const posix_spawn_file_actions
 		    char *const argv[], char *const env[])
 {
 	real_init();
-	return R.posix_spawn(pid, path, fa, attr, argv, P.on ? ENV_WITH(env) : env);
+	return R.posix_spawn(pid, path, fa, attr, argv, hands_on() ? ENV_WITH(env) : env);
 }
 
 API int posix_spawnp(pid_t *pid, const char *file, const posix_spawn_file_actions_t *fa, const posix_spawnattr_t *attr,
 		     char *const argv[], char *const env[])
 {
 	real_init();
-	return R.posix_spawnp(pid, file, fa, attr, argv, P.on ? ENV_WITH(env) : env);
+	return R.posix_spawnp(pid, file, fa, attr, argv, hands_on() ? ENV_WITH(env) : env);
 }
 
 /*
@@ -467,7 +473,7 @@ API int system(const char *command)
 	int status, rc;
 
 	real_init();
-	if (!P.on || !command)
+	if (!hands_on() || !command)
 		return R.system(command);
 	system_enter();
 	sigemptyset(&block);
@@ -524,7 +530,7 @@ API FILE *popen(const char *command, const char *type)
 	FILE *f = NULL;
 
 	real_init();
-	if (!P.on)
+	if (!hands_on())
 		return R.popen(command, type);
 	pthread_mutex_lock(&P.environ_lock);
 	char **mine = environ;
@@ -590,6 +596,8 @@ static void agent_up(uint32_t parent)
 static void after_fork(void)
 {
 	calls_abandon();
+	if (!P.on)
+		return; /* its parent has none either */
 	agent_up(P.agent.arena.ctl->space_id);
 	if (P.on)
 		atomic_store(&preload_ctl()->has_forked, 1);
@@ -658,7 +666,7 @@ static pid_t fork_with(pid_t (*real)(void))
 	pid = real();
 	if (pid)
 		after_fork_in_parent(way);
-	else if (P.on)
+	else if (hands_on())
 		after_fork();
 	return pid;
 }
@@ -694,7 +702,7 @@ API int clone(int (*fn)(void *), void *stack, int flags, void *arg, ...)
 	void *parent_tid = va_arg(ap, void *), *tls = va_arg(ap, void *), *child_tid = va_arg(ap, void *);
 	va_end(ap);
 	real_init();
-	if (!P.on || (flags & CLONE_VM) || !fn)
+	if (!hands_on() || (flags & CLONE_VM) || !fn)
 		return R.clone(fn, stack, flags, arg, parent_tid, tls, child_tid);
 	way = before_fork();
 	if (way == FORK_REFUSED) {

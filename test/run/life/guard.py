@@ -395,6 +395,13 @@ def children_elsewhere(h):
         skip("only root makes pid namespaces here")
     r = h.run(["unshare", "-p", "sh", "-c", "/bin/true && echo fine; :"])
     r.expect(min_out=0, stdout="^fine$")
+    # What it starts is of the tree, by exec, system() or popen(), though it has no agent itself.
+    mapped = "grep -c -m1 libhmm-preload /proc/self/maps"
+    libc_does = "import ctypes as c; l = c.CDLL(None); l.popen.restype = c.c_void_p; "
+    for start in (["sh", "-c", f"{mapped}; :"], [sys.executable, "-c", f"{libc_does}l.system(b'{mapped}')"],
+                  [sys.executable, "-c", f"{libc_does}l.pclose(c.c_void_p(l.popen(b'{mapped}', b'w')))"]):
+        r = h.run(["unshare", "-p", *start])
+        r.expect(min_out=0, stdout="^1$")
 
 
 def no_descriptors(h):
