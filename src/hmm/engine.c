@@ -663,8 +663,9 @@ static void mm_forked(void *priv, int uffd)
 	int rc = 0;
 
 	atomic_store(&mm->forked, true);
+	atomic_store(&mm->giving, true);
 	if (mm->h->opt.forked(mm->h->opt.priv, mm, uffd, &child))
-		return;
+		goto out;
 	atomic_store(&child->forked, true);
 	child->space->spares = mm->h->monitor; /* it may fork while its records are made, which must be read */
 	if (!whole)
@@ -695,6 +696,8 @@ static void mm_forked(void *priv, int uffd)
 	if (rc)
 		child_cast_off(mm, child, rc);
 	atomic_store(&child->ready, true);
+out:
+	atomic_store(&mm->giving, false);
 }
 
 static int mm_fault(void *priv, const struct umm_fault *f)

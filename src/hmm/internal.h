@@ -181,6 +181,11 @@ struct hmm_inside_ops {
 	int (*wait)(void *priv, unsigned b);
 	/** arm: get ready to move; called once, before the first go.  0 or -errno. */
 	int (*arm)(void *priv);
+	/**
+	 * able: can it do now what it is told, or is it held up by somebody else?  Asked before a round of batches.
+	 * May be NULL.
+	 */
+	bool (*able)(void *priv);
 	/** pins: enter in the pin table what must stay; called before a round of batches.  May be NULL. */
 	void (*pins)(void *priv);
 	/** advise: madvise() from inside, and wait for it.  0 or -errno. */
@@ -229,6 +234,7 @@ struct hmm_mm {
 	_Atomic bool pid_learned; /* by a fault: it has no agent */
 	_Atomic bool pid_ended;   /* that one has, and somebody else may live there still */
 	_Atomic unsigned rest;    /* > 0: nothing is moved out for now */
+	_Atomic bool giving;      /* a child is given its records, however long: nobody gets the event lock meanwhile */
 
 	pthread_mutex_t out_lock;
 	const void *out_owner; /* who causes a migration, for notifiers; NULL: the engine */
@@ -266,8 +272,8 @@ struct hmm_mm {
 	uint64_t marks_tried_ns; /* out_lock */
 	/* What a child will not have of ours, and what of that is still to be seen to for a fork (unforked.c). */
 	struct hmm_iset unforked, unforked_todo;
-	uint64_t moves;   /* mremap() of what may be away, or concerns forks; written under the event lock, exclusively */
-	uint64_t written; /* calls of hmm_written() */
+	uint64_t moves; /* mremap() of what may be away, or concerns forks; written under the event lock, exclusively */
+	uint64_t written;                              /* calls of hmm_written() */
 	struct hmm_overtaken overtaken[HMM_OVERTAKEN]; /* overtaken.c; event lock exclusively, as is their number */
 	_Atomic unsigned novertaken;                   /* since there was a moment without a change under way */
 	bool overtaken_said;

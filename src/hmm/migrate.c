@@ -182,7 +182,8 @@ int hmm_out_begin(struct hmm_mm *mm, unsigned b, const struct hmm_victim *v, uns
 	return rc;
 }
 
-bool hmm_out_sync(struct hmm_mm *mm)
+/* Event lock held exclusively.  False: the inside died half-way, and so does the space. */
+static bool sync_all(struct hmm_mm *mm)
 {
 	for (unsigned b = 0; b < UMM_BATCHES; b++) {
 		struct umm_batch *batch = &mm->space->ctl->batch[b];
@@ -196,7 +197,7 @@ bool hmm_out_sync(struct hmm_mm *mm)
 			for (unsigned spin = 0;
 			     atomic_load_explicit(&run->state, memory_order_acquire) != UMM_RUN_FILLED; spin++) {
 				if (atomic_load(&mm->dead) || umm_space_is_gone(mm->space))
-					return false; /* the inside died half-way: so does the space */
+					return false;
 				if (spin > 1000)
 					sched_yield();
 			}
@@ -205,6 +206,15 @@ bool hmm_out_sync(struct hmm_mm *mm)
 		}
 	}
 	return true;
+}
+
+bool hmm_out_sync(struct hmm_mm *mm)
+{
+	/* It is the inside that is waited for, whoever is given what then. */
+	bool giving = atomic_exchange(&mm->giving, false), all = sync_all(mm);
+
+	atomic_store(&mm->giving, giving);
+	return all;
 }
 
 int hmm_out_finish(struct hmm_mm *mm, unsigned b)

@@ -219,6 +219,11 @@ static uint64_t reclaim_mm(struct hmm_mm *mm, uint64_t pages, bool tidy)
 	unsigned b = 0, barren = 0;
 
 	pthread_mutex_lock(&mm->out_lock);
+	/* Whom a debugger or a freezer holds would keep all others waiting. */
+	if (mm->inside->able && !mm->inside->able(mm->inside_priv)) {
+		pthread_mutex_unlock(&mm->out_lock);
+		return 0;
+	}
 	marks_learn(mm);
 	if (mm->inside->pins)
 		mm->inside->pins(mm->inside_priv);

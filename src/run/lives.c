@@ -22,6 +22,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/kcmp.h>
 #include <poll.h>
 #include <signal.h>
@@ -108,6 +109,54 @@ int lives_stopped(pid_t pid)
 		stopped = lives_nobody();
 	closedir(d);
 	return stopped;
+}
+
+/* What of a file fits in @buf, as a string.  How many bytes, or as lives_nobody(). */
+static int read_file(const char *path, char *buf, size_t room)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC), rc;
+	ssize_t n;
+
+	buf[0] = 0;
+	if (fd < 0)
+		return lives_nobody();
+	n = read(fd, buf, room - 1);
+	rc = n < 0 ? lives_nobody() : (int)n;
+	buf[n < 0 ? 0 : n] = 0;
+	close(fd);
+	return rc;
+}
+
+/* /proc says "sleeping" of who is in one of version 2, and "disk sleep" of the other. */
+int lives_frozen(pid_t tid)
+{
+	static const struct {
+		const char *line, *mount, *file, *word;
+	} freezers[] = {
+		{"\n0::", "/sys/fs/cgroup", "cgroup.events", "frozen 1"},
+		{"\n0::", "/sys/fs/cgroup/unified", "cgroup.events", "frozen 1"},
+		{":freezer:", "/sys/fs/cgroup/freezer", "freezer.state", "FROZEN"},
+	};
+	char groups[PATH_MAX + 256], path[PATH_MAX + 64], says[256];
+	int rc;
+
+	snprintf(path, sizeof(path), "/proc/%d/cgroup", (int)tid);
+	groups[0] = '\n';
+	rc = read_file(path, groups + 1, sizeof(groups) - 1);
+	for (unsigned i = 0; rc >= 0 && i < sizeof(freezers) / sizeof(freezers[0]); i++) {
+		const char *at = strstr(groups, freezers[i].line);
+
+		if (!at)
+			continue;
+		at += strlen(freezers[i].line);
+		if (snprintf(path, sizeof(path), "%s%.*s/%s", freezers[i].mount, (int)strcspn(at, "\n"), at,
+			     freezers[i].file) >= (int)sizeof(path))
+			continue;
+		rc = read_file(path, says, sizeof(says));
+		if (rc > 0 && strstr(says, freezers[i].word))
+			return 1;
+	}
+	return rc < 0 ? rc : 0;
 }
 
 /* What the kernel counts of the memory of @tid.  1, 0: it has none, or -errno. */

@@ -31,26 +31,53 @@ static int inside_go(void *priv, unsigned b)
  * What says that the agent is through lies in memory that the program can write:
  * whoever waits for it asks the kernel, too, whether the agent is at work.  One
  * that only sleeps, for longer than any lock is held, has nothing to do: it never
- * got the order, was stopped, or its answer was overwritten.  The program is
- * killed, or all others would wait with us.
+ * got the order, or its answer was overwritten.  The program is killed, or all
+ * others would wait with us.
+ *
+ * Not so of one that cannot run: it is traced or stopped, it is in a control group
+ * that is frozen, or it waits for the event lock while a child is given what was
+ * away, which takes as long as there is much of it.  It goes on some time, and is
+ * waited for; and as long as it is held up so it is not told to do anything.
  */
 #define IDLE_NS 50000000l
 #define IDLE_MOST 200u
 
-static bool agent_sleeps(const struct member *m)
+/* Its state as ps(1) has it; 0: it is gone; '?': we cannot look, for want of descriptors or memory. */
+static char agent_state(const struct member *m)
 {
 	char path[32], buf[128] = "", *at;
+	ssize_t n;
 	int fd;
 
 	snprintf(path, sizeof(path), "/proc/%d/stat", (int)m->agent);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
-		return true;
-	if (read(fd, buf, sizeof(buf) - 1) < 0)
+		return lives_nobody() ? '?' : 0;
+	n = read(fd, buf, sizeof(buf) - 1);
+	if (n < 0)
 		buf[0] = 0;
 	close(fd);
 	at = strrchr(buf, ')');
-	return !at || (at[2] != 'R' && at[2] != 'D');
+	return at ? at[2] : 0;
+}
+
+static bool is_held(const struct member *m, char state)
+{
+	return state == 'T' || state == 't' || (state && lives_frozen(m->agent) > 0);
+}
+
+static bool agent_sleeps(const struct member *m)
+{
+	char state = agent_state(m);
+
+	return state != 'R' && state != 'D' && state != '?' && !atomic_load(&m->mm->giving) && !is_held(m, state);
+}
+
+static bool inside_able(void *priv)
+{
+	struct member *m = priv;
+
+	return !is_held(m, agent_state(m));
 }
 
 /* Asked every IDLE_NS: is there still something to wait for?  @idle: 0 at first; how often it has been seen asleep. */
@@ -214,5 +241,9 @@ static void inside_pins(void *priv)
 	free(l.at);
 }
 
-const struct hmm_inside_ops orders_ops = {
-	.pins = inside_pins, .go = inside_go, .wait = inside_wait, .arm = orders_arm, .advise = inside_advise};
+const struct hmm_inside_ops orders_ops = {.able = inside_able,
+					  .pins = inside_pins,
+					  .go = inside_go,
+					  .wait = inside_wait,
+					  .arm = orders_arm,
+					  .advise = inside_advise};

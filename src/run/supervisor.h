@@ -103,6 +103,8 @@ bool lives_ended(int pidfd);
 int lives_nobody(void);
 /** lives_stopped() - is process @pid stopped?  1, 0 (it goes on, or has ended), or -errno. */
 int lives_stopped(pid_t pid);
+/** lives_frozen() - is the control group of @tid frozen?  1, 0 (also where that cannot be known), or -errno. */
+int lives_frozen(pid_t tid);
 /** lives_memory() - has this task an address space?  1, 0, or -errno. */
 int lives_memory(pid_t tid);
 /**

@@ -24,6 +24,7 @@ from hmmtest import SPIN, SPIN_RAM, Failed, comm, descendants, listens, main_of,
 
 SYS_USERFAULTFD = 323
 PR_SET_DUMPABLE = 4
+HELD_S = 13  # an agent that only sleeps is waited for for ten
 
 
 def check(cond, what):
@@ -99,6 +100,54 @@ def interrupted(h):
             os.kill(pid, signal.SIGTERM)
         r.wait()
         r.expect(rc=-signal.SIGTERM, min_out=mib == SPIN, no_stderr=r"page \d+ .* word|died|killed")
+
+
+def freezer():
+    """A control group of version 2, made for us; None: there is none to be had."""
+    for mount in "/sys/fs/cgroup", "/sys/fs/cgroup/unified":
+        if os.path.exists(f"{mount}/cgroup.controllers"):
+            try:
+                return tempfile.mkdtemp(prefix="hmm-test-", dir=mount)
+            except OSError:
+                return None
+    return None
+
+
+def write(path, text):
+    with open(path, "w") as f:
+        f.write(text)
+
+
+def held_up(h):
+    """Who serves is stopped, or frozen, for longer than one who does nothing is waited for: nobody is killed."""
+    group = freezer()
+    if not group:
+        print("SKIP: no control group of version 2 can be made here")
+    r = h.start([built(h, "life-spin"), SPIN, "0", "0"], ram=SPIN_RAM)
+    r.until(lambda: "spinning" in r.out(), "it does not get going")
+    agent = r.agents()[0]
+    out = lambda: spaces(h, r)[0]["pages_out"]  # noqa: E731
+
+    def hold(begin, end):
+        begin()
+        try:
+            time.sleep(HELD_S)
+        finally:
+            end()
+        check(state(agent) not in ("", "Z"), f"who served is gone: {r.err()}")
+        before = out()
+        r.until(lambda: state(agent) in ("", "Z") or out() > before, "nothing is moved any more")
+        check(state(agent) not in ("", "Z"), f"who served is gone: {r.err()}")
+
+    hold(lambda: os.kill(agent, signal.SIGSTOP), lambda: os.kill(agent, signal.SIGCONT))
+    if group:
+        write(f"{group}/cgroup.procs", str(agent))
+        hold(lambda: write(f"{group}/cgroup.freeze", "1"), lambda: write(f"{group}/cgroup.freeze", "0"))
+    os.kill(r.program(), signal.SIGTERM)
+    r.wait()
+    r.expect(rc=-signal.SIGTERM, no_stderr=r"page \d+ .* word|died|killed")
+    if group:
+        os.rmdir(group)
 
 
 def exec_quiet(h):
@@ -477,7 +526,7 @@ def limits_lifted(h):
             check(soft(r.program(), name) != soft(r.agents()[0], name), f"{name} is the agent's")
 
 
-main_of(control_sealed, other_users_supervisor, strangers, wrong_words, set_user_id, confined, keeps_off, interrupted,
+main_of(control_sealed, other_users_supervisor, strangers, wrong_words, set_user_id, confined, keeps_off, interrupted, held_up,
         exec_quiet, no_zombies, end_of_file, kcmp_denied, old_kernel, static_image, became_another, forked_while_armed,
         small_stack, small_files, limits_lifted, children_elsewhere, no_descriptors,
         no_descriptors_left, spare_descriptor)
