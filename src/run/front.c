@@ -245,11 +245,22 @@ static int fill_streams(void)
 static void exec_program(char **argv, const char *path, const struct run_ready *ready, const char *preload,
 			 const sigset_t *mask, sighandler_t chld, int failed_fd)
 {
+	/* Whom systemd's sockets and watchdog are for, by number: the program looks whether that is its own. */
+	static const char *const meant[] = {"LISTEN_PID", "WATCHDOG_PID"};
 	const char *theirs = getenv("LD_PRELOAD");
+	char own[16];
 	size_t len = strlen(preload) + (theirs ? strlen(theirs) : 0) + 2;
 	char run[1024], *both = malloc(len);
 	int err = ENOMEM;
 
+	for (unsigned i = 0; i < sizeof(meant) / sizeof(meant[0]); i++) {
+		const char *pid = getenv(meant[i]);
+
+		if (pid && strtol(pid, NULL, 10) == getppid()) {
+			snprintf(own, sizeof(own), "%d", (int)getpid());
+			setenv(meant[i], own, 1);
+		}
+	}
 	snprintf(run, sizeof(run), "%s %s %s", ready->name, ready->token, preload);
 	if (both)
 		snprintf(both, len, theirs ? "%s:%s" : "%s", preload, theirs);

@@ -141,6 +141,23 @@ def environment(h):
             check(ours.rc == 0 and ours.out() == native, f"{cmd} {extra}:\n{native}\nunder us:\n{ours.out()}{ours.err()}")
 
 
+def meant_for(h):
+    """systemd's sockets and watchdog are for whom it has started, by number: the program finds its own there."""
+    theirs = 'test "$LISTEN_PID" = $$ && test "$WATCHDOG_PID" = $$'
+    start = f"LISTEN_PID=$$ WATCHDOG_PID=$$ exec {h.exe} run -- sh -c '{theirs}'"
+    check(not subprocess.run(["sh", "-c", start], check=False).returncode, "they are for somebody else")
+    r = h.run(["sh", "-c", "echo $LISTEN_PID"], env=dict(os.environ, LISTEN_PID="1"))
+    check(r.out() == "1\n", f"what is for another is {r.out()}")
+
+
+def valgrind(h):
+    """It ends a program at a clone() that it does not know, as one for an agent."""
+    if not shutil.which("valgrind"):
+        skip("valgrind is not installed")
+    r = h.run(["valgrind", "-q", "/bin/true"])
+    check(r.rc == 0 and not r.err(), f"status {r.rc}: {r.err()}")
+
+
 class Terminal:
     """A shell with job control in a terminal of its own."""
 
@@ -883,6 +900,6 @@ def user_outlives(h):
 
 
 if __name__ == "__main__":
-    main_of(status, signals, hangup, from_before, streams, environment, job_control, by_its_pid, daemon, left_at_once, stat_running, restore_litter, keeper_ends, stat_many, stat_busy,
+    main_of(status, signals, hangup, from_before, streams, environment, meant_for, valgrind, job_control, by_its_pid, daemon, left_at_once, stat_running, restore_litter, keeper_ends, stat_many, stat_busy,
             elsewhere, figures, emptied_file, slow_figures, unread_figures, open_figures, restore_lost, nested, shell_script, sigchld_ignored, two_preloads, long_preload, bad_input, user_refused, user_served, user_lent,
             user_forks, user_outlives, user_secrets)
