@@ -599,7 +599,7 @@ int hmm_poke(struct hmm_mm *mm, unsigned tier, uint64_t addr, const char *buf, u
 void hmm_coherent_settle(struct hmm_mm *mm, uint64_t start, uint64_t end);
 
 /* written.c */
-/** mm->lock held: other pages are there now than those that were asked about. */
+/** mm->lock held: other pages are there now than those that were asked about, or what a device wrote to them. */
 void hmm_written_moved(struct hmm_mm *mm, uint64_t start, uint64_t end);
 
 /* clean.c: pages that are back while a device still has them */

@@ -43,7 +43,8 @@
  * The device says so when it is unmapped.  They are marked by asking for them for
  * writing, which sets the dirty bit and clears a write protection that stands for
  * "not written".  That may fault, so no lock is held; of what a change leaves as it
- * is it is done in the callback, unless that is late.
+ * is it is done in the callback.  Where that is late a fault would wait for who has
+ * called, so it is noted for who asks hmm_written(), and the page table left alone.
  *
  * DOC: locking
  *
@@ -254,6 +255,23 @@ static void mark_written(struct map *m, uint64_t block, const uint64_t dirty[BLO
 	}
 }
 
+/* The same without a fault, for hmm_written(). */
+static void note_written(struct map *m, uint64_t block, const uint64_t dirty[BLOCK_PAGES / 64])
+{
+	struct hmm_mm *mm = m->pub.space->priv;
+
+	if (!mm)
+		return;
+	pthread_mutex_lock(&mm->lock);
+	for (unsigned i = 0, z; i < BLOCK_PAGES; i = z + 1) {
+		for (z = i; z < BLOCK_PAGES && (dirty[z / 64] >> z % 64 & 1);)
+			z++;
+		if (z > i)
+			hmm_written_moved(mm, block + i * UMM_PAGE, block + z * UMM_PAGE);
+	}
+	pthread_mutex_unlock(&mm->lock);
+}
+
 /* Whoever makes the change waits for us without a lock that a fault needs. */
 static bool may_mark(const struct umm_change *why)
 {
@@ -355,6 +373,8 @@ static uint64_t drop(struct map *m, uint64_t start, uint64_t end, uint8_t which,
 			pthread_mutex_unlock(&m->lock);
 			mark_written(m, at, dirty);
 			pthread_mutex_lock(&m->lock);
+		} else if (n) {
+			note_written(m, at, dirty);
 		}
 	}
 	return count;

@@ -1150,6 +1150,55 @@ static void nothing_stale_after_a_raw_change(void **state)
 	change_at_random(f, true, 60);
 }
 
+/* Also where whoever changes something by a raw call waits for nobody: then who asks the engine is told. */
+static void what_a_late_change_takes_counts_as_written(void **state)
+{
+	static uint64_t stamp[512];
+	struct fixture *f = *state;
+	char *mem = f->area + BLOCK;
+	uint64_t start = (uintptr_t)mem, walked, asked, now;
+	struct umm_page_run run;
+	struct hmm_mm *mm;
+	int rc = hmm_mm_open(f->space, &mm);
+
+	if (rc == -EPERM || rc == -EOPNOTSUPP)
+		skip_because("no userfaultfd that moves pages: error %d", -rc);
+	assert_int_equal(rc, 0);
+	assert_int_equal(madvise(mem, BLOCK, MADV_HUGEPAGE), 0);
+	memset(mem, 1, BLOCK);
+	if (umm_page_scan(f->space, start, start + BLOCK, &run, 1, &walked) != 1 || !(run.flags & UMM_PAGE_HUGE))
+		skip_because("no huge page to be had");
+	open_range(f, HMM_DEV_FAULT | HMM_DEV_HUGE);
+	assert_int_equal(hmm_range_map(f->r, start, start + BLOCK, HMM_MAP_WRITE, 0), 0);
+	assert_true(entry_of(start)->huge);
+	assert_int_equal(hmm_written(mm, start, start + BLOCK, stamp, &asked), 0);
+	assert_int_equal(hmm_written(mm, start, start + BLOCK, stamp, &now), 0);
+	for (unsigned i = 0; i < 512; i++)
+		assert_true(stamp[i] <= asked);
+	T.dirty_all = true;
+	asked = now;
+	assert_int_equal(sys3(SYS_madvise, mem + 7 * PAGE, PAGE, MADV_DONTNEED), 0);
+	event_applied(f);
+	assert_int_equal(mapped_in(mem, 512), 0);
+	assert_int_equal(hmm_written(mm, start, start + BLOCK, stamp, &now), 0);
+	for (unsigned i = 0; i < 512; i++)
+		assert_true(stamp[i] > asked);
+	/* What the change leaves as it is, too. */
+	assert_int_equal(hmm_range_map(f->r, start, start + 4 * PAGE, HMM_MAP_WRITE, 0), 0);
+	assert_int_equal(hmm_written(mm, start, start + BLOCK, stamp, &asked), 0);
+	struct umm_change c = change_of(UMM_EVENT_FORK, 0, 1ull << 47);
+	c.late = true;
+	assert_int_equal(umm_invalidate_begin(f->space, &c), 0);
+	umm_invalidate_end(f->space, &c);
+	assert_int_equal(hmm_written(mm, start, start + BLOCK, stamp, &now), 0);
+	for (unsigned i = 0; i < 512; i++)
+		assert_int_equal(stamp[i] > asked, i < 4);
+	T.dirty_all = false;
+	hmm_range_close(f->r);
+	f->r = NULL;
+	assert_int_equal(hmm_mm_close(mm), 0);
+}
+
 /* -------------------------------------------------------------- device memory */
 
 static void pages_in_device_memory(void **state)
@@ -1271,6 +1320,7 @@ int main(void)
 		T_(a_hole_for_a_moment_is_no_error),
 		T_(nothing_stale_after_a_change),
 		T_(nothing_stale_after_a_raw_change),
+		T_(what_a_late_change_takes_counts_as_written),
 		T_(pages_in_device_memory),
 		T_(a_queue_does_not_wait_for_its_own),
 	};
