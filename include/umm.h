@@ -145,8 +145,7 @@ int umm_space_watch(struct umm_space *space, uint64_t start, uint64_t len);
  * Return: 0, or
  *	-EINVAL	empty, unaligned or wrapping; nothing is mapped there; or nothing of @space was
  *		ever watched
- *	-ENOMEM	no memory to split a mapping; where another thread's mremap() brought there at this
- *		moment what an engine had away, and it could not be watched again, that is lost
+ *	-ENOMEM	no memory, or too many mappings
  */
 int umm_space_unwatch(struct umm_space *space, uint64_t start, uint64_t len);
 

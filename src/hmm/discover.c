@@ -571,7 +571,7 @@ int hmm_hands_off(struct hmm_mm *mm, uint64_t start, uint64_t end)
 	bool unmarked = false;
 	uint64_t moves, done;
 	unsigned tries = 0;
-	int rc;
+	int rc, off;
 
 	pthread_mutex_lock(&mm->out_lock); /* nothing goes out meanwhile */
 again:
@@ -598,7 +598,9 @@ again:
 		goto unlock;
 	}
 	rc = let_go(mm, start, end, &done);
-	if (rc && done > start)
+	if (rc == -ENOMEM)
+		take_back(mm, start, end); /* it may have come half-way through a piece */
+	else if (rc && done > start)
 		take_back(mm, start, done);
 	else if (!rc && umm_uffd_is_changing(mm->space->uffd))
 		rc = take_back(mm, start, end);
@@ -608,10 +610,12 @@ again:
 	hmm_residency_drop(mm, start, end);
 	/* Under the event lock: a walk that found it before must not take it back (register_run()). */
 	pthread_mutex_lock(&mm->lock);
-	rc = hmm_iset_del(&mm->registered, start, end);
+	off = rc = hmm_iset_del(&mm->registered, start, end);
 	if (!rc)
 		rc = hmm_iset_add(&mm->foreign, start, end);
 	pthread_mutex_unlock(&mm->lock);
+	if (off)
+		take_back(mm, start, end); /* on record as registered, it is */
 unlock:
 	umm_evlock_unexcl(evlock);
 told:

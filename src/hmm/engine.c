@@ -717,8 +717,15 @@ static bool mm_mapped(void *priv, uint64_t start, uint64_t end)
 	return is;
 }
 
+static void mm_lost(void *priv, const char *why)
+{
+	struct hmm_mm *mm = priv;
+
+	mm->h->opt.fatal(mm->h->opt.priv, mm, why);
+}
+
 static const struct umm_space_ops mm_ops = {
-	.fault = mm_fault, .change = mm_change, .mapped = mm_mapped, .forked = mm_forked};
+	.fault = mm_fault, .change = mm_change, .mapped = mm_mapped, .forked = mm_forked, .lost = mm_lost};
 
 static void mm_free(void *priv)
 {

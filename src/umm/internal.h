@@ -54,6 +54,9 @@ struct umm_space_ops {
 	 * as that can be done, and is in quarantine from then on.  Signals blocked, no lock held.
 	 */
 	void (*bring_back)(void *priv, uint64_t start, uint64_t end);
+	/** What is away can be found no more: whoever runs there would go on with wrong bytes.  Event lock held exclusively.
+	 */
+	void (*lost)(void *priv, const char *why);
 	/** Before a fork by libc: private pages are about to be shared. */
 	void (*forking)(void *priv);
 	/** In a forked child: close what it has inherited, raw; nothing else is to be touched, no lock taken. */

@@ -16,6 +16,7 @@
 #include "umm/sys.h"
 
 #define UNWATCH_TRIES 1000u
+#define SPARE_MAPS 9u
 #define YIELDS 16u /* of who waits for a change, before it sleeps in between */
 
 static int proc_open(pid_t pid, const char *what)
@@ -380,14 +381,60 @@ int umm_space_watch(struct umm_space *space, uint64_t start, uint64_t len)
 	return rc ? rc : watch(space, start, len);
 }
 
+static void spare_maps_put(char **spare)
+{
+	if (*spare)
+		sys2(SYS_munmap, *spare, SPARE_MAPS * UMM_PAGE);
+	*spare = NULL;
+}
+
+/*
+ * Mappings that are given up where registering again meets -ENOMEM: what was let go of may have become one with its
+ * neighbours, and the kernel allows so many mappings and no more.  No two of them become one.
+ */
+static int spare_maps_get(char **spare)
+{
+	long at = sys6(SYS_mmap, 0, SPARE_MAPS * UMM_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (at < 0 && at > -4096)
+		return -ENOMEM;
+	*spare = (char *)at;
+	for (unsigned i = 1; i < SPARE_MAPS; i += 2) {
+		if (!sys3(SYS_mprotect, *spare + i * UMM_PAGE, UMM_PAGE, PROT_READ))
+			continue;
+		spare_maps_put(spare);
+		return -ENOMEM;
+	}
+	return 0;
+}
+
+/* Event lock held exclusively. */
+static int watch_again(struct umm_space *space, uint64_t start, uint64_t len, char **spare)
+{
+	int rc = register_mapped(space, start, len, true);
+
+	if (rc == -ENOMEM) {
+		spare_maps_put(spare);
+		rc = register_mapped(space, start, len, true);
+	}
+	/* Another thread has taken what was given up: whatever is away there would read as zeros. */
+	if (rc && space->ops->lost)
+		space->ops->lost(space->priv, "no memory to watch again what was just let go of");
+	return rc;
+}
+
 int umm_space_unwatch(struct umm_space *space, uint64_t start, uint64_t len)
 {
+	char *spare = NULL;
 	bool again = true;
 	sigset_t old;
 	int rc = 0;
 
 	if (space->uffd < 0 || !range_is_good(start, len))
 		return -EINVAL;
+	/* Before anything is changed. */
+	if (space->ops && spare_maps_get(&spare))
+		return -ENOMEM;
 	signals_block(&old);
 	/* What changes without end stays watched, which does no harm. */
 	for (unsigned tries = 0; again && !rc && tries < UNWATCH_TRIES; tries++) {
@@ -399,15 +446,20 @@ int umm_space_unwatch(struct umm_space *space, uint64_t start, uint64_t len)
 		/* Unregistered, what is away would read as zeros. */
 		if (!space->ops || !space->ops->holds || !space->ops->holds(space->priv, start, start + len)) {
 			rc = umm_uffd_unregister(space->uffd, start, len);
-			again = !rc && space->ops && umm_uffd_is_changing(space->uffd);
+			/* Also after an error, which may have come half-way. */
+			again = space->ops && umm_uffd_is_changing(space->uffd);
 		}
 		/* And so would what mremap() has brought there just now: nobody knows of it before its event is read.
 		 */
-		if (again)
-			rc = register_mapped(space, start, len, true);
+		if (again) {
+			int back = watch_again(space, start, len, &spare);
+
+			rc = rc ? rc : back;
+		}
 		umm_evlock_unexcl(&space->ctl->evlock);
 	}
 	signals_restore(&old);
+	spare_maps_put(&spare);
 	return rc;
 }
 

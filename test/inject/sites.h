@@ -23,6 +23,7 @@ static const struct inject_known inject_silent[] = {
 	{"umm/monitor.c umm_monitor_create sched_getaffinity", "a hint to the scheduler"},
 	{"umm/space.c umm_same_pidns *", "a hint to the scheduler"},
 	{"umm/space.c umm_space_let_go *", "the monitor is stopped first, then"},
+	{"umm/space.c spare_maps_put SYS_munmap", "address space is lost"},
 	{"umm/arena.c mark *", "what a child has of it, or a core, is wasted"},
 	{"umm/arena.c umm_arena_free *", "address space is lost"},
 	{"umm/arena.c arena_release *", "zeros by hand"},

@@ -1410,7 +1410,7 @@ static void letting_go(void **state)
 static struct between {
 	struct fixture *f;
 	char *from, *to;
-	bool due;
+	bool due, came;
 	pthread_t t;
 } between;
 
@@ -1426,6 +1426,7 @@ static void comes_between(int uffd, uint64_t start, uint64_t len)
 	if (!between.due || to < start || to >= start + len)
 		return;
 	between.due = false;
+	between.came = true;
 	assert_int_equal(pthread_create(&between.t, NULL, gets_between, NULL), 0);
 	while (!umm_uffd_is_changing(uffd))
 		sched_yield();
@@ -1433,6 +1434,7 @@ static void comes_between(int uffd, uint64_t start, uint64_t len)
 
 int __real_umm_uffd_unregister(int uffd, uint64_t start, uint64_t len);
 int __wrap_umm_uffd_unregister(int uffd, uint64_t start, uint64_t len);
+static uint64_t half_way;          /* the next one lets go of so much, and has no memory for the rest */
 static struct fixture *moves_then; /* its memory goes to the device just before it is watched no more */
 static pthread_t moves;
 
@@ -1458,7 +1460,56 @@ int __wrap_umm_uffd_unregister(int uffd, uint64_t start, uint64_t len)
 				sched_yield();
 		}
 	}
-	return __real_umm_uffd_unregister(uffd, start, len);
+	int rc = __real_umm_uffd_unregister(uffd, start, half_way ? half_way : len);
+
+	if (half_way)
+		rc = -ENOMEM;
+	half_way = 0;
+	return rc;
+}
+
+int __real_umm_uffd_register(int uffd, uint64_t start, uint64_t len, uint64_t mode);
+int __wrap_umm_uffd_register(int uffd, uint64_t start, uint64_t len, uint64_t mode);
+static unsigned full_for; /* so many calls find no room for another mapping */
+static unsigned maps_at[2];
+
+static unsigned maps_now(void)
+{
+	char buf[4096];
+	unsigned n = 0;
+	int fd = open("/proc/self/maps", O_RDONLY);
+	ssize_t got;
+
+	assert_true(fd >= 0);
+	while ((got = read(fd, buf, sizeof(buf))) > 0)
+		for (ssize_t i = 0; i < got; i++)
+			n += buf[i] == '\n';
+	close(fd);
+	return n;
+}
+
+int __wrap_umm_uffd_register(int uffd, uint64_t start, uint64_t len, uint64_t mode)
+{
+	if (between.came && start == (uintptr_t)between.to - PAGE && full_for) {
+		maps_at[full_for == 1] = maps_now();
+		full_for--;
+		return -ENOMEM;
+	}
+	if (between.came && start == (uintptr_t)between.to - PAGE && maps_at[1])
+		maps_at[0] = maps_now();
+	return __real_umm_uffd_register(uffd, start, len, mode);
+}
+
+int __real_hmm_iset_del(struct hmm_iset *set, uint64_t start, uint64_t end);
+int __wrap_hmm_iset_del(struct hmm_iset *set, uint64_t start, uint64_t end);
+static struct hmm_iset *no_memory_for;
+
+int __wrap_hmm_iset_del(struct hmm_iset *set, uint64_t start, uint64_t end)
+{
+	if (set != no_memory_for)
+		return __real_hmm_iset_del(set, start, end);
+	no_memory_for = NULL;
+	return -ENOMEM;
 }
 
 /* Watched, and managed by nobody when it is asked whether it may be let go of. */
@@ -1898,7 +1949,7 @@ static void what_comes_into_a_range_just_let_go_of_is_not_lost(void **state)
 	between_check(f);
 }
 
-static void watched_no_more(struct fixture *f, bool hole)
+static void watched_no_more(struct fixture *f, bool hole, int rc)
 {
 	uint64_t a;
 
@@ -1908,19 +1959,80 @@ static void watched_no_more(struct fixture *f, bool hole)
 	if (hole)
 		assert_int_equal(munmap(between.to + PAGE, PAGE), 0);
 	between.due = true;
-	assert_int_equal(umm_space_unwatch(f->space, a - PAGE, 3 * PAGE), 0);
+	assert_int_equal(umm_space_unwatch(f->space, a - PAGE, 3 * PAGE), rc);
 	between_check(f);
 }
 
 static void what_comes_where_nothing_is_watched_any_more_is_not_lost(void **state)
 {
-	watched_no_more(*state, false);
+	watched_no_more(*state, false, 0);
 }
 
 /* The end of it is not mapped. */
 static void a_range_with_a_hole_at_its_end_is_let_go_of(void **state)
 {
-	watched_no_more(*state, true);
+	watched_no_more(*state, true, 0);
+}
+
+/* What it takes to watch it again is there, whoever has taken the last mapping that the kernel allows. */
+static void what_is_watched_no_more_has_room_to_be_watched_again(void **state)
+{
+	full_for = 1;
+	maps_at[0] = maps_at[1] = 0;
+	watched_no_more(*state, false, 0);
+	assert_int_equal(full_for, 0);
+	assert_true(maps_at[1] >= maps_at[0] + 3);
+	/* The same where it was let go of in part, for want of memory. */
+	half_way = 2 * PAGE;
+	watched_no_more(*state, false, -ENOMEM);
+	assert_int_equal(half_way, 0);
+}
+
+static unsigned said_lost;
+
+static void note_lost(void *priv, const char *why)
+{
+	said_lost++;
+}
+
+/* And if it is not all the same, nobody goes on with zeros. */
+static void what_cannot_be_watched_again_ends_the_process(void **state)
+{
+	struct fixture *f = *state;
+	const struct umm_space_ops *was = f->space->ops;
+	struct umm_space_ops ops = *was;
+	uint64_t a;
+
+	ops.lost = note_lost;
+	said_lost = 0;
+	between_prepare(f);
+	a = (uintptr_t)between.to;
+	assert_int_equal(umm_space_watch(f->space, a - PAGE, 3 * PAGE), 0);
+	full_for = 2;
+	f->space->ops = &ops;
+	between.due = true;
+	assert_int_equal(umm_space_unwatch(f->space, a - PAGE, 3 * PAGE), -ENOMEM);
+	f->space->ops = was;
+	assert_int_equal(full_for, 0);
+	assert_int_equal(said_lost, 1);
+	pthread_join(between.t, NULL);
+	munmap(between.from - PAGE, 8 * PAGE);
+	fake_comes_to_hold(f->dev[0], 0);
+}
+
+/* What could not be taken off the record is watched as before: it may go, and comes back. */
+static void what_stays_on_record_is_watched(void **state)
+{
+	struct fixture *f = *state;
+
+	fill(f, 15);
+	assert_int_equal(hmm_mm_manage(f->mm, f->addr, f->addr + SIZE), 0);
+	no_memory_for = &f->mm->registered;
+	assert_int_equal(hmm_mm_unmanage(f->mm, f->addr, f->addr + SIZE), -ENOMEM);
+	assert_null(no_memory_for);
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev[0]->dev, f->addr, f->addr + SIZE, NULL, NULL), 0);
+	assert_int_equal(on(f, &f->dev[0]->dev), NR);
+	assert_filled(f->mem, SIZE, 15, 0);
 }
 
 struct toucher {
@@ -2251,6 +2363,9 @@ int main(int argc, char **argv)
 		T(what_comes_into_a_range_just_let_go_of_is_not_lost),
 		T(what_comes_where_nothing_is_watched_any_more_is_not_lost),
 		T(a_range_with_a_hole_at_its_end_is_let_go_of),
+		T(what_is_watched_no_more_has_room_to_be_watched_again),
+		T(what_cannot_be_watched_again_ends_the_process),
+		T(what_stays_on_record_is_watched),
 		T(a_page_goes_back_while_its_mapping_moves),
 		T(a_page_is_lost_while_its_mapping_moves),
 		T(a_child_moves_what_it_is_being_given),
