@@ -86,6 +86,7 @@
 #define BLOCK_ROOM ((2 + WALK_BLOCKS) * STAGING_ALIGN)
 #define COLLECT_TRIES 8u
 #define NAP_NS 1000000l
+#define DROP_MAX_NS 500000000ull /* as in written.c */
 #define SHARE_TRIES 10000u
 #define CHILD_DEPTH 32u /* each some hundred bytes of whose stack it is */
 
@@ -1157,10 +1158,14 @@ static int check_range(struct hmm_mm *mm, uint64_t start, uint64_t end)
 	return manage_range(mm, start, end, true);
 }
 
-/* Contents that are being dropped at this moment must not be moved before they are gone. */
-static void wait_out_quarantine(struct hmm_mm *mm, uint64_t start, uint64_t end)
+/*
+ * Contents that are being dropped at this moment must not be moved before they are gone.  False: somebody drops without
+ * end; what is not gone by then is left where it is (take_victim()).
+ */
+static bool wait_out_quarantine(struct hmm_mm *mm, uint64_t start, uint64_t end)
 {
 	struct umm_evlock *evlock = &mm->space->ctl->evlock;
+	uint64_t deadline = umm_now_ns() + DROP_MAX_NS;
 
 	for (;;) {
 		bool busy;
@@ -1169,8 +1174,8 @@ static void wait_out_quarantine(struct hmm_mm *mm, uint64_t start, uint64_t end)
 		umm_evlock_shared(evlock);
 		busy = umm_quarantined(mm->space, start, end);
 		umm_evlock_unshared(evlock);
-		if (!busy)
-			return;
+		if (!busy || umm_now_ns() >= deadline)
+			return !busy;
 		nap();
 	}
 }
@@ -1351,8 +1356,8 @@ int hmm_migrate_collect(struct hmm_migrate *m)
 	rc = check_range(m->mm, m->start, m->end);
 	if (rc)
 		goto out;
-	wait_out_quarantine(m->mm, m->start, m->end);
-	populate_absent(m->mm, m->start, m->end);
+	if (wait_out_quarantine(m->mm, m->start, m->end))
+		populate_absent(m->mm, m->start, m->end);
 	coherent_forget(m->mm, m->start, m->end);
 	pthread_mutex_lock(&m->mm->out_lock);
 	rc = collect_locked(m);
@@ -1634,6 +1639,7 @@ int hmm_migrate_to_device(struct hmm_mm *mm, struct hmm_device *dev, uint64_t st
 	int tier = tier_of(mm, dev), rc;
 	struct hmm_migrate *m = NULL;
 	sigset_t old;
+	bool gone;
 
 	if (moved)
 		*moved = 0;
@@ -1646,7 +1652,7 @@ int hmm_migrate_to_device(struct hmm_mm *mm, struct hmm_device *dev, uint64_t st
 	rc = check_range(mm, start, end);
 	if (rc)
 		goto out;
-	wait_out_quarantine(mm, start, end);
+	gone = wait_out_quarantine(mm, start, end);
 	/* What another device holds comes by way of the system. */
 	pthread_mutex_lock(&mm->out_lock);
 	rc = hmm_restore_from(mm, start, end, ~0u & ~(1u << tier) & ((1u << HMM_TIERS_MAX) - 1), NULL);
@@ -1654,6 +1660,8 @@ int hmm_migrate_to_device(struct hmm_mm *mm, struct hmm_device *dev, uint64_t st
 	if (rc)
 		goto out;
 	if (dev->ops->caps & HMM_DEV_COHERENT) {
+		if (!gone)
+			goto count;
 		rc = own_pages(mm, start, end);
 		if (!rc)
 			rc = to_coherent(mm, (unsigned)tier, start, end, owner);

@@ -519,6 +519,7 @@ static void a_mark_hides_no_write(void **state)
 
 static _Atomic unsigned looks;          /* for what is being dropped, of who asks below */
 static _Thread_local bool asks, lapses; /* lapses: the first one is over by grace when it has been seen */
+static _Atomic bool dropped_for_ever;
 
 bool __real_umm_quarantined(struct umm_space *space, uint64_t start, uint64_t end);
 bool __wrap_umm_quarantined(struct umm_space *space, uint64_t start, uint64_t end);
@@ -534,7 +535,7 @@ bool __wrap_umm_quarantined(struct umm_space *space, uint64_t start, uint64_t en
 		space->quarantine.range[0].until_ns = 0;
 		pthread_mutex_unlock(&space->quarantine.lock);
 	}
-	return is;
+	return is || dropped_for_ever;
 }
 
 struct asker {
@@ -682,6 +683,23 @@ static void what_is_never_dropped_is_not_told_of_for_ever(void **state)
 	assert_int_equal(f->space->quarantine.nlate, 0);
 }
 
+/* Nor by who moves something: it stays where it is, and all goes when that is over. */
+static void who_drops_without_end_keeps_nobody_from_going_on(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t moved = 1;
+
+	fill(f);
+	dropped_for_ever = true;
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev->dev, f->addr, f->addr + 64 * PAGE, NULL, &moved), 0);
+	dropped_for_ever = false;
+	assert_int_equal(moved, 0);
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev->dev, f->addr, f->addr + 64 * PAGE, NULL, &moved), 0);
+	assert_int_equal(moved, 64);
+	for (unsigned i = 0; i < 64; i++)
+		assert_int_equal(f->mem[i * PAGE], (char)(i + 1));
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -697,6 +715,7 @@ int main(int argc, char **argv)
 		T(who_drops_late_is_told_of),
 		T(who_drops_late_has_dropped),
 		T(what_is_never_dropped_is_not_told_of_for_ever),
+		T(who_drops_without_end_keeps_nobody_from_going_on),
 		T(what_mremap_takes_there_is_written),
 		T(what_a_device_gave_back_is_as_it_gave_it),
 		T(touches_that_walk_bring_neighbours_along),
