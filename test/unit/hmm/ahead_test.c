@@ -63,6 +63,16 @@ uint64_t __wrap_hmm_ahead_ask(struct hmm_mm *mm, uint64_t from, uint64_t page)
 	return from;
 }
 
+int __real_pthread_join(pthread_t t, void **ret);
+int __wrap_pthread_join(pthread_t t, void **ret);
+static unsigned joined; /* of those that fetch */
+int __wrap_pthread_join(pthread_t t, void **ret)
+{
+	for (unsigned i = 0; i < stop.fetchers; i++)
+		joined += pthread_equal(stop.fetcher[i], t) != 0;
+	return __real_pthread_join(t, ret);
+}
+
 void __real_umm_monitor_stop(struct umm_monitor *m);
 void __wrap_umm_monitor_stop(struct umm_monitor *m);
 void __wrap_umm_monitor_stop(struct umm_monitor *m)
@@ -381,10 +391,24 @@ static void without_threads(void **state)
 	all_come_back(s);
 }
 
+/* As where all is stopped before it is ended: who has ended is waited for once. */
+static void stopped_twice(void **state)
+{
+	struct scene *s = *state;
+
+	joined = 0;
+	hmm_ahead_stop(s->w->h);
+	assert_int_equal(joined, FETCHERS);
+	hmm_ahead_stop(s->w->h);
+	assert_int_equal(joined, FETCHERS);
+	all_come_back(s);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+		T(stopped_twice),
 		T(a_walk_is_fetched_ahead),
 		T(who_goes_about_is_given_nothing_else),
 		T(who_faults_there_waits_for_it),
