@@ -884,6 +884,28 @@ static void what_another_userfaultfd_has_stays(void **state)
 	assert_is(f->copies, 'a', 'a');
 }
 
+int __real_umm_inside_registered(int uffd, uint64_t addr);
+int __wrap_umm_inside_registered(int uffd, uint64_t addr);
+static unsigned unsure; /* so often it is asked while a change is under way */
+
+int __wrap_umm_inside_registered(int uffd, uint64_t addr)
+{
+	return unsure && unsure-- ? -EAGAIN : __real_umm_inside_registered(uffd, addr);
+}
+
+/* While something changes nobody can tell whose a mapping is: that does not make it another's. */
+static void what_changes_is_nobodys_yet(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t at = (uintptr_t)f->copies, moved;
+
+	unsure = 3;
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev->dev, at, at + SIZE, NULL, &moved), 0);
+	assert_int_equal(unsure, 0);
+	assert_int_equal(moved, NR);
+	assert_is(f->copies, 'a', 'a');
+}
+
 /* Under our numbers: something of the program's.  A byte is in the pipe. */
 static unsigned replace_ours(struct fixture *f, int fd[16], struct stat file, int pipes[2])
 {
@@ -1300,6 +1322,7 @@ int main(void)
 		T_(a_move_that_is_refused_costs_nothing),
 		cmocka_unit_test(a_piece_that_has_gone_is_left),
 		T_(what_another_userfaultfd_has_stays),
+		T_(what_changes_is_nobodys_yet),
 		cmocka_unit_test(numbers_that_are_the_programs_are_left_alone),
 		T_(what_was_offered_and_not_reached_is_withdrawn),
 		cmocka_unit_test(an_engine_without_memory_leaves_nothing_registered),
