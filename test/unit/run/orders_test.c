@@ -24,16 +24,6 @@ void member_kill(struct member *m)
 	killed++;
 }
 
-int lives_memory(pid_t pid)
-{
-	return 0;
-}
-
-int lives_sharers(pid_t pid, bool (*each)(pid_t pid, void *arg), void *arg)
-{
-	return 0;
-}
-
 /* Program and agent were killed while a batch was with it, and the space has stayed for who else lives there. */
 static void who_has_died_is_not_waited_for(void **state)
 {
