@@ -508,10 +508,10 @@ static void serve(struct agent_fds *f, struct umm_inside *in, struct cpus *cpus)
 	}
 }
 
-/* What the program may use is not for us: not its time, nor how many descriptors there may be. */
+/* What the program may use is not for us: not its time, nor how many descriptors or how much data there may be. */
 static void lift_limits(void)
 {
-	static const int limits[] = {RLIMIT_CPU, RLIMIT_NOFILE, RLIMIT_RTTIME};
+	static const int limits[] = {RLIMIT_CPU, RLIMIT_DATA, RLIMIT_NOFILE, RLIMIT_RTTIME};
 
 	for (unsigned i = 0; i < sizeof(limits) / sizeof(limits[0]); i++) {
 		struct {

@@ -270,7 +270,8 @@ static void exec_program(char **argv, const char *path, const struct run_ready *
 		/* Not libc's: under another hmm run that is hooked, and leads to the other one's supervisor. */
 		syscall(SYS_execve, path, argv, environ);
 		err = errno;
-		if (err == ENOEXEC)
+		/* Nobody else's, a text is for the shell. */
+		if (err == ENOEXEC && run_image_is_text(path))
 			err = exec_by_shell(argv, path);
 	}
 	while (write(failed_fd, "f", 1) < 0 && errno == EINTR)

@@ -54,9 +54,51 @@ int run_image_find(const char *name, char *path, size_t len)
 	}
 }
 
+/* Who loads the program of @fd, by its own word.  1; 0: nobody does. */
+static int loader_of(int fd, const Elf64_Ehdr *eh, char *loader, size_t len)
+{
+	for (unsigned i = 0; i < eh->e_phnum; i++) {
+		Elf64_Phdr ph;
+
+		if (pread(fd, &ph, sizeof(ph), (off_t)(eh->e_phoff + (uint64_t)i * eh->e_phentsize)) != sizeof(ph))
+			break;
+		if (ph.p_type != PT_INTERP)
+			continue;
+		memset(loader, 0, len);
+		if (pread(fd, loader, ph.p_filesz < len ? ph.p_filesz : len - 1, (off_t)ph.p_offset) < 0)
+			loader[0] = 0;
+		loader[len - 1] = 0;
+		return 1;
+	}
+	return 0;
+}
+
+/* Ours: that of the libc which the preload library was built for. */
+static int our_loader(char *loader, size_t len)
+{
+	int fd = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+	Elf64_Ehdr eh;
+	int rc = 0;
+
+	if (fd < 0)
+		return 0;
+	if (read(fd, &eh, sizeof(eh)) == sizeof(eh))
+		rc = loader_of(fd, &eh, loader, len);
+	close(fd);
+	return rc;
+}
+
+static const char *base(const char *path)
+{
+	const char *slash = strrchr(path, '/');
+
+	return slash ? slash + 1 : path;
+}
+
 static int check_elf(int fd, const Elf64_Ehdr *eh, char *why, size_t len)
 {
-	struct stat st;
+	char theirs[512], ours[512];
+	struct stat st, is;
 
 	if (eh->e_ident[EI_CLASS] != ELFCLASS64 || eh->e_machine != EM_X86_64) {
 		snprintf(why, len, "not a 64-bit x86 program; the preload library cannot enter it");
@@ -70,16 +112,32 @@ static int check_elf(int fd, const Elf64_Ehdr *eh, char *why, size_t len)
 			 "a set-user-id or set-group-id program; the dynamic loader keeps preload libraries out of it");
 		return -ENOEXEC;
 	}
-	for (unsigned i = 0; i < eh->e_phnum; i++) {
-		Elf64_Phdr ph;
-
-		if (pread(fd, &ph, sizeof(ph), (off_t)(eh->e_phoff + (uint64_t)i * eh->e_phentsize)) != sizeof(ph))
-			break;
-		if (ph.p_type == PT_INTERP)
+	bool known = our_loader(ours, sizeof(ours));
+	if (loader_of(fd, eh, theirs, sizeof(theirs))) {
+		/* Wherever it lies: another version of the same has the same name. */
+		if (!known || !strcmp(base(theirs), base(ours)))
 			return 0;
+		snprintf(why, len,
+			 "a program of another libc, by its loader %.100s; the preload library cannot enter it",
+			 theirs);
+		return -ENOEXEC;
 	}
+	/* The loader itself, as a command: it loads the program that it is given, and the library with it. */
+	if (known && !fstat(fd, &st) && !stat(ours, &is) && st.st_dev == is.st_dev && st.st_ino == is.st_ino)
+		return 0;
 	snprintf(why, len, "statically linked; the preload library cannot enter it");
 	return -ENOEXEC;
+}
+
+bool run_image_is_text(const char *path)
+{
+	char head[256];
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? -1 : read(fd, head, sizeof(head));
+
+	if (fd >= 0)
+		close(fd);
+	return n < 0 || !memchr(head, 0, (size_t)n);
 }
 
 int run_image_check(const char *path, char *why, size_t len)
@@ -105,13 +163,8 @@ int run_image_check(const char *path, char *why, size_t len)
 			return rc;
 		}
 		close(fd);
-		if (n < 2 || memcmp(head.text, "#!", 2)) {
-			/* Without a word on who reads it, a text is for the shell; anything else is for nobody. */
-			if (n < 0 || !memchr(head.text, 0, (size_t)n))
-				return 0;
-			snprintf(why, len, "%s", strerror(ENOEXEC));
-			return -ENOEXEC;
-		}
+		if (n < 2 || memcmp(head.text, "#!", 2))
+			return 0; /* the kernel's to judge, which may have been told of a reader (binfmt_misc) */
 		char *at = head.text + 2 + strspn(head.text + 2, " \t");
 		at[strcspn(at, " \t\n")] = 0;
 		snprintf(file, sizeof(file), "%s", at);

@@ -14,7 +14,7 @@
  *   pthread_create, thrd_create
  *		the page of a thread's control block is entered in the pin table
  *		before the thread runs (umm/ctl.h)
- *   mremap, ioctl(UFFDIO_REGISTER)
+ *   mremap, madvise, ioctl(UFFDIO_REGISTER, VFIO_IOMMU_MAP_DMA), setsockopt(XDP_UMEM_REG)
  *		in src/run/hooks.c
  *
  * Hooks run in the program's threads, in any state of its: no allocation but
@@ -25,6 +25,7 @@
 
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <gnu/libc-version.h>
 #include <pthread.h>
 #include <pty.h>
 #include <sched.h>
@@ -43,6 +44,18 @@
 #include <utmp.h>
 
 #define API __attribute__((visibility("default")))
+
+/*
+ * DOC: programs of another libc
+ *
+ * Such a program, started by one of the tree, has this library loaded all the same
+ * (musl's loader takes itself for any libc), and would not start if it asked for what
+ * only glibc has.  It does nothing there: what it knows of threads is glibc's.  The
+ * program runs without a budget and hands its environment on.
+ */
+#pragma weak __pthread_register_cancel
+#pragma weak __pthread_unregister_cancel
+#pragma weak gnu_get_libc_version
 
 /* All that this library keeps. */
 static struct preload {
@@ -789,15 +802,31 @@ static bool is_emulated(void)
 	return preload && strstr(preload, "/vgpreload_");
 }
 
+/* The word at *@from, up to @end, into @to, which has room for @len bytes.  Not sscanf(): it has other names, too. */
+static bool word(const char **from, char end, char *to, size_t len)
+{
+	const char *at = strchrnul(*from, end);
+	size_t n = (size_t)(at - *from);
+
+	if (!n || n >= len)
+		return false;
+	memcpy(to, *from, n);
+	to[n] = 0;
+	*from = *at ? at + 1 : at;
+	return true;
+}
+
 __attribute__((constructor)) static void preload_init(void)
 {
-	const char *run = getenv(WIRE_ENV);
+	const char *run = getenv(WIRE_ENV), *at = run;
 	int err = errno;
-	char name[WIRE_NAME_MAX], token[WIRE_TOKEN + 1];
+	char name[WIRE_NAME_MAX] = "", token[WIRE_TOKEN + 1] = "";
 
-	/* "NAME TOKEN LIBRARY"; widths as the buffers'. */
-	if (!run || strlen(run) >= sizeof(P.env_run) - sizeof(WIRE_ENV "=") ||
-	    sscanf(run, "%79s %32s %399[^\n]", name, token, P.library) != 3)
+	if (!gnu_get_libc_version)
+		return;
+	/* "NAME TOKEN LIBRARY" */
+	if (!run || strlen(run) >= sizeof(P.env_run) - sizeof(WIRE_ENV "=") || !word(&at, ' ', name, sizeof(name)) ||
+	    !word(&at, ' ', token, sizeof(token)) || !word(&at, '\n', P.library, sizeof(P.library)))
 		return;
 	snprintf(P.env_run, sizeof(P.env_run), "%s=%s", WIRE_ENV, run);
 	memcpy(P.agent.name, name, sizeof(name));

@@ -603,6 +603,59 @@ def shell_script(h):
                   f"{args}: {r.rc} {r.out()!r} {r.err()!r}, not {native}")
 
 
+def other_loader(h):
+    """A program of another libc is refused; where one of the tree starts it, it runs, and what it starts is served."""
+    if not shutil.which("musl-gcc"):
+        skip("there is no musl-gcc")
+    with tempfile.TemporaryDirectory(prefix="hmmtest-") as d:
+        source, program = os.path.join(d, "a.c"), os.path.join(d, "a")
+        with open(source, "w", encoding="utf-8") as f:
+            f.write("""#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+int main(void)
+{
+	puts("here");
+	fflush(stdout);
+	if (system("exit 3") != 3 << 8)
+		return 1;
+	execlp("cat", "cat", "/proc/self/maps", (char *)0);
+	return 2;
+}
+""")
+        subprocess.run(["musl-gcc", "-o", program, source], check=True, timeout=60)
+        refused(h, [program], 126, "another libc, by its loader .*musl")
+        r = h.run(["sh", "-c", f"{program} && exit 4"])
+        check(r.rc == 4 and r.out().startswith("here\n") and "libhmm-preload.so" in r.out() and not r.err(),
+              f"{r.rc} {r.out()!r} {r.err()!r}")
+
+
+def other_reader(h):
+    """Who reads a file that is no program may have been told to the kernel: of a namespace of our own, here."""
+    with tempfile.TemporaryDirectory(prefix="hmmtest-") as d:
+        thing, at = os.path.join(d, "thing"), "/proc/sys/fs/binfmt_misc"
+        with open(thing, "wb") as f:
+            f.write(b"HMMT\0 is read by cat\n")
+        os.chmod(thing, 0o755)
+        told = (f"mount -t binfmt_misc none {at} && echo ':hmmtest:M::HMMT::{shutil.which('cat')}:' > {at}/register && "
+                f"{{ {thing} || exit 77; \"$@\"; rc=$?; echo -1 > {at}/hmmtest; exit $rc; }} || exit 77")
+        r = subprocess.run(["unshare", "-Um", "--map-root-user", "sh", "-c", told, "sh", h.exe, "run", "--", thing],
+                           capture_output=True, check=False, timeout=120)
+        if r.returncode == 125 or r.returncode == 77 or b"unshare" in r.stderr:
+            skip(f"no binfmt_misc of our own: {r.stderr.decode()}")
+        check(not r.returncode and r.stdout == 2 * b"HMMT\0 is read by cat\n", f"{r}")
+
+
+def loader_itself(h):
+    """The dynamic linker as a command loads what it is given, and the library with it."""
+    with open("/bin/cat", "rb") as f:
+        loader = re.search(rb"/[\w/.-]*/ld-[\w.-]+", f.read())
+    if not loader:
+        skip("no dynamic linker is named in /bin/cat")
+    r = h.run([loader[0].decode(), "/bin/cat", "/proc/self/maps"])
+    check(not r.rc and "libhmm-preload.so" in r.out() and not r.err(), f"{r.rc} {r.out()!r} {r.err()!r}")
+
+
 def sigchld_ignored(h):
     """Started by who ignores SIGCHLD, of whose children the kernel tells nothing: it ends, and the program finds that so."""
     for how in (signal.SIG_IGN, signal.SIG_DFL):
@@ -901,5 +954,5 @@ def user_outlives(h):
 
 if __name__ == "__main__":
     main_of(status, signals, hangup, from_before, streams, environment, meant_for, valgrind, job_control, by_its_pid, daemon, left_at_once, stat_running, restore_litter, keeper_ends, stat_many, stat_busy,
-            elsewhere, figures, emptied_file, slow_figures, unread_figures, open_figures, restore_lost, nested, shell_script, sigchld_ignored, two_preloads, long_preload, bad_input, user_refused, user_served, user_lent,
+            elsewhere, figures, emptied_file, slow_figures, unread_figures, open_figures, restore_lost, nested, shell_script, other_loader, loader_itself, other_reader, sigchld_ignored, two_preloads, long_preload, bad_input, user_refused, user_served, user_lent,
             user_forks, user_outlives, user_secrets)

@@ -522,7 +522,7 @@ def limits_lifted(h):
     for key, name in names.items():
         check(soft(r.program(), name) not in ("unlimited", soft(r.supervisor(), name)),
               f"{name}: {soft(r.program(), name)} for the program, {soft(r.supervisor(), name)} for the supervisor")
-        if key in "tn":
+        if key in "tdn":
             check(soft(r.program(), name) != soft(r.agents()[0], name), f"{name} is the agent's")
 
 
