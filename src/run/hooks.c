@@ -18,17 +18,24 @@
 
 #include <dlfcn.h>
 #include <limits.h>
+#include <linux/if_xdp.h>
+#include <linux/vfio.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "hmm_uapi.h"
 
 #define API __attribute__((visibility("default")))
+
+#ifndef SOL_XDP
+#define SOL_XDP 283
+#endif
 
 #define POPULATE_AT_ONCE (4ul << 20)
 
@@ -116,10 +123,23 @@ API void *mremap(void *old, size_t old_len, size_t new_len, int flags, ...)
 	return p;
 }
 
-/* The program's own userfaultfd: what it wants to serve itself must be whole, and not ours. */
+/* A bad pointer is the kernel's to refuse, not ours to trip over. */
+static bool peek(void *to, const void *from, size_t len)
+{
+	struct iovec t = {to, len}, f = {(void *)from, len};
+
+	return process_vm_readv(getpid(), &t, 1, &f, 1, 0) == (ssize_t)len;
+}
+
+/*
+ * The program's own userfaultfd: what it wants to serve itself must be whole, and not ours.  And what a driver pins
+ * while it holds the lock of the mappings (VFIO, AF_XDP): there the kernel does not wait for who serves a fault, be
+ * it of memory that was never touched.
+ */
 API int ioctl(int fd, unsigned long req, ...)
 {
 	static int (*real)(int, unsigned long, ...);
+	int err = errno;
 	void *arg;
 	va_list ap;
 
@@ -130,15 +150,34 @@ API int ioctl(int fd, unsigned long req, ...)
 		real = dlsym(RTLD_NEXT, "ioctl");
 	if (req == UFFDIO_REGISTER) {
 		struct uffdio_register r;
-		int err = errno;
-		struct iovec to = {&r, sizeof(r)}, from = {arg, sizeof(r)};
 
-		/* A bad pointer is the kernel's to refuse, not ours to trip over. */
-		if (process_vm_readv(getpid(), &to, 1, &from, 1, 0) == sizeof(r))
+		if (peek(&r, arg, sizeof(r)))
 			preload_call(UMM_CALL_HANDS_OFF, r.range.start, r.range.len, 0);
-		errno = err;
+	} else if (req == VFIO_IOMMU_MAP_DMA) {
+		struct vfio_iommu_type1_dma_map m;
+
+		if (peek(&m, arg, sizeof(m)))
+			preload_call(UMM_CALL_HANDS_OFF, m.vaddr, m.size, 0);
 	}
+	errno = err;
 	return real(fd, req, arg);
+}
+
+API int setsockopt(int fd, int level, int name, const void *val, socklen_t len)
+{
+	static int (*real)(int, int, int, const void *, socklen_t);
+	int err = errno;
+
+	if (!real)
+		real = dlsym(RTLD_NEXT, "setsockopt");
+	if (level == SOL_XDP && name == XDP_UMEM_REG) {
+		uint64_t r[2]; /* struct xdp_umem_reg begins so, and has grown since */
+
+		if (len >= sizeof(r) && peek(r, val, sizeof(r)))
+			preload_call(UMM_CALL_HANDS_OFF, r[0], (r[1] + UMM_PAGE - 1) & ~(UMM_PAGE - 1), 0);
+	}
+	errno = err;
+	return real(fd, level, name, val, len);
 }
 
 /*

@@ -17,7 +17,7 @@ import sys
 HOOKS = {
     "clone", "daemon", "execl", "execle", "execlp", "execv", "execve", "execveat", "execvp", "execvpe", "fexecve",
     "fork", "_Fork", "forkpty", "ioctl", "madvise", "mremap", "popen", "posix_spawn", "posix_spawnp", "process_madvise",
-    "pthread_create", "system", "thrd_create",
+    "pthread_create", "setsockopt", "system", "thrd_create",
 }
 
 # What libhmm-hooks does.

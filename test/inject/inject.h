@@ -251,6 +251,7 @@ void inject_use(struct inject_shared *shared) __attribute__((visibility("hidden"
 #define madvise(...) INJECT_FAIL(madvise, __VA_ARGS__)
 #define fork(...) INJECT_FAIL(fork, __VA_ARGS__)
 #define pthread_create(...) INJECT_ERRNO(pthread_create, __VA_ARGS__)
+#define setsockopt(...) INJECT_FAIL(setsockopt, __VA_ARGS__)
 #endif
 
 #define socket(...) INJECT_FAIL(socket, __VA_ARGS__)
@@ -264,7 +265,6 @@ void inject_use(struct inject_shared *shared) __attribute__((visibility("hidden"
 #define recv(...) INJECT_FAIL(recv, __VA_ARGS__)
 #define recvmsg(...) INJECT_FAIL(recvmsg, __VA_ARGS__)
 #define getsockopt(...) INJECT_FAIL(getsockopt, __VA_ARGS__)
-#define setsockopt(...) INJECT_FAIL(setsockopt, __VA_ARGS__)
 #define poll(...) INJECT_FAIL(poll, __VA_ARGS__)
 #define epoll_create1(...) INJECT_FAIL(epoll_create1, __VA_ARGS__)
 #define epoll_ctl(epfd, op, ...) INJECT_RET("epoll_ctl " #op, (errno = inject_, -1), (epoll_ctl)(epfd, op, __VA_ARGS__))

@@ -3,13 +3,18 @@
  * A program that serves page faults of its own: ranges registered before
  * anything of it is away, ranges registered later, of memory that was in use
  * (and away) before, ranges it gives up again, and ranges that are mapped and
- * registered while hmm looks for what has been mapped.
+ * registered while hmm looks for what has been mapped.  And ranges that a driver
+ * pins where the kernel waits for nobody's answer to a fault.
  */
 #include "calls.h"
 
+#include <fcntl.h>
+#include <linux/if_xdp.h>
 #include <linux/userfaultfd.h>
+#include <linux/vfio.h>
 #include <poll.h>
 #include <sys/ioctl.h>
+#include <sys/socket.h>
 
 #define RANGE 512u /* pages */
 
@@ -102,6 +107,67 @@ static void fresh(void)
 	pthread_join(t, NULL);
 }
 
+/* Read where the kernel does not wait either: of what is away that is an error. */
+static bool seen_from_outside(const char *p)
+{
+	int mem = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
+	char page[V_PAGE];
+	unsigned i = 0;
+
+	CHECK(mem >= 0, "/proc/self/mem");
+	while (i < RANGE && pread(mem, page, V_PAGE, (off_t)(uintptr_t)(p + i * V_PAGE)) == (ssize_t)V_PAGE)
+		i++;
+	close(mem);
+	return i == RANGE;
+}
+
+static void map_dma(char *p)
+{
+	struct vfio_iommu_type1_dma_map m = {.argsz = sizeof(m), .vaddr = (uintptr_t)p, .size = RANGE * V_PAGE};
+
+	CHECK(ioctl(-1, VFIO_IOMMU_MAP_DMA, &m) && errno == EBADF, "VFIO_IOMMU_MAP_DMA");
+	CHECK(ioctl(-1, VFIO_IOMMU_MAP_DMA, NULL) && errno == EBADF, "VFIO_IOMMU_MAP_DMA of nothing");
+}
+
+/* Where there is no such socket the call fails, but what comes first is done. */
+static void take_umem(char *p)
+{
+	struct xdp_umem_reg r = {.addr = (uintptr_t)p, .len = RANGE * V_PAGE, .chunk_size = V_PAGE};
+	int s = socket(AF_XDP, SOCK_RAW, 0), rc = setsockopt(s, SOL_XDP, XDP_UMEM_REG, &r, sizeof(r));
+
+	CHECK(s < 0 ? rc && errno == EBADF : !rc || errno == EPERM || errno == ENOBUFS, "XDP_UMEM_REG");
+	CHECK(setsockopt(-1, SOL_XDP, XDP_UMEM_REG, NULL, sizeof(r)) && errno == EBADF, "XDP_UMEM_REG of nothing");
+	if (s >= 0)
+		close(s);
+}
+
+/* What nobody pins after all is left alone for a while only: so again, where we are slow. */
+static void pinned_by(void (*driver)(char *), char *p, const char *what)
+{
+	bool seen = false;
+
+	for (unsigned i = 0; !seen && i < 20; i++) {
+		driver(p);
+		seen = seen_from_outside(p);
+	}
+	CHECK(seen, "to be pinned, %s, and still ours to serve", what);
+}
+
+static void pinned(void (*driver)(char *), uint64_t seed)
+{
+	char *used = v_map(RANGE * V_PAGE), *fresh = v_map(RANGE * V_PAGE);
+
+	v_fill_all(used, RANGE, seed, 0, V_QUARTER);
+	wait_away(used, RANGE, RANGE / 2, "to be pinned");
+	pinned_by(driver, used, "in use");
+	CHECK_ALL(used, RANGE, seed, 0, "pinned");
+	/* Found at the latest now. */
+	CHECK(mremap(fresh, RANGE * V_PAGE, RANGE * V_PAGE, 0) == fresh, "mremap");
+	pinned_by(driver, fresh, "never touched");
+	munmap(used, RANGE * V_PAGE);
+	munmap(fresh, RANGE * V_PAGE);
+}
+
 int main(void)
 {
 	struct uffdio_api api = {.api = UFFD_API};
@@ -161,6 +227,8 @@ int main(void)
 		munmap(part, 3 * RANGE * V_PAGE);
 	}
 	fresh();
+	pinned(map_dma, 11);
+	pinned(take_umem, 12);
 	hog_stop(&hog);
 	CHECK(write(stop[1], "x", 1) == 1, "write");
 	pthread_join(t, NULL);
