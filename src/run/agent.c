@@ -198,6 +198,14 @@ static int lent_uffd(struct agent *a, struct agent_fds *f)
 	return uffd;
 }
 
+/* Where there is no /proc (chroot) something else, that the supervisor knows is none: it opens its own. */
+static int own_proc_fd(const char *path)
+{
+	int fd = (int)sys3(SYS_open, path, O_RDONLY | O_CLOEXEC, 0);
+
+	return fd == -ENOENT || fd == -ENOTDIR ? (int)sys3(SYS_open, "/", O_RDONLY | O_CLOEXEC, 0) : fd;
+}
+
 static int sign_on(struct agent *a, struct agent_fds *f, struct umm_inside *in)
 {
 	int fd[2], rc, uffd;
@@ -208,10 +216,10 @@ static int sign_on(struct agent *a, struct agent_fds *f, struct umm_inside *in)
 	rc = f->pidfd = (int)sys2(SYS_pidfd_open, a->pid, 0);
 	if (rc < 0)
 		return rc;
-	rc = f->pagemap = (int)sys3(SYS_open, "/proc/self/pagemap", O_RDONLY | O_CLOEXEC, 0);
+	rc = f->pagemap = own_proc_fd("/proc/self/pagemap");
 	if (rc < 0)
 		return rc;
-	rc = f->maps = (int)sys3(SYS_open, "/proc/self/maps", O_RDONLY | O_CLOEXEC, 0);
+	rc = f->maps = own_proc_fd("/proc/self/maps");
 	if (rc < 0)
 		return rc;
 	uffd = umm_inside_uffd();

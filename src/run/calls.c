@@ -124,6 +124,18 @@ static void *answer(void *arg)
 	return NULL;
 }
 
+/* The bell of a forked child without an agent: it asks for nothing, but shows why, as preload_no_agent() has it. */
+static void no_agent(struct member *m, int err)
+{
+	struct supervisor *s = m->sup;
+
+	if (!atomic_exchange(&s->agentless_said, true))
+		lines_say(&s->lines,
+			  "a forked child can have no agent (%s): what it has away comes back, and nothing of it goes; "
+			  "others are not told of",
+			  err ? strerror(err) : "it could not sign on");
+}
+
 /*
  * A fault in the arena: a bell, or (raw fork) something that nobody expects.
  * What a bell asks for may wait for locks whose holders wait for faults to be
@@ -139,6 +151,8 @@ int calls_take(void *priv, struct hmm_mm *mm, uint64_t addr)
 	pthread_t t;
 
 	arena_layout(&a, (char *)(uintptr_t)mm->keep_start);
+	if (m && m->sock < 0 && addr >= (uintptr_t)a.bells && addr < (uintptr_t)a.bells + ARENA_BELLS)
+		no_agent(m, (int)((addr - (uintptr_t)a.bells) / UMM_PAGE));
 	if (!m || m->sock < 0 || addr < (uintptr_t)a.bells || addr >= (uintptr_t)a.bells + ARENA_BELLS)
 		return fill(mm, addr);
 	call = &((struct umm_ctl *)m->ctl_map)->call[(addr - (uintptr_t)a.bells) / UMM_PAGE];

@@ -590,19 +590,21 @@ static int reserve_arena(void)
 	return 0;
 }
 
-static void agent_up(uint32_t parent)
+static int agent_up(uint32_t parent)
 {
-	int err = errno;
+	int err = errno, rc;
 	sigset_t old;
 
 	P.agent.parent = parent;
 	P.agent.pid = getpid();
 	preload_signals_block(&old);
-	P.on = !agent_start(&P.agent);
+	rc = agent_start(&P.agent);
+	P.on = !rc;
 	preload_signals_restore(&old);
 	if (P.on)
 		pin_self();
 	errno = err;
+	return rc;
 }
 
 /* In the new process: what was the parent's is still there, shared; ours comes with our agent. */
@@ -611,8 +613,12 @@ static void after_fork(void)
 	calls_abandon();
 	if (!P.on)
 		return; /* its parent has none either */
-	agent_up(P.agent.arena.ctl->space_id);
-	if (P.on)
+
+	int rc = agent_up(P.agent.arena.ctl->space_id);
+
+	if (rc)
+		preload_no_agent(rc);
+	else
 		atomic_store(&preload_ctl()->has_forked, 1);
 	/* Without an agent we are served all the same, and never moved from; what we start still belongs to the tree.
 	 */

@@ -22,4 +22,10 @@ void preload_signals_restore(const sigset_t *old);
 /** Ask the engine; -ENOSYS when there is nothing to ask. */
 int64_t preload_call(enum umm_call_op op, uint64_t a, uint64_t b, uint64_t c);
 
+/**
+ * In a forked child: it can have no agent, for @err (-errno).  Told by a bell, which says that much by which it is: the
+ * control block is its parent's.  Nobody hears it where nothing was ever managed.
+ */
+void preload_no_agent(int err);
+
 #endif

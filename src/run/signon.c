@@ -19,6 +19,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -233,8 +234,10 @@ static pid_t program_of(pid_t agent, int pidfd)
 static void take_proc_fd(const struct ucred *guest, const char *what, int *fd)
 {
 	int own = proc_fd(guest->pid, what);
+	struct stat st;
 
-	if (own < 0 && guest->uid == getuid())
+	/* What it has where there is no /proc is a directory. */
+	if (own < 0 && guest->uid == getuid() && !fstat(*fd, &st) && S_ISREG(st.st_mode))
 		return;
 	if (*fd >= 0)
 		close(*fd);

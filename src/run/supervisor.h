@@ -68,6 +68,7 @@ struct supervisor {
 	int spare_fd, lend_fd; /* lend_fd: /dev/userfaultfd; -1: none is lent */
 	int look_fd[LOOK_FDS];
 	bool refused_said;
+	_Atomic bool agentless_said;
 	bool signed_on; /* somebody ever did */
 	pid_t front, keeper;
 	pid_t stopped; /* the program that the front is stopped for; 0: it is not */

@@ -453,6 +453,20 @@ def children_elsewhere(h):
         r.expect(min_out=0, stdout="^1$")
 
 
+def new_root(h):
+    """A child of who has gone to where there is no /proc has an agent."""
+    if os.geteuid():
+        skip("only root may change its root")
+    with tempfile.TemporaryDirectory(prefix="hmmtest-") as d:
+        r = h.start([sys.executable, "-c", "import os, sys, time; os.chroot(sys.argv[1]); os.fork(); time.sleep(1000)", d])
+        r.until(lambda: len(r.agents()) > 1, "no agent of the child")
+        r.until(lambda: all(status_of(a)["Seccomp"] == "2" for a in r.agents()), "an agent has no filter")
+        name = comm(r.program())
+        for p in [p for p in descendants(r.pid) if comm(p) == name]:
+            os.kill(p, signal.SIGKILL)
+        r.wait()
+
+
 def no_descriptors(h):
     """When a program ends, and the supervisor cannot open /proc, who lives on in its memory has all of it."""
     r = h.start([built(h, "life-fork"), "clone-vm-outlives"], stats=False, stdin=subprocess.PIPE)
@@ -528,5 +542,5 @@ def limits_lifted(h):
 
 main_of(control_sealed, other_users_supervisor, strangers, wrong_words, set_user_id, confined, keeps_off, interrupted, held_up,
         exec_quiet, no_zombies, end_of_file, kcmp_denied, old_kernel, static_image, became_another, forked_while_armed,
-        small_stack, small_files, limits_lifted, children_elsewhere, no_descriptors,
+        small_stack, small_files, limits_lifted, children_elsewhere, new_root, no_descriptors,
         no_descriptors_left, spare_descriptor)
