@@ -542,10 +542,9 @@ static void mark_again(struct hmm_mm *mm, uint64_t start, uint64_t end)
 /*
  * mremap() counts as a change only when its pages have moved: between the look whether one is under way and the call
  * that lets go of a range one may have brought something there of which the records say that it is away elsewhere.
- * Its caller knows that place when we have read the event, and hardly anybody before (MREMAP_FIXED by a raw call, or
- * under hmm run, and another thread that touches the place already: that has found zeros, and is not to go on, see
- * hmm_bare_touched()).  So what was let go of is registered as before, and all begins again.  What is somebody else's
- * is not: nothing would take that off again.  Event lock held exclusively.
+ * Its caller knows that place when we have read the event, and hardly anybody before (MREMAP_FIXED, and another thread
+ * that touches the place already).  So what was let go of is registered as before, and all begins again.  What is
+ * somebody else's is not: nothing would take that off again.  Event lock held exclusively.
  */
 static int take_back(struct hmm_mm *mm, uint64_t start, uint64_t end)
 {
@@ -553,8 +552,6 @@ static int take_back(struct hmm_mm *mm, uint64_t start, uint64_t end)
 	struct umm_vma v;
 	bool lost = false;
 
-	mm->space->bare_start = start;
-	mm->space->bare_end = end;
 	/* What refuses it is somebody else's, or nothing that could be away. */
 	for (uint64_t from = start, to; next_ours(mm, &from, end, &to); from = to)
 		for (uint64_t at = from; at < to && !umm_vma_next(mm->space, at, &v) && v.start < to; at = v.end) {
@@ -565,31 +562,6 @@ static int take_back(struct hmm_mm *mm, uint64_t start, uint64_t end)
 	if (lost)
 		mm->h->opt.fatal(mm->h->opt.priv, mm, "no memory to register again what was just let go of");
 	return -EAGAIN;
-}
-
-void hmm_bare_touched(struct hmm_mm *mm, uint64_t start, uint64_t end)
-{
-	struct umm_page_run run;
-
-	start = start > mm->space->bare_start ? start : mm->space->bare_start;
-	end = end < mm->space->bare_end ? end : mm->space->bare_end;
-	for (uint64_t walked; start < end; start = walked) {
-		int n = umm_page_scan_states(mm->space, start, end, &run, 1, &walked);
-
-		if (n < 0 || walked <= start)
-			return;
-		if (!n || (run.flags & UMM_PAGE_SWAPPED))
-			continue;
-		for (uint64_t at = run.start; at < run.end; at += UMM_PAGE) {
-			struct hmm_leaf *leaf = hmm_leaf_find(mm, at);
-			enum hmm_page_state st = leaf ? hmm_entry_state(leaf->e[hmm_leaf_index(at)]) : HMM_SYSTEM;
-
-			if (st != HMM_PARKED && st != HMM_DEVICE)
-				continue;
-			mm->h->opt.fatal(mm->h->opt.priv, mm, "a page was touched where mremap() had just brought it");
-			return;
-		}
-	}
 }
 
 int hmm_hands_off(struct hmm_mm *mm, uint64_t start, uint64_t end)
@@ -615,9 +587,6 @@ again:
 		goto out;
 	/* Who mirrors it has found it watched, and would be told of no change any more: it watches it anew. */
 	umm_invalidate_begin(mm->space, &c);
-	/* A hooked mremap() brings nothing there, which another thread might touch before it is seen. */
-	if (mm->h->opt.linked)
-		umm_layout_excl(mm->space);
 	/* An agent that died inside the lock never lets go of it. */
 	if (!umm_evlock_excl_unless(evlock, mm->space->gone, mm->space->priv)) {
 		rc = -ESRCH;
@@ -648,12 +617,8 @@ again:
 	if (off)
 		take_back(mm, start, end); /* on record as registered, it is */
 unlock:
-	if (rc != -EAGAIN)
-		mm->space->bare_end = 0;
 	umm_evlock_unexcl(evlock);
 told:
-	if (mm->h->opt.linked)
-		pthread_rwlock_unlock(&mm->space->layout);
 	umm_invalidate_end(mm->space, &c);
 	if (rc == -EAGAIN && ++tries < HMM_MOVES_MAX) {
 		umm_space_drain(mm->space);

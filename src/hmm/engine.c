@@ -376,7 +376,6 @@ static void mm_change(void *priv, const struct umm_change *c)
 		hmm_unforked_follow(mm, c);
 		if (hmm_residency_remap(mm, c->start, c->new_start, len))
 			mm->h->opt.fatal(mm->h->opt.priv, mm, "no memory to follow mremap()");
-		hmm_bare_touched(mm, c->new_start, c->new_start + len);
 		/* The old range: unmapped by an event of its own, or left registered by MREMAP_DONTUNMAP. */
 		pthread_mutex_lock(&mm->lock);
 		/* In one's own process a mapping may be watched only, of which no missing page is reported. */

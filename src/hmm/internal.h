@@ -675,11 +675,6 @@ bool hmm_out_sync(struct hmm_mm *mm);
 /* discover.c */
 /** Bring [start, end) back and have nothing more to do with it: somebody else's userfaultfd will.  0 or -errno. */
 int hmm_hands_off(struct hmm_mm *mm, uint64_t start, uint64_t end);
-/**
- * A move there has just been followed: what is away there by the records, and there all the same, somebody has found
- * empty while it was let go of for a moment.  Event lock held exclusively.
- */
-void hmm_bare_touched(struct hmm_mm *mm, uint64_t start, uint64_t end);
 
 /*
  * Where the kernel tells nobody of forks (unforked.c).  Those that say 0 or -errno: out_lock held, and mm->rest is not

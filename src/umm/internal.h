@@ -54,7 +54,8 @@ struct umm_space_ops {
 	 * as that can be done, and is in quarantine from then on.  Signals blocked, no lock held.
 	 */
 	void (*bring_back)(void *priv, uint64_t start, uint64_t end);
-	/** What is away can be found no more: whoever went on would do so with wrong bytes.  Event lock held. */
+	/** What is away can be found no more: whoever runs there would go on with wrong bytes.  Event lock held exclusively.
+	 */
 	void (*lost)(void *priv, const char *why);
 	/** Before a fork by libc: private pages are about to be shared. */
 	void (*forking)(void *priv);
@@ -110,7 +111,7 @@ struct umm_space {
 	struct umm_quarantine quarantine;
 	/*
 	 * Shared by hooks while their call changes mappings, or forks; exclusively by
-	 * the engine while it registers whole mappings, lets go of some, or moves some (take.c).  Who serves faults and events
+	 * the engine while it registers whole mappings, and while it moves some (take.c).  Who serves faults and events
 	 * never takes it.
 	 */
 	pthread_rwlock_t layout;
@@ -121,8 +122,6 @@ struct umm_space {
 	bool own_monitor;
 	struct umm_messages
 		*reading; /* what is being applied, and how far; who holds the event lock exclusively has it */
-	/* Event lock exclusively: let go of for a moment; what a change under way takes there may have been met. */
-	uint64_t bare_start, bare_end;
 	const struct umm_space_ops *ops;
 	void *priv;
 	void (*destroy)(void *priv); /* when the last reference goes */

@@ -413,8 +413,6 @@ static int watch_again(struct umm_space *space, uint64_t start, uint64_t len, ch
 {
 	int rc = register_mapped(space, start, len, true);
 
-	space->bare_start = start;
-	space->bare_end = start + len;
 	if (rc == -ENOMEM) {
 		spare_maps_put(spare);
 		rc = register_mapped(space, start, len, true);
@@ -442,8 +440,6 @@ int umm_space_unwatch(struct umm_space *space, uint64_t start, uint64_t len)
 	for (unsigned tries = 0; again && !rc && tries < UNWATCH_TRIES; tries++) {
 		if (space->ops)
 			umm_space_drain(space);
-		/* A hooked mremap() brings nothing there, which another thread might touch before it is seen. */
-		umm_layout_excl(space);
 		/* Nobody begins to hold any of it in between: whoever does registers it with the lock shared. */
 		umm_evlock_excl(&space->ctl->evlock);
 		again = false;
@@ -459,11 +455,8 @@ int umm_space_unwatch(struct umm_space *space, uint64_t start, uint64_t len)
 			int back = watch_again(space, start, len, &spare);
 
 			rc = rc ? rc : back;
-		} else {
-			space->bare_end = 0;
 		}
 		umm_evlock_unexcl(&space->ctl->evlock);
-		pthread_rwlock_unlock(&space->layout);
 	}
 	signals_restore(&old);
 	spare_maps_put(&spare);

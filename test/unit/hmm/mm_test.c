@@ -1410,8 +1410,7 @@ static void letting_go(void **state)
 static struct between {
 	struct fixture *f;
 	char *from, *to;
-	bool due, came, touched;
-	unsigned open; /* so often hooked calls were not kept out */
+	bool due, came;
 	pthread_t t;
 } between;
 
@@ -1463,13 +1462,6 @@ int __wrap_umm_uffd_unregister(int uffd, uint64_t start, uint64_t len)
 	}
 	int rc = __real_umm_uffd_unregister(uffd, start, half_way ? half_way : len);
 
-	if (between.f && !pthread_rwlock_tryrdlock(&between.f->space->layout)) {
-		pthread_rwlock_unlock(&between.f->space->layout);
-		between.open++;
-	}
-	/* Its lock was waited for: mremap() has moved it, and not come back yet. */
-	if (between.came && between.touched)
-		*(volatile char *)between.to;
 	if (half_way)
 		rc = -ENOMEM;
 	half_way = 0;
@@ -1937,13 +1929,11 @@ static void between_check(struct fixture *f)
 	void *to;
 
 	assert_false(between.due);
-	assert_int_equal(between.open, 0);
 	pthread_join(between.t, &to);
 	assert_ptr_equal(to, between.to);
 	assert_int_equal(between.to[0], 'x');
 	fake_comes_to_hold(f->dev[0], 0);
 	munmap(between.from - PAGE, 8 * PAGE);
-	between = (struct between){0};
 }
 
 static void what_comes_into_a_range_just_let_go_of_is_not_lost(void **state)
@@ -2028,38 +2018,6 @@ static void what_cannot_be_watched_again_ends_the_process(void **state)
 	pthread_join(between.t, NULL);
 	munmap(between.from - PAGE, 8 * PAGE);
 	fake_comes_to_hold(f->dev[0], 0);
-	between = (struct between){0};
-}
-
-static void note_fatal(void *priv, struct hmm_mm *mm, const char *why)
-{
-	said_lost++;
-}
-
-/* Another thread has touched it before mremap() came back, and found it empty: it is not to go on with that. */
-static void who_found_it_empty_does_not_go_on(void **state)
-{
-	struct fixture *f = *state;
-	uint64_t a;
-
-	f->mm->h->opt.fatal = note_fatal;
-	for (unsigned i = 0; i < 2; i++) {
-		said_lost = 0;
-		between_prepare(f);
-		a = (uintptr_t)between.to;
-		assert_int_equal(i ? umm_space_watch(f->space, a - PAGE, 3 * PAGE) : hmm_mm_manage(f->mm, a, a + PAGE),
-				 0);
-		between.due = between.touched = true;
-		assert_int_equal(i ? umm_space_unwatch(f->space, a - PAGE, 3 * PAGE)
-				   : hmm_hands_off(f->mm, a - PAGE, a + 3 * PAGE),
-				 0);
-		assert_int_equal(said_lost, 1);
-		assert_int_equal(between.open, 0);
-		pthread_join(between.t, NULL);
-		munmap(between.from - PAGE, 8 * PAGE);
-	}
-	fake_comes_to_hold(f->dev[0], 0);
-	between = (struct between){0};
 }
 
 /* What could not be taken off the record is watched as before: it may go, and comes back. */
@@ -2407,7 +2365,6 @@ int main(int argc, char **argv)
 		T(a_range_with_a_hole_at_its_end_is_let_go_of),
 		T(what_is_watched_no_more_has_room_to_be_watched_again),
 		T(what_cannot_be_watched_again_ends_the_process),
-		T(who_found_it_empty_does_not_go_on),
 		T(what_stays_on_record_is_watched),
 		T(a_page_goes_back_while_its_mapping_moves),
 		T(a_page_is_lost_while_its_mapping_moves),
