@@ -22,7 +22,6 @@
  * sends an event, and is none of the records' from then on.
  */
 #include <errno.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
@@ -622,7 +621,7 @@ told:
 	umm_invalidate_end(mm->space, &c);
 	if (rc == -EAGAIN && ++tries < HMM_MOVES_MAX) {
 		umm_space_drain(mm->space);
-		sched_yield();
+		umm_yield(tries);
 		goto again;
 	}
 out:

@@ -643,7 +643,7 @@ static int has_settled(struct hmm_mm *child, uint64_t addr)
 		if (tries == CHILD_TRIES)
 			return -EBUSY;
 		umm_space_drain(child->space);
-		sched_yield();
+		umm_yield(tries);
 	}
 	return rc;
 }

@@ -26,7 +26,6 @@
  * out_lock is held, and mm->rest says that nothing is managed meanwhile (manage()).
  */
 #include <errno.h>
-#include <sched.h>
 #include <sys/mman.h>
 
 #include "hmm/internal.h"
@@ -136,7 +135,7 @@ static int advise_all(struct hmm_mm *mm, struct hmm_iset *set, int advice)
 		if (++tries == HMM_MOVES_MAX)
 			return rc;
 		umm_space_drain(mm->space);
-		sched_yield();
+		umm_yield(tries);
 	}
 	return 0;
 }

@@ -15,6 +15,7 @@
 #define UMM_INTERNAL_H
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 
 #include "hmm_uapi.h"
@@ -23,6 +24,24 @@
 #include "umm/inside.h"
 #include "umm/notifier_internal.h"
 #include "umm/signals.h"
+#include "umm/sys.h"
+
+#define UMM_YIELDS 16u
+
+/**
+ * Who waits for a change to be over, for the @tries-th time: who changes must run
+ * before the kernel says so.  The CPU is given away at first, and slept later: where
+ * there is much to do, and to who has real-time priority, giving it away is not
+ * enough, and tries are over before who changes, bound to this CPU maybe, has run.
+ * Not libc's nanosleep(), in which a thread can be cancelled.
+ */
+static inline void umm_yield(unsigned tries)
+{
+	if (tries < UMM_YIELDS)
+		sched_yield();
+	else
+		sys2(SYS_nanosleep, &(struct timespec){.tv_nsec = 50000}, NULL);
+}
 
 /** A page fault as it came from the userfaultfd. */
 struct umm_fault {
@@ -54,7 +73,8 @@ struct umm_space_ops {
 	 * as that can be done, and is in quarantine from then on.  Signals blocked, no lock held.
 	 */
 	void (*bring_back)(void *priv, uint64_t start, uint64_t end);
-	/** What is away can be found no more: whoever runs there would go on with wrong bytes.  Event lock held exclusively.
+	/** What is away can be found no more: whoever runs there would go on with wrong bytes.  Event lock held
+	 * exclusively.
 	 */
 	void (*lost)(void *priv, const char *why);
 	/** Before a fork by libc: private pages are about to be shared. */

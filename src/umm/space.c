@@ -17,7 +17,6 @@
 
 #define UNWATCH_TRIES 1000u
 #define SPARE_MAPS 9u
-#define YIELDS 16u /* of who waits for a change, before it sleeps in between */
 
 static int proc_open(pid_t pid, const char *what)
 {
@@ -517,15 +516,7 @@ int umm_space_sync_until(struct umm_space *space, uint64_t deadline_ns)
 		signals_block(&old);
 		umm_space_drain(space);
 		signals_restore(&old);
-		/*
-		 * Who changes must run before the kernel says that it is over.  A caller of real-time priority
-		 * yields to nobody below it; who changes may be bound to its CPU.  Not libc's nanosleep(), in
-		 * which a thread can be cancelled.
-		 */
-		if (tries++ < YIELDS)
-			sched_yield();
-		else
-			syscall(SYS_nanosleep, &(struct timespec){.tv_nsec = 50000}, NULL);
+		umm_yield(tries++);
 	}
 	wait_applied(space);
 	return 0;
