@@ -88,11 +88,17 @@ static int our_loader(char *loader, size_t len)
 	return rc;
 }
 
-static const char *base(const char *path)
+/* What is not known is run: a loader of glibc may have any name (LSB's, one of a version, one of a store of packages).
+ */
+static bool is_of_another(const char *loader)
 {
-	const char *slash = strrchr(path, '/');
+	static const char *const known[] = {"ld-musl-", "ld-uClibc", "ld64-uClibc", "linker64"};
+	const char *slash = strrchr(loader, '/'), *name = slash ? slash + 1 : loader;
 
-	return slash ? slash + 1 : path;
+	for (unsigned i = 0; i < sizeof(known) / sizeof(known[0]); i++)
+		if (!strncmp(name, known[i], strlen(known[i])))
+			return true;
+	return false;
 }
 
 static int check_elf(int fd, const Elf64_Ehdr *eh, char *why, size_t len)
@@ -112,10 +118,8 @@ static int check_elf(int fd, const Elf64_Ehdr *eh, char *why, size_t len)
 			 "a set-user-id or set-group-id program; the dynamic loader keeps preload libraries out of it");
 		return -ENOEXEC;
 	}
-	bool known = our_loader(ours, sizeof(ours));
 	if (loader_of(fd, eh, theirs, sizeof(theirs))) {
-		/* Wherever it lies: another version of the same has the same name. */
-		if (!known || !strcmp(base(theirs), base(ours)))
+		if (!is_of_another(theirs))
 			return 0;
 		snprintf(why, len,
 			 "a program of another libc, by its loader %.100s; the preload library cannot enter it",
@@ -123,7 +127,8 @@ static int check_elf(int fd, const Elf64_Ehdr *eh, char *why, size_t len)
 		return -ENOEXEC;
 	}
 	/* The loader itself, as a command: it loads the program that it is given, and the library with it. */
-	if (known && !fstat(fd, &st) && !stat(ours, &is) && st.st_dev == is.st_dev && st.st_ino == is.st_ino)
+	if (our_loader(ours, sizeof(ours)) && !fstat(fd, &st) && !stat(ours, &is) && st.st_dev == is.st_dev &&
+	    st.st_ino == is.st_ino)
 		return 0;
 	snprintf(why, len, "statically linked; the preload library cannot enter it");
 	return -ENOEXEC;

@@ -604,7 +604,20 @@ def shell_script(h):
 
 
 def other_loader(h):
-    """A program of another libc is refused; where one of the tree starts it, it runs, and what it starts is served."""
+    """A program of another libc is refused; where one of the tree starts it, it runs, and what it starts is served.
+    One of ours whose loader has another name is none."""
+    with tempfile.TemporaryDirectory(prefix="hmm-") as d:
+        with open("/bin/cat", "rb") as f:
+            image = f.read()
+        loader = re.search(rb"/[\w/.-]*/ld-[\w.-]+", image)
+        link, program = os.path.join(d, "ld"), os.path.join(d, "cat")
+        if loader and len(link) <= len(loader[0]):
+            os.symlink(loader[0].decode(), link)
+            with open(program, "wb") as f:
+                f.write(image.replace(loader[0], link.encode().ljust(len(loader[0]), b"\0"), 1))
+            os.chmod(program, 0o755)
+            r = h.run([program, "/proc/self/maps"])
+            check(not r.rc and "libhmm-preload.so" in r.out() and not r.err(), f"{r.rc} {r.out()!r} {r.err()!r}")
     if not shutil.which("musl-gcc"):
         skip("there is no musl-gcc")
     with tempfile.TemporaryDirectory(prefix="hmmtest-") as d:
