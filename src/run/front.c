@@ -259,6 +259,9 @@ static void exec_program(char **argv, const char *path, const struct run_ready *
 		if (pid && strtol(pid, NULL, 10) == getppid()) {
 			snprintf(own, sizeof(own), "%d", (int)getpid());
 			setenv(meant[i], own, 1);
+			/* The same by the inode of a pidfd; without it the number is enough. */
+			if (!i)
+				unsetenv("LISTEN_PIDFDID");
 		}
 	}
 	snprintf(run, sizeof(run), "%s %s %s", ready->name, ready->token, preload);

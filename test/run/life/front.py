@@ -143,11 +143,11 @@ def environment(h):
 
 def meant_for(h):
     """systemd's sockets and watchdog are for whom it has started, by number: the program finds its own there."""
-    theirs = 'test "$LISTEN_PID" = $$ && test "$WATCHDOG_PID" = $$'
-    start = f"LISTEN_PID=$$ WATCHDOG_PID=$$ exec {h.exe} run -- sh -c '{theirs}'"
+    theirs = 'test "$LISTEN_PID" = $$ && test "$WATCHDOG_PID" = $$ && test -z "$LISTEN_PIDFDID"'
+    start = f"LISTEN_PID=$$ LISTEN_PIDFDID=1 WATCHDOG_PID=$$ exec {h.exe} run -- sh -c '{theirs}'"
     check(not subprocess.run(["sh", "-c", start], check=False).returncode, "they are for somebody else")
-    r = h.run(["sh", "-c", "echo $LISTEN_PID"], env=dict(os.environ, LISTEN_PID="1"))
-    check(r.out() == "1\n", f"what is for another is {r.out()}")
+    r = h.run(["sh", "-c", "echo $LISTEN_PID $LISTEN_PIDFDID"], env=dict(os.environ, LISTEN_PID="1", LISTEN_PIDFDID="2"))
+    check(r.out() == "1 2\n", f"what is for another is {r.out()}")
 
 
 def valgrind(h):
