@@ -23,6 +23,7 @@
 #include <errno.h>
 #include <sched.h>
 #include <string.h>
+#include <time.h>
 
 #include "hmm/internal.h"
 
@@ -182,9 +183,34 @@ int hmm_out_begin(struct hmm_mm *mm, unsigned b, const struct hmm_victim *v, uns
 	return rc;
 }
 
+#define SYNC_YIELDS 10000u
+#define SYNC_NS 1000000l
+#define SYNC_LOOK 50u
+#define SYNC_HELD_MOST 200u
+
+/*
+ * Who waits here is who reads the events of all, so not for ever: what is stopped or frozen in the middle of a copy
+ * dies after a while.  @held: how often it was seen so.
+ */
+static bool sync_waits(struct hmm_mm *mm, unsigned spin, unsigned *held)
+{
+	if (mm->inside->able && spin % SYNC_LOOK == 0) {
+		*held = mm->inside->able(mm->inside_priv) ? 0 : *held + 1;
+		if (*held == SYNC_HELD_MOST) {
+			mm->h->opt.fatal(mm->h->opt.priv, mm,
+					 "its agent is stopped or frozen with pages in its hands, while others wait");
+			return false;
+		}
+	}
+	nanosleep(&(struct timespec){.tv_nsec = SYNC_NS}, NULL);
+	return true;
+}
+
 /* Event lock held exclusively.  False: the inside died half-way, and so does the space. */
 static bool sync_all(struct hmm_mm *mm)
 {
+	unsigned held = 0;
+
 	for (unsigned b = 0; b < UMM_BATCHES; b++) {
 		struct umm_batch *batch = &mm->space->ctl->batch[b];
 
@@ -197,6 +223,8 @@ static bool sync_all(struct hmm_mm *mm)
 			for (unsigned spin = 0;
 			     atomic_load_explicit(&run->state, memory_order_acquire) != UMM_RUN_FILLED; spin++) {
 				if (atomic_load(&mm->dead) || umm_space_is_gone(mm->space))
+					return false;
+				if (spin > SYNC_YIELDS && !sync_waits(mm, spin, &held))
 					return false;
 				if (spin > 1000)
 					sched_yield();

@@ -38,6 +38,8 @@ static int inside_go(void *priv, unsigned b)
  * that is frozen, or it waits for the event lock while a child is given what was
  * away, which takes as long as there is much of it.  It goes on some time, and is
  * waited for; and as long as it is held up so it is not told to do anything.
+ * Whom it is held up by may take as long as they like: after a while the programs
+ * go on above the budget meanwhile, without waiting for room that nobody makes.
  */
 #define IDLE_NS 50000000l
 #define IDLE_MOST 200u
@@ -66,11 +68,9 @@ static bool is_held(const struct member *m, char state)
 	return state == 'T' || state == 't' || (state && lives_frozen(m->agent) > 0);
 }
 
-static bool agent_sleeps(const struct member *m)
+static bool agent_sleeps(const struct member *m, char state)
 {
-	char state = agent_state(m);
-
-	return state != 'R' && state != 'D' && state != '?' && !atomic_load(&m->mm->giving) && !is_held(m, state);
+	return state != 'R' && state != 'D' && state != '?' && !atomic_load(&m->mm->giving);
 }
 
 static bool inside_able(void *priv)
@@ -80,14 +80,50 @@ static bool inside_able(void *priv)
 	return !is_held(m, agent_state(m));
 }
 
-/* Asked every IDLE_NS: is there still something to wait for?  @idle: 0 at first; how often it has been seen asleep. */
-static bool agent_works(struct member *m, unsigned *idle)
+/* How often it has been seen asleep, and held up, one time after the other. */
+struct looks {
+	unsigned idle, held;
+};
+
+static void goes_on(struct member *m, struct looks *l)
 {
+	/* The reclaimer says itself how it is, from the next round on. */
+	if (l->held >= IDLE_MOST)
+		atomic_store(&m->sup->h->tight, false);
+	l->held = 0;
+}
+
+static void is_still_held(struct member *m, struct looks *l)
+{
+	l->idle = 0;
+	if (++l->held < IDLE_MOST)
+		return;
+	l->held = IDLE_MOST;
+	/* Each time: it may not be the reclaimer who waits, or not yet. */
+	atomic_store(&m->sup->h->tight, true);
+	if (!atomic_exchange(&m->held_said, true))
+		lines_say(&m->sup->lines,
+			  "the agent of process %d is stopped or frozen, with pages in its hands: until it goes on, "
+			  "nothing is moved out, and the programs go on above the budget",
+			  (int)m->pid);
+}
+
+/* Asked every IDLE_NS: is there still something to wait for? */
+static bool agent_works(struct member *m, struct looks *l)
+{
+	char state;
+
 	/* It is nobody's agent any more where the space has stayed without it (member_leave()). */
 	if (atomic_load(&m->mm->dead) || atomic_load(&m->mm->doomed))
 		return false;
-	*idle = agent_sleeps(m) ? *idle + 1 : 0;
-	if (*idle < IDLE_MOST)
+	state = agent_state(m);
+	if (is_held(m, state)) {
+		is_still_held(m, l);
+		return true;
+	}
+	goes_on(m, l);
+	l->idle = agent_sleeps(m, state) ? l->idle + 1 : 0;
+	if (l->idle < IDLE_MOST)
 		return true;
 	if (!atomic_exchange(&m->given_up, true))
 		lines_say(&m->sup->lines, "the agent of process %d does not do what it is told; the process is killed",
@@ -101,12 +137,14 @@ static int inside_wait(void *priv, unsigned b)
 	struct member *m = priv;
 	struct umm_batch *batch = &m->mm->space->ctl->batch[b];
 	struct timespec ts = {.tv_nsec = IDLE_NS};
-	unsigned idle = 0;
+	struct looks l = {0};
+	int rc = 0;
 
-	while (!atomic_load(&batch->done))
-		if (sys_futex_wait(&batch->done, 0, &ts) == -ETIMEDOUT && !agent_works(m, &idle))
-			return -ESRCH;
-	return 0;
+	while (!rc && !atomic_load(&batch->done))
+		if (sys_futex_wait(&batch->done, 0, &ts) == -ETIMEDOUT && !agent_works(m, &l))
+			rc = -ESRCH;
+	goes_on(m, &l);
+	return rc;
 }
 
 int orders_arm(void *priv)
@@ -140,7 +178,7 @@ static int inside_advise(void *priv, uint64_t start, uint64_t len, int advice)
 	struct umm_ctl *ctl = m->ctl_map;
 	struct wire_msg msg = {.op = WIRE_ADVISE, .arg = (uint32_t)advice, .start = start, .len = len};
 	struct timespec ts = {.tv_nsec = IDLE_NS};
-	unsigned idle = 0;
+	struct looks l = {0};
 	uint32_t before;
 	int rc = 0;
 
@@ -150,8 +188,9 @@ static int inside_advise(void *priv, uint64_t start, uint64_t len, int advice)
 		rc = -ESRCH;
 	/* Whatever it is then: who writes there himself is answered as he says. */
 	while (!rc && atomic_load(&ctl->acked) == before)
-		if (sys_futex_wait(&ctl->acked, before, &ts) == -ETIMEDOUT && !agent_works(m, &idle))
+		if (sys_futex_wait(&ctl->acked, before, &ts) == -ETIMEDOUT && !agent_works(m, &l))
 			rc = -ESRCH;
+	goes_on(m, &l);
 	if (!rc)
 		rc = atomic_load(&ctl->advised);
 	pthread_mutex_unlock(&m->advise_lock);

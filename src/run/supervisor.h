@@ -41,8 +41,9 @@ struct member {
 	bool fork_said, arm_said;
 	uint64_t tick;
 	pthread_mutex_t advise_lock;
-	_Atomic bool given_up; /* that its agent does nothing has been said */
-	int left_fd;           /* pidfd of who has left it when its agent was dead: another thread may be using it */
+	_Atomic bool given_up;  /* that its agent does nothing has been said */
+	_Atomic bool held_said; /* that its agent is stopped or frozen */
+	int left_fd;            /* pidfd of who has left it when its agent was dead: another thread may be using it */
 };
 
 /* Somebody who has connected and said nothing yet. */

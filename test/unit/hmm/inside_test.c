@@ -3,6 +3,7 @@
  * What the inside does with pages that fork() has left shared: they must be
  * made the space's own before they can go, and meanwhile things happen.
  */
+#include <limits.h>
 #include <liburing.h>
 #include <sys/ioctl.h>
 
@@ -387,6 +388,50 @@ static void what_is_on_its_way_is_not_unregistered(void **state)
 	munmap(room, 2 * LONG_LEN + 2 * huge);
 }
 
+static struct {
+	struct umm_move_run *run;
+	unsigned looks, until; /* it can go on at that many, and is through soon after */
+} held;
+
+static bool held_able(void *priv)
+{
+	if (++held.looks == held.until)
+		atomic_store(&held.run->state, UMM_RUN_FILLED);
+	return held.looks >= held.until;
+}
+
+/* Who waits for half a run is who reads all events: whoever is stopped there is waited for, but not for ever. */
+static void who_is_stopped_in_the_middle_is_given_up(void **state)
+{
+	static const unsigned until[] = {5, UINT_MAX};
+	const struct hmm_inside_ops ops = {.able = held_able};
+	const char *why;
+
+	for (unsigned i = 0; i < 2; i++) {
+		struct world *w = world_create("lz4", 0, &why);
+		const struct hmm_inside_ops *inside = w->mm->inside;
+
+		held.run = &w->ctl->batch[0].run[0];
+		held.looks = 0;
+		held.until = until[i];
+		pthread_mutex_lock(&w->mm->out_lock);
+		umm_evlock_excl(&w->ctl->evlock);
+		w->mm->inside = &ops;
+		w->mm->batch_live[0] = true;
+		w->mm->nruns[0] = 1;
+		w->mm->run[0][0].committed = true;
+		atomic_store(&held.run->state, UMM_RUN_MOVED);
+		assert_int_equal(hmm_out_sync(w->mm), !i);
+		assert_int_equal(atomic_exchange(&w->fatals, 0), i);
+		w->mm->batch_live[0] = false;
+		w->mm->nruns[0] = 0;
+		w->mm->inside = inside;
+		umm_evlock_unexcl(&w->ctl->evlock);
+		pthread_mutex_unlock(&w->mm->out_lock);
+		world_destroy(w);
+	}
+}
+
 int main(void)
 {
 	const char *why;
@@ -402,6 +447,7 @@ int main(void)
 		cmocka_unit_test(staging_that_cannot_be_emptied),
 		cmocka_unit_test(staging_is_populated),
 		cmocka_unit_test(what_is_on_its_way_is_not_unregistered),
+		cmocka_unit_test(who_is_stopped_in_the_middle_is_given_up),
 	};
 
 	if (!w)
