@@ -127,15 +127,18 @@ static int read_file(const char *path, char *buf, size_t room)
 	return rc;
 }
 
-/* /proc says "sleeping" of who is in one of version 2, and "disk sleep" of the other. */
+/*
+ * /proc says "sleeping" of who is in one of version 2, and "disk sleep" of the other.  What is asked for counts, at any
+ * level: a group is said to be frozen only when all of its tasks are, and one that waits for us is not.
+ */
 int lives_frozen(pid_t tid)
 {
 	static const struct {
 		const char *line, *mount, *file, *word;
 	} freezers[] = {
-		{"\n0::", "/sys/fs/cgroup", "cgroup.events", "frozen 1"},
-		{"\n0::", "/sys/fs/cgroup/unified", "cgroup.events", "frozen 1"},
-		{":freezer:", "/sys/fs/cgroup/freezer", "freezer.state", "FROZEN"},
+		{"\n0::", "/sys/fs/cgroup", "cgroup.freeze", "1"},
+		{"\n0::", "/sys/fs/cgroup/unified", "cgroup.freeze", "1"},
+		{":freezer:", "/sys/fs/cgroup/freezer", "freezer.state", "FR"}, /* FREEZING, FROZEN */
 	};
 	char groups[PATH_MAX + 256], path[PATH_MAX + 64], says[256];
 	int rc;
@@ -149,12 +152,16 @@ int lives_frozen(pid_t tid)
 		if (!at)
 			continue;
 		at += strlen(freezers[i].line);
-		if (snprintf(path, sizeof(path), "%s%.*s/%s", freezers[i].mount, (int)strcspn(at, "\n"), at,
-			     freezers[i].file) >= (int)sizeof(path))
-			continue;
-		rc = read_file(path, says, sizeof(says));
-		if (rc > 0 && strstr(says, freezers[i].word))
-			return 1;
+		for (int len = (int)strcspn(at, "\n"); rc >= 0 && len >= 0;) {
+			if (snprintf(path, sizeof(path), "%s%.*s/%s", freezers[i].mount, len, at, freezers[i].file) >=
+			    (int)sizeof(path))
+				break;
+			rc = read_file(path, says, sizeof(says));
+			if (rc > 0 && strstr(says, freezers[i].word))
+				return 1;
+			while (--len > 0 && at[len] != '/')
+				;
+		}
 	}
 	return rc < 0 ? rc : 0;
 }

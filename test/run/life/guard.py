@@ -141,12 +141,14 @@ def held_up(h):
 
     hold(lambda: os.kill(agent, signal.SIGSTOP), lambda: os.kill(agent, signal.SIGCONT))
     if group:
-        write(f"{group}/cgroup.procs", str(agent))
+        os.mkdir(f"{group}/in")
+        write(f"{group}/in/cgroup.procs", str(agent))
         hold(lambda: write(f"{group}/cgroup.freeze", "1"), lambda: write(f"{group}/cgroup.freeze", "0"))
     os.kill(r.program(), signal.SIGTERM)
     r.wait()
     r.expect(rc=-signal.SIGTERM, no_stderr=r"page \d+ .* word|died|killed")
     if group:
+        os.rmdir(f"{group}/in")
         os.rmdir(group)
 
 
