@@ -30,6 +30,7 @@
 #include <unistd.h>
 
 #include "hmm_uapi.h"
+#include "umm/clock.h"
 
 #define API __attribute__((visibility("default")))
 
@@ -265,6 +266,27 @@ API int madvise(void *addr, size_t len, int advice)
 	return rc;
 }
 
+#define BROUGHT_NS 1000000000ull /* half of the time that what was brought back stays for sure */
+#define BROUGHT_TRIES 4u
+
+static void guards_begin(const struct iovec *iov, size_t n)
+{
+	for (size_t i = 0; i < n && i < IOV_MAX; i++) {
+		struct iovec one, to = {&one, sizeof(one)}, from = {(void *)&iov[i], sizeof(one)};
+		int err = errno;
+		ssize_t got = process_vm_readv(getpid(), &to, 1, &from, 1, 0);
+		bool refused = got != sizeof(one) && (got >= 0 || errno == EFAULT);
+
+		/* A filter may keep the call from us, and knows nothing of what is there. */
+		if (got < 0 && !refused)
+			one = iov[i];
+		errno = err;
+		if (refused)
+			return; /* by the kernel, too */
+		advice_begins(one.iov_base, one.iov_len, MADV_GUARD_INSTALL);
+	}
+}
+
 /* Of this process, on newer kernels, any advice; of others none that matters, and what is there is only looked at. */
 API ssize_t process_madvise(int pidfd, const struct iovec *iov, size_t n, int advice, unsigned flags)
 {
@@ -273,16 +295,13 @@ API ssize_t process_madvise(int pidfd, const struct iovec *iov, size_t n, int ad
 
 	if (!real)
 		real = dlsym(RTLD_NEXT, "process_madvise");
-	for (size_t i = 0; advice == MADV_GUARD_INSTALL && i < n && i < IOV_MAX; i++) {
-		struct iovec one, to = {&one, sizeof(one)}, from = {(void *)&iov[i], sizeof(one)};
-		int err = errno;
+	/* Where all of it takes long, what came first may be away again. */
+	for (unsigned tries = 0; advice == MADV_GUARD_INSTALL && tries < BROUGHT_TRIES; tries++) {
+		uint64_t since = umm_now_ns();
 
-		/* The kernel will refuse what cannot be read. */
-		if (process_vm_readv(getpid(), &to, 1, &from, 1, 0) != sizeof(one)) {
-			errno = err;
+		guards_begin(iov, n);
+		if (umm_now_ns() - since < BROUGHT_NS)
 			break;
-		}
-		advice_begins(one.iov_base, one.iov_len, advice);
 	}
 	if (marks(advice))
 		advice_begins(NULL, 0, advice);

@@ -4,6 +4,8 @@
  * the library's other part: each call begins and ends with its blocking of signals.
  */
 #include <errno.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -12,8 +14,10 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include <cmocka.h>
 
@@ -140,11 +144,40 @@ static void so_it_is_by_process_madvise(void **state)
 	close(self);
 }
 
+/* The call by which it is read may be kept from us: the kernel, which is asked for something else, reads it. */
+static void what_a_filter_keeps_us_from_reading_is_read(void **state)
+{
+	struct sock_filter filter[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_process_vm_readv, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog prog = {sizeof(filter) / sizeof(filter[0]), filter};
+	struct iovec iov = {page, UMM_PAGE};
+	int status;
+	pid_t pid = fork();
+
+	if (!pid) {
+		int self = (int)syscall(SYS_pidfd_open, getpid(), 0);
+
+		if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &prog))
+			_exit(77);
+		process_madvise(self, &iov, 1, MADV_GUARD_INSTALL, 0);
+		_exit(ncalls != 1 || calls[0].op != UMM_CALL_BRING_BACK || calls[0].start != (uintptr_t)page);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	if (WIFEXITED(status) && WEXITSTATUS(status) == 77)
+		skip();
+	assert_int_equal(status, 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(a_mark_is_told_of_before_and_after, setup, teardown),
 		cmocka_unit_test_setup_teardown(so_it_is_by_process_madvise, setup, teardown),
+		cmocka_unit_test_setup_teardown(what_a_filter_keeps_us_from_reading_is_read, setup, teardown),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
