@@ -383,8 +383,10 @@ static void mm_change(void *priv, const struct umm_change *c)
 		pthread_mutex_unlock(&mm->lock);
 		hmm_forget(mm, c->new_start, c->new_start + len);
 		pthread_mutex_lock(&mm->lock);
-		if (managed)
-			hmm_iset_add(&mm->registered, c->new_start, c->new_start + len);
+		/* Of what is beyond there are no records. */
+		if (managed && c->new_start < HMM_ADDR_END)
+			hmm_iset_add(&mm->registered, c->new_start,
+				     len < HMM_ADDR_END - c->new_start ? c->new_start + len : HMM_ADDR_END);
 		marks_follow(mm, &mm->dontfork, c);
 		marks_follow(mm, &mm->wipeonfork, c);
 		pthread_mutex_unlock(&mm->lock);
@@ -675,6 +677,8 @@ static void mm_forked(void *priv, int uffd)
 		rc = hmm_iset_add(&child->registered, mm->registered.v[i].start, mm->registered.v[i].end);
 	for (unsigned i = 0; i < mm->foreign.n && !rc; i++)
 		rc = hmm_iset_add(&child->foreign, mm->foreign.v[i].start, mm->foreign.v[i].end);
+	for (unsigned i = 0; i < mm->foreign_old.n && !rc; i++)
+		rc = hmm_iset_add(&child->foreign_old, mm->foreign_old.v[i].start, mm->foreign_old.v[i].end);
 	pthread_mutex_unlock(&mm->lock);
 	if (!rc)
 		rc = hmm_residency_clone(mm, child);

@@ -214,6 +214,19 @@ static void what_is_beyond_the_records_is_left_alone(void **state)
 	assert_int_equal(target.beyond_calls, 0);
 	assert_true(is_registered(w, 0));
 	target.beyond = 0;
+	/* Nor does it come to be managed by mremap(), or only what of it is below. */
+	struct umm_change c = {.event = UMM_EVENT_REMAP,
+			       .start = (uintptr_t)target.at,
+			       .end = (uintptr_t)target.at + UMM_PAGE,
+			       .new_start = HMM_ADDR_END + 5 * UMM_PAGE};
+	umm_evlock_excl(&w->ctl->evlock);
+	w->space->ops->change(w->space->priv, &c);
+	c.end += UMM_PAGE;
+	c.new_start = HMM_ADDR_END - UMM_PAGE;
+	w->space->ops->change(w->space->priv, &c);
+	umm_evlock_unexcl(&w->ctl->evlock);
+	assert_false(hmm_iset_meets(&w->mm->registered, HMM_ADDR_END, UINT64_MAX));
+	assert_true(hmm_iset_covers(&w->mm->registered, HMM_ADDR_END - UMM_PAGE, HMM_ADDR_END));
 	three_end(w);
 }
 
@@ -280,6 +293,9 @@ static void what_a_child_was_born_without(void **state)
 	atomic_store(&w->mm->armed, true);
 	target.at = area + 6 * UMM_PAGE;
 	assert_int_equal(mprotect(target.at, PAGES * UMM_PAGE, PROT_READ | PROT_WRITE), 0);
+	/* What was found to be somebody else's a while ago. */
+	w->mm->foreign_aged_ns = umm_now_ns();
+	assert_int_equal(hmm_iset_add(&w->mm->foreign_old, (uintptr_t)area, (uintptr_t)area + UMM_PAGE), 0);
 
 	target.fork = true;
 	assert_int_equal(hmm_discover(w->mm, 0, NULL, NULL), 0);
@@ -294,6 +310,7 @@ static void what_a_child_was_born_without(void **state)
 	pthread_mutex_unlock(&w->h->lock);
 	assert_non_null(child);
 	assert_true(hmm_iset_covers(&child->registered, (uintptr_t)p, (uintptr_t)p + PAGES * UMM_PAGE));
+	assert_true(hmm_iset_covers(&child->foreign_old, (uintptr_t)area, (uintptr_t)area + UMM_PAGE));
 	assert_false(hmm_iset_meets(&child->registered, (uintptr_t)target.at, (uintptr_t)target.at + PAGES * UMM_PAGE));
 	/* The parent's is, when it is looked at again. */
 	assert_int_equal(hmm_discover(w->mm, 0, NULL, NULL), 0);
