@@ -661,7 +661,10 @@ int hmm_device_write(struct hmm_mm *mm, struct hmm_device *dev, uint64_t addr, c
  * CPU's next write to each page is slower, by a fault that nobody serves but the kernel.
  * So what is written to as a whole, again and again, is not watched for a while, and
  * counts as written to.  Waits for what is being dropped at this moment to be gone, for
- * half a second at most; after that the next call says that all was written to.
+ * half a second at most; after that the next call says that all was written to, and so
+ * does each after one that meets it while it has not gone, for eight of them.  Who drops
+ * by a raw call, more than half a second after it was told of, is not seen where no call
+ * met it in that time, nor later than those eight, nor before the last eight such drops.
  *
  * Context: Thread-safe.  Not in callbacks, nor under a lock that they take.  May sleep.
  * Return: 0, or
