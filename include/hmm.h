@@ -411,8 +411,8 @@ void hmm_device_sleeps(void);
  *
  * Where the kernel reports no forks (without CAP_SYS_PTRACE) what is managed is marked
  * MADV_DONTFORK, at each fork by libc with umm_hooks(7) anew.  What the program had
- * marked before stays so when it is managed no more; the rest is inherited then, also
- * what was marked meanwhile.
+ * marked before stays so when it is managed no more, unless it has called madvise(MADV_DOFORK)
+ * with umm_hooks(7) since; the rest is inherited then, also what was marked meanwhile.
  *
  * Context: Thread-safe.  Not in callbacks.
  * Return: 0, or

@@ -264,16 +264,49 @@ void hmm_coherent_settle(struct hmm_mm *mm, uint64_t start, uint64_t end)
 	coherent_settle(linked_of(mm), start, end);
 }
 
+/* Of one mapping.  Another thread may have unmapped what is on record, and something else be there by now. */
+static void keep_mapping(struct hmm_mm *mm, uint64_t start, uint64_t end)
+{
+	int rc;
+
+	for (unsigned tries = 0; (rc = umm_inside_registered(mm->space->uffd, start)) == -EAGAIN; tries++) {
+		if (tries == SHARE_TRIES)
+			break;
+		sched_yield(); /* who changes something goes on soon */
+	}
+	if (rc != -ENOENT)
+		sys3(SYS_madvise, start, end - start, MADV_DONTFORK);
+}
+
 /*
- * mm->lock held.  Where the kernel tells of no fork a child has nothing of what is managed: once more, for the program
- * may have unmarked it meanwhile.
+ * Where the kernel tells of no fork a child has nothing of what is managed: once more, for the program
+ * may have unmarked it meanwhile.  No lock: the kernel does not say what is registered before a change under way is
+ * read.
  */
 static void keep_from_children(struct hmm_mm *mm)
 {
-	const struct hmm_interval *in;
+	for (uint64_t at = 0, end, z; at < HMM_ADDR_END; at = z) {
+		const struct hmm_interval *in;
+		struct umm_vma v;
+		int rc;
 
-	for (uint64_t at = 0; (in = hmm_iset_next(&mm->registered, at)); at = in->end)
-		sys3(SYS_madvise, in->start, in->end - in->start, MADV_DONTFORK);
+		pthread_mutex_lock(&mm->lock);
+		in = hmm_iset_next(&mm->registered, at);
+		end = in ? in->end : HMM_ADDR_END;
+		at = !in ? end : in->start > at ? in->start : at;
+		pthread_mutex_unlock(&mm->lock);
+		z = end;
+		if (at >= end)
+			break;
+		rc = umm_vma_next(mm->space, at, &v);
+		if (rc == -ENOENT || (!rc && v.start >= end))
+			continue;
+		if (!rc) {
+			at = v.start > at ? v.start : at;
+			z = v.end < end ? v.end : end;
+		}
+		keep_mapping(mm, at, z);
+	}
 }
 
 /* mm->lock held.  What is managed no more goes to children again, but for what the program itself had kept from them.
@@ -302,12 +335,21 @@ static void linked_forking(void *priv)
 	struct hmm_mm *mm = priv;
 	struct linked *l = linked_of(mm);
 
-	pthread_mutex_lock(&mm->lock);
 	if (atomic_load(&mm->space->ctl->no_fork_events))
 		keep_from_children(mm);
+	pthread_mutex_lock(&mm->lock);
 	for (unsigned t = 0; t < l->h->chain.n; t++)
 		for (uint64_t at = 0; coherent_share_next(l, t, &at);)
 			;
+	pthread_mutex_unlock(&mm->lock);
+}
+
+static void linked_inherited(void *priv, uint64_t start, uint64_t end)
+{
+	struct hmm_mm *mm = priv;
+
+	pthread_mutex_lock(&mm->lock);
+	hmm_iset_del(&linked_of(mm)->unforked, start, end);
 	pthread_mutex_unlock(&mm->lock);
 }
 
@@ -856,6 +898,7 @@ int hmm_mm_open(struct umm_space *space, struct hmm_mm **mmp)
 	l->ops.fault = linked_fault;
 	l->ops.change = linked_change;
 	l->ops.forking = linked_forking;
+	l->ops.inherited = linked_inherited;
 	l->ops.holds = linked_holds;
 	l->ops.uniform = linked_uniform;
 	l->ops.bring_back = linked_bring_back;

@@ -122,6 +122,8 @@ void umm_hook_end(struct umm_hook *h)
 
 void umm_hook_fork(struct umm_hook *h)
 {
+	struct umm_ctl *ctl;
+
 	block(h);
 	if (!h->space)
 		return;
@@ -130,6 +132,10 @@ void umm_hook_fork(struct umm_hook *h)
 	while (atomic_load(&h->space->queued))
 		nap();
 	pthread_rwlock_rdlock(&h->space->layout);
+	/* What has been unmapped by then is to be off the records: something else may be there. */
+	ctl = __atomic_load_n(&h->space->ctl, __ATOMIC_ACQUIRE);
+	if (ctl)
+		umm_evlock_applied(&ctl->evlock);
 	if (h->space->ops && h->space->ops->forking)
 		h->space->ops->forking(h->space->priv);
 }

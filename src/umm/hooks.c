@@ -228,6 +228,19 @@ static void forks_applied(struct umm_space *space, uint64_t start, uint64_t end,
 	umm_evlock_applied(&ctl->evlock);
 }
 
+/* Its mark of its own is gone: who manages the range goes by its own again. */
+static void is_inherited(struct umm_space *space, uint64_t start, uint64_t len)
+{
+	const struct umm_space_ops *ops = space ? space->ops : NULL;
+	sigset_t old;
+
+	if (!ops || !ops->inherited)
+		return;
+	signals_block(&old);
+	ops->inherited(space->priv, start, start + ((len + UMM_PAGE - 1) & ~(UMM_PAGE - 1)));
+	signals_restore(&old);
+}
+
 API int madvise(void *addr, size_t len, int advice)
 {
 	struct umm_hook h = {.space = drops_contents(advice) ? space_get() : NULL,
@@ -240,6 +253,8 @@ API int madvise(void *addr, size_t len, int advice)
 	rc = sys3(SYS_madvise, addr, len, advice);
 	h.dropped = !rc && is_told(advice);
 	umm_hook_end(&h);
+	if (!rc && advice == MADV_DOFORK)
+		is_inherited(space_get(), (uintptr_t)addr, len);
 	return (int)result(rc);
 }
 

@@ -79,6 +79,8 @@ struct umm_space_ops {
 	void (*lost)(void *priv, const char *why);
 	/** Before a fork by libc: private pages are about to be shared. */
 	void (*forking)(void *priv);
+	/** The program has called MADV_DOFORK on [@start, @end).  Signals blocked, maybe locks held. */
+	void (*inherited)(void *priv, uint64_t start, uint64_t end);
 	/** In a forked child: close what it has inherited, raw; nothing else is to be touched, no lock taken. */
 	void (*abandon)(void *priv);
 	/** The space was forked; @uffd is the child's, the callee's to close.  Event lock held exclusively. */

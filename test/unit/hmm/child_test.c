@@ -117,6 +117,17 @@ static pid_t raw_fork(void)
 	return (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
 }
 
+/* Between two that stay: with the stack of a thread that has ended next to it, it would be managed as one with that. */
+static char *some_pages(void)
+{
+	char *room = mmap(NULL, (N + 2) * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), *p = room + PAGE;
+
+	assert_true(room != MAP_FAILED);
+	assert_int_equal(mprotect(p, N * PAGE, PROT_READ | PROT_WRITE), 0);
+	madvise(p, N * PAGE, MADV_NOHUGEPAGE);
+	return p;
+}
+
 static void begin(struct scene *s)
 {
 	char err[160];
@@ -127,9 +138,8 @@ static void begin(struct scene *s)
 	assert_int_equal(hmm_device_open("lz4:4M,raw", &s->dev, err, sizeof(err)), 0);
 	assert_int_equal(hmm_mm_add_device(s->mm, s->dev), 0);
 	s->elsewhere = mmap(NULL, N * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	s->p = mmap(NULL, N * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	assert_true(s->p != MAP_FAILED && s->elsewhere != MAP_FAILED);
-	madvise(s->p, N * PAGE, MADV_NOHUGEPAGE);
+	s->p = some_pages();
+	assert_true(s->elsewhere != MAP_FAILED);
 	for (unsigned i = 0; i < N; i++)
 		for (unsigned k = 0; k < PAGE / 8; k++)
 			((uint64_t *)(s->p + i * PAGE))[k] = (i + 1) * 0x9e3779b97f4a7c15ull + k;
@@ -1025,15 +1035,6 @@ static bool without_forks(struct umm_space **space, struct hmm_mm **mm)
 	return false;
 }
 
-static char *some_pages(void)
-{
-	char *p = mmap(NULL, N * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-	assert_true(p != MAP_FAILED);
-	madvise(p, N * PAGE, MADV_NOHUGEPAGE);
-	return p;
-}
-
 /* A child of libc's has nothing there. */
 static bool child_lacks(const char *p)
 {
@@ -1065,6 +1066,89 @@ static void what_the_program_lets_be_inherited_is_not(void **state)
 	assert_true(child_lacks(s.p));
 	umm_hooks_set(NULL);
 	end_of(&s);
+	may_hear_of_forks(true);
+}
+
+struct reading {
+	struct umm_notifier n;
+	char *p;
+	_Atomic bool applying, goes_on;
+	bool lacks;
+};
+
+static bool reading_apply(struct umm_notifier *n, const struct umm_change *c, uint64_t seq)
+{
+	struct reading *r = (struct reading *)n;
+
+	umm_notifier_set_seq(n, seq);
+	if (c->event != UMM_EVENT_UNMAP)
+		return true;
+	atomic_store(&r->applying, true);
+	while (!atomic_load(&r->goes_on))
+		nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+	return true;
+}
+
+static const struct umm_notifier_ops reading_ops = {.invalidate = reading_apply};
+
+static void *unmaps_raw(void *arg)
+{
+	struct reading *r = arg;
+
+	return (void *)syscall(SYS_munmap, r->p, N * PAGE);
+}
+
+static void *forks_by_libc(void *arg)
+{
+	struct reading *r = arg;
+
+	r->lacks = child_lacks(r->p);
+	return NULL;
+}
+
+/* Unmapped, which has been read and not yet been applied, and something else is there. */
+static void what_has_come_in_the_place_of_what_is_managed_is_inherited(void **state)
+{
+	struct reading r = {.applying = false};
+	_Atomic uint32_t *word;
+	struct scene s = {0};
+	struct umm_space *space;
+	struct hmm_mm *mm;
+	pthread_t t;
+	void *rc;
+
+	if (!without_forks(&space, &mm))
+		skip();
+	hmm_mm_close(mm);
+	umm_space_close(space);
+	begin(&s);
+	word = &s.space->ctl->evlock.word;
+	umm_hooks_set(s.space);
+	r.p = s.p;
+	assert_int_equal(umm_notifier_insert(&r.n, s.space, (uintptr_t)s.p, N * PAGE, &reading_ops), 0);
+	assert_int_equal(pthread_create(&t, NULL, unmaps_raw, &r), 0);
+	pthread_join(t, &rc);
+	assert_null(rc);
+	while (!atomic_load(&r.applying))
+		nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+	assert_int_equal(syscall(SYS_mmap, s.p, N * PAGE, PROT_READ | PROT_WRITE,
+				 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0),
+			 (long)s.p);
+	assert_int_equal(pthread_create(&t, NULL, forks_by_libc, &r), 0);
+	/* Until it waits for what has been read, before its fork or after it. */
+	while (!(atomic_load(word) & UMM_EVLOCK_SLEEP))
+		nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+	atomic_store(&r.goes_on, true);
+	pthread_join(t, NULL);
+	assert_false(r.lacks);
+	umm_notifier_remove(&r.n);
+	umm_hooks_set(NULL);
+	assert_false(child_lacks(s.p));
+	assert_int_equal(hmm_mm_close(s.mm), 0);
+	hmm_device_close(s.dev);
+	umm_space_close(s.space);
+	munmap(s.p, N * PAGE);
+	munmap(s.elsewhere, N * PAGE);
 	may_hear_of_forks(true);
 }
 
@@ -1106,6 +1190,30 @@ static void what_the_program_keeps_from_children_stays_so(void **state)
 	umm_space_close(space);
 	munmap(moved, N * PAGE);
 	munmap(shared, N * PAGE);
+	may_hear_of_forks(true);
+}
+
+/* By MADV_DOFORK: nothing keeps it from them when it is managed no more. */
+static void a_mark_that_the_program_takes_back_is_gone(void **state)
+{
+	struct umm_space *space;
+	struct hmm_mm *mm;
+	char *p = some_pages();
+	uint64_t at = (uintptr_t)p;
+
+	if (!without_forks(&space, &mm))
+		skip();
+	umm_hooks_set(space);
+	assert_int_equal(madvise(p, N * PAGE, MADV_DONTFORK), 0);
+	assert_int_equal(hmm_mm_manage(mm, at, at + N * PAGE), 0);
+	assert_int_equal(madvise(p, N * PAGE, MADV_DOFORK), 0);
+	assert_true(child_lacks(p));
+	assert_int_equal(hmm_mm_unmanage(mm, at, at + N * PAGE), 0);
+	assert_false(child_lacks(p));
+	umm_hooks_set(NULL);
+	assert_int_equal(hmm_mm_close(mm), 0);
+	umm_space_close(space);
+	munmap(p, N * PAGE);
 	may_hear_of_forks(true);
 }
 
@@ -1164,7 +1272,9 @@ int main(int argc, char **argv)
 		cmocka_unit_test(what_is_marked_moved_there_since_the_fork),
 		cmocka_unit_test(a_child_that_moves_pages_where_the_parent_has_others),
 		cmocka_unit_test(what_the_program_lets_be_inherited_is_not),
+		cmocka_unit_test(what_has_come_in_the_place_of_what_is_managed_is_inherited),
 		cmocka_unit_test(what_the_program_keeps_from_children_stays_so),
+		cmocka_unit_test(a_mark_that_the_program_takes_back_is_gone),
 		cmocka_unit_test(a_userfaultfd_without_descriptors),
 	};
 	int uffd = umm_inside_uffd();
