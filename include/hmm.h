@@ -493,8 +493,8 @@ struct hmm_migrate {
  * that it has of its own, in place of which memory stands afterwards that is not
  * the file's mapping any more (doc/conformance.md says what differs).
  * With 0 pages collected, too, hmm_migrate_commit() must follow; after an error not.
- * Waits for what is being dropped to be gone, for half a second at most; what is
- * being dropped still then is left out.
+ * Waits for what is being dropped to be gone, for half a second at most, and not at all
+ * where the calling thread has just waited so long; what is being dropped still then is left out.
  *
  * Context: Thread-safe, for structures of their own; other migrations of @m->mm wait until commit.  Not in
  * callbacks.  May sleep.

@@ -1201,26 +1201,38 @@ static int check_range(struct hmm_mm *mm, uint64_t start, uint64_t end)
 	return manage_range(mm, start, end, true);
 }
 
+/* When a wait of this thread last came to nothing: what one call waits for piece by piece it does not wait for anew. */
+static _Thread_local uint64_t gave_up_ns;
+
+static uint64_t patience(void)
+{
+	return gave_up_ns && umm_now_ns() - gave_up_ns < DROP_MAX_NS ? 0 : DROP_MAX_NS;
+}
+
 /*
  * Contents that are being dropped at this moment must not be moved before they are gone.  False: somebody drops without
- * end; what is not gone by then is left where it is (take_victim()).
+ * end; what is not gone by then is left where it is (take_victim()).  @left: how long its caller waits yet.
  */
-static bool wait_out_quarantine(struct hmm_mm *mm, uint64_t start, uint64_t end)
+static bool wait_out_quarantine(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t *left)
 {
 	struct umm_evlock *evlock = &mm->space->ctl->evlock;
-	uint64_t deadline = umm_now_ns() + DROP_MAX_NS;
+	uint64_t from = umm_now_ns(), now;
+	bool busy;
 
 	for (;;) {
-		bool busy;
-
 		/* With the lock: who dropped them goes on once the event was read, before it was applied. */
 		umm_evlock_shared(evlock);
 		busy = umm_quarantined(mm->space, start, end);
 		umm_evlock_unshared(evlock);
-		if (!busy || umm_now_ns() >= deadline)
-			return !busy;
+		now = umm_now_ns();
+		if (!busy || now - from >= *left)
+			break;
 		nap();
 	}
+	if (busy && *left)
+		gave_up_ns = now;
+	*left -= busy || now - from > *left ? *left : now - from;
+	return !busy;
 }
 
 /*
@@ -1387,7 +1399,8 @@ static int commit_locked(struct hmm_migrate *m)
 	return moved;
 }
 
-int hmm_migrate_collect(struct hmm_migrate *m)
+/* @left: see wait_out_quarantine(). */
+static int collect(struct hmm_migrate *m, uint64_t *left)
 {
 	sigset_t old;
 	int rc;
@@ -1399,7 +1412,7 @@ int hmm_migrate_collect(struct hmm_migrate *m)
 	rc = check_range(m->mm, m->start, m->end);
 	if (rc)
 		goto out;
-	if (wait_out_quarantine(m->mm, m->start, m->end))
+	if (wait_out_quarantine(m->mm, m->start, m->end, left))
 		populate_absent(m->mm, m->start, m->end);
 	coherent_forget(m->mm, m->start, m->end);
 	pthread_mutex_lock(&m->mm->out_lock);
@@ -1412,6 +1425,13 @@ int hmm_migrate_collect(struct hmm_migrate *m)
 out:
 	signals_restore(&old);
 	return rc;
+}
+
+int hmm_migrate_collect(struct hmm_migrate *m)
+{
+	uint64_t left = patience();
+
+	return collect(m, &left);
 }
 
 int hmm_migrate_copy(struct hmm_migrate *m)
@@ -1681,6 +1701,7 @@ int hmm_migrate_to_device(struct hmm_mm *mm, struct hmm_device *dev, uint64_t st
 {
 	int tier = tier_of(mm, dev), rc;
 	struct hmm_migrate *m = NULL;
+	uint64_t left = patience();
 	sigset_t old;
 	bool gone;
 
@@ -1695,7 +1716,7 @@ int hmm_migrate_to_device(struct hmm_mm *mm, struct hmm_device *dev, uint64_t st
 	rc = check_range(mm, start, end);
 	if (rc)
 		goto out;
-	gone = wait_out_quarantine(mm, start, end);
+	gone = wait_out_quarantine(mm, start, end, &left);
 	/* What another device holds comes by way of the system. */
 	pthread_mutex_lock(&mm->out_lock);
 	rc = hmm_restore_from(mm, start, end, ~0u & ~(1u << tier) & ((1u << HMM_TIERS_MAX) - 1), NULL);
@@ -1719,7 +1740,7 @@ int hmm_migrate_to_device(struct hmm_mm *mm, struct hmm_device *dev, uint64_t st
 			int done;
 
 			/* A run that meets a page shared since fork() ends there: once more from behind. */
-			rc = hmm_migrate_collect(m);
+			rc = collect(m, &left);
 			if (rc)
 				break;
 			hmm_migrate_copy(m);

@@ -520,6 +520,8 @@ static void a_mark_hides_no_write(void **state)
 static _Atomic unsigned looks;          /* for what is being dropped, of who asks below */
 static _Thread_local bool asks, lapses; /* lapses: the first one is over by grace when it has been seen */
 static _Atomic bool dropped_for_ever;
+static uint64_t batch[4]; /* where each of three begins, and the last ends */
+static _Atomic unsigned looks_at[3];
 
 bool __real_umm_quarantined(struct umm_space *space, uint64_t start, uint64_t end);
 bool __wrap_umm_quarantined(struct umm_space *space, uint64_t start, uint64_t end);
@@ -529,6 +531,8 @@ bool __wrap_umm_quarantined(struct umm_space *space, uint64_t start, uint64_t en
 	bool is = __real_umm_quarantined(space, start, end);
 
 	looks += asks;
+	for (unsigned i = 0; i < 3; i++)
+		looks_at[i] += start == batch[i] && end == batch[i + 1];
 	if (is && lapses) {
 		lapses = false;
 		pthread_mutex_lock(&space->quarantine.lock);
@@ -728,5 +732,31 @@ int main(int argc, char **argv)
 
 	if (argc > 1)
 		cmocka_set_test_filter(argv[1]);
+/* And is waited for once, not in each piece of what is to move. */
+static void who_drops_without_end_is_waited_for_once(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t moved = 1, huge = HMM_BATCH_MAX * PAGE;
+	char *room = mmap(NULL, 4 * huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	assert_true(room != MAP_FAILED);
+	batch[0] = ((uintptr_t)room + huge - 1) / huge * huge;
+	for (unsigned i = 0; i < 3; i++) {
+		batch[i + 1] = batch[i] + huge;
+		looks_at[i] = 0;
+		*(char *)(uintptr_t)batch[i] = 1;
+	}
+	dropped_for_ever = true;
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev->dev, batch[0], batch[3], NULL, &moved), 0);
+	dropped_for_ever = false;
+	assert_int_equal(moved, 0);
+	for (unsigned i = 0; i < 3; i++)
+		assert_int_equal(looks_at[i], 1);
+	memset(batch, 0, sizeof(batch));
+	assert_int_equal(hmm_mm_unmanage(f->mm, (uintptr_t)room, (uintptr_t)room + 4 * huge), 0);
+	munmap(room, 4 * huge);
+}
+
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
+		T(who_drops_without_end_is_waited_for_once),
