@@ -79,7 +79,7 @@ static void bring_back(struct umm_space *space, const struct umm_space_ops *ops,
 	if (!ops || !ops->bring_back || !ops->holds)
 		return;
 	/* Also where nothing is held: somebody may be about to. */
-	umm_quarantine_add(space, c->start, c->end);
+	umm_quarantine_hold(space, c->start, c->end);
 	if (!ops->holds(space->priv, c->start, c->end))
 		return;
 	ops->bring_back(space->priv, c->start, c->end);
@@ -88,6 +88,7 @@ static void bring_back(struct umm_space *space, const struct umm_space_ops *ops,
 void umm_hook_begin(struct umm_hook *h)
 {
 	const struct umm_space_ops *ops;
+	int cancel;
 
 	if (!h->space || !h->n)
 		return;
@@ -97,10 +98,13 @@ void umm_hook_begin(struct umm_hook *h)
 		if (h->change[i].event == UMM_EVENT_REMAP)
 			ops->uniform(h->space->priv, h->change[i].start, h->change[i].end);
 	block(h);
+	/* Who was cancelled in a callback would hold it for ever. */
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
 	for (unsigned i = 0; h->untold && i < h->n; i++)
 		bring_back(h->space, ops, &h->change[i]);
 	for (unsigned i = 0; i < h->n; i++)
 		umm_invalidate_begin(h->space, &h->change[i]);
+	pthread_setcancelstate(cancel, NULL);
 	pthread_rwlock_rdlock(&h->space->layout);
 	h->mark = umm_quarantine_mark(h->space);
 }
@@ -113,8 +117,11 @@ void umm_hook_end(struct umm_hook *h)
 	for (unsigned i = h->n; i--;) {
 		if (h->dropped)
 			umm_quarantine_lift(h->space, h->change[i].start, h->change[i].end, h->mark);
-		if (h->untold && h->space->ops && h->space->ops->bring_back)
+		/* Also where the engine was closed meanwhile. */
+		if (h->untold) {
+			umm_quarantine_let_go(h->space, h->change[i].start, h->change[i].end);
 			umm_quarantine_end(h->space, h->change[i].start, h->change[i].end);
+		}
 		umm_invalidate_end(h->space, &h->change[i]);
 	}
 	unblock(h);

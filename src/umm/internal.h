@@ -100,6 +100,7 @@ struct umm_quarantine_range {
 	bool touched;  /* it was absent, and has been filled since */
 	bool mixed;    /* of more than one call */
 	bool seen;     /* by who asked, while it was not over */
+	bool held;     /* by a hooked call, until that has ended */
 };
 
 struct umm_quarantine {
@@ -247,6 +248,12 @@ void umm_quarantine_populate_end(struct umm_space *space, uint64_t start, uint64
 uint64_t umm_quarantine_mark(struct umm_space *space);
 /** A call that has dropped [@start, @end), and of which the kernel tells, has returned: its hook says so. */
 void umm_quarantine_lift(struct umm_space *space, uint64_t start, uint64_t end, uint64_t mark);
+/**
+ * As umm_quarantine_add(), until umm_quarantine_let_go() of the same range, which ends one, and unless there are more
+ * than can be told apart.  Signals blocked.
+ */
+void umm_quarantine_hold(struct umm_space *space, uint64_t start, uint64_t end);
+void umm_quarantine_let_go(struct umm_space *space, uint64_t start, uint64_t end);
 /** What umm_quarantine_add() has begun is over, unless something else has met it.  Signals blocked. */
 void umm_quarantine_end(struct umm_space *space, uint64_t start, uint64_t end);
 

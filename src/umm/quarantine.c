@@ -44,6 +44,9 @@
  * call began.  (What another has told of may be all that there is by then: the
  * quarantine of ours ends with a touch.)
  *
+ * Of what is dropped untold the call that a hook stands around holds one of its own, without an
+ * end of its own: it becomes part of no other, and ends with the call, however long that takes.
+ *
  * A sign may never go (MADV_FREE leaves pages where they are) or come back
  * unseen (where touches are not told to us): a grace period ends what no sign
  * does.  Who watches only must not wait for long, so that is shorter there.  Who drops
@@ -155,7 +158,7 @@ static void add(struct umm_space *s, struct umm_quarantine_range new, bool reade
 	uint64_t now = umm_now_ns();
 	unsigned n = 0;
 
-	new.until_ns = now + (s->self ? GRACE_WATCHED_NS : GRACE_NS);
+	new.until_ns = new.held ? UINT64_MAX : now + (s->self ? GRACE_WATCHED_NS : GRACE_NS);
 	pthread_mutex_lock(&q->lock);
 	for (unsigned i = 0; i < q->n; i++) {
 		struct umm_quarantine_range *r = &q->range[i];
@@ -164,24 +167,34 @@ static void add(struct umm_space *s, struct umm_quarantine_range new, bool reade
 			note_late(s, r, now);
 			continue;
 		}
-		if (new.start <= r->end &&new.end >= r->start) {
+		if (!r->held && !new.held &&new.start <= r->end &&new.end >= r->start) {
 			/* One that touches the new one becomes part of it; two that drop have no sign in common. */
 			new.start = r->start < new.start ? r->start : new.start;
 			new.end = r->end > new.end ? r->end : new.end;
 			new.sign = NO_SIGN;
 			new.mixed = true;
+			new.seen |= r->seen;
 			continue;
 		}
 		q->range[n++] = *r;
 	}
 	if (n == UMM_QUARANTINES) {
-		struct umm_quarantine_range *r = &q->range[--n];
+		unsigned i = n - 1;
 
-		/* Too many to tell apart: one that spans the last. */
+		while (i && q->range[i].held)
+			i--;
+		struct umm_quarantine_range one = q->range[i], *r = &one;
+
+		/* Too many to tell apart: one that spans the last.  What is held for longer than that no call ends any
+		 * more. */
+		q->range[i] = q->range[--n];
+		new.until_ns = now + (s->self ? GRACE_WATCHED_NS : GRACE_NS);
+		new.held = false;
 		new.start = r->start < new.start ? r->start : new.start;
 		new.end = r->end > new.end ? r->end : new.end;
 		new.sign = NO_SIGN;
 		new.mixed = true;
+		new.seen |= r->seen;
 	}
 	q->range[n] = new;
 	atomic_store(&q->n, n + 1);
@@ -191,6 +204,26 @@ static void add(struct umm_space *s, struct umm_quarantine_range new, bool reade
 void umm_quarantine_add(struct umm_space *s, uint64_t start, uint64_t end)
 {
 	add(s, (struct umm_quarantine_range){.start = start, .end = end, .sign = NO_SIGN}, false);
+}
+
+void umm_quarantine_hold(struct umm_space *s, uint64_t start, uint64_t end)
+{
+	add(s, (struct umm_quarantine_range){.start = start, .end = end, .sign = NO_SIGN, .held = true}, false);
+}
+
+void umm_quarantine_let_go(struct umm_space *s, uint64_t start, uint64_t end)
+{
+	struct umm_quarantine *q = &s->quarantine;
+	unsigned i = 0;
+
+	pthread_mutex_lock(&q->lock);
+	while (i < q->n && !(q->range[i].held && q->range[i].start == start && q->range[i].end == end))
+		i++;
+	if (i < q->n) {
+		q->range[i] = q->range[q->n - 1];
+		atomic_store(&q->n, q->n - 1);
+	}
+	pthread_mutex_unlock(&q->lock);
 }
 
 void umm_quarantine_dropping(struct umm_space *s, uint64_t start, uint64_t end)
@@ -295,7 +328,7 @@ static void take_out(struct umm_quarantine *q, uint64_t start, uint64_t end)
 	unsigned n = 0;
 
 	for (unsigned i = 0; i < q->n; i++)
-		if (q->range[i].mixed || q->range[i].start != start || q->range[i].end != end)
+		if (q->range[i].mixed || q->range[i].held || q->range[i].start != start || q->range[i].end != end)
 			q->range[n++] = q->range[i];
 	atomic_store(&q->n, n);
 	n = 0;

@@ -516,6 +516,7 @@ static void guards_drop_what_is_away(void **state)
 }
 
 static const struct umm_space_ops *ops_as_they_are;
+static struct fixture *taking_long;
 
 /* The lock that it needs is another's for longer than a quarantine lasts. */
 static void brings_back_late(void *priv, uint64_t start, uint64_t end)
@@ -556,6 +557,53 @@ static void what_came_back_late_does_not_leave(void **state)
 	assert_int_not_equal(until, 0);
 	assert_int_equal(on(f, &f->dev[0]->dev), 0);
 	assert_filled(f->mem, SIZE, 12, 0);
+}
+
+/* So much time goes by that every quarantine with an end is over: a device is stopped. */
+static bool takes_long(struct umm_notifier *n, const struct umm_change *c, uint64_t seq)
+{
+	struct fixture *f = taking_long;
+	struct umm_quarantine *q = &f->space->quarantine;
+
+	umm_notifier_set_seq(n, seq);
+	if (c->event != UMM_EVENT_CLEAR)
+		return true;
+	pthread_mutex_lock(&q->lock);
+	for (unsigned i = 0; i < q->n; i++)
+		if (q->range[i].until_ns != UINT64_MAX)
+			q->range[i].until_ns = 0;
+	pthread_mutex_unlock(&q->lock);
+	return true;
+}
+
+static const struct umm_notifier_ops takes_long_ops = {.invalidate = takes_long};
+
+static void what_callbacks_hold_up_does_not_leave(void **state)
+{
+	struct fixture *f = *state;
+	struct umm_hook h = {.space = f->space, .untold = true, .n = 1};
+	struct umm_notifier n;
+	bool quarantined;
+
+	h.change[0] = (struct umm_change){
+		.event = UMM_EVENT_CLEAR, .start = f->addr, .end = f->addr + SIZE, .blockable = true};
+	fill(f, 12);
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev[0]->dev, f->addr, f->addr + SIZE, NULL, NULL), 0);
+	taking_long = f;
+	assert_int_equal(umm_notifier_insert(&n, f->space, f->addr, SIZE, &takes_long_ops), 0);
+	umm_hook_begin(&h);
+	quarantined = umm_quarantined(f->space, f->addr + PAGE, f->addr + 2 * PAGE);
+	umm_hook_end(&h);
+	umm_notifier_remove(&n);
+	assert_true(quarantined);
+	/* With the call it is over, also what had met it. */
+	assert_false(umm_quarantined(f->space, f->addr, f->addr + SIZE));
+	assert_filled(f->mem, SIZE, 12, 0);
+	umm_hook_begin(&h);
+	umm_quarantine_dropping(f->space, f->addr + PAGE, f->addr + 2 * PAGE);
+	umm_hook_end(&h);
+	for (unsigned i = 0; i < f->space->quarantine.n; i++)
+		assert_false(f->space->quarantine.range[i].held);
 }
 
 /* By libc and by a raw call, which nothing but the kernel tells us of. */
@@ -2336,6 +2384,7 @@ int main(int argc, char **argv)
 		T(contents_dropped_a_moment_ago_can_move),
 		T(guards_drop_what_is_away),
 		T(what_came_back_late_does_not_leave),
+		T(what_callbacks_hold_up_does_not_leave),
 		T(fork_by_libc),
 		T(fork_raw),
 		T(what_a_child_cannot_be_given),

@@ -615,7 +615,7 @@ static void who_drops_without_end_is_not_waited_for(void **state)
 }
 
 /* Its event has been read, and its grace ends before it has gone: seen by who asks then, or asked before. */
-static void is_held_up(struct fixture *f, bool before)
+static void is_held_up(struct fixture *f, bool before, bool beside)
 {
 	struct umm_quarantine *q = &f->space->quarantine;
 
@@ -625,7 +625,17 @@ static void is_held_up(struct fixture *f, bool before)
 	q->range[0].until_ns = UINT64_MAX;
 	pthread_mutex_unlock(&q->lock);
 	lapses = true;
-	if (before) {
+	if (beside) {
+		/* Asked for, and then one with what is dropped next to it. */
+		lapses = false;
+		assert_true(umm_quarantined(f->space, f->addr, f->end));
+		umm_quarantine_dropping(f->space, f->addr + 100 * PAGE, f->addr + 101 * PAGE);
+		assert_int_equal(q->n, 1);
+		pthread_mutex_lock(&q->lock);
+		q->range[0].until_ns = 0;
+		pthread_mutex_unlock(&q->lock);
+		assert_false(umm_quarantined(f->space, f->addr, f->end));
+	} else if (before) {
 		assert_true(umm_quarantined(f->space, f->addr, f->end));
 		assert_false(umm_quarantined(f->space, f->addr, f->end));
 	}
@@ -641,7 +651,7 @@ static void who_drops_late_is_told_of(void **state)
 	for (unsigned before = 0; before < 2; before++) {
 		fill(f);
 		ask(f, 0, &first, &count);
-		is_held_up(f, before);
+		is_held_up(f, before, false);
 		now = ask(f, 0, &first, &count);
 		assert_false(lapses);
 		/* Whatever is seen when it has gone. */
@@ -653,6 +663,24 @@ static void who_drops_late_is_told_of(void **state)
 	}
 }
 
+/* Also where another has dropped what lies beside it meanwhile. */
+static void who_drops_late_beside_another_is_told_of(void **state)
+{
+	struct fixture *f = *state;
+	unsigned first, count;
+	uint64_t now;
+
+	fill(f);
+	ask(f, 0, &first, &count);
+	is_held_up(f, true, true);
+	now = ask(f, 0, &first, &count);
+	ask(f, now, &first, &count);
+	assert_int_equal(first, 0);
+	assert_int_equal(count, NR);
+	umm_quarantine_end(f->space, f->addr, f->addr + 101 * PAGE);
+	assert_int_equal(f->space->quarantine.nlate, 0);
+}
+
 /* That it has gone is seen, and then it is told of no more. */
 static void who_drops_late_has_dropped(void **state)
 {
@@ -661,7 +689,7 @@ static void who_drops_late_has_dropped(void **state)
 
 	fill(f);
 	ask(f, 0, &first, &count);
-	is_held_up(f, true);
+	is_held_up(f, true, false);
 	assert_int_equal(f->space->quarantine.nlate, 1);
 	assert_int_equal(syscall(SYS_madvise, f->mem, 100 * PAGE, MADV_DONTNEED), 0);
 	ask(f, 0, &first, &count);
@@ -677,7 +705,7 @@ static void what_is_never_dropped_is_not_told_of_for_ever(void **state)
 
 	fill(f);
 	ask(f, 0, &first, &count);
-	is_held_up(f, true);
+	is_held_up(f, true, false);
 	now = ask(f, 0, &first, &count);
 	do {
 		now = ask(f, now, &first, &count);
@@ -704,34 +732,6 @@ static void who_drops_without_end_keeps_nobody_from_going_on(void **state)
 		assert_int_equal(f->mem[i * PAGE], (char)(i + 1));
 }
 
-int main(int argc, char **argv)
-{
-	const struct CMUnitTest tests[] = {
-#define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
-		T(a_fork_hides_no_write),
-		T(a_mark_hides_no_write),
-		T(each_who_asks_learns_of_all_writes),
-		T(what_is_dropped_or_replaced_is_written),
-		T(what_is_replaced_as_a_whole_is_written),
-		T(what_is_dropped_as_a_whole_is_written),
-		T(what_is_about_to_be_dropped_is_waited_for),
-		T(who_drops_without_end_is_not_waited_for),
-		T(who_drops_late_is_told_of),
-		T(who_drops_late_has_dropped),
-		T(what_is_never_dropped_is_not_told_of_for_ever),
-		T(who_drops_without_end_keeps_nobody_from_going_on),
-		T(what_mremap_takes_there_is_written),
-		T(what_a_device_gave_back_is_as_it_gave_it),
-		T(touches_that_walk_bring_neighbours_along),
-		T(bad_arguments),
-		T(where_nothing_is_written_no_page_is_looked_at),
-		T(what_is_written_all_the_time_is_not_watched),
-		T(who_walks_far_is_given_huge_pages),
-		T(what_nobody_touched_goes_as_huge_pages),
-	};
-
-	if (argc > 1)
-		cmocka_set_test_filter(argv[1]);
 /* And is waited for once, not in each piece of what is to move. */
 static void who_drops_without_end_is_waited_for_once(void **state)
 {
@@ -757,6 +757,35 @@ static void who_drops_without_end_is_waited_for_once(void **state)
 	munmap(room, 4 * huge);
 }
 
+int main(int argc, char **argv)
+{
+	const struct CMUnitTest tests[] = {
+#define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+		T(a_fork_hides_no_write),
+		T(a_mark_hides_no_write),
+		T(each_who_asks_learns_of_all_writes),
+		T(what_is_dropped_or_replaced_is_written),
+		T(what_is_replaced_as_a_whole_is_written),
+		T(what_is_dropped_as_a_whole_is_written),
+		T(what_is_about_to_be_dropped_is_waited_for),
+		T(who_drops_without_end_is_not_waited_for),
+		T(who_drops_late_is_told_of),
+		T(who_drops_late_beside_another_is_told_of),
+		T(who_drops_late_has_dropped),
+		T(what_is_never_dropped_is_not_told_of_for_ever),
+		T(who_drops_without_end_keeps_nobody_from_going_on),
+		T(who_drops_without_end_is_waited_for_once),
+		T(what_mremap_takes_there_is_written),
+		T(what_a_device_gave_back_is_as_it_gave_it),
+		T(touches_that_walk_bring_neighbours_along),
+		T(bad_arguments),
+		T(where_nothing_is_written_no_page_is_looked_at),
+		T(what_is_written_all_the_time_is_not_watched),
+		T(who_walks_far_is_given_huge_pages),
+		T(what_nobody_touched_goes_as_huge_pages),
+	};
+
+	if (argc > 1)
+		cmocka_set_test_filter(argv[1]);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
-		T(who_drops_without_end_is_waited_for_once),
