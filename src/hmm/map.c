@@ -236,13 +236,27 @@ static bool maps_any(const struct map *m, uint64_t start, uint64_t end)
 
 /* ------------------------------------------------------------ taking entries */
 
-/* What cannot be marked (gone, read-only by now, or being dropped at this moment) keeps no other from it. */
+/* For hmm_written(), without a fault. */
+static void note_run(struct map *m, uint64_t start, uint64_t end)
+{
+	struct hmm_mm *mm = m->pub.space->priv;
+
+	if (!mm)
+		return;
+	pthread_mutex_lock(&mm->lock);
+	hmm_written_moved(mm, start, end);
+	pthread_mutex_unlock(&mm->lock);
+}
+
+/* What cannot be marked (gone, read-only by now, or being dropped at this moment) is noted, and keeps no other from it.
+ */
 static void mark_run(struct map *m, uint64_t start, uint64_t end)
 {
-	if (!umm_space_populate(m->pub.space, start, end - start, true) || end - start == UMM_PAGE)
+	if (!umm_space_populate(m->pub.space, start, end - start, true))
 		return;
 	for (; start < end; start += UMM_PAGE)
-		umm_space_populate(m->pub.space, start, UMM_PAGE, true);
+		if (umm_space_populate(m->pub.space, start, UMM_PAGE, true))
+			note_run(m, start, start + UMM_PAGE);
 }
 
 static void mark_written(struct map *m, uint64_t block, const uint64_t dirty[BLOCK_PAGES / 64])

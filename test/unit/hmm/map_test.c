@@ -1199,6 +1199,40 @@ static void what_a_late_change_takes_counts_as_written(void **state)
 	assert_int_equal(hmm_mm_close(mm), 0);
 }
 
+/* And where it is being dropped at this moment, so that it cannot be marked: it may stay. */
+static void what_cannot_be_marked_counts_as_written(void **state)
+{
+	static uint64_t stamp[10];
+	struct fixture *f = *state;
+	uint64_t end = f->start + 10 * PAGE, asked, now;
+	struct hmm_mm *mm;
+	int rc = hmm_mm_open(f->space, &mm);
+
+	if (rc == -EPERM || rc == -EOPNOTSUPP)
+		skip_because("no userfaultfd that moves pages: error %d", -rc);
+	assert_int_equal(rc, 0);
+	memset(f->mem, 1, SIZE);
+	open_range(f, HMM_DEV_FAULT);
+	assert_int_equal(hmm_written(mm, f->start, end, stamp, &asked), 0);
+	assert_int_equal(hmm_range_map(f->r, f->start, end, HMM_MAP_WRITE, 0), 0);
+	assert_int_equal(hmm_written(mm, f->start, end, stamp, &asked), 0);
+	assert_int_equal(hmm_written(mm, f->start, end, stamp, &now), 0);
+	for (unsigned i = 0; i < 10; i++)
+		assert_true(stamp[i] <= asked);
+	T.dirty_all = true;
+	umm_quarantine_add(f->space, f->start + 5 * PAGE, f->start + 6 * PAGE);
+	assert_int_equal(hmm_range_unmap(f->r, f->start, end, NULL), 0);
+	umm_quarantine_end(f->space, f->start + 5 * PAGE, f->start + 6 * PAGE);
+	asked = now;
+	assert_int_equal(hmm_written(mm, f->start, end, stamp, &now), 0);
+	for (unsigned i = 0; i < 10; i++)
+		assert_true(stamp[i] > asked);
+	T.dirty_all = false;
+	hmm_range_close(f->r);
+	f->r = NULL;
+	assert_int_equal(hmm_mm_close(mm), 0);
+}
+
 /* -------------------------------------------------------------- device memory */
 
 static void pages_in_device_memory(void **state)
@@ -1321,6 +1355,7 @@ int main(void)
 		T_(nothing_stale_after_a_change),
 		T_(nothing_stale_after_a_raw_change),
 		T_(what_a_late_change_takes_counts_as_written),
+		T_(what_cannot_be_marked_counts_as_written),
 		T_(pages_in_device_memory),
 		T_(a_queue_does_not_wait_for_its_own),
 	};
