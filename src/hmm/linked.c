@@ -1216,15 +1216,19 @@ static uint64_t patience(void)
 static bool wait_out_quarantine(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t *left)
 {
 	struct umm_evlock *evlock = &mm->space->ctl->evlock;
-	uint64_t from = umm_now_ns(), now;
+	uint64_t from = 0, now;
 	bool busy;
 
 	for (;;) {
+		/* Before the look: what lasts no longer than we wait is seen to be over, however late we are. */
+		now = umm_now_ns();
 		/* With the lock: who dropped them goes on once the event was read, before it was applied. */
 		umm_evlock_shared(evlock);
 		busy = umm_quarantined(mm->space, start, end);
 		umm_evlock_unshared(evlock);
-		now = umm_now_ns();
+		/* It lasts from when it was applied, which the first look has waited for. */
+		if (!from)
+			from = now = umm_now_ns();
 		if (!busy || now - from >= *left)
 			break;
 		nap();

@@ -460,6 +460,41 @@ static void contents_dropped_a_moment_ago_can_move(void **state)
 		assert_int_equal(f->mem[i], 0);
 }
 
+/* Set: what is being dropped is found only by the first look, some time after the call has begun. */
+static uint64_t applied_late[2];
+static unsigned looks_for_drops;
+
+bool __real_umm_quarantined(struct umm_space *space, uint64_t start, uint64_t end);
+bool __wrap_umm_quarantined(struct umm_space *space, uint64_t start, uint64_t end);
+
+bool __wrap_umm_quarantined(struct umm_space *space, uint64_t start, uint64_t end)
+{
+	looks_for_drops++;
+	if (applied_late[1]) {
+		usleep(20000);
+		umm_quarantine_add(space, applied_late[0], applied_late[1]);
+		applied_late[1] = 0;
+	}
+	return __real_umm_quarantined(space, start, end);
+}
+
+static void contents_whose_drop_is_applied_late_can_move(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t moved;
+
+	fill(f, 8);
+	assert_int_equal(hmm_mm_manage(f->mm, f->addr, f->addr + SIZE), 0);
+	looks_for_drops = 0;
+	applied_late[0] = f->addr;
+	applied_late[1] = f->addr + SIZE;
+	assert_int_equal(hmm_migrate_to_device(f->mm, &f->dev[0]->dev, f->addr, f->addr + SIZE, NULL, &moved), 0);
+	assert_int_equal(applied_late[1], 0);
+	assert_in_range(looks_for_drops, 2, 1000000);
+	assert_int_equal(moved, NR);
+	assert_filled(f->mem, SIZE, 8, 0);
+}
+
 static bool is_guard(const char *p)
 {
 	char byte;
@@ -2382,6 +2417,7 @@ int main(int argc, char **argv)
 		T(what_a_device_can_read_it_does),
 		T(what_happens_to_the_mapping_happens_to_the_pages),
 		T(contents_dropped_a_moment_ago_can_move),
+		T(contents_whose_drop_is_applied_late_can_move),
 		T(guards_drop_what_is_away),
 		T(what_came_back_late_does_not_leave),
 		T(what_callbacks_hold_up_does_not_leave),
