@@ -599,6 +599,7 @@ int hmm_poke(struct hmm_mm *mm, unsigned tier, uint64_t addr, const char *buf, u
 void hmm_coherent_settle(struct hmm_mm *mm, uint64_t start, uint64_t end);
 
 /* written.c */
+#define HMM_DROP_MAX_NS 500000000ull /* for so long what is being dropped is waited for */
 /** mm->lock held: other pages are there now than those that were asked about, or what a device wrote to them. */
 void hmm_written_moved(struct hmm_mm *mm, uint64_t start, uint64_t end);
 

@@ -86,7 +86,6 @@
 #define BLOCK_ROOM ((2 + WALK_BLOCKS) * STAGING_ALIGN)
 #define COLLECT_TRIES 8u
 #define NAP_NS 1000000l
-#define DROP_MAX_NS 500000000ull /* as in written.c */
 #define SHARE_TRIES 10000u
 #define CHILD_DEPTH 32u /* each some hundred bytes of whose stack it is */
 
@@ -272,7 +271,7 @@ static void keep_mapping(struct hmm_mm *mm, uint64_t start, uint64_t end)
 	for (unsigned tries = 0; (rc = umm_inside_registered(mm->space->uffd, start)) == -EAGAIN; tries++) {
 		if (tries == SHARE_TRIES)
 			break;
-		sched_yield(); /* who changes something goes on soon */
+		umm_yield(tries);
 	}
 	if (rc != -ENOENT)
 		sys3(SYS_madvise, start, end - start, MADV_DONTFORK);
@@ -1206,7 +1205,7 @@ static _Thread_local uint64_t gave_up_ns;
 
 static uint64_t patience(void)
 {
-	return gave_up_ns && umm_now_ns() - gave_up_ns < DROP_MAX_NS ? 0 : DROP_MAX_NS;
+	return gave_up_ns && umm_now_ns() - gave_up_ns < HMM_DROP_MAX_NS ? 0 : HMM_DROP_MAX_NS;
 }
 
 /*

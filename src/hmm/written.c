@@ -38,7 +38,6 @@
 #define SPELL_FIRST 4u /* calls that take it for granted */
 #define SPELL_MOST 16u
 #define DROP_NS 1000000l
-#define DROP_MAX_NS 500000000ull
 
 /* mm->lock held.  NULL: no memory. */
 static uint64_t *stamps_of(struct hmm_mm *mm, uint64_t addr)
@@ -273,7 +272,7 @@ static void doubt(struct hmm_mm *mm, uint64_t start, uint64_t end)
 int hmm_written_since(struct hmm_mm *mm, uint64_t start, uint64_t end, uint64_t since[], uint64_t stamp[],
 		      uint64_t *now)
 {
-	uint64_t deadline = umm_now_ns() + DROP_MAX_NS;
+	uint64_t deadline = umm_now_ns() + HMM_DROP_MAX_NS;
 	bool watched = false, dropping = false;
 	sigset_t old;
 	int rc;
